@@ -1,0 +1,62 @@
+# make demo   trains the demo: names -> languages     make demo SHORT=1; make demo NAMES="Garcia Müller"
+# make test   runs the tests                          make test ARGS="-k gru"; make test WORKERS=2
+# make lint, make sanitize, make build, make environment, make clean
+#
+# Everything runs in the environment VENV. A VENV that does not exist is made and gets the pinned
+# requirements; one that is there keeps its torch and gets only the packages that it lacks.
+
+VENV ?= .venv
+PYTHON ?= python3
+# Test processes; 0 runs the tests in pytest's own.
+WORKERS ?= 0
+
+PY := $(VENV)/bin/python
+STATE := $(VENV)/.fusedrnn
+PYTEST_FLAGS := -q -p no:cacheprovider --durations=15 $(if $(filter-out 0,$(WORKERS)),-n $(WORKERS))
+CXX_FILES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.inl')
+
+.PHONY: build demo test lint sanitize environment clean
+
+build: $(STATE)/requirements
+	$(PY) setup.py -q build_ext --inplace
+
+demo test: export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
+
+# NAMES goes through the environment: O'Brien is not for the shell to read.
+demo: export NAMES := $(NAMES)
+demo: build
+	set -f; $(PY) examples/names.py $(if $(filter-out 0,$(SHORT)),--short) $$NAMES
+
+test: build $(STATE)/requirements-dev
+	$(PY) -m pytest $(PYTEST_FLAGS) $(ARGS)
+
+lint: $(STATE)/requirements-dev
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(if $(CXX_FILES),$(VENV)/bin/clang-format --dry-run --Werror $(CXX_FILES))
+	$(PY) -m mypy
+
+sanitize: $(STATE)/requirements
+	$(PY) tests/sanitize/run.py
+
+environment: $(STATE)/requirements-dev
+
+clean:
+	rm -rf build dist fusedrnn.egg-info fusedrnn/_C.so
+
+$(PY):
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("fusedrnn needs Python 3.10")'
+	$(PYTHON) -m venv $(VENV)
+	@mkdir -p $(STATE)
+	@touch $(STATE)/made-by-make
+
+# The tools of requirements-dev.txt stand on requirements.txt.
+$(STATE)/requirements-dev: $(STATE)/requirements
+
+$(STATE)/%: %.txt tools/missing_requirements.py | $(PY)
+	@mkdir -p $(STATE)
+	@if [ -e $(STATE)/made-by-make ]; then cp $< $@.new; \
+	else $(PY) tools/missing_requirements.py $< > $@.new; fi
+	@if [ -s $@.new ]; then \
+	  echo "installing $< into $(VENV)"; $(PY) -m pip install --disable-pip-version-check -r $@.new; fi
+	@mv $@.new $@

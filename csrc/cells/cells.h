@@ -1,0 +1,58 @@
+// The list of cells. To add one: write its header, add it here, add its Python class.
+#pragma once
+
+#include "gru.h"
+#include "lstm.h"
+#include "rnn.h"
+
+namespace fusedrnn {
+
+// X(kind, type): the order is the order of CellKind and of the kernel tables.
+#define FUSEDRNN_CELLS(X)            \
+  X(kLstm, Lstm)                     \
+  X(kLstmProj, LstmProj)             \
+  X(kGru, Gru)                       \
+  X(kGruResetBefore, GruResetBefore) \
+  X(kRnnTanh, RnnTanh)               \
+  X(kRnnRelu, RnnRelu)
+
+#define FUSEDRNN_KIND(kind, type) kind,
+enum class CellKind : int { FUSEDRNN_CELLS(FUSEDRNN_KIND) kCount };
+#undef FUSEDRNN_KIND
+
+constexpr int kCellCount = static_cast<int>(CellKind::kCount);
+
+// A cell's constants as data, for the code that is not compiled once per cell.
+struct CellInfo {
+  const char* name;
+  int gates;
+  int saved;
+  bool has_c;
+  bool separate_deltas;
+  bool projects;
+  int stages;
+  Stage stage[kMaxStages];
+};
+
+template <class Cell>
+constexpr CellInfo describe() {
+  CellInfo info = {.name = Cell::kName,
+                   .gates = Cell::kGates,
+                   .saved = Cell::kSaved,
+                   .has_c = Cell::kHasC,
+                   .separate_deltas = Cell::kSeparateDeltas,
+                   .projects = false,
+                   .stages = Cell::kStages,
+                   .stage = {}};
+  for (int s = 0; s < Cell::kStages; ++s) {
+    info.stage[s] = Cell::stage(s);
+    info.projects = info.projects || info.stage[s].projects;
+  }
+  return info;
+}
+
+#define FUSEDRNN_INFO(kind, type) describe<type>(),
+inline constexpr CellInfo kCellInfo[] = {FUSEDRNN_CELLS(FUSEDRNN_INFO)};
+#undef FUSEDRNN_INFO
+
+}  // namespace fusedrnn

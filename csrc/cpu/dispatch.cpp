@@ -1,0 +1,54 @@
+#include "dispatch.h"
+
+#include <cstdlib>
+#include <stdexcept>
+
+namespace fusedrnn {
+namespace {
+
+// __builtin_cpu_supports also asks whether the operating system saves the registers.
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+
+bool has_avx512() {
+  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+
+const KernelTable& choose() {
+  const char* wanted = std::getenv("FUSEDRNN_ISA");
+  if (wanted && *wanted) return kernels_named(wanted);
+  for (const IsaInfo& isa : instruction_sets())
+    if (isa.supported) return *isa.table;
+  throw std::runtime_error("fusedrnn: no compiled instruction set runs on this processor");
+}
+
+}  // namespace
+
+const std::vector<IsaInfo>& instruction_sets() {
+  static const std::vector<IsaInfo> list = {
+      {"avx512", "avx512f avx512bw avx512dq avx512vl", has_avx512(), &kKernelsAvx512},
+      {"avx2", "avx2 fma", has_avx2(), &kKernelsAvx2},
+      {"portable", "nothing beyond the platform's baseline", true, &kKernelsPortable},
+  };
+  return list;
+}
+
+const KernelTable& kernels_named(const std::string& name) {
+  std::string choices;
+  const IsaInfo* found = nullptr;
+  for (const IsaInfo& isa : instruction_sets()) {
+    if (name == isa.name) found = &isa;
+    if (isa.supported) choices.append(choices.empty() ? "" : ", ").append(isa.name);
+  }
+  if (found && found->supported) return *found->table;
+  std::string message = "FUSEDRNN_ISA must be one of " + choices + ", got '" + name + "'";
+  if (found) message.append(": this processor lacks one of ").append(found->needs);
+  throw std::runtime_error(message);
+}
+
+const KernelTable& kernels() {
+  static const KernelTable& table = choose();  // a throw leaves it to the next call
+  return table;
+}
+
+}  // namespace fusedrnn

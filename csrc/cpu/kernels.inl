@@ -1,0 +1,453 @@
+// The CPU engine: one time loop for every cell, compiled once per instruction set by the
+// kernels_<isa>.cpp beside this file, which define
+//   FUSEDRNN_VECTOR_BYTES  width of a vector
+//   FUSEDRNN_REGISTERS     vector registers of the instruction set
+//   FUSEDRNN_TABLE         name of the table to define
+//   FUSEDRNN_ISA_NAME      its name for people
+//
+// A product tile holds `rows` sequences times the gates of a block of hidden units; when its sum
+// over K is complete the cell runs on it, so no gate value travels through memory. Backward is the
+// mirror: the tile is d_h of a block of units, and the derivative of the step before runs on it.
+#include "../kernel_api.h"
+#include "simd.h"
+#include "vecmath.h"
+
+namespace fusedrnn {
+namespace {
+
+// Vectors in a tile's width. Four give a broadcast enough products to hide behind; fewer gates
+// than that take several vectors of units each.
+constexpr int blocks_of(int gates) { return gates >= 3 ? 1 : 4 / gates; }
+
+// Rows of a tile: accumulators, one row of panel vectors and a temporary fill the registers.
+constexpr int tile_rows(int vectors) { return (FUSEDRNN_REGISTERS - vectors - 1) / vectors; }
+
+constexpr int kBackwardBlocks = 4;
+
+FUSEDRNN_INLINE int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
+FUSEDRNN_INLINE int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
+FUSEDRNN_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Lanes of a vector at unit u of `width`.
+template <class T>
+FUSEDRNN_INLINE int lanes_at(int64_t u, int64_t width) {
+  return static_cast<int>(min64(Vec<T>::kLanes, width - u));
+}
+
+template <class T>
+FUSEDRNN_INLINE Vec<T> load(const T* p, int lanes) {
+  return lanes == Vec<T>::kLanes ? Vec<T>::load(p) : Vec<T>::load_partial(p, lanes);
+}
+
+template <class T>
+FUSEDRNN_INLINE void store(Vec<T> v, T* p, int lanes) {
+  if (lanes == Vec<T>::kLanes) {
+    v.store(p);
+  } else {
+    v.store_partial(p, lanes);
+  }
+}
+
+template <class T>
+FUSEDRNN_INLINE void copy(const T* from, T* to, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) to[i] = from[i];
+}
+
+// --- Product tile -------------------------------------------------------------------------------
+
+// out[r][v] = init[v] + Σ_k source[r, k] panel[k][v], for kRows rows and kVectors vectors.
+template <class T, int kRows, int kVectors>
+void product_rows(const T* source, int64_t ld, int64_t K, const T* panel, const T* init, T* out) {
+  using V = Vec<T>;
+  V acc[kRows][kVectors];
+  for (int v = 0; v < kVectors; ++v) {
+    const V start = init ? V::load(init + v * V::kLanes) : V::zero();
+    for (int r = 0; r < kRows; ++r) acc[r][v] = start;
+  }
+  for (int64_t k = 0; k < K; ++k, panel += kVectors * V::kLanes) {
+    V p[kVectors];
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) p[v] = V::load(panel + v * V::kLanes);
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+      const V a = V::broadcast(source[r * ld + k]);
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v) acc[r][v] = fma(a, p[v], acc[r][v]);
+    }
+  }
+  for (int r = 0; r < kRows; ++r)
+    for (int v = 0; v < kVectors; ++v) acc[r][v].store(out + (r * kVectors + v) * V::kLanes);
+}
+
+// The same for a number of rows known only at run time, at most tile_rows(kVectors).
+template <class T, int kVectors, int kRows = tile_rows(kVectors)>
+FUSEDRNN_INLINE void product(int64_t rows, const T* source, int64_t ld, int64_t K, const T* panel,
+                             const T* init, T* out) {
+  if (rows == kRows) {
+    product_rows<T, kRows, kVectors>(source, ld, K, panel, init, out);
+  } else if constexpr (kRows > 1) {
+    product<T, kVectors, kRows - 1>(rows, source, ld, K, panel, init, out);
+  }
+}
+
+// Calls body(first, count) for the sequences [begin, end) in tiles of nearly equal height.
+template <int kMaxRows, class Body>
+FUSEDRNN_INLINE void for_tiles(int64_t begin, int64_t end, const Body& body) {
+  const int64_t n = end - begin;
+  if (n <= 0) return;
+  const int64_t tiles = ceil_div(n, kMaxRows);
+  for (int64_t i = 0; i < tiles; ++i) {
+    const int64_t first = begin + n * i / tiles;
+    body(first, begin + n * (i + 1) / tiles - first);
+  }
+}
+
+// --- Positions of a sequence --------------------------------------------------------------------
+
+// Which sequences a position runs, and which its neighbours share with it. A sequence enters where
+// its state comes from the caller's buffer and leaves where it goes back there: at the ends of the
+// chunk, and at its own ends in between.
+struct Position {
+  int64_t row;    // packed row of sequence 0
+  int64_t begin;  // sequences [begin, end) are alive
+  int64_t end;
+  int64_t entering;  // [entering, end) enter here; those before were alive at the position before
+  int64_t leaving;   // [leaving, end) leave here; those before are alive at the next position
+  int64_t previous_row;  // packed row of sequence 0 at the position before
+};
+
+FUSEDRNN_INLINE int64_t step_at(const Steps& s, int64_t p) {
+  return s.descending ? s.T - 1 - p : p;
+}
+
+// End of the sequences of this task that are alive at position p of the chunk, n_begin if none.
+FUSEDRNN_INLINE int64_t alive_at(const Steps& s, int64_t p) {
+  if (p < s.begin || p >= s.end) return s.n_begin;
+  return max64(s.n_begin, min64(s.n_end, s.batch_sizes[step_at(s, p)]));
+}
+
+FUSEDRNN_INLINE Position position_at(const Steps& s, int64_t p) {
+  Position at;
+  at.row = s.row_offset[step_at(s, p)];
+  at.begin = s.n_begin;
+  at.end = alive_at(s, p);
+  at.entering = min64(at.end, alive_at(s, p - 1));
+  at.leaving = min64(at.end, alive_at(s, p + 1));
+  at.previous_row = p > s.begin ? s.row_offset[step_at(s, p - 1)] : 0;
+  return at;
+}
+
+// --- Forward ------------------------------------------------------------------------------------
+
+// Where the states of a position lie; sequence j is at row j of each.
+template <class T>
+struct ForwardRows {
+  T* h_in;    // [., P]
+  T* c_in;    // [., H]
+  T* h_next;  // of sequences that stay
+  T* c_next;
+  T* saved;  // [., kSaved*H] or null
+  T* emit;   // [., H]
+};
+
+template <class T, class Cell, int s>
+FUSEDRNN_INLINE void forward_stage(const ForwardArgs<T>& a, const Position& at,
+                                   const ForwardRows<T>& rows) {
+  using V = Vec<T>;
+  constexpr Stage kStage = Cell::stage(s);
+  constexpr bool kLast = s == Cell::kStages - 1;
+  constexpr int kBlocks = blocks_of(kStage.gates);
+  constexpr int kVectors = kStage.gates * kBlocks;
+  constexpr int kMaxRows = tile_rows(kVectors);
+  constexpr int kUnits = kBlocks * V::kLanes;
+  const int64_t width = kStage.projects ? a.P : a.H;
+  const int64_t K = kStage.from_hidden ? a.P : a.H;
+  const T* source = kStage.from_hidden ? rows.h_in : rows.emit;
+  alignas(64) T tile[kMaxRows * kVectors * V::kLanes];
+
+  for (int64_t u0 = 0, block = 0; u0 < width; u0 += kUnits, ++block) {
+    const T* panel = a.panels[s] + block * K * kVectors * V::kLanes;
+    const T* bias_x = a.bias[s] + block * 2 * kVectors * V::kLanes;
+    const T* bias_h = bias_x + kVectors * V::kLanes;
+    for_tiles<kMaxRows>(at.begin, at.end, [&](int64_t first, int64_t count) {
+      product<T, kVectors>(count, source + first * K, K, K, panel, bias_h, tile);
+      for (int64_t j = first; j < first + count; ++j) {
+        const T* tile_row = tile + (j - first) * kVectors * V::kLanes;
+        const bool stays = j < at.leaving;
+        for (int b = 0; b < kBlocks; ++b) {
+          const int64_t u = u0 + b * V::kLanes;
+          if (u >= width) break;
+          const int lanes = lanes_at<T>(u, width);
+          V gates_x[kStage.gates], acc[kStage.gates], saved[Cell::kSaved];
+          for (int g = 0; g < kStage.gates; ++g) {
+            acc[g] = V::load(tile_row + (g * kBlocks + b) * V::kLanes);
+            if constexpr (kStage.takes_input) {
+              const int64_t row = at.row + j - a.steps.first_row;
+              const T* x = a.gates_x + (row * Cell::kGates + kStage.first_gate + g) * a.H + u;
+              gates_x[g] = load(x, lanes) + V::load(bias_x + (g * kBlocks + b) * V::kLanes);
+            }
+          }
+          T* saved_row = rows.saved + (j * Cell::kSaved) * a.H + u;
+          if constexpr (s > 0 && !kStage.projects) {
+            for (int i = 0; i < kStage.saved_begin; ++i)
+              saved[i] = load(saved_row + i * a.H, lanes);
+          }
+          State<V> state;
+          if constexpr (Cell::kReadsH) state.h = load(rows.h_in + j * a.P + u, lanes);
+          if constexpr (Cell::kHasC && s == 0) state.c = load(rows.c_in + j * a.H + u, lanes);
+
+          const V emit = Cell::template forward<s>(gates_x, acc, state, saved);
+
+          if constexpr (Cell::kHasC && s == 0) {
+            store(state.c, (stays ? rows.c_next : a.c) + j * a.H + u, lanes);
+          }
+          if (rows.saved) {
+            for (int i = kStage.saved_begin; i < kStage.saved_end; ++i)
+              store(saved[i], saved_row + i * a.H, lanes);
+          }
+          if constexpr (kLast) {
+            store(emit, a.y + (at.row + j) * a.y_ld + u, lanes);
+            store(emit, (stays ? rows.h_next : a.h) + j * a.P + u, lanes);
+          } else {
+            store(emit, rows.emit + j * a.H + u, lanes);
+          }
+        }
+      }
+    });
+  }
+}
+
+template <class T, class Cell>
+void forward(const ForwardArgs<T>& a) {
+  const Steps& steps = a.steps;
+  // Row of h_in at which position p begins: all rows are kept, or two steps take turns.
+  const auto h_row = [&](int64_t p) {
+    return a.keep ? steps.row_offset[step_at(steps, p)] : (p & 1) * a.N;
+  };
+  for (int64_t p = steps.begin; p < steps.end; ++p) {
+    const Position at = position_at(steps, p);
+    if (at.begin == at.end) continue;
+    const bool last = p + 1 == steps.end;
+    const int64_t row = a.keep ? at.row : 0;
+    ForwardRows<T> rows;
+    rows.h_in = a.h_in + h_row(p) * a.P;
+    rows.h_next = last ? a.h : a.h_in + h_row(p + 1) * a.P;
+    rows.c_in = a.keep ? a.c_in + row * a.H : a.c;
+    rows.c_next = a.keep && !last ? a.c_in + steps.row_offset[step_at(steps, p + 1)] * a.H : a.c;
+    rows.saved = a.saved ? a.saved + row * Cell::kSaved * a.H : nullptr;
+    rows.emit = a.emit[0] ? a.emit[0] + row * a.H : nullptr;
+
+    const int64_t entering = at.end - at.entering;
+    copy(a.h + at.entering * a.P, rows.h_in + at.entering * a.P, entering * a.P);
+    if constexpr (Cell::kHasC) {
+      if (a.keep) copy(a.c + at.entering * a.H, rows.c_in + at.entering * a.H, entering * a.H);
+    }
+    forward_stage<T, Cell, 0>(a, at, rows);
+    if constexpr (Cell::kStages > 1) forward_stage<T, Cell, 1>(a, at, rows);
+  }
+}
+
+// --- Backward -----------------------------------------------------------------------------------
+
+// Calls each(j, u, lanes, value) with value = Σ over a stage's deltas times its weight, for every
+// sequence of [at.begin, end) and unit of [0, width); zero for the sequences from `product_end` on.
+template <class T, class Each>
+FUSEDRNN_INLINE void backward_product(const T* delta, int64_t ld, int64_t K, const T* panels,
+                                      int64_t begin, int64_t product_end, int64_t end,
+                                      int64_t width, const Each& each) {
+  using V = Vec<T>;
+  constexpr int kVectors = kBackwardBlocks;
+  constexpr int kMaxRows = tile_rows(kVectors);
+  constexpr int kUnits = kVectors * V::kLanes;
+  alignas(64) T tile[kMaxRows * kUnits];
+  for (int64_t u0 = 0, block = 0; u0 < width; u0 += kUnits, ++block) {
+    const T* panel = panels + block * K * kUnits;
+    const auto run = [&](int64_t first, int64_t count, int64_t terms) {
+      product<T, kVectors>(count, delta + first * ld, ld, terms, panel, nullptr, tile);
+      for (int64_t j = first; j < first + count; ++j)
+        for (int64_t u = u0; u < min64(width, u0 + kUnits); u += V::kLanes)
+          each(j, u, lanes_at<T>(u, width), V::load(tile + (j - first) * kUnits + (u - u0)));
+    };
+    for_tiles<kMaxRows>(begin, product_end, [&](int64_t j, int64_t n) { run(j, n, K); });
+    for_tiles<kMaxRows>(product_end, end, [&](int64_t j, int64_t n) { run(j, n, 0); });
+  }
+}
+
+// The gradient of stage s's product, as the source of the product that takes it one stage back.
+template <class T, class Cell, int s>
+FUSEDRNN_INLINE const T* delta_of(const BackwardArgs<T>& a, int64_t row) {
+  constexpr Stage kStage = Cell::stage(s);
+  if constexpr (kStage.projects) return a.delta_proj + (row - a.steps.first_row) * a.P;
+  return a.delta + ((row - a.steps.first_row) * Cell::kGates + kStage.first_gate) * a.H;
+}
+
+template <class T, class Cell, int s>
+FUSEDRNN_INLINE void backward_stage(const BackwardArgs<T>& a, const Position& at) {
+  using V = Vec<T>;
+  constexpr Stage kStage = Cell::stage(s);
+  constexpr bool kLast = s == Cell::kStages - 1;
+  // Who multiplied what this stage emitted: stage 0 of the step after, or the next stage here.
+  constexpr int kConsumer = kLast ? 0 : s + 1;
+  constexpr Stage kConsumerStage = Cell::stage(kConsumer);
+  const int64_t width = kStage.projects ? a.P : a.H;
+  const int64_t K = kConsumerStage.projects ? a.P : kConsumerStage.gates * a.H;
+  const int64_t ld = kConsumerStage.projects ? a.P : Cell::kGates * a.H;
+  const int64_t consumer_row = kLast ? at.previous_row : at.row;
+  const int64_t product_end = kLast ? at.entering : at.end;
+  // Read for the sequences before product_end only.
+  const T* delta_in =
+      delta_of<T, Cell, kConsumer>(a, product_end > at.begin ? consumer_row : at.row);
+
+  const auto each = [&](int64_t j, int64_t u, int lanes, V d_emit) {
+    const int64_t row = at.row + j;
+    const int64_t chunk_row = row - a.steps.first_row;
+    if constexpr (kLast) {
+      if (a.d_y) d_emit += load(a.d_y + row * a.d_y_ld + u, lanes);
+      if (Cell::kCarriesH || j >= at.entering) d_emit += load(a.d_h + j * a.P + u, lanes);
+    }
+    if constexpr (kStage.projects) {
+      store(d_emit, a.delta_proj + chunk_row * a.P + u, lanes);
+    } else {
+      V saved[Cell::kSaved], delta[Cell::kGates], delta_x[Cell::kGates];
+      for (int i = 0; i < Cell::kSaved; ++i)
+        saved[i] = load(a.saved + (row * Cell::kSaved + i) * a.H + u, lanes);
+      State<V> state;
+      Carry<V> carry;
+      if constexpr (Cell::kReadsH) state.h = load(a.h_in + row * a.P + u, lanes);
+      if constexpr (Cell::kHasC) {
+        state.c = load(a.c_in + row * a.H + u, lanes);
+        carry.d_c = load(a.d_c + j * a.H + u, lanes);
+      }
+      if constexpr (Cell::kCarriesH) {
+        carry.d_h = kLast ? V::zero() : load(a.d_h + j * a.P + u, lanes);
+      }
+
+      Cell::template backward<s>(d_emit, saved, state, carry, delta, delta_x);
+
+      if constexpr (Cell::kHasC) store(carry.d_c, a.d_c + j * a.H + u, lanes);
+      if constexpr (Cell::kCarriesH) store(carry.d_h, a.d_h + j * a.P + u, lanes);
+      for (int g = kStage.delta_begin; g < kStage.delta_end; ++g) {
+        const int64_t at_gate = (chunk_row * Cell::kGates + g) * a.H + u;
+        store(delta[g], a.delta + at_gate, lanes);
+        if constexpr (Cell::kSeparateDeltas) store(delta_x[g], a.delta_x + at_gate, lanes);
+      }
+    }
+  };
+  backward_product<T>(delta_in, ld, K, a.panels[kConsumer], at.begin, product_end, at.end, width,
+                      each);
+}
+
+template <class T, class Cell>
+void backward(const BackwardArgs<T>& a) {
+  using V = Vec<T>;
+  constexpr Stage kFirst = Cell::stage(0);
+  for (int64_t p = a.steps.begin; p < a.steps.end; ++p) {
+    const Position at = position_at(a.steps, p);
+    if (at.begin == at.end) continue;
+    if constexpr (Cell::kStages > 1) backward_stage<T, Cell, 1>(a, at);
+    backward_stage<T, Cell, 0>(a, at);
+    // Sequences that leave take the gradient of the state they came with.
+    backward_product<T>(delta_of<T, Cell, 0>(a, at.row), Cell::kGates * a.H, kFirst.gates * a.H,
+                        a.panels[0], at.leaving, at.end, at.end, a.P,
+                        [&](int64_t j, int64_t u, int lanes, V d_h) {
+                          T* out = a.d_h + j * a.P + u;
+                          if constexpr (Cell::kCarriesH) d_h += load(out, lanes);
+                          store(d_h, out, lanes);
+                        });
+  }
+}
+
+// --- Packing ------------------------------------------------------------------------------------
+
+template <class T>
+int64_t forward_block(int64_t gates) {
+  return blocks_of(static_cast<int>(gates)) * Vec<T>::kLanes;
+}
+
+template <class T>
+int64_t backward_block() {
+  return kBackwardBlocks * Vec<T>::kLanes;
+}
+
+// Panels [block][K][gates][units] and biases [block][2][gates][units], padded with zeros.
+template <class T>
+void pack_forward(const PackArgs<T>& a) {
+  const int64_t units = forward_block<T>(a.gates);
+  const int64_t columns = a.gates * units;
+  for (int64_t block = a.block_begin; block < a.block_end; ++block) {
+    T* panel = a.panels + block * a.K * columns;
+    T* bias = a.bias + block * 2 * columns;
+    for (int64_t column = 0; column < columns; ++column) {
+      const int64_t u = block * units + column % units;
+      const int64_t row = column / units * a.width + u;
+      const bool inside = u < a.width;
+      const T* from = a.weight + (inside ? row * a.K : 0);
+      for (int64_t k = 0; k < a.K; ++k) panel[k * columns + column] = inside ? from[k] : T(0);
+      bias[column] = inside && a.bias_x ? a.bias_x[row] : T(0);
+      bias[columns + column] = inside && a.bias_h ? a.bias_h[row] : T(0);
+    }
+  }
+}
+
+// Panels [block][gates * width][units] of the weight's columns, padded with zeros.
+template <class T>
+void pack_backward(const PackArgs<T>& a) {
+  const int64_t units = backward_block<T>();
+  const int64_t rows = a.gates * a.width;
+  for (int64_t block = a.block_begin; block < a.block_end; ++block) {
+    const int64_t first = block * units;
+    const int64_t inside = min64(units, a.K - first);
+    T* panel = a.panels + block * rows * units;
+    for (int64_t row = 0; row < rows; ++row, panel += units) {
+      copy(a.weight + row * a.K + first, panel, inside);
+      for (int64_t i = inside; i < units; ++i) panel[i] = T(0);
+    }
+  }
+}
+
+// --- Sums over rows -----------------------------------------------------------------------------
+
+// Rows are summed in blocks, then the blocks: an error that grows with the block, not with S.
+constexpr int64_t kSumBlock = 128;
+
+template <class T>
+void sum_rows(const T* m, int64_t rows, int64_t ld, int64_t begin, int64_t end, T* out,
+              bool accumulate) {
+  using V = Vec<T>;
+  for (int64_t u = begin; u < end; u += V::kLanes) {
+    const int lanes = lanes_at<T>(u, end);
+    V total = accumulate ? load(out + u, lanes) : V::zero();
+    for (int64_t first = 0; first < rows; first += kSumBlock) {
+      V sum = V::zero();
+      for (int64_t r = first; r < min64(rows, first + kSumBlock); ++r)
+        sum += load(m + r * ld + u, lanes);
+      total += sum;
+    }
+    store(total, out + u, lanes);
+  }
+}
+
+// --- Table --------------------------------------------------------------------------------------
+
+#define FUSEDRNN_FORWARD(kind, type) &forward<T, type>,
+#define FUSEDRNN_BACKWARD(kind, type) &backward<T, type>,
+template <class T>
+constexpr DtypeKernels<T> dtype_kernels() {
+  return {.forward = {FUSEDRNN_CELLS(FUSEDRNN_FORWARD)},
+          .backward = {FUSEDRNN_CELLS(FUSEDRNN_BACKWARD)},
+          .forward_block = &forward_block<T>,
+          .backward_block = &backward_block<T>,
+          .pack_forward = &pack_forward<T>,
+          .pack_backward = &pack_backward<T>,
+          .sum_rows = &sum_rows<T>};
+}
+#undef FUSEDRNN_FORWARD
+#undef FUSEDRNN_BACKWARD
+
+}  // namespace
+
+extern const KernelTable FUSEDRNN_TABLE;
+const KernelTable FUSEDRNN_TABLE = {
+    .isa = FUSEDRNN_ISA_NAME, .f32 = dtype_kernels<float>(), .f64 = dtype_kernels<double>()};
+
+}  // namespace fusedrnn

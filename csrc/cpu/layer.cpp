@@ -1,0 +1,397 @@
+#include "layer.h"
+
+#include <cstdio>
+#include <cstdlib>
+
+namespace fusedrnn {
+namespace {
+
+// Hands out aligned pieces of one allocation. A first pass without memory measures it.
+class Arena {
+ public:
+  explicit Arena(void* base) : base_(static_cast<char*>(base)) {}
+
+  template <class T>
+  T* take(int64_t values) {
+    T* piece = base_ ? reinterpret_cast<T*>(base_ + used_) : nullptr;
+    used_ += (static_cast<size_t>(values) * sizeof(T) + kAlign - 1) / kAlign * kAlign;
+    return piece;
+  }
+  size_t used() const { return used_; }
+
+ private:
+  static constexpr size_t kAlign = 64;
+  char* base_;
+  size_t used_ = 0;
+};
+
+// Runs lay_out(arena) twice: to measure, and on memory of that size.
+template <class LayOut>
+void allocate(Runtime& runtime, const LayOut& lay_out) {
+  Arena measure(nullptr);
+  lay_out(measure);
+  Arena arena(runtime.scratch(measure.used()));
+  lay_out(arena);
+}
+
+void log_plan(const Layer& layer, const char* what, const Plan& plan) {
+  static const char* wanted = std::getenv("FUSEDRNN_LOG");
+  if (!wanted || *wanted != '1') return;
+  const Sequences& seq = layer.sequences;
+  std::fprintf(stderr, "fusedrnn: %s %s T=%lld N=%lld I=%lld H=%lld P=%lld D=%lld: by rows, %s\n",
+               layer.info().name, what, static_cast<long long>(seq.T),
+               static_cast<long long>(seq.N), static_cast<long long>(layer.I),
+               static_cast<long long>(layer.H), static_cast<long long>(layer.P),
+               static_cast<long long>(layer.D), describe(plan).c_str());
+}
+
+// The part of the recurrent weights that a stage multiplies.
+template <class T>
+struct StageWeight {
+  int64_t gates, width, K;
+  const T* weight;
+  const T* bias_x;
+  const T* bias_h;
+};
+
+template <class T>
+StageWeight<T> stage_weight(const Layer& layer, const Stage& stage, const Weights<const T>& w) {
+  if (stage.projects) return {1, layer.P, layer.H, w.w_hr, nullptr, nullptr};
+  const int64_t K = stage.from_hidden ? layer.P : layer.H;
+  const int64_t first = stage.first_gate * layer.H;
+  return {stage.gates,
+          layer.H,
+          K,
+          w.w_hh + first * K,
+          w.b_ih && stage.takes_input ? w.b_ih + first : nullptr,
+          w.b_hh ? w.b_hh + first : nullptr};
+}
+
+int64_t blocks(int64_t width, int64_t block) { return (width + block - 1) / block; }
+
+// Packed weights of every direction and stage.
+template <class T>
+class Panels {
+ public:
+  using Pack = void (*)(const PackArgs<T>&);
+
+  // units(stage weight): units in a block; columns(stage weight): over which the blocks run.
+  void lay_out_forward(Arena& arena, const Layer& layer, const DtypeKernels<T>& kernels,
+                       const Weights<const T>* w) {
+    each_stage(layer, w, [&](int d, int s, const StageWeight<T>& sw) {
+      const int64_t units = kernels.forward_block(sw.gates);
+      blocks_[d][s] = blocks(sw.width, units);
+      panels_[d][s] = arena.take<T>(blocks_[d][s] * units * sw.gates * sw.K);
+      bias_[d][s] = arena.take<T>(blocks_[d][s] * units * sw.gates * 2);
+    });
+  }
+
+  void lay_out_backward(Arena& arena, const Layer& layer, const DtypeKernels<T>& kernels,
+                        const Weights<const T>* w) {
+    each_stage(layer, w, [&](int d, int s, const StageWeight<T>& sw) {
+      const int64_t units = kernels.backward_block();
+      blocks_[d][s] = blocks(sw.K, units);
+      panels_[d][s] = arena.take<T>(blocks_[d][s] * units * sw.gates * sw.width);
+    });
+  }
+
+  void pack(const Layer& layer, Runtime& runtime, const Weights<const T>* w, Pack pack) const {
+    each_stage(layer, w, [&](int d, int s, const StageWeight<T>& sw) {
+      const int64_t n = blocks_[d][s];
+      const int64_t tasks = n < runtime.threads() ? n : runtime.threads();
+      runtime.parallel(tasks, [&](int64_t task) {
+        pack({sw.weight, sw.bias_x, sw.bias_h, sw.gates, sw.width, sw.K, n * task / tasks,
+              n * (task + 1) / tasks, panels_[d][s], bias_[d][s]});
+      });
+    });
+  }
+
+  const T* panel(int d, int s) const { return panels_[d][s]; }
+  const T* bias(int d, int s) const { return bias_[d][s]; }
+
+ private:
+  template <class Body>
+  void each_stage(const Layer& layer, const Weights<const T>* w, const Body& body) const {
+    for (int d = 0; d < layer.D; ++d)
+      for (int s = 0; s < layer.info().stages; ++s)
+        body(d, s, stage_weight(layer, layer.info().stage[s], w[d]));
+  }
+
+  int64_t blocks_[2][kMaxStages] = {};
+  T* panels_[2][kMaxStages] = {};
+  T* bias_[2][kMaxStages] = {};
+};
+
+// What forward keeps of one direction. The same row of each belongs to the same step.
+template <class T>
+struct Kept {
+  T* saved;  // [rows, kSaved*H]
+  T* h_in;   // [rows, P]
+  T* c_in;   // [rows, H]
+  T* emit;   // [rows, H], cells of several stages
+};
+
+int64_t kept_per_row(const Layer& layer) {
+  const CellInfo& info = layer.info();
+  return (info.saved + info.has_c + (info.stages > 1)) * layer.H + layer.P;
+}
+
+template <class T>
+Kept<T> kept(const Layer& layer, T* reserve, int64_t d) {
+  const CellInfo& info = layer.info();
+  const int64_t rows = layer.sequences.rows();
+  T* base = reserve + d * rows * kept_per_row(layer);
+  Kept<T> k;
+  k.saved = base;
+  k.h_in = k.saved + rows * info.saved * layer.H;
+  k.c_in = k.h_in + rows * layer.P;
+  k.emit = k.c_in + (info.has_c ? rows * layer.H : 0);
+  return k;
+}
+
+// Steps of one chunk in one direction.
+Steps chunk_steps(const Sequences& seq, int64_t begin, int64_t end, bool descending) {
+  const int64_t lowest = descending ? seq.T - end : begin;
+  return {.T = seq.T,
+          .batch_sizes = seq.batch_sizes.data(),
+          .row_offset = seq.row_offset.data(),
+          .descending = descending,
+          .begin = begin,
+          .end = end,
+          .first_row = seq.row_offset[lowest],
+          .n_begin = 0,
+          .n_end = 0};
+}
+
+int64_t chunk_rows(const Sequences& seq, const Steps& steps) {
+  const int64_t highest = steps.descending ? seq.T - steps.begin : steps.end;
+  return seq.row_offset[highest] - steps.first_row;
+}
+
+// Rows of the widest chunk: the first one, since batch sizes do not grow.
+int64_t widest_chunk(const Sequences& seq, const Plan& plan) {
+  return seq.row_offset[plan.chunk_steps < seq.T ? plan.chunk_steps : seq.T];
+}
+
+// Runs kernel(args) for every direction and run of sequences.
+template <class Args>
+void run_tasks(const Layer& layer, Runtime& runtime, const Plan& plan, void (*kernel)(const Args&),
+               const Args* args) {
+  const int64_t runs = plan.tasks_per_direction();
+  runtime.parallel(layer.D * runs, [&](int64_t task) {
+    Args a = args[task / runs];
+    a.steps.n_begin = plan.sequence_cut[task % runs];
+    a.steps.n_end = plan.sequence_cut[task % runs + 1];
+    kernel(a);
+  });
+}
+
+template <class T>
+Matrix<T> row_major(T* data, int64_t rows, int64_t columns, int64_t ld) {
+  return {data, rows, columns, ld, 1};
+}
+
+template <class T>
+Matrix<T> row_major(T* data, int64_t rows, int64_t columns) {
+  return row_major(data, rows, columns, columns);
+}
+
+template <class T>
+Matrix<T> transposed(Matrix<T> m) {
+  return {m.data, m.columns, m.rows, m.column_stride, m.row_stride};
+}
+
+// Bias gradients are summed in slices of columns, one task each.
+constexpr int64_t kSumColumns = 128;
+
+template <class T>
+void sum_rows(Runtime& runtime, const DtypeKernels<T>& kernels, const T* m, int64_t rows,
+              int64_t columns, T* out, bool accumulate) {
+  runtime.parallel(blocks(columns, kSumColumns), [&](int64_t i) {
+    const int64_t begin = i * kSumColumns;
+    const int64_t end = begin + kSumColumns < columns ? begin + kSumColumns : columns;
+    kernels.sum_rows(m, rows, columns, begin, end, out, accumulate);
+  });
+}
+
+// Gradients of one direction's parameters from the rows of one chunk.
+template <class T>
+void weight_gradients(const Layer& layer, const DtypeKernels<T>& kernels, Runtime& runtime,
+                      const BackwardArgs<T>& chunk, const Kept<const T>& keep, const T* x,
+                      int64_t rows, bool accumulate, const Weights<T>& d_w) {
+  const CellInfo& info = layer.info();
+  const int64_t columns = layer.gate_columns();
+  const int64_t first_row = chunk.steps.first_row;
+  if (d_w.w_ih) {
+    runtime.matmul(transposed(row_major<const T>(chunk.delta_x, rows, columns)),
+                   row_major(x + first_row * layer.I, rows, layer.I),
+                   row_major(d_w.w_ih, columns, layer.I), accumulate);
+  }
+  for (int s = 0; s < info.stages; ++s) {
+    const Stage& stage = info.stage[s];
+    const int64_t K = stage.from_hidden ? layer.P : layer.H;
+    const T* source = stage.from_hidden ? keep.h_in : keep.emit;
+    const T* delta = stage.projects ? chunk.delta_proj : chunk.delta + stage.first_gate * layer.H;
+    const int64_t width = stage.projects ? layer.P : stage.gates * layer.H;
+    T* out = stage.projects ? d_w.w_hr : d_w.w_hh;
+    if (!out) continue;
+    runtime.matmul(
+        transposed(row_major<const T>(delta, rows, width, stage.projects ? layer.P : columns)),
+        row_major(source + first_row * K, rows, K),
+        row_major(stage.projects ? out : out + stage.first_gate * layer.H * K, width, K),
+        accumulate);
+  }
+  if (d_w.b_hh) sum_rows(runtime, kernels, chunk.delta, rows, columns, d_w.b_hh, accumulate);
+  if (d_w.b_ih) sum_rows(runtime, kernels, chunk.delta_x, rows, columns, d_w.b_ih, accumulate);
+}
+
+template <class T>
+void fill_zero(T* p, int64_t n) {
+  if (p) std::fill(p, p + n, T(0));
+}
+
+}  // namespace
+
+int64_t reserve_size(const Layer& layer, int64_t rows) {
+  return layer.D * rows * kept_per_row(layer);
+}
+
+template <class T>
+void layer_forward(const Layer& layer, const DtypeKernels<T>& kernels, Runtime& runtime,
+                   const LayerForward<T>& args) {
+  const Sequences& seq = layer.sequences;
+  if (seq.rows() == 0) return;  // h and c are their own result
+  const CellInfo& info = layer.info();
+  const int64_t N = seq.N, H = layer.H, P = layer.P, columns = layer.gate_columns();
+  const bool keep = args.reserve != nullptr;
+  const Plan plan = make_plan(seq, columns, layer.D, runtime.threads(), kForwardChunkValues);
+  log_plan(layer, keep ? "forward for training" : "forward", plan);
+
+  Panels<T> panels;
+  ForwardArgs<T> fwd[2] = {};
+  T* gates_x[2] = {};
+  allocate(runtime, [&](Arena& arena) {
+    panels.lay_out_forward(arena, layer, kernels, args.w);
+    for (int d = 0; d < layer.D; ++d) {
+      gates_x[d] = arena.take<T>(widest_chunk(seq, plan) * columns);
+      if (keep) continue;
+      fwd[d].h_in = arena.take<T>(2 * N * P);
+      if (info.stages > 1) {
+        fwd[d].saved = arena.take<T>(N * info.saved * H);
+        fwd[d].emit[0] = arena.take<T>(N * H);
+      }
+    }
+  });
+  panels.pack(layer, runtime, args.w, kernels.pack_forward);
+
+  for (int d = 0; d < layer.D; ++d) {
+    ForwardArgs<T>& a = fwd[d];
+    a.N = N, a.H = H, a.P = P;
+    a.keep = keep;
+    for (int s = 0; s < info.stages; ++s) {
+      a.panels[s] = panels.panel(d, s);
+      a.bias[s] = panels.bias(d, s);
+    }
+    a.gates_x = gates_x[d];
+    a.h = args.h + d * N * P;
+    a.c = info.has_c ? args.c + d * N * H : nullptr;
+    a.y = args.y + d * P;
+    a.y_ld = layer.D * P;
+    if (keep) {
+      const Kept<T> k = kept(layer, args.reserve, d);
+      a.h_in = k.h_in;
+      a.c_in = k.c_in;
+      a.saved = k.saved;
+      if (info.stages > 1) a.emit[0] = k.emit;
+    }
+  }
+
+  for (int64_t begin = 0; begin < seq.T; begin += plan.chunk_steps) {
+    const int64_t end = std::min(seq.T, begin + plan.chunk_steps);
+    for (int d = 0; d < layer.D; ++d) {
+      fwd[d].steps = chunk_steps(seq, begin, end, d == 1);
+      const int64_t rows = chunk_rows(seq, fwd[d].steps);
+      runtime.matmul(row_major(args.x + fwd[d].steps.first_row * layer.I, rows, layer.I),
+                     transposed(row_major(args.w[d].w_ih, columns, layer.I)),
+                     row_major(gates_x[d], rows, columns), false);
+    }
+    run_tasks(layer, runtime, plan, kernels.forward[static_cast<int>(layer.cell)], fwd);
+  }
+}
+
+template <class T>
+void layer_backward(const Layer& layer, const DtypeKernels<T>& kernels, Runtime& runtime,
+                    const LayerBackward<T>& args) {
+  const Sequences& seq = layer.sequences;
+  const CellInfo& info = layer.info();
+  const int64_t N = seq.N, H = layer.H, P = layer.P, columns = layer.gate_columns();
+  if (seq.rows() == 0) {
+    for (int d = 0; d < layer.D; ++d) {
+      fill_zero(args.d_w[d].w_ih, columns * layer.I);
+      fill_zero(args.d_w[d].w_hh, columns * P);
+      fill_zero(args.d_w[d].b_ih, columns);
+      fill_zero(args.d_w[d].b_hh, columns);
+      fill_zero(args.d_w[d].w_hr, P * H);
+    }
+    return;
+  }
+  const Plan plan = make_plan(seq, columns, layer.D, runtime.threads(), kBackwardChunkValues);
+  log_plan(layer, "backward", plan);
+
+  Panels<T> panels;
+  BackwardArgs<T> bwd[2] = {};
+  allocate(runtime, [&](Arena& arena) {
+    panels.lay_out_backward(arena, layer, kernels, args.w);
+    const int64_t rows = widest_chunk(seq, plan);
+    for (int d = 0; d < layer.D; ++d) {
+      bwd[d].delta = arena.take<T>(rows * columns);
+      bwd[d].delta_x = info.separate_deltas ? arena.take<T>(rows * columns) : bwd[d].delta;
+      if (info.projects) bwd[d].delta_proj = arena.take<T>(rows * P);
+    }
+  });
+  panels.pack(layer, runtime, args.w, kernels.pack_backward);
+
+  Kept<const T> keep[2];
+  for (int d = 0; d < layer.D; ++d) {
+    BackwardArgs<T>& a = bwd[d];
+    keep[d] = kept(layer, args.reserve, d);
+    a.N = N, a.H = H, a.P = P;
+    for (int s = 0; s < info.stages; ++s) a.panels[s] = panels.panel(d, s);
+    a.saved = keep[d].saved;
+    a.h_in = keep[d].h_in;
+    a.c_in = keep[d].c_in;
+    a.d_y = args.d_y ? args.d_y + d * P : nullptr;
+    a.d_y_ld = layer.D * P;
+    a.d_h = args.d_h + d * N * P;
+    a.d_c = info.has_c ? args.d_c + d * N * H : nullptr;
+  }
+  // Both directions add to d_x, each in its own order of chunks.
+  if (layer.D == 2) fill_zero(args.d_x, seq.rows() * layer.I);
+
+  for (int64_t begin = 0; begin < seq.T; begin += plan.chunk_steps) {
+    const int64_t end = std::min(seq.T, begin + plan.chunk_steps);
+    for (int d = 0; d < layer.D; ++d) bwd[d].steps = chunk_steps(seq, begin, end, d == 0);
+    run_tasks(layer, runtime, plan, kernels.backward[static_cast<int>(layer.cell)], bwd);
+    for (int d = 0; d < layer.D; ++d) {
+      const int64_t first_row = bwd[d].steps.first_row, rows = chunk_rows(seq, bwd[d].steps);
+      if (args.d_x) {
+        runtime.matmul(row_major<const T>(bwd[d].delta_x, rows, columns),
+                       row_major(args.w[d].w_ih, columns, layer.I),
+                       row_major(args.d_x + first_row * layer.I, rows, layer.I), layer.D == 2);
+      }
+      weight_gradients(layer, kernels, runtime, bwd[d], keep[d], args.x, rows, begin > 0,
+                       args.d_w[d]);
+    }
+  }
+}
+
+template void layer_forward<float>(const Layer&, const DtypeKernels<float>&, Runtime&,
+                                   const LayerForward<float>&);
+template void layer_forward<double>(const Layer&, const DtypeKernels<double>&, Runtime&,
+                                    const LayerForward<double>&);
+template void layer_backward<float>(const Layer&, const DtypeKernels<float>&, Runtime&,
+                                    const LayerBackward<float>&);
+template void layer_backward<double>(const Layer&, const DtypeKernels<double>&, Runtime&,
+                                     const LayerBackward<double>&);
+
+}  // namespace fusedrnn

@@ -1,0 +1,91 @@
+// One recurrent layer over a whole batch, forward or backward, both directions: packs the weights,
+// takes the input product out of the time loop in chunks, and hands the loop to the kernels.
+// Knows no torch: threads, matrix products and scratch memory come through Runtime.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+
+#include "../kernel_api.h"
+#include "plan.h"
+
+namespace fusedrnn {
+
+template <class T>
+struct Matrix {
+  T* data;
+  int64_t rows, columns;
+  int64_t row_stride, column_stride;
+};
+
+// What a layer needs from its surroundings.
+class Runtime {
+ public:
+  virtual ~Runtime() = default;
+  virtual int64_t threads() const = 0;
+  // body(i) for every i in [0, n), in any order, at once or one after another. Must not throw.
+  virtual void parallel(int64_t n, const std::function<void(int64_t)>& body) = 0;
+  // c = a b, or c += a b. Called from the thread that called the layer, outside parallel().
+  virtual void matmul(Matrix<const float> a, Matrix<const float> b, Matrix<float> c,
+                      bool accumulate) = 0;
+  virtual void matmul(Matrix<const double> a, Matrix<const double> b, Matrix<double> c,
+                      bool accumulate) = 0;
+  // Uninitialised, aligned to 64 bytes, valid until the layer call returns.
+  virtual void* scratch(size_t bytes) = 0;
+};
+
+struct Layer {
+  CellKind cell;
+  int64_t I, H, P, D;
+  const Sequences& sequences;
+
+  const CellInfo& info() const { return kCellInfo[static_cast<int>(cell)]; }
+  int64_t gate_columns() const { return info().gates * H; }
+};
+
+// Parameters of one direction, contiguous. T is const for values, non-const for their gradients;
+// null biases are absent, null gradients are not wanted.
+template <class T>
+struct Weights {
+  T* w_ih;  // [G*H, I]
+  T* w_hh;  // [G*H, P]
+  T* b_ih;  // [G*H]
+  T* b_hh;  // [G*H]
+  T* w_hr;  // [P, H], projection only
+};
+
+template <class T>
+struct LayerForward {
+  const T* x;             // [S, I]
+  Weights<const T> w[2];  // [D]
+  T* h;                   // [D, N, P] in: h_0, out: h_n
+  T* c;                   // [D, N, H] in: c_0, out: c_n; null without c
+  T* y;                   // [S, D*P]
+  T* reserve;             // [reserve_size] for backward, or null
+};
+
+template <class T>
+struct LayerBackward {
+  const T* x;             // [S, I]
+  Weights<const T> w[2];  // [D]
+  const T* reserve;       // as forward left it
+  const T* d_y;           // [S, D*P] or null
+  T* d_h;                 // [D, N, P] in: of h_n, out: of h_0
+  T* d_c;                 // [D, N, H] the same; null without c
+  T* d_x;                 // [S, I] or null
+  Weights<T> d_w[2];      // [D]
+};
+
+// Values of T that forward keeps for backward, for `rows` rows.
+int64_t reserve_size(const Layer& layer, int64_t rows);
+
+template <class T>
+void layer_forward(const Layer& layer, const DtypeKernels<T>& kernels, Runtime& runtime,
+                   const LayerForward<T>& args);
+
+template <class T>
+void layer_backward(const Layer& layer, const DtypeKernels<T>& kernels, Runtime& runtime,
+                    const LayerBackward<T>& args);
+
+}  // namespace fusedrnn

@@ -1,0 +1,73 @@
+// How a layer call is cut up: a pure function of sizes and threads, so that it can be tested and
+// printed without running anything.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace fusedrnn {
+
+// The sequences of a call in packed order, see kernel_api.h.
+struct Sequences {
+  int64_t T = 0;
+  int64_t N = 0;                     // including sequences of length 0
+  std::vector<int64_t> batch_sizes;  // [T]
+  std::vector<int64_t> row_offset;   // [T + 1]
+
+  int64_t rows() const { return row_offset.empty() ? 0 : row_offset.back(); }
+  int64_t widest() const { return batch_sizes.empty() ? 0 : batch_sizes[0]; }
+};
+
+struct Plan {
+  int64_t chunk_steps = 1;            // steps per chunk of x W (forward) or of deltas (backward)
+  std::vector<int64_t> sequence_cut;  // task i runs sequences [cut[i], cut[i + 1])
+
+  int64_t tasks_per_direction() const { return static_cast<int64_t>(sequence_cut.size()) - 1; }
+};
+
+// Values of a chunk's gate buffer. Forward: 4 MiB of float leave the recurrent panels their share
+// of L2 and L3 and give torch's product hundreds of rows. Backward: the products over a chunk sum
+// over its rows, so they want more of them.
+constexpr int64_t kForwardChunkValues = 1 << 20;
+constexpr int64_t kBackwardChunkValues = 1 << 22;
+
+// A task of fewer sequences than this reads the panels for too few rows to be worth a thread.
+constexpr int64_t kMinSequencesPerTask = 2;
+
+// Cuts the sequences into at most `tasks` runs of about equal work (sum of lengths).
+inline std::vector<int64_t> cut_sequences(const Sequences& seq, int64_t tasks) {
+  const int64_t n = seq.widest();
+  tasks = std::clamp<int64_t>(tasks, 1, std::max<int64_t>(1, n / kMinSequencesPerTask));
+  std::vector<int64_t> cut = {0};
+  // Work of the first j sequences: Σ_t min(j, batch_sizes[t]).
+  int64_t done = 0;
+  int64_t step = seq.T;  // sequences j .. are alive in steps [0, step)
+  for (int64_t j = 0; j < n; ++j) {
+    while (step > 0 && seq.batch_sizes[step - 1] <= j) --step;
+    done += step;
+    const int64_t next = static_cast<int64_t>(cut.size());
+    if (next < tasks && done * tasks >= next * seq.rows()) cut.push_back(j + 1);
+  }
+  if (cut.back() != n || n == 0) cut.push_back(n);
+  return cut;
+}
+
+// columns: G*H of one direction. directions: run side by side.
+inline Plan make_plan(const Sequences& seq, int64_t columns, int64_t directions, int64_t threads,
+                      int64_t chunk_values) {
+  Plan plan;
+  const int64_t per_step = std::max<int64_t>(1, seq.widest() * columns);
+  plan.chunk_steps = std::clamp<int64_t>(chunk_values / per_step, 1, std::max<int64_t>(1, seq.T));
+  plan.sequence_cut = cut_sequences(seq, (threads + directions - 1) / directions);
+  return plan;
+}
+
+inline std::string describe(const Plan& plan) {
+  std::string text = "chunks of " + std::to_string(plan.chunk_steps) + " steps, sequences cut at";
+  for (int64_t cut : plan.sequence_cut) text.append(" ").append(std::to_string(cut));
+  return text;
+}
+
+}  // namespace fusedrnn

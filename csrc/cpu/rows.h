@@ -1,0 +1,83 @@
+// The sequences of a call, from the forms in which a caller gives them, to packed order.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <numeric>
+#include <vector>
+
+#include "plan.h"
+
+namespace fusedrnn {
+
+inline Sequences from_batch_sizes(std::vector<int64_t> batch_sizes, int64_t N) {
+  Sequences seq;
+  seq.T = static_cast<int64_t>(batch_sizes.size());
+  seq.N = N;
+  seq.row_offset.resize(seq.T + 1);
+  for (int64_t t = 0; t < seq.T; ++t) seq.row_offset[t + 1] = seq.row_offset[t] + batch_sizes[t];
+  seq.batch_sizes = std::move(batch_sizes);
+  return seq;
+}
+
+// A padded batch [T, N] of which only lengths[n] steps of sequence n are live.
+struct PaddedRows {
+  std::vector<int64_t> order;  // [N] sequences by falling length: packed j is sequence order[j]
+  Sequences sequences;
+};
+
+// lengths: [N], each in [0, T].
+inline PaddedRows from_lengths(const int64_t* lengths, int64_t N) {
+  PaddedRows rows;
+  rows.order.resize(N);
+  std::iota(rows.order.begin(), rows.order.end(), 0);
+  std::stable_sort(rows.order.begin(), rows.order.end(),
+                   [&](int64_t a, int64_t b) { return lengths[a] > lengths[b]; });
+  std::vector<int64_t> batch_sizes(N ? lengths[rows.order[0]] : 0);
+  int64_t alive = N;
+  for (size_t t = 0; t < batch_sizes.size(); ++t) {
+    while (lengths[rows.order[alive - 1]] <= static_cast<int64_t>(t)) --alive;
+    batch_sizes[t] = alive;
+  }
+  rows.sequences = from_batch_sizes(std::move(batch_sizes), N);
+  return rows;
+}
+
+// Calls body(padded row, packed row) for every live row.
+template <class Body>
+void for_live_rows(const PaddedRows& rows, const Body& body) {
+  const Sequences& seq = rows.sequences;
+  for (int64_t t = 0; t < seq.T; ++t)
+    for (int64_t j = 0; j < seq.batch_sizes[t]; ++j)
+      body(t * seq.N + rows.order[j], seq.row_offset[t] + j);
+}
+
+inline void copy_row(const void* from, int64_t from_row, void* to, int64_t to_row, int64_t bytes) {
+  std::memcpy(static_cast<char*>(to) + to_row * bytes,
+              static_cast<const char*>(from) + from_row * bytes, static_cast<size_t>(bytes));
+}
+
+// padded [T, N, row], packed [S, row]; rows beyond a length are neither read nor written.
+inline void pack_rows(const PaddedRows& rows, const void* padded, void* packed, int64_t bytes) {
+  for_live_rows(rows, [&](int64_t from, int64_t to) { copy_row(padded, from, packed, to, bytes); });
+}
+inline void unpack_rows(const PaddedRows& rows, const void* packed, void* padded, int64_t bytes) {
+  for_live_rows(rows, [&](int64_t to, int64_t from) { copy_row(packed, from, padded, to, bytes); });
+}
+
+// States [D, N, row] into packed order and back.
+inline void sort_states(const PaddedRows& rows, const void* from, void* to, int64_t D,
+                        int64_t bytes) {
+  const int64_t N = rows.sequences.N;
+  for (int64_t d = 0; d < D; ++d)
+    for (int64_t j = 0; j < N; ++j) copy_row(from, d * N + rows.order[j], to, d * N + j, bytes);
+}
+inline void unsort_states(const PaddedRows& rows, const void* from, void* to, int64_t D,
+                          int64_t bytes) {
+  const int64_t N = rows.sequences.N;
+  for (int64_t d = 0; d < D; ++d)
+    for (int64_t j = 0; j < N; ++j) copy_row(from, d * N + j, to, d * N + rows.order[j], bytes);
+}
+
+}  // namespace fusedrnn

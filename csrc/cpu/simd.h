@@ -1,0 +1,260 @@
+// Vec<T>: one register of float or double lanes.
+//
+// This header is compiled once per instruction set, with FUSEDRNN_VECTOR_BYTES = 64 (AVX-512),
+// 32 (AVX2 + FMA) or 16 (baseline of the platform). Everything is in an anonymous namespace and
+// forced inline: an object file compiled for AVX-512 must not offer the linker a symbol that a
+// portable caller could pick up. For the same reason nothing here uses a template of the standard
+// library.
+//
+// Arithmetic is that of the compilers' vector extensions; intrinsics appear only where those have
+// no word for it (fused multiply-add, min and max, masked memory access).
+#pragma once
+
+#ifndef FUSEDRNN_VECTOR_BYTES
+#error "define FUSEDRNN_VECTOR_BYTES as 16, 32 or 64 before including simd.h"
+#endif
+
+#if FUSEDRNN_VECTOR_BYTES == 64
+#if !defined(__AVX512F__) || !defined(__AVX512BW__) || !defined(__AVX512DQ__) || \
+    !defined(__AVX512VL__)
+#error "64-byte vectors need -mavx512f -mavx512bw -mavx512dq -mavx512vl"
+#endif
+#include <immintrin.h>
+#elif FUSEDRNN_VECTOR_BYTES == 32
+#if !defined(__AVX2__) || !defined(__FMA__)
+#error "32-byte vectors need -mavx2 -mfma"
+#endif
+#include <immintrin.h>
+#elif FUSEDRNN_VECTOR_BYTES != 16
+#error "FUSEDRNN_VECTOR_BYTES must be 16, 32 or 64"
+#endif
+
+#define FUSEDRNN_INLINE inline __attribute__((always_inline))
+
+namespace fusedrnn {
+namespace {
+
+// The compilers' vector types behind Vec<T>. Bits and Unsigned have lanes of the same width; Bits
+// holds comparison results (all ones or all zeros) and raw bit patterns.
+template <class T>
+struct Lanes;
+
+template <>
+struct Lanes<float> {
+  typedef float Native __attribute__((vector_size(FUSEDRNN_VECTOR_BYTES)));
+  typedef float Unaligned
+      __attribute__((vector_size(FUSEDRNN_VECTOR_BYTES), aligned(4), may_alias));
+  typedef int Bits __attribute__((vector_size(FUSEDRNN_VECTOR_BYTES)));
+  typedef unsigned Unsigned __attribute__((vector_size(FUSEDRNN_VECTOR_BYTES)));
+};
+
+template <>
+struct Lanes<double> {
+  typedef double Native __attribute__((vector_size(FUSEDRNN_VECTOR_BYTES)));
+  typedef double Unaligned
+      __attribute__((vector_size(FUSEDRNN_VECTOR_BYTES), aligned(8), may_alias));
+  typedef long long Bits __attribute__((vector_size(FUSEDRNN_VECTOR_BYTES)));
+  typedef unsigned long long Unsigned __attribute__((vector_size(FUSEDRNN_VECTOR_BYTES)));
+};
+
+#if FUSEDRNN_VECTOR_BYTES == 32
+// Loading 8 words from kTailWords + 8 - n gives a mask whose first n words are set.
+alignas(64) constexpr int kTailWords[16] = {-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0};
+#endif
+
+// Which lanes a comparison holds for.
+template <class T>
+struct Mask {
+  typename Lanes<T>::Bits bits;
+
+  friend FUSEDRNN_INLINE Mask operator&(Mask a, Mask b) { return {a.bits & b.bits}; }
+  friend FUSEDRNN_INLINE Mask operator|(Mask a, Mask b) { return {a.bits | b.bits}; }
+  friend FUSEDRNN_INLINE Mask operator~(Mask a) { return {~a.bits}; }
+};
+
+template <class T>
+struct Vec {
+  using Scalar = T;
+  using Native = typename Lanes<T>::Native;
+  using Bits = typename Lanes<T>::Bits;
+  static constexpr int kLanes = FUSEDRNN_VECTOR_BYTES / static_cast<int>(sizeof(T));
+
+  Native native;
+
+  Vec() = default;
+  // Implicit, so that a cell says V(1) - z or 2 * x whatever V is. Subtracting zero keeps -0, which
+  // adding it would not.
+  FUSEDRNN_INLINE Vec(T value) : native(value - Native{}) {}
+
+  static FUSEDRNN_INLINE Vec from_native(Native n) {
+    Vec v;
+    v.native = n;
+    return v;
+  }
+  static FUSEDRNN_INLINE Vec from_bits(Bits b) { return from_native(reinterpret_cast<Native>(b)); }
+  FUSEDRNN_INLINE Bits bits() const { return reinterpret_cast<Bits>(native); }
+
+  static FUSEDRNN_INLINE Vec zero() { return from_native(Native{}); }
+  static FUSEDRNN_INLINE Vec broadcast(T value) { return Vec(value); }
+
+  // p: [kLanes], any alignment.
+  static FUSEDRNN_INLINE Vec load(const T* p) {
+    return from_native(*reinterpret_cast<const typename Lanes<T>::Unaligned*>(p));
+  }
+  FUSEDRNN_INLINE void store(T* p) const {
+    *reinterpret_cast<typename Lanes<T>::Unaligned*>(p) = native;
+  }
+
+  // p: [n], 0 <= n <= kLanes; memory from p + n on is not touched and those lanes are zero.
+  static FUSEDRNN_INLINE Vec load_partial(const T* p, int n);
+  FUSEDRNN_INLINE void store_partial(T* p, int n) const;
+
+  friend FUSEDRNN_INLINE Vec operator+(Vec a, Vec b) { return from_native(a.native + b.native); }
+  friend FUSEDRNN_INLINE Vec operator-(Vec a, Vec b) { return from_native(a.native - b.native); }
+  friend FUSEDRNN_INLINE Vec operator*(Vec a, Vec b) { return from_native(a.native * b.native); }
+  friend FUSEDRNN_INLINE Vec operator/(Vec a, Vec b) { return from_native(a.native / b.native); }
+  friend FUSEDRNN_INLINE Vec operator-(Vec a) { return from_native(-a.native); }
+  FUSEDRNN_INLINE Vec& operator+=(Vec b) { return *this = *this + b; }
+  FUSEDRNN_INLINE Vec& operator-=(Vec b) { return *this = *this - b; }
+  FUSEDRNN_INLINE Vec& operator*=(Vec b) { return *this = *this * b; }
+  FUSEDRNN_INLINE Vec& operator/=(Vec b) { return *this = *this / b; }
+
+  friend FUSEDRNN_INLINE Mask<T> operator<(Vec a, Vec b) { return {a.native < b.native}; }
+  friend FUSEDRNN_INLINE Mask<T> operator<=(Vec a, Vec b) { return {a.native <= b.native}; }
+  friend FUSEDRNN_INLINE Mask<T> operator>(Vec a, Vec b) { return {a.native > b.native}; }
+  friend FUSEDRNN_INLINE Mask<T> operator>=(Vec a, Vec b) { return {a.native >= b.native}; }
+  friend FUSEDRNN_INLINE Mask<T> operator==(Vec a, Vec b) { return {a.native == b.native}; }
+  friend FUSEDRNN_INLINE Mask<T> operator!=(Vec a, Vec b) { return {a.native != b.native}; }
+
+  // mask ? a : b, lane by lane.
+  friend FUSEDRNN_INLINE Vec select(Mask<T> mask, Vec a, Vec b) {
+    return from_native(mask.bits ? a.native : b.native);
+  }
+
+  friend FUSEDRNN_INLINE Vec abs(Vec a) { return from_bits(a.bits() & ~sign_bit()); }
+  friend FUSEDRNN_INLINE Vec minus_abs(Vec a) { return from_bits(a.bits() | sign_bit()); }
+  // The magnitude of a with the sign of s. a must not be negative.
+  friend FUSEDRNN_INLINE Vec with_sign_of(Vec a, Vec s) {
+    return from_bits(a.bits() | (s.bits() & sign_bit()));
+  }
+
+ private:
+  static FUSEDRNN_INLINE Bits sign_bit() { return Vec(T(-0.0)).bits(); }
+};
+
+// --- What the vector extensions cannot say ------------------------------------------------------
+
+// fma(a, b, c) = a * b + c, rounded once where the instruction set can (the portable build rounds
+// twice). min and max: where either argument is NaN the result is b. (GCC does not find the single
+// instruction in select(a < b, a, b) when a is a constant.)
+
+#if FUSEDRNN_VECTOR_BYTES == 64
+
+FUSEDRNN_INLINE Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) {
+  return Vec<float>::from_native(_mm512_fmadd_ps(a.native, b.native, c.native));
+}
+FUSEDRNN_INLINE Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {
+  return Vec<double>::from_native(_mm512_fmadd_pd(a.native, b.native, c.native));
+}
+
+// With a mask of ones because GCC 12 warns of its own header's _mm512_max_ps. The instruction is
+// the unmasked one.
+FUSEDRNN_INLINE Vec<float> min(Vec<float> a, Vec<float> b) {
+  return Vec<float>::from_native(_mm512_maskz_min_ps(0xffff, a.native, b.native));
+}
+FUSEDRNN_INLINE Vec<float> max(Vec<float> a, Vec<float> b) {
+  return Vec<float>::from_native(_mm512_maskz_max_ps(0xffff, a.native, b.native));
+}
+FUSEDRNN_INLINE Vec<double> min(Vec<double> a, Vec<double> b) {
+  return Vec<double>::from_native(_mm512_maskz_min_pd(0xff, a.native, b.native));
+}
+FUSEDRNN_INLINE Vec<double> max(Vec<double> a, Vec<double> b) {
+  return Vec<double>::from_native(_mm512_maskz_max_pd(0xff, a.native, b.native));
+}
+
+template <>
+FUSEDRNN_INLINE Vec<float> Vec<float>::load_partial(const float* p, int n) {
+  return from_native(_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), p));
+}
+template <>
+FUSEDRNN_INLINE void Vec<float>::store_partial(float* p, int n) const {
+  _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << n) - 1), native);
+}
+template <>
+FUSEDRNN_INLINE Vec<double> Vec<double>::load_partial(const double* p, int n) {
+  return from_native(_mm512_maskz_loadu_pd(static_cast<__mmask8>((1u << n) - 1), p));
+}
+template <>
+FUSEDRNN_INLINE void Vec<double>::store_partial(double* p, int n) const {
+  _mm512_mask_storeu_pd(p, static_cast<__mmask8>((1u << n) - 1), native);
+}
+
+#elif FUSEDRNN_VECTOR_BYTES == 32
+
+FUSEDRNN_INLINE Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) {
+  return Vec<float>::from_native(_mm256_fmadd_ps(a.native, b.native, c.native));
+}
+FUSEDRNN_INLINE Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {
+  return Vec<double>::from_native(_mm256_fmadd_pd(a.native, b.native, c.native));
+}
+
+FUSEDRNN_INLINE Vec<float> min(Vec<float> a, Vec<float> b) {
+  return Vec<float>::from_native(_mm256_min_ps(a.native, b.native));
+}
+FUSEDRNN_INLINE Vec<float> max(Vec<float> a, Vec<float> b) {
+  return Vec<float>::from_native(_mm256_max_ps(a.native, b.native));
+}
+FUSEDRNN_INLINE Vec<double> min(Vec<double> a, Vec<double> b) {
+  return Vec<double>::from_native(_mm256_min_pd(a.native, b.native));
+}
+FUSEDRNN_INLINE Vec<double> max(Vec<double> a, Vec<double> b) {
+  return Vec<double>::from_native(_mm256_max_pd(a.native, b.native));
+}
+
+FUSEDRNN_INLINE __m256i tail_mask(int words) {
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kTailWords + 8 - words));
+}
+template <>
+FUSEDRNN_INLINE Vec<float> Vec<float>::load_partial(const float* p, int n) {
+  return from_native(_mm256_maskload_ps(p, tail_mask(n)));
+}
+template <>
+FUSEDRNN_INLINE void Vec<float>::store_partial(float* p, int n) const {
+  _mm256_maskstore_ps(p, tail_mask(n), native);
+}
+template <>
+FUSEDRNN_INLINE Vec<double> Vec<double>::load_partial(const double* p, int n) {
+  return from_native(_mm256_maskload_pd(p, tail_mask(2 * n)));
+}
+template <>
+FUSEDRNN_INLINE void Vec<double>::store_partial(double* p, int n) const {
+  _mm256_maskstore_pd(p, tail_mask(2 * n), native);
+}
+
+#else
+
+FUSEDRNN_INLINE Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) { return a * b + c; }
+FUSEDRNN_INLINE Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) { return a * b + c; }
+
+FUSEDRNN_INLINE Vec<float> min(Vec<float> a, Vec<float> b) { return select(a < b, a, b); }
+FUSEDRNN_INLINE Vec<double> min(Vec<double> a, Vec<double> b) { return select(a < b, a, b); }
+FUSEDRNN_INLINE Vec<float> max(Vec<float> a, Vec<float> b) { return select(a > b, a, b); }
+FUSEDRNN_INLINE Vec<double> max(Vec<double> a, Vec<double> b) { return select(a > b, a, b); }
+
+template <class T>
+FUSEDRNN_INLINE Vec<T> Vec<T>::load_partial(const T* p, int n) {
+  Vec v = zero();
+  for (int i = 0; i < kLanes; ++i)
+    if (i < n) v.native[i] = p[i];
+  return v;
+}
+template <class T>
+FUSEDRNN_INLINE void Vec<T>::store_partial(T* p, int n) const {
+  for (int i = 0; i < kLanes; ++i)
+    if (i < n) p[i] = native[i];
+}
+
+#endif
+
+}  // namespace
+}  // namespace fusedrnn

@@ -1,0 +1,104 @@
+// The seam between engines and everything above them: plain structs of pointers and sizes, and a
+// table of functions per instruction set. Knows no torch.
+//
+// A batch is a list of S rows in time-major packed order: step t holds the rows
+// [row_offset[t], row_offset[t + 1]) for the sequences 0 .. batch_sizes[t] - 1, which are sorted by
+// length, longest first. A plain [T, N] batch is the case batch_sizes[t] = N.
+#pragma once
+
+#include <cstdint>
+
+#include "cells/cells.h"
+
+namespace fusedrnn {
+
+// The part of a sequence that one kernel call runs: some steps of some sequences, in one direction.
+// Position p counts steps in the order in which they are processed.
+struct Steps {
+  int64_t T;
+  const int64_t* batch_sizes;  // [T], non-increasing
+  const int64_t* row_offset;   // [T + 1]
+  bool descending;             // position p is step T - 1 - p instead of p
+  int64_t begin, end;          // positions
+  int64_t first_row;           // packed row at which the chunk's own buffers begin
+  int64_t n_begin, n_end;      // sequences
+};
+
+template <class T>
+struct ForwardArgs {
+  Steps steps;
+  int64_t N, H, P;
+  bool keep;  // keep what backward needs: h_in, c_in, saved and emit then hold every row
+
+  const T* panels[kMaxStages];  // packed recurrent weights, see pack_forward
+  const T* bias[kMaxStages];    // [block][2][gates * blocks * lanes]: b_ih, then b_hh; zero padded
+  const T* gates_x;             // [chunk rows, G*H]: x W, without bias
+
+  T* h;                 // [N, P] in: before the chunk; out: after it
+  T* c;                 // [N, H] the same; null without c
+  T* y;                 // [S, y_ld]
+  int64_t y_ld;         // D*P where both directions share y
+  T* h_in;              // h_{t-1} of every row: [S, P] if keep, else two steps [2, N, P]
+  T* c_in;              // c_{t-1} of every row: [S, H] if keep, else null (c is updated in place)
+  T* saved;             // [S, kSaved*H] if keep; [N, kSaved*H] for cells of several stages
+  T* emit[kMaxStages];  // what a stage hands to the next: [S, H] if keep, else [N, H]
+};
+
+template <class T>
+struct BackwardArgs {
+  Steps steps;
+  int64_t N, H, P;
+
+  const T* panels[kMaxStages];  // packed for δ U, see pack_backward
+  const T* saved;               // [S, kSaved*H]
+  const T* h_in;                // [S, P]
+  const T* c_in;                // [S, H]
+  const T* d_y;                 // [S, d_y_ld] or null
+  int64_t d_y_ld;
+
+  T* d_h;         // [N, P] in: gradient of h after the chunk; out: of h before it
+  T* d_c;         // [N, H] the same
+  T* delta;       // [chunk rows, G*H] gradient of h U + b_hh
+  T* delta_x;     // [chunk rows, G*H] gradient of x W + b_ih where it differs
+  T* delta_proj;  // [chunk rows, P] gradient of the projection's product
+};
+
+// A recurrent weight as torch stores it, for packing.
+template <class T>
+struct PackArgs {
+  const T* weight;  // [gates * width, K], row stride K
+  const T* bias_x;  // [gates * width] or null
+  const T* bias_h;  // [gates * width] or null
+  int64_t gates, width, K;
+  int64_t block_begin, block_end;
+  T* panels;
+  T* bias;  // forward only
+};
+
+template <class T>
+struct DtypeKernels {
+  void (*forward[kCellCount])(const ForwardArgs<T>&);
+  void (*backward[kCellCount])(const BackwardArgs<T>&);
+
+  // Panels of a block of units: forward [K][gates][units], backward [gates * width][units].
+  int64_t (*forward_block)(int64_t gates);  // units in a block
+  int64_t (*backward_block)();
+  void (*pack_forward)(const PackArgs<T>&);
+  void (*pack_backward)(const PackArgs<T>&);
+
+  // out[j] (+)= Σ_rows m[row, j] for columns [begin, end), rows in fixed blocks.
+  void (*sum_rows)(const T* m, int64_t rows, int64_t ld, int64_t begin, int64_t end, T* out,
+                   bool accumulate);
+};
+
+struct KernelTable {
+  const char* isa;
+  DtypeKernels<float> f32;
+  DtypeKernels<double> f64;
+};
+
+extern const KernelTable kKernelsPortable;
+extern const KernelTable kKernelsAvx2;
+extern const KernelTable kKernelsAvx512;
+
+}  // namespace fusedrnn

@@ -1,0 +1,201 @@
+// The arguments that the ops share, checked for everything that memory safety needs, and the ways
+// in and out: rows and states in packed order and in the dtype in which the layer computes.
+#pragma once
+
+#include "../cpu/layer.h"
+#include "../cpu/rows.h"
+#include "tensors.h"
+
+namespace fusedrnn {
+
+// The arguments that forward and backward share, checked for everything memory safety needs.
+struct Call {
+  CellKind cell;
+  int64_t I, H, P, D, T, N;
+  bool bias;
+  ScalarType dtype;    // of the tensors
+  ScalarType compute;  // float or double
+  std::optional<PaddedRows> padded;
+  Sequences packed;             // where not padded
+  std::vector<Tensor> weights;  // in the compute dtype
+
+  const CellInfo& info() const { return kCellInfo[static_cast<int>(cell)]; }
+  const Sequences& sequences() const { return padded ? padded->sequences : packed; }
+  Layer layer() const { return {cell, I, H, P, D, sequences()}; }
+  // Leading sizes of x and y.
+  std::vector<int64_t> rows_shape(bool packed_input, int64_t width) const {
+    if (packed_input) return {packed.rows(), width};
+    return {T, N, width};
+  }
+  // Rows for which forward allocates what it keeps: known without reading lengths.
+  int64_t reserve_rows() const { return padded ? T * N : packed.rows(); }
+};
+
+inline CellKind cell_named(const std::string& name) {
+  std::string choices;
+  for (int i = 0; i < kCellCount; ++i) {
+    if (name == kCellInfo[i].name) return static_cast<CellKind>(i);
+    choices.append(i ? ", " : "").append(kCellInfo[i].name);
+  }
+  fail("cell must be one of ", choices, ", got '", name, "'");
+}
+
+inline std::vector<int64_t> read_int64(const Tensor& t, const char* name) {
+  check(t.is_cpu(), name, " must be on the CPU");
+  check(t.scalar_type() == ScalarType::Long, name, " must be int64, got ",
+        name_of(t.scalar_type()));
+  check(t.dim() == 1, name, " must have 1 dimension, got ", t.dim());
+  const Tensor values = torch::stable::contiguous(t);
+  const auto* p = data<int64_t>(values);
+  return std::vector<int64_t>(p, p + values.numel());
+}
+
+inline void read_sequences(Call& call, const Tensor& x, const OptionalTensor& batch_sizes,
+                           const OptionalTensor& lengths, int64_t batch) {
+  call.N = batch;
+  check(batch >= 0, "batch must be N >= 0, got ", batch);
+  if (batch_sizes) {
+    check(!lengths, "batch_sizes and lengths cannot be given together");
+    check(x.dim() == 2, "x must be [S, I] where batch_sizes is given, got ", shape(sizes_of(x)));
+    std::vector<int64_t> sizes = read_int64(*batch_sizes, "batch_sizes");
+    check(!sizes.empty(), "batch_sizes must have at least one step");
+    int64_t rows = 0;
+    for (size_t t = 0; t < sizes.size(); ++t) {
+      check(sizes[t] >= 1 && (t == 0 || sizes[t] <= sizes[t - 1]),
+            "batch_sizes must be positive and non-increasing, got ", sizes[t], " at step ", t);
+      check(sizes[t] <= x.size(0) - rows, "batch_sizes must sum to x.size(0) = ", x.size(0),
+            ", they pass it at step ", t);
+      rows += sizes[t];
+    }
+    check(rows == x.size(0), "batch_sizes must sum to x.size(0) = ", x.size(0), ", got ", rows);
+    check(sizes[0] == batch, "batch must be batch_sizes[0] = ", sizes[0], ", got ", batch);
+    call.packed = from_batch_sizes(std::move(sizes), batch);
+    call.T = call.packed.T;
+    return;
+  }
+  check(x.dim() == 3, "x must be [T, N, I], got ", shape(sizes_of(x)));
+  call.T = x.size(0);
+  check(x.size(1) == batch, "batch must be x.size(1) = ", x.size(1), ", got ", batch);
+  if (!lengths) {
+    call.packed = from_batch_sizes(std::vector<int64_t>(call.T, batch), batch);
+    return;
+  }
+  const std::vector<int64_t> values = read_int64(*lengths, "lengths");
+  check(static_cast<int64_t>(values.size()) == batch, "lengths must be [N] = [", batch, "], got [",
+        values.size(), "]");
+  for (size_t n = 0; n < values.size(); ++n)
+    check(values[n] >= 0 && values[n] <= call.T, "lengths must be in [0, T] = [0, ", call.T,
+          "], got ", values[n], " at ", n);
+  call.padded = from_lengths(values.data(), batch);
+}
+
+inline void read_weights(Call& call, const Tensor& x, const std::vector<Tensor>& weights) {
+  const CellInfo& info = call.info();
+  const int64_t per_direction = static_cast<int64_t>(weights.size()) / call.D;
+  const int64_t least = info.projects ? 3 : 2;
+  check(static_cast<int64_t>(weights.size()) == per_direction * call.D &&
+            (per_direction == least || per_direction == least + 2),
+        "weights of ", info.name, " must be ", least, " or ", least + 2, " per direction, got ",
+        weights.size(), " for ", call.D, call.D == 1 ? " direction" : " directions");
+  call.bias = per_direction == least + 2;
+  check(weights[0].dim() == 2 && weights[0].size(0) > 0 && weights[0].size(0) % info.gates == 0,
+        "weight_ih must be [", info.gates, "H, I], got ", shape(sizes_of(weights[0])));
+  call.H = weights[0].size(0) / info.gates;
+  call.I = x.size(x.dim() - 1);
+  check(call.I > 0, "x must have I > 0 features, got 0");
+  const int64_t columns = info.gates * call.H;
+  call.P = call.H;
+  if (info.projects) {
+    const Tensor& w_hr = weights[per_direction - 1];
+    check(w_hr.dim() == 2 && w_hr.size(0) > 0, "weight_hr must be [P, H], got ",
+          shape(sizes_of(w_hr)));
+    call.P = w_hr.size(0);
+  }
+  for (int64_t d = 0; d < call.D; ++d) {
+    const Tensor* w = weights.data() + d * per_direction;
+    check_tensor(w[0], "weight_ih", call.dtype, "[G*H, I]", {columns, call.I});
+    check_tensor(w[1], "weight_hh", call.dtype, "[G*H, P]", {columns, call.P});
+    if (call.bias) {
+      check_tensor(w[2], "bias_ih", call.dtype, "[G*H]", {columns});
+      check_tensor(w[3], "bias_hh", call.dtype, "[G*H]", {columns});
+    }
+    if (info.projects) {
+      check_tensor(w[per_direction - 1], "weight_hr", call.dtype, "[P, H]", {call.P, call.H});
+    }
+  }
+  for (const Tensor& w : weights) call.weights.push_back(prepare(w, call.compute));
+}
+
+inline Call read_call(const Tensor& x, const std::vector<Tensor>& weights,
+                      const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
+                      int64_t batch, const std::string& cell, bool bidirectional) {
+  Call call;
+  call.cell = cell_named(cell);
+  call.D = bidirectional ? 2 : 1;
+  check(x.is_cpu(), "x must be on the CPU");
+  call.dtype = x.scalar_type();
+  check(call.dtype == ScalarType::Float || call.dtype == ScalarType::Double ||
+            call.dtype == ScalarType::BFloat16 || call.dtype == ScalarType::Half,
+        "x must be float64, float32, bfloat16 or float16, got ", name_of(call.dtype));
+  call.compute = call.dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  read_sequences(call, x, batch_sizes, lengths, batch);
+  read_weights(call, x, weights);
+  return call;
+}
+
+template <class T>
+Weights<T> pointers(const Call& call, const std::vector<Tensor>& tensors, int64_t d) {
+  const int64_t per_direction = static_cast<int64_t>(tensors.size()) / call.D;
+  const Tensor* w = tensors.data() + d * per_direction;
+  Weights<T> p = {data<T>(w[0]), data<T>(w[1]), nullptr, nullptr, nullptr};
+  if (call.bias) {
+    p.b_ih = data<T>(w[2]);
+    p.b_hh = data<T>(w[3]);
+  }
+  if (call.info().projects) p.w_hr = data<T>(w[per_direction - 1]);
+  return p;
+}
+
+// x or a gradient of y as packed rows in the compute dtype.
+inline Tensor packed_rows(const Call& call, const Tensor& rows, int64_t width) {
+  const Tensor ready = prepare(rows, call.compute);
+  if (!call.padded) return ready;
+  Tensor packed = empty({call.sequences().rows(), width}, call.compute);
+  pack_rows(*call.padded, ready.data_ptr(), packed.data_ptr(), width * ready.element_size());
+  return packed;
+}
+
+// The way back: packed rows to the shape and dtype of the op's output, zero beyond a length.
+inline Tensor output_rows(const Call& call, const Tensor& packed, int64_t width) {
+  if (!call.padded) return in_dtype(packed, call.dtype);
+  Tensor padded = zeros({call.T, call.N, width}, call.compute);
+  unpack_rows(*call.padded, packed.data_ptr(), padded.data_ptr(), width * packed.element_size());
+  return in_dtype(padded, call.dtype);
+}
+
+// A state or its gradient in packed order and the compute dtype, always a tensor of its own: the
+// engine updates it in place. Absent: zeros.
+inline Tensor own_state(const Call& call, const OptionalTensor& state, const char* name,
+                        const char* meaning, int64_t width) {
+  const std::vector<int64_t> sizes = {call.D, call.N, width};
+  if (!state) return zeros(sizes, call.compute);
+  check_tensor(*state, name, call.dtype, meaning, sizes);
+  const Tensor ready = prepare(*state, call.compute);
+  Tensor own = empty(sizes, call.compute);
+  const int64_t bytes = width * own.element_size();
+  if (call.padded) {
+    sort_states(*call.padded, ready.data_ptr(), own.data_ptr(), call.D, bytes);
+  } else if (call.D * call.N > 0) {
+    copy_row(ready.data_ptr(), 0, own.data_ptr(), 0, call.D * call.N * bytes);
+  }
+  return own;
+}
+
+inline Tensor output_state(const Call& call, const Tensor& own, int64_t width) {
+  if (!call.padded) return in_dtype(own, call.dtype);
+  Tensor out = empty({call.D, call.N, width}, call.compute);
+  unsort_states(*call.padded, own.data_ptr(), out.data_ptr(), call.D, width * out.element_size());
+  return in_dtype(out, call.dtype);
+}
+
+}  // namespace fusedrnn

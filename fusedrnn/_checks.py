@@ -1,0 +1,273 @@
+"""What a call must satisfy before any kernel runs: exception types and wording are torch.nn's.
+
+Each function returns quietly or raises; the cheap comparison comes first, the message is made only
+for an error. Shapes are written with the names of SPEC: T steps, N batch, I input, H hidden, P the
+size of h, G gates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from ._library import CELLS
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+Shape = tuple[int, ...]
+
+
+def check_sizes(
+    input_size: Any,
+    hidden_size: Any,
+    num_layers: Any,
+    bias: Any,
+    batch_first: Any,
+    dropout: Any,
+    proj_size: Any = 0,
+) -> None:
+    """Checks a layer's constructor arguments in torch.nn's order.
+
+    nn.RNNBase checks them too; these messages also say what came.
+    """
+    try:
+        rate = float(dropout)
+    except TypeError:
+        raise TypeError(f"dropout should be a number in range [0, 1], got {dropout!r}") from None
+    except ValueError:
+        rate = -1.0
+    if isinstance(dropout, (bool, str)) or not 0 <= rate <= 1:
+        raise ValueError(
+            "dropout should be a number in range [0, 1] representing the probability of an "
+            f"element being zeroed, got {dropout!r}"
+        )
+    for name, flag in (("bias", bias), ("batch_first", batch_first)):
+        if not isinstance(flag, bool):
+            raise TypeError(f"{name} should be of type bool, got: {type(flag).__name__}")
+    sizes = {"input_size": input_size, "hidden_size": hidden_size, "num_layers": num_layers}
+    for name, size in sizes.items():
+        if not isinstance(size, int):
+            raise TypeError(f"{name} should be of type int, got: {type(size).__name__}")
+        if size <= 0:
+            raise ValueError(f"{name} must be greater than zero, got {size}")
+    if not isinstance(proj_size, int):
+        raise TypeError(f"proj_size should be of type int, got: {type(proj_size).__name__}")
+    if proj_size < 0:
+        raise ValueError(
+            "proj_size should be a positive integer or zero to disable projections, "
+            f"got {proj_size}"
+        )
+    if proj_size >= hidden_size:
+        raise ValueError(
+            f"proj_size has to be smaller than hidden_size = {hidden_size}, got {proj_size}"
+        )
+
+
+def weight_shapes(
+    cell: str, sizes: tuple[int, int, int], num_layers: int, directions: int, bias: bool
+) -> list[Shape]:
+    """Shapes of all weights of a stack in torch.nn's order; sizes = (I, H, P)."""
+    width, H, P = sizes
+    rows = CELLS[cell].gates * H
+    shapes: list[Shape] = []
+    for _ in range(num_layers):
+        one: list[Shape] = [(rows, width), (rows, P)]
+        if bias:
+            one += [(rows,), (rows,)]
+        if CELLS[cell].projects:
+            one.append((P, H))
+        shapes += one * directions
+        width = P * directions
+    return shapes
+
+
+def weight_names(cell: str, num_layers: int, directions: int, bias: bool) -> list[str]:
+    """Names of all weights of a stack in torch.nn's order."""
+    kinds = ["weight_ih", "weight_hh"]
+    if bias:
+        kinds += ["bias_ih", "bias_hh"]
+    if CELLS[cell].projects:
+        kinds.append("weight_hr")
+    return [
+        f"{kind}_l{layer}{suffix}"
+        for layer in range(num_layers)
+        for suffix in ("", "_reverse")[:directions]
+        for kind in kinds
+    ]
+
+
+def check_weights(
+    cell: str,
+    sizes: tuple[int, int, int],
+    num_layers: int,
+    directions: int,
+    bias: bool,
+    weights: Sequence[Tensor],
+    x: Tensor,
+    mismatch: type[Exception],
+    names: Sequence[str] = (),
+) -> None:
+    """Checks that weights are tensors of the shapes of `weight_shapes`, the input's dtype, device.
+
+    ``mismatch`` is what a dtype that is not weight_ih's raises; ``names`` are the weights' where
+    they are not those of a layer.
+    """
+    dtype, device = x.dtype, x.device
+    shapes = weight_shapes(cell, sizes, num_layers, directions, bias)
+    for k, (w, shape) in enumerate(zip(weights, shapes, strict=True)):
+        if not isinstance(w, Tensor) or w.shape != shape or w.dtype != dtype or w.device != device:
+            if k == 0 and isinstance(w, Tensor) and w.dtype != dtype:
+                raise mismatch(
+                    f"RNN input dtype ({dtype}) does not match weight dtype ({w.dtype}). Convert "
+                    f"input: input.to({w.dtype}), or convert model: model.to({dtype})"
+                )
+            name = (names or weight_names(cell, num_layers, directions, bias))[k]
+            refuse_weight(cell, name, w, sizes, shape, dtype, device)
+
+
+def refuse_weight(
+    cell: str,
+    name: str,
+    w: Any,
+    sizes: tuple[int, int, int],
+    shape: Shape,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> NoReturn:
+    """Says what is wrong with a weight that is not of this shape, dtype and device."""
+    if not isinstance(w, Tensor):
+        raise TypeError(f"{name} must be a Tensor, got {type(w).__name__}")
+    if w.device != device:
+        raise RuntimeError(
+            "Input and parameter tensors are not at the same device, found input tensor at "
+            f"{device} and parameter tensor {name} at {w.device}"
+        )
+    if w.shape != shape:
+        G = CELLS[cell].gates
+        rows = f"{G}H" if G > 1 else "H"
+        if name.startswith("weight_hr"):
+            symbols = "P, H"
+        elif name.startswith("bias"):
+            symbols = rows
+        elif name.startswith("weight_hh"):
+            symbols = f"{rows}, {'P' if sizes[2] != sizes[1] else 'H'}"
+        else:
+            symbols = f"{rows}, I"
+        raise RuntimeError(f"{name} must be [{symbols}] = {list(shape)}, got {list(w.shape)}")
+    raise RuntimeError(f"{name} must have the dtype of the input, {dtype}, got {w.dtype}")
+
+
+def check_kernels(x: Tensor) -> None:
+    """Checks that there are kernels for dtype and device ("meta" computes shapes only)."""
+    if x.dtype not in DTYPES:
+        raise NotImplementedError(
+            f"input must be float32, float64, bfloat16 or float16, got {x.dtype}"
+        )
+    kind = x.device.type
+    if kind not in ("cpu", "meta"):
+        reason = "has no CUDA library yet" if kind == "cuda" else f"has no kernels for {kind}"
+        raise NotImplementedError(
+            f"input is on {x.device}, but this version of fusedrnn {reason}; move input and "
+            "module to the CPU, or use torch.nn there"
+        )
+
+
+def check_state(
+    name: str, state: Tensor, shape: Shape, dtype: torch.dtype, device: torch.device
+) -> None:
+    """Checks an initial state; name is "hidden", "hidden[0]" or "hidden[1]"."""
+    if state.shape != shape:
+        raise RuntimeError(f"Expected {name} size {shape}, got {list(state.shape)}")
+    if state.device != device:
+        raise RuntimeError(
+            "Input and hidden tensors are not at the same device, found input tensor at "
+            f"{device} and hidden tensor ({name}) at {state.device}"
+        )
+    if state.dtype != dtype:
+        raise RuntimeError(f"{name} must have the dtype of the input, {dtype}, got {state.dtype}")
+
+
+def check_rank(batched: bool, h0: Any, c0: Any, has_c: bool) -> None:
+    """Checks that the states are tensors, 3-D for batched input and 2-D for unbatched."""
+    for state in (h0, c0) if has_c else (h0,):
+        if not isinstance(state, Tensor):
+            raise AttributeError(
+                f"hx must be {'a tuple (h_0, c_0) of tensors' if has_c else 'a Tensor'}, got "
+                f"{type(state).__name__}{' in it' if has_c else ''}"
+            )
+    rank = 3 if batched else 2
+    kind = f"For {'batched 3-D' if batched else 'unbatched 2-D'} input, "
+    if has_c and (h0.dim() != rank or c0.dim() != rank):
+        raise RuntimeError(
+            f"{kind}hx and cx should also be {rank}-D but got ({h0.dim()}-D, {c0.dim()}-D) tensors"
+        )
+    if h0.dim() != rank:
+        raise RuntimeError(f"{kind}hx should also be {rank}-D but got {h0.dim()}-D tensor")
+
+
+def lstm_states(hx: Any) -> tuple[Any, Any]:
+    """Takes (h_0, c_0) apart; None gives two None."""
+    if hx is None:
+        return None, None
+    if not isinstance(hx, (tuple, list)):
+        raise TypeError(f"hx must be a tuple (h_0, c_0) of tensors, got {type(hx).__name__}")
+    if len(hx) != 2:
+        # torch.nn indexes before it counts.
+        raise (IndexError if len(hx) < 2 else RuntimeError)(
+            f"lstm expects two hidden states (h_0, c_0) in hx, got {len(hx)}"
+        )
+    return hx[0], hx[1]
+
+
+def check_batch_sizes(batch_sizes: Any, rows: int) -> int:
+    """Checks a PackedSequence's batch_sizes against its rows and returns N."""
+    if not isinstance(batch_sizes, Tensor):
+        raise TypeError(f"batch_sizes must be a Tensor, got {type(batch_sizes).__name__}")
+    if batch_sizes.dtype != torch.int64 or batch_sizes.dim() != 1 or not batch_sizes.is_cpu:
+        raise RuntimeError(
+            f"batch_sizes must be a 1-D int64 tensor on the CPU, got {batch_sizes.dim()}-D "
+            f"{batch_sizes.dtype} on {batch_sizes.device}"
+        )
+    sizes: list[int] = batch_sizes.tolist()
+    if not sizes:
+        raise IndexError("batch_sizes must hold at least one step, got none")
+    if sizes[-1] < 1 or any(a < b for a, b in pairwise(sizes)):
+        raise RuntimeError(f"batch_sizes must be at least 1 and never grow, got {sizes}")
+    if sum(sizes) != rows:
+        raise RuntimeError(
+            f"batch_sizes must sum to the number of rows of the packed data, {rows}, "
+            f"got {sum(sizes)}"
+        )
+    return sizes[0]
+
+
+def as_lengths(lengths: Any, T: int, N: int) -> Tensor:
+    """Checks ``lengths`` and makes a tensor of a list.
+
+    Exception types are those of torch.nn.utils.rnn.pack_padded_sequence. While a graph is compiled
+    the values are not looked at: the op does that when it runs.
+    """
+    if isinstance(lengths, (list, tuple)):
+        bad = [v for v in lengths if not isinstance(v, int) or isinstance(v, bool)]
+        if bad:
+            raise TypeError(f"lengths must hold ints, got {bad[0]!r}")
+        lengths = torch.tensor(lengths, dtype=torch.int64)
+    elif not isinstance(lengths, Tensor):
+        raise TypeError(
+            f"lengths must be an int64 tensor on the CPU or a list, got {type(lengths).__name__}"
+        )
+    elif lengths.dtype != torch.int64 or not lengths.is_cpu:
+        raise RuntimeError(
+            f"lengths must be an int64 tensor on the CPU, got {lengths.dtype} on {lengths.device}"
+        )
+    if lengths.dim() != 1 or lengths.size(0) != N:
+        raise RuntimeError(f"lengths must be [N] = [{N}], got {list(lengths.shape)}")
+    if not torch.compiler.is_compiling():
+        for row, length in enumerate(lengths.tolist()):
+            if not 0 <= length <= T:
+                raise RuntimeError(f"lengths[{row}] must be in [0, T] = [0, {T}], got {length}")
+    return lengths

@@ -1,0 +1,232 @@
+"""The layer in plain differentiable torch operations: the definition that the kernels must meet.
+
+Double backward runs through it, and the tests compare the kernels with it. It is a Python loop over
+time, so it is slow; no forward or first backward of a supported dtype comes here.
+
+It computes in the input's dtype, 16-bit types in float32, as the kernels do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# One step: (x W + b_ih [n, G*H], h [n, P], c [n, H] or None, recurrent weights) -> h, c.
+Recurrent = Sequence["Tensor | None"]  # w_hh [G*H, P], b_hh [G*H] or None, w_hr [P, H] or None
+Step = Callable[[Tensor, Tensor, "Tensor | None", Recurrent], "tuple[Tensor, Tensor | None]"]
+
+
+def _lstm(
+    gates_x: Tensor, h: Tensor, c: Tensor | None, recurrent: Recurrent
+) -> tuple[Tensor, Tensor | None]:
+    w_hh, b_hh, w_hr = recurrent
+    assert c is not None and w_hh is not None
+    i, f, g, o = (gates_x + F.linear(h, w_hh, b_hh)).chunk(4, dim=-1)
+    c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+    h = torch.sigmoid(o) * torch.tanh(c)
+    return h if w_hr is None else F.linear(h, w_hr), c
+
+
+def _gru(
+    gates_x: Tensor, h: Tensor, c: Tensor | None, recurrent: Recurrent
+) -> tuple[Tensor, Tensor | None]:
+    w_hh, b_hh, _ = recurrent
+    assert w_hh is not None
+    x_r, x_z, x_n = gates_x.chunk(3, dim=-1)
+    h_r, h_z, h_n = F.linear(h, w_hh, b_hh).chunk(3, dim=-1)
+    r, z = torch.sigmoid(x_r + h_r), torch.sigmoid(x_z + h_z)
+    n = torch.tanh(x_n + r * h_n)
+    return (1 - z) * n + z * h, None
+
+
+def _gru_reset_before(
+    gates_x: Tensor, h: Tensor, c: Tensor | None, recurrent: Recurrent
+) -> tuple[Tensor, Tensor | None]:
+    w_hh, b_hh, _ = recurrent
+    assert w_hh is not None
+    H = h.size(-1)
+    w_rz, w_n = w_hh.split([2 * H, H])
+    b_rz, b_n = (None, None) if b_hh is None else b_hh.split([2 * H, H])
+    x_rz, x_n = gates_x.split([2 * H, H], dim=-1)
+    r, z = torch.sigmoid(x_rz + F.linear(h, w_rz, b_rz)).chunk(2, dim=-1)
+    n = torch.tanh(x_n + F.linear(r * h, w_n, b_n))
+    return (1 - z) * n + z * h, None
+
+
+def _rnn(phi: Callable[[Tensor], Tensor]) -> Step:
+    def step(
+        gates_x: Tensor, h: Tensor, c: Tensor | None, recurrent: Recurrent
+    ) -> tuple[Tensor, Tensor | None]:
+        w_hh, b_hh, _ = recurrent
+        assert w_hh is not None
+        return phi(gates_x + F.linear(h, w_hh, b_hh)), None
+
+    return step
+
+
+STEPS: dict[str, Step] = {
+    "lstm": _lstm,
+    "lstm_proj": _lstm,
+    "gru": _gru,
+    "gru_reset_before": _gru_reset_before,
+    "rnn_tanh": _rnn(torch.tanh),
+    "rnn_relu": _rnn(torch.relu),
+}
+
+
+def _direction(
+    x: Tensor,  # [S, I]
+    batch_sizes: list[int],
+    h0: Tensor,  # [N, P]
+    c0: Tensor | None,  # [N, H]
+    weights: Sequence[Tensor],
+    cell: str,
+    reverse: bool,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """One direction over packed rows: y [S, P], h_n [N, P], c_n [N, H]."""
+    step = STEPS[cell]
+    w_hr = weights[-1] if cell == "lstm_proj" else None
+    w_ih, w_hh = weights[:2]
+    b_ih, b_hh = weights[2:4] if len(weights) >= 4 else (None, None)
+    if not batch_sizes:  # no live row: a step of no rows keeps y a function of everything
+        c = None if c0 is None else c0[:0]
+        y_none, _ = step(F.linear(x, w_ih, b_ih), h0[:0], c, (w_hh, b_hh, w_hr))
+        return y_none, h0, c0
+
+    gates_x = F.linear(x, w_ih, b_ih).split(batch_sizes)
+    T = len(batch_sizes)
+    n = batch_sizes[-1 if reverse else 0]
+    h, c = h0[:n], None if c0 is None else c0[:n]
+    ended: list[tuple[Tensor, Tensor | None]] = []
+    y: list[Tensor] = [h] * T
+    for t in reversed(range(T)) if reverse else range(T):
+        n, before = batch_sizes[t], h.size(0)
+        if n < before:  # forward: the shortest sequences have ended
+            ended.append((h[n:], None if c is None else c[n:]))
+            h, c = h[:n], None if c is None else c[:n]
+        elif n > before:  # reverse: they begin here, each at its own end
+            h = torch.cat([h, h0[before:n]])
+            c = None if c is None or c0 is None else torch.cat([c, c0[before:n]])
+        h, c = step(gates_x[t], h, c, (w_hh, b_hh, w_hr))
+        y[t] = h
+    h_n = torch.cat([h, *(e[0] for e in reversed(ended))])
+    c_n = (
+        None if c is None else torch.cat([c, *(e[1] for e in reversed(ended) if e[1] is not None)])
+    )
+    return torch.cat(y), h_n, c_n
+
+
+def _packed(
+    x: Tensor,
+    batch_sizes: list[int],
+    h0: Tensor,  # [D, N, P]
+    c0: Tensor | None,  # [D, N, H]
+    weights: Sequence[Tensor],
+    cell: str,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    D = h0.size(0)
+    k = len(weights) // D
+    results = [
+        _direction(
+            x,
+            batch_sizes,
+            h0[d],
+            None if c0 is None else c0[d],
+            weights[d * k : (d + 1) * k],
+            cell,
+            reverse=d == 1,
+        )
+        for d in range(D)
+    ]
+    y = torch.cat([r[0] for r in results], dim=-1)
+    h_n = torch.stack([r[1] for r in results])
+    c_n = None if c0 is None else torch.stack([r[2] for r in results if r[2] is not None])
+    return y, h_n, c_n
+
+
+def _with_lengths(
+    x: Tensor,  # [T, N, I]
+    lengths: Tensor,  # [N]
+    h0: Tensor,
+    c0: Tensor | None,
+    weights: Sequence[Tensor],
+    cell: str,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Gathers the live rows, runs them packed and puts the results back: padding is never read."""
+    T, N, I = x.shape
+    sorted_lengths, order = lengths.sort(descending=True, stable=True)
+    live = sorted_lengths[sorted_lengths > 0]
+    order = order[: len(live)]
+    steps = int(live[0]) if len(live) else 0
+    alive = live.unsqueeze(0) > torch.arange(steps).unsqueeze(1)  # [steps, live]
+    rows = (torch.arange(steps).unsqueeze(1) * N + order.unsqueeze(0))[alive].to(x.device)
+    order = order.to(x.device)
+
+    y_live, h_live, c_live = _packed(
+        x.reshape(T * N, I)[rows],
+        alive.sum(dim=1).tolist(),
+        h0[:, order],
+        None if c0 is None else c0[:, order],
+        weights,
+        cell,
+    )
+    y = y_live.new_zeros(T * N, y_live.size(-1)).index_copy(0, rows, y_live).view(T, N, -1)
+    h_n = h0.index_copy(1, order, h_live)
+    c_n = None if c0 is None or c_live is None else c0.index_copy(1, order, c_live)
+    return y, h_n, c_n
+
+
+def layer(
+    x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: Sequence[Tensor],
+    *,
+    cell: str,
+    bidirectional: bool = False,
+    batch_sizes: Tensor | None = None,
+    lengths: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Runs one layer over a sequence, both directions where there are two.
+
+    Args:
+        x: input, ``[T, N, I]``, or packed rows ``[S, I]`` with ``batch_sizes``.
+        h0: initial h, ``[D, N, P]``; None means zeros.
+        c0: initial c, ``[D, N, H]``; None means zeros; ignored by cells without c.
+        weights: per direction ``w_ih [G*H, I]``, ``w_hh [G*H, P]``, with bias ``b_ih [G*H]`` and
+            ``b_hh [G*H]``, and for "lstm_proj" ``w_hr [P, H]``.
+        cell: a key of ``STEPS``.
+        bidirectional: whether ``weights`` and the states hold two directions.
+        batch_sizes: live rows of each step, ``[T]`` int64, as in a PackedSequence.
+        lengths: steps of each row, ``[N]`` int64, any order, 0 allowed; only with ``[T, N, I]``.
+
+    Returns:
+        y ``[T, N, D*P]`` (zero beyond a row's length) or ``[S, D*P]``, h_n ``[D, N, P]`` and
+        c_n ``[D, N, H]``, None for cells without c, in the dtype of x.
+    """
+    D = 2 if bidirectional else 1
+    dtype = x.dtype
+    wide = torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+    sizes: list[int] | None = None if batch_sizes is None else batch_sizes.tolist()
+    N = x.size(1) if sizes is None else sizes[0]
+    with torch.autocast(x.device.type, enabled=False):
+        weights = [w.to(wide) for w in weights]
+        rows = x.to(wide)
+        H = weights[-1].size(1) if cell == "lstm_proj" else weights[1].size(1)
+        h = rows.new_zeros(D, N, weights[1].size(1)) if h0 is None else h0.to(wide)
+        c = None
+        if cell.startswith("lstm"):
+            c = rows.new_zeros(D, N, H) if c0 is None else c0.to(wide)
+
+        if lengths is not None:
+            y, h_n, c_n = _with_lengths(rows, lengths, h, c, weights, cell)
+        elif sizes is not None:
+            y, h_n, c_n = _packed(rows, sizes, h, c, weights, cell)
+        else:
+            T = x.size(0)
+            y, h_n, c_n = _packed(rows.reshape(T * N, -1), [N] * T, h, c, weights, cell)
+            y = y.view(T, N, -1)
+    return y.to(dtype), h_n.to(dtype), None if c_n is None else c_n.to(dtype)

@@ -1,0 +1,295 @@
+"""The cells that replace torch.nn's: one step each, computed as a layer of one step.
+
+They derive from torch's RNNCellBase, which downstream isinstance checks accept, not from
+nn.LSTMCell and the others, whose exact types quantize_dynamic replaces.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.modules.rnn import RNNCellBase
+
+from . import ops
+from ._checks import check_kernels, check_weights
+from .functional import autocast_dtype, cast
+
+Device = torch.device | str | int | None
+DType = torch.dtype | None
+
+__all__ = ["FusedGRUCell", "FusedLSTMCell", "FusedRNNCell"]
+
+
+_NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+
+
+class _FusedCell(RNNCellBase):
+    """What the three cells share: the checks and the call."""
+
+    def _run(self, cell: str, input: Any, states: tuple[Any, ...]) -> tuple[Tensor, Tensor | None]:
+        """Runs one step on input [N, I] or [I] and no, one (h) or two (h, c) states."""
+        if not isinstance(input, Tensor):
+            raise AttributeError(f"input must be a Tensor, got {type(input).__name__}")
+        rank = input.dim()
+        if rank != 2 and rank != 1:
+            raise ValueError(f"{self._name()}: Expected input to be 1D or 2D, got {rank}D instead")
+        for k, state in enumerate(states):
+            name = f"hx[{k}]" if len(states) > 1 else "hidden"
+            if not isinstance(state, Tensor):
+                raise AttributeError(f"{name} must be a Tensor, got {type(state).__name__}")
+            if state.dim() not in (1, 2):
+                raise ValueError(
+                    f"{self._name()}: Expected {name} to be 1D or 2D, got {state.dim()}D instead"
+                )
+        weights = self._weights()
+        autocast = autocast_dtype(input.device)
+        if autocast is not None:
+            input = cast(input, autocast)
+            weights = [cast(w, autocast) for w in weights]
+            states = tuple(cast(s, autocast) for s in states)
+
+        I, H = self.input_size, self.hidden_size
+        bias = len(weights) > 2
+        check_weights(cell, (I, H, H), 1, 1, bias, weights, input, RuntimeError, _NAMES)
+        check_kernels(input)
+        if input.shape[-1] != I:
+            raise RuntimeError(
+                f"input has inconsistent input_size: got {input.shape[-1]} expected {I}"
+            )
+        _check_states(input, states, H)
+        if rank == 1:
+            input = input.unsqueeze(0)
+            states = tuple(s.unsqueeze(0) for s in states)
+        h, c = (s.unsqueeze(0) for s in states) if len(states) == 2 else (None, None)
+        if len(states) == 1:
+            h = states[0].unsqueeze(0)
+        _, h, c = ops.layer(input.unsqueeze(0), h, c, weights, cell=cell, batch=input.shape[0])
+        # [D, N, H] -> [N, H] or [H]
+        h, c = h.squeeze(0), None if c is None else c.squeeze(0)
+        if rank == 1:
+            h, c = h.squeeze(0), None if c is None else c.squeeze(0)
+        return h, c
+
+    def _weights(self) -> list[Any]:
+        """Returns the two weights and no or two biases, as they are now."""
+        parameters = self._parameters
+        weights: list[Any]
+        try:
+            # What getattr would find, without nn.Module.__getattr__.
+            weights = [parameters[name] for name in _NAMES]
+        except KeyError:
+            weights = [getattr(self, name) for name in _NAMES]
+        b_ih, b_hh = weights[2:]
+        if b_ih is None and b_hh is None:
+            return weights[:2]
+        # torch.nn's cells take one bias without the other; the kernels take both or none.
+        if b_ih is None:
+            weights[2] = torch.zeros_like(b_hh)
+        if b_hh is None:
+            weights[3] = torch.zeros_like(b_ih)
+        return weights
+
+    def _name(self) -> str:
+        return type(self).__name__.removeprefix("Fused")
+
+
+def _check_states(input: Tensor, states: tuple[Tensor, ...], H: int) -> None:
+    """Checks rank, sizes, device and dtype of the states against the input's."""
+    expected = (*input.shape[:-1], H)
+    for k, state in enumerate(states):
+        if state.shape != expected:
+            if state.dim() != input.dim():
+                raise RuntimeError(
+                    f"hidden{k} must be {input.dim()}-D as the input is, {list(expected)}, got "
+                    f"{list(state.shape)}"
+                )
+            if state.shape[-1] != H:
+                raise RuntimeError(
+                    f"hidden{k} has inconsistent hidden_size: got {state.shape[-1]}, expected {H}"
+                )
+            raise RuntimeError(
+                f"Input batch size {input.shape[0]} doesn't match hidden{k} batch size "
+                f"{state.shape[0]}"
+            )
+        if state.device != input.device:
+            raise RuntimeError(
+                "Input and hidden tensors are not at the same device, found input tensor at "
+                f"{input.device} and hidden tensor (hidden{k}) at {state.device}"
+            )
+        if state.dtype != input.dtype:
+            raise RuntimeError(
+                f"hidden{k} must have the dtype of the input, {input.dtype}, got {state.dtype}"
+            )
+
+
+class FusedLSTMCell(_FusedCell):
+    r"""One step of an LSTM; takes the place of `torch.nn.LSTMCell`.
+
+    .. math::
+        i, f, o = \sigma(\cdot), \quad g = \tanh(\cdot), \quad
+        c' = f \odot c + i \odot g, \quad h' = o \odot \tanh(c')
+
+    each of :math:`W x + b_{ih} + U h + b_{hh}`.
+
+    Args:
+        input_size: I, features of the input.
+        hidden_size: H, features of the state.
+        bias: whether there are bias_ih and bias_hh; without, both are None.
+        device: of the parameters.
+        dtype: of the parameters: float64, float32, bfloat16 or float16.
+
+    Attributes:
+        weight_ih: ``[4H, I]``, gates i, f, g, o.
+        weight_hh: ``[4H, H]``.
+        bias_ih, bias_hh: ``[4H]``.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: Device = None,
+        dtype: DType = None,
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, 4, device, dtype)
+
+    def forward(
+        self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Runs one step.
+
+        Args:
+            input: ``[N, I]`` or ``[I]``.
+            hx: ``(h [N, H], c [N, H])``, without N for ``[I]``; None for zeros.
+
+        Returns:
+            ``(h', c')`` of the same shapes.
+
+        Raises:
+            ValueError: rank of the input or of a state.
+            RuntimeError: sizes, dtypes or devices that do not fit.
+        """
+        states: tuple[Tensor, ...] = ()
+        if hx is not None:
+            if not isinstance(hx, (tuple, list)):
+                raise TypeError(f"hx must be a tuple (h, c) of tensors, got {type(hx).__name__}")
+            if len(hx) != 2:
+                raise RuntimeError(f"lstm_cell expects two hidden states in hx, got {len(hx)}")
+            states = (hx[0], hx[1])
+        h, c = self._run("lstm", input, states)
+        assert c is not None
+        return h, c
+
+
+class FusedGRUCell(_FusedCell):
+    r"""One step of a GRU; takes the place of `torch.nn.GRUCell`.
+
+    .. math::
+        r, z = \sigma(W x + b_{ih} + U h + b_{hh}), \quad h' = (1 - z) \odot n + z \odot h
+
+    with :math:`n = \tanh(W_n x + b_{in} + r \odot (U_n h + b_{hn}))`, or for
+    ``reset_after=False`` :math:`n = \tanh(W_n x + b_{in} + U_n (r \odot h) + b_{hn})`.
+
+    Args:
+        input_size: I, features of the input.
+        hidden_size: H, features of the state.
+        bias: whether there are bias_ih and bias_hh; without, both are None.
+        device: of the parameters.
+        dtype: of the parameters: float64, float32, bfloat16 or float16.
+        reset_after: r multiplies h after its product with U (torch.nn's GRUCell) or before it.
+
+    Attributes:
+        weight_ih: ``[3H, I]``, gates r, z, n.
+        weight_hh: ``[3H, H]``.
+        bias_ih, bias_hh: ``[3H]``.
+    """
+
+    __constants__ = [*RNNCellBase.__constants__, "reset_after"]  # noqa: RUF012 (torch.nn's form)
+
+    reset_after: bool = True
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: Device = None,
+        dtype: DType = None,
+        *,
+        reset_after: bool = True,
+    ) -> None:
+        if not isinstance(reset_after, bool):
+            raise TypeError(
+                f"reset_after should be of type bool, got: {type(reset_after).__name__}"
+            )
+        super().__init__(input_size, hidden_size, bias, 3, device, dtype)
+        self.reset_after = reset_after
+
+    def extra_repr(self) -> str:
+        """Returns torch.nn's text, and reset_after where it is not the default."""
+        return super().extra_repr() + ("" if self.reset_after else ", reset_after=False")
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        """Runs one step.
+
+        Args:
+            input: ``[N, I]`` or ``[I]``.
+            hx: ``h [N, H]``, or ``[H]`` for ``[I]``; None for zeros.
+
+        Returns:
+            ``h'`` of the same shape.
+
+        Raises:
+            ValueError: rank of the input or of the state.
+            RuntimeError: sizes, dtypes or devices that do not fit.
+        """
+        cell = "gru" if self.reset_after else "gru_reset_before"
+        return self._run(cell, input, () if hx is None else (hx,))[0]
+
+
+class FusedRNNCell(_FusedCell):
+    r"""One step of an Elman RNN with tanh or ReLU; takes the place of `torch.nn.RNNCell`.
+
+    .. math:: h' = \phi(W x + b_{ih} + U h + b_{hh})
+
+    Args:
+        input_size: I, features of the input.
+        hidden_size: H, features of the state.
+        bias: whether there are bias_ih and bias_hh; without, both are None.
+        nonlinearity: φ, "tanh" or "relu"; as in torch.nn, another name fails in forward.
+        device: of the parameters.
+        dtype: of the parameters: float64, float32, bfloat16 or float16.
+
+    Attributes:
+        weight_ih: ``[H, I]``.
+        weight_hh: ``[H, H]``.
+        bias_ih, bias_hh: ``[H]``.
+    """
+
+    __constants__ = [*RNNCellBase.__constants__, "nonlinearity"]  # noqa: RUF012 (torch.nn's form)
+
+    nonlinearity: str
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        nonlinearity: str = "tanh",
+        device: Device = None,
+        dtype: DType = None,
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, 1, device, dtype)
+        self.nonlinearity = nonlinearity
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        """Runs one step; arguments, result and errors are those of `FusedGRUCell.forward`."""
+        if self.nonlinearity not in ("tanh", "relu"):
+            raise RuntimeError(
+                f"Unknown nonlinearity: {self.nonlinearity}. Select from 'tanh' or 'relu'."
+            )
+        cell = f"rnn_{self.nonlinearity}"
+        return self._run(cell, input, () if hx is None else (hx,))[0]

@@ -1,0 +1,265 @@
+"""Turns torch.nn's recurrent layers in a model into fused ones, and back.
+
+A layer changes its class and nothing else, as `torch.nn.utils.parametrize` changes one: it stays
+the same object with the same Parameters, so whatever refers to either (an optimizer, a hook, a
+second place in the model, a variable) goes on working.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterator
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from ._checks import check_kernels
+from .cells import FusedGRUCell, FusedLSTMCell, FusedRNNCell
+from .modules import FusedGRU, FusedLSTM, FusedRNN
+
+__all__ = ["convert", "revert", "to_torch"]
+
+M = TypeVar("M", bound=nn.Module)
+
+_FUSED: dict[type[nn.Module], type[nn.Module]] = {
+    nn.LSTM: FusedLSTM,
+    nn.GRU: FusedGRU,
+    nn.RNN: FusedRNN,
+    nn.LSTMCell: FusedLSTMCell,
+    nn.GRUCell: FusedGRUCell,
+    nn.RNNCell: FusedRNNCell,
+}
+_TORCH = {fused: plain for plain, fused in _FUSED.items()}
+_NAMES = {plain.__name__ for plain in _FUSED}
+_CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+
+
+class _Change(NamedTuple):
+    module: nn.Module
+    to: type[nn.Module]
+
+
+class _Left(NamedTuple):
+    name: str
+    module: nn.Module
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.name} ({type(self.module).__name__}): {self.reason}"
+
+
+def convert(module: M) -> M:
+    """Makes every torch.nn LSTM, GRU, RNN, LSTMCell, GRUCell and RNNCell in `module` a fused one.
+
+    It changes the tree in place and returns its root; `convert(copy.deepcopy(module))` leaves the
+    original alone. Every layer stays the same object and only its class changes, so all else
+    stays: the Parameter objects (an optimizer made before goes on), buffers, requires_grad,
+    device, dtype, training mode, hooks of every kind, and all that refers to a layer. Layers that
+    are fused already are left as they are.
+
+    Convert before `torch.compile`, `torch.jit.script`, quantization and parametrizations, not
+    after: a graph that was captured keeps what it captured, and the others make classes of their
+    own, which are reported.
+
+    Args:
+        module: a layer or a model; the root itself may be one of the layers.
+
+    Returns:
+        `module`.
+
+    Raises:
+        TypeError: `module` is not a torch.nn.Module.
+
+    Warns:
+        UserWarning: one warning with the qualified name of every recurrent layer that was left as
+            it is, and the reason: a subclass (its forward may do anything), a parametrized layer,
+            one with a forward of its own, one compiled by TorchScript or quantized, and weights
+            of a dtype or on a device for which there are no kernels.
+    """
+    changes: list[_Change] = []
+    left: list[_Left] = []
+    for name, layer in _named_modules(module):
+        fused = _FUSED.get(type(layer))
+        reason = _why_not_as_it_is(layer) if fused else _why_not_this_class(layer)
+        if reason:
+            left.append(_Left(name, layer, reason))
+        elif fused:
+            changes.append(_Change(layer, fused))
+    for change in changes:
+        _apply(change)
+    _report("convert", left)
+    return module
+
+
+def revert(module: M) -> M:
+    """Makes every fused layer in `module` the torch.nn layer that it stands for.
+
+    The inverse of `convert`, in place too, and it keeps the same things.
+
+    Args:
+        module: a layer or a model; the root itself may be one of the layers.
+
+    Returns:
+        `module`.
+
+    Raises:
+        TypeError: `module` is not a torch.nn.Module.
+        ValueError: a GRU in it has reset_after=False, which torch.nn cannot compute. Nothing has
+            been changed then.
+
+    Warns:
+        UserWarning: one warning with the qualified name of every fused layer that was left as it
+            is, and the reason: a subclass, a parametrized layer, one with a forward of its own.
+    """
+    changes, left = _plan_revert("revert", module)
+    for change in changes:
+        _apply(change)
+    _report("revert", left)
+    return module
+
+
+def to_torch(module: M) -> M:
+    """A copy of `module` in torch.nn's layers that shares its parameters.
+
+    The modules are new, the tensors are not: training either trains both, and `module` stays
+    fused. For what looks for torch.nn's exact types, `torch.ao.quantization.quantize_dynamic` for
+    one. Hooks are copied along.
+
+    Args:
+        module: a layer or a model with fused layers in it.
+
+    Returns:
+        The copy.
+
+    Raises:
+        TypeError: `module` is not a torch.nn.Module.
+        ValueError: a GRU in it has reset_after=False, which torch.nn cannot compute.
+
+    Warns:
+        UserWarning: as `revert` does.
+    """
+    _plan_revert("to_torch", module)
+    # What deepcopy finds in its memo it takes for copied.
+    shared: dict[int, Any] = {id(t): t for layer in module.modules() for t in _tensors(layer)}
+    duplicate = copy.deepcopy(module, shared)
+    changes, left = _plan_revert("to_torch", duplicate)
+    for change in changes:
+        _apply(change)
+    _report("to_torch", left)
+    return duplicate
+
+
+def _apply(change: _Change) -> None:
+    layer, cls = change
+    # True wherever a layer changes its class, and the default of the fused classes.
+    vars(layer).pop("reset_after", None)
+    # torch.nn's layers hold a list of their weights, the fused ones look them up.
+    vars(layer).pop("_flat_weights", None)
+    layer.__class__ = cls
+    if isinstance(layer, nn.RNNBase):
+        layer._init_flat_weights()
+
+
+def _plan_revert(caller: str, module: nn.Module) -> tuple[list[_Change], list[_Left]]:
+    changes: list[_Change] = []
+    left: list[_Left] = []
+    impossible: list[str] = []
+    for name, layer in _named_modules(module):
+        if not isinstance(layer, tuple(_TORCH)):
+            continue
+        plain = _TORCH.get(type(layer))
+        if plain is None:
+            left.append(_Left(name, layer, _subclass_reason(layer)))
+        elif "forward" in vars(layer):
+            left.append(_Left(name, layer, _OWN_FORWARD))
+        elif not getattr(layer, "reset_after", True):
+            impossible.append(f"{name} ({type(layer).__name__})")
+        else:
+            changes.append(_Change(layer, plain))
+    if impossible:
+        raise ValueError(
+            f"fusedrnn.{caller}: reset_after must be True in every GRU, because torch.nn's GRU has "
+            "its reset gate after the recurrent product only; it is False in "
+            f"{', '.join(impossible)}. Nothing was changed"
+        )
+    return changes, left
+
+
+def _named_modules(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
+    for name, layer in module.named_modules():
+        yield name or "the module itself", layer
+
+
+_OWN_FORWARD = "its forward is not its class's, but was set on the object"
+
+
+def _why_not_as_it_is(layer: nn.Module) -> str | None:
+    """Why this layer, of a type that has a fused counterpart, cannot be changed; None if it can."""
+    if "forward" in vars(layer):
+        return _OWN_FORWARD
+    names: Any = layer._flat_weights_names if isinstance(layer, nn.RNNBase) else _CELL_WEIGHTS
+    for name in names:
+        weight = getattr(layer, name, None)
+        if isinstance(weight, Tensor) and not _has_kernels(weight):
+            return f"there are no kernels for {weight.dtype} on {weight.device}"
+    return None
+
+
+def _has_kernels(tensor: Tensor) -> bool:
+    try:
+        check_kernels(tensor)
+    except NotImplementedError:
+        return False
+    return True
+
+
+def _why_not_this_class(layer: nn.Module) -> str | None:
+    """Why a layer whose type has no fused counterpart is left alone; None if no one expects one."""
+    if isinstance(layer, tuple(_TORCH)):
+        return None
+    if isinstance(layer, torch.jit.ScriptModule):
+        if getattr(layer, "original_name", "") in _NAMES:
+            return "compiled by TorchScript; convert before torch.jit.script or torch.jit.trace"
+        return None
+    if isinstance(layer, (nn.RNNBase, nn.RNNCellBase)):
+        return _subclass_reason(layer)
+    # Quantized layers of torch.ao derive from Module alone.
+    for cls in type(layer).__mro__:
+        if cls.__module__.startswith("torch.ao.nn.quant") and cls.__name__ in _NAMES:
+            return f"quantized ({cls.__module__}); the fused layers compute in floating point"
+    return None
+
+
+def _subclass_reason(layer: nn.Module) -> str:
+    if parametrize.is_parametrized(layer):
+        return "parametrized; register parametrizations after the change, either form takes them"
+    cls = type(layer)
+    bases = (*_FUSED, *_TORCH, nn.RNNBase, nn.RNNCellBase)
+    base = next(b for b in cls.__mro__ if b in bases)
+    package = base.__module__.split(".")[0].replace("torch", "torch.nn")
+    return f"{cls.__module__}.{cls.__qualname__} is a subclass of {package}.{base.__name__}"
+
+
+def _tensors(layer: nn.Module) -> Iterator[Tensor]:
+    """The tensors that a module itself holds, weights computed by a hook included."""
+    held = vars(layer)
+    for value in (*layer._parameters.values(), *layer._buffers.values(), *held.values()):
+        if isinstance(value, Tensor):
+            yield value
+    yield from (w for w in held.get("_flat_weights", ()) if isinstance(w, Tensor))
+
+
+def _report(caller: str, left: list[_Left]) -> None:
+    if left:
+        lines = "".join(f"\n  {entry}" for entry in left)
+        warnings.warn(
+            f"fusedrnn.{caller} left {len(left)} recurrent layer{'s' * (len(left) > 1)} as "
+            f"{'they are' if len(left) > 1 else 'it is'}:{lines}",
+            UserWarning,
+            stacklevel=3,
+        )

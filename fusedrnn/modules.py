@@ -1,0 +1,409 @@
+"""The layers that replace torch.nn's: the same parameters, arguments, results and errors.
+
+They derive from nn.RNNBase, not from nn.LSTM, nn.GRU and nn.RNN: Dynamo refuses every instance of
+those, and quantize_dynamic replaces them.
+"""
+
+from __future__ import annotations
+
+from typing import Any, overload
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from ._checks import check_sizes, lstm_states
+from .functional import run_layers
+
+__all__ = ["FusedGRU", "FusedLSTM", "FusedRNN"]
+
+# What `device` and `dtype` take, as in torch.nn.
+Device = torch.device | str | int | None
+DType = torch.dtype | None
+Lengths = Tensor | list[int] | tuple[int, ...] | None
+
+
+class _FusedRNNBase(nn.RNNBase):
+    """What the three layers share beyond nn.RNNBase: how weights are read and a call is run.
+
+    Weights are read by attribute at each call, so that pruning, parametrizations, weight_norm,
+    functional_call and weights that are computed or shared need nothing of their own.
+    """
+
+    def _cell(self) -> str:
+        """Returns the name of the cell for the ops."""
+        raise NotImplementedError
+
+    @property
+    def _flat_weights(self) -> list[Any]:
+        """All weights in torch's order, as they are now; torch.nn keeps a list that can be old."""
+        return [getattr(self, name, None) for name in self._flat_weights_names]
+
+    @_flat_weights.setter
+    def _flat_weights(self, value: list[Any]) -> None:
+        """Takes nn.RNNBase's assignments, which say nothing new."""
+
+    def flatten_parameters(self) -> None:
+        """Does nothing: the kernels lay out weights themselves."""
+
+    def _run(self, input: Any, h0: Any, c0: Any, lengths: Any) -> tuple[Any, Tensor, Tensor | None]:
+        parameters = self._parameters
+        weights: list[Any]
+        try:
+            # What getattr would find, without nn.Module.__getattr__.
+            weights = [parameters[name] for name in self._flat_weights_names]
+        except KeyError:
+            weights = [getattr(self, name) for name in self._flat_weights_names]
+        data, batch_sizes, sorted_indices, unsorted_indices = input, None, None, None
+        packed = isinstance(input, PackedSequence)
+        if packed:
+            data, batch_sizes, sorted_indices, unsorted_indices = input
+        H = self.hidden_size
+        y: Any
+        y, h_n, c_n = run_layers(
+            self._cell(),
+            (self.input_size, H, self.proj_size or H),
+            data,
+            h0,
+            c0,
+            weights,
+            num_layers=self.num_layers,
+            bias=self.bias,
+            dropout=self.dropout if self.training else 0.0,
+            directions=2 if self.bidirectional else 1,
+            batch_first=self.batch_first,
+            batch_sizes=batch_sizes,
+            lengths=lengths,
+            sorted_indices=sorted_indices,
+            unsorted_indices=unsorted_indices,
+        )
+        if packed:
+            y = PackedSequence(y, batch_sizes, sorted_indices, unsorted_indices)
+        return y, h_n, c_n
+
+
+class FusedLSTM(_FusedRNNBase):
+    r"""Multi-layer LSTM; takes the place of `torch.nn.LSTM`.
+
+    .. math::
+        i_t, f_t, o_t = \sigma(\cdot), \quad g_t = \tanh(\cdot), \quad
+        c_t = f_t \odot c_{t-1} + i_t \odot g_t, \quad h_t = o_t \odot \tanh(c_t)
+
+    each of :math:`W x_t + b_{ih} + U h_{t-1} + b_{hh}`; with ``proj_size = P > 0``
+    :math:`h_t = W_{hr} (o_t \odot \tanh(c_t))`. See `fusedrnn.functional.lstm`.
+
+    Args:
+        input_size: I, features of the input.
+        hidden_size: H, features of the state.
+        num_layers: L, layers on top of each other.
+        bias: whether there are bias_ih and bias_hh.
+        batch_first: input and output are ``[N, T, ·]`` instead of ``[T, N, ·]``; states are not
+            affected, nor is unbatched input.
+        dropout: probability of dropout on the output of each layer but the last.
+        bidirectional: a second direction (D = 2) from each sequence's end.
+        proj_size: P, size of a projected h; 0 for none.
+        device: of the parameters.
+        dtype: of the parameters: float64, float32, bfloat16 or float16.
+
+    Attributes:
+        weight_ih_l{k}{_reverse}: ``[4H, I]``, or ``[4H, D*P]`` above the first layer;
+            gates i, f, g, o.
+        weight_hh_l{k}{_reverse}: ``[4H, P]`` (P = H without projection).
+        bias_ih_l{k}{_reverse}, bias_hh_l{k}{_reverse}: ``[4H]``.
+        weight_hr_l{k}{_reverse}: ``[P, H]``, with projection.
+
+    All are drawn from U(−1/√H, 1/√H), the same numbers as torch.nn's from the same seed.
+
+    Raises:
+        ValueError: sizes, layers, dropout or proj_size out of range.
+        TypeError: an argument of a wrong type.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: Device = None,
+        dtype: DType = None,
+    ) -> None:
+        check_sizes(input_size, hidden_size, num_layers, bias, batch_first, dropout, proj_size)
+        super().__init__(
+            "LSTM",
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            proj_size,
+            device,
+            dtype,
+        )
+
+    def _cell(self) -> str:
+        return "lstm_proj" if self.proj_size else "lstm"
+
+    def get_expected_cell_size(
+        self, input: Tensor, batch_sizes: Tensor | None
+    ) -> tuple[int, int, int]:
+        """Returns the size that c_0 must have for an input, (L*D, N, H)."""
+        rows, N, _ = self.get_expected_hidden_size(input, batch_sizes)
+        return rows, N, self.hidden_size
+
+    def check_forward_args(  # type: ignore[override]
+        self, input: Tensor, hidden: tuple[Tensor, Tensor], batch_sizes: Tensor | None
+    ) -> None:
+        """Checks input and (h_0, c_0) as torch.nn.LSTM's method of this name does."""
+        self.check_input(input, batch_sizes)
+        for k, expected in enumerate((self.get_expected_hidden_size, self.get_expected_cell_size)):
+            self.check_hidden_size(
+                hidden[k], expected(input, batch_sizes), f"Expected hidden[{k}] size {{}}, got {{}}"
+            )
+
+    def permute_hidden(  # type: ignore[override]
+        self, hx: tuple[Tensor, Tensor], permutation: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Permutes the batch of (h, c)."""
+        if permutation is None:
+            return hx
+        return hx[0].index_select(1, permutation), hx[1].index_select(1, permutation)
+
+    @overload
+    def forward(
+        self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None, lengths: Lengths = None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]: ...
+
+    @overload
+    def forward(
+        self, input: PackedSequence, hx: tuple[Tensor, Tensor] | None = None, lengths: None = None
+    ) -> tuple[PackedSequence, tuple[Tensor, Tensor]]: ...
+
+    def forward(self, input: Any, hx: Any = None, lengths: Lengths = None) -> Any:
+        """Runs the layers.
+
+        Args:
+            input: ``[T, N, I]``, ``[N, T, I]`` with batch_first, ``[T, I]`` without a batch, or a
+                PackedSequence.
+            hx: ``(h_0 [L*D, N, P], c_0 [L*D, N, H])``, without N for unbatched input; None: zeros.
+            lengths: ``[N]`` int64 on the CPU or a list, each in [0, T], any order: the steps of
+                each row of a padded input. See `fusedrnn.functional.lstm`.
+
+        Returns:
+            ``y, (h_n, c_n)``: y ``[T, N, D*P]`` in the form of the input, states as hx.
+
+        Raises:
+            ValueError: rank or dtype of the input; lengths where they cannot be.
+            RuntimeError: sizes or devices that do not fit.
+        """
+        h0, c0 = (None, None) if hx is None else lstm_states(hx)
+        y, h_n, c_n = self._run(input, h0, c0, lengths)
+        return y, (h_n, c_n)
+
+
+class FusedGRU(_FusedRNNBase):
+    r"""Multi-layer GRU; takes the place of `torch.nn.GRU`.
+
+    .. math::
+        r_t, z_t = \sigma(W x_t + b_{ih} + U h_{t-1} + b_{hh}), \quad
+        h_t = (1 - z_t) \odot n_t + z_t \odot h_{t-1}
+
+    with :math:`n_t = \tanh(W_n x_t + b_{in} + r_t \odot (U_n h_{t-1} + b_{hn}))`, or for
+    ``reset_after=False`` (Cho et al. 2014; Keras and ONNX know both)
+    :math:`n_t = \tanh(W_n x_t + b_{in} + U_n (r_t \odot h_{t-1}) + b_{hn})`.
+    See `fusedrnn.functional.gru`, also for weights of the other convention for z.
+
+    Args:
+        input_size: I, features of the input.
+        hidden_size: H, features of the state.
+        num_layers: L, layers on top of each other.
+        bias: whether there are bias_ih and bias_hh.
+        batch_first: input and output are ``[N, T, ·]``.
+        dropout: probability of dropout on the output of each layer but the last.
+        bidirectional: a second direction (D = 2) from each sequence's end.
+        device: of the parameters.
+        dtype: of the parameters: float64, float32, bfloat16 or float16.
+        reset_after: r multiplies h after its product with U (torch.nn's GRU) or before it.
+        kwargs: nothing; ``proj_size`` is a ValueError as in torch.nn.
+
+    Attributes:
+        weight_ih_l{k}{_reverse}: ``[3H, I]``, above the first layer ``[3H, D*H]``; gates r, z, n.
+        weight_hh_l{k}{_reverse}: ``[3H, H]``.
+        bias_ih_l{k}{_reverse}, bias_hh_l{k}{_reverse}: ``[3H]``.
+
+    Raises:
+        ValueError: sizes, layers or dropout out of range.
+        TypeError: an argument of a wrong type.
+    """
+
+    __constants__ = [*nn.RNNBase.__constants__, "reset_after"]  # noqa: RUF012 (torch.nn's form)
+
+    reset_after: bool = True
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: Device = None,
+        dtype: DType = None,
+        *,
+        reset_after: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        _refuse_keywords(type(self).__name__, kwargs)
+        if not isinstance(reset_after, bool):
+            raise TypeError(
+                f"reset_after should be of type bool, got: {type(reset_after).__name__}"
+            )
+        check_sizes(input_size, hidden_size, num_layers, bias, batch_first, dropout)
+        super().__init__(
+            "GRU",
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            device=device,
+            dtype=dtype,
+        )
+        self.reset_after = reset_after
+
+    def _cell(self) -> str:
+        return "gru" if self.reset_after else "gru_reset_before"
+
+    def extra_repr(self) -> str:
+        """Returns torch.nn's text, and reset_after where it is not the default."""
+        return super().extra_repr() + ("" if self.reset_after else ", reset_after=False")
+
+    @overload
+    def forward(
+        self, input: Tensor, hx: Tensor | None = None, lengths: Lengths = None
+    ) -> tuple[Tensor, Tensor]: ...
+
+    @overload
+    def forward(
+        self, input: PackedSequence, hx: Tensor | None = None, lengths: None = None
+    ) -> tuple[PackedSequence, Tensor]: ...
+
+    def forward(self, input: Any, hx: Any = None, lengths: Lengths = None) -> Any:
+        """Runs the layers.
+
+        Args:
+            input: as `FusedLSTM.forward`.
+            hx: ``h_0 [L*D, N, H]``, without N for unbatched input; None: zeros.
+            lengths: as `FusedLSTM.forward`.
+
+        Returns:
+            ``y, h_n``: y ``[T, N, D*H]`` in the form of the input, h_n as hx.
+
+        Raises:
+            ValueError: rank or dtype of the input; lengths where they cannot be.
+            RuntimeError: sizes or devices that do not fit.
+        """
+        y, h_n, _ = self._run(input, hx, None, lengths)
+        return y, h_n
+
+
+class FusedRNN(_FusedRNNBase):
+    r"""Multi-layer Elman RNN with tanh or ReLU; takes the place of `torch.nn.RNN`.
+
+    .. math:: h_t = \phi(W x_t + b_{ih} + U h_{t-1} + b_{hh})
+
+    See `fusedrnn.functional.rnn`.
+
+    Args:
+        input_size: I, features of the input.
+        hidden_size: H, features of the state.
+        num_layers: L, layers on top of each other.
+        nonlinearity: φ, "tanh" or "relu".
+        bias: whether there are bias_ih and bias_hh.
+        batch_first: input and output are ``[N, T, ·]``.
+        dropout: probability of dropout on the output of each layer but the last.
+        bidirectional: a second direction (D = 2) from each sequence's end.
+        device: of the parameters.
+        dtype: of the parameters: float64, float32, bfloat16 or float16.
+        kwargs: nothing; ``proj_size`` is a ValueError as in torch.nn.
+
+    Attributes:
+        weight_ih_l{k}{_reverse}: ``[H, I]``, above the first layer ``[H, D*H]``.
+        weight_hh_l{k}{_reverse}: ``[H, H]``.
+        bias_ih_l{k}{_reverse}, bias_hh_l{k}{_reverse}: ``[H]``.
+
+    Raises:
+        ValueError: sizes, layers or dropout out of range, an unknown nonlinearity.
+        TypeError: an argument of a wrong type.
+    """
+
+    nonlinearity: str
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        nonlinearity: str = "tanh",
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: Device = None,
+        dtype: DType = None,
+        **kwargs: Any,
+    ) -> None:
+        _refuse_keywords(type(self).__name__, kwargs)
+        if nonlinearity not in ("tanh", "relu"):
+            raise ValueError(
+                f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'."
+            )
+        check_sizes(input_size, hidden_size, num_layers, bias, batch_first, dropout)
+        super().__init__(
+            f"RNN_{nonlinearity.upper()}",
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            device=device,
+            dtype=dtype,
+        )
+        self.nonlinearity = nonlinearity
+
+    def _cell(self) -> str:
+        return "rnn_tanh" if self.mode == "RNN_TANH" else "rnn_relu"
+
+    @overload
+    def forward(
+        self, input: Tensor, hx: Tensor | None = None, lengths: Lengths = None
+    ) -> tuple[Tensor, Tensor]: ...
+
+    @overload
+    def forward(
+        self, input: PackedSequence, hx: Tensor | None = None, lengths: None = None
+    ) -> tuple[PackedSequence, Tensor]: ...
+
+    def forward(self, input: Any, hx: Any = None, lengths: Lengths = None) -> Any:
+        """Runs the layers; arguments, results and errors are those of `FusedGRU.forward`."""
+        y, h_n, _ = self._run(input, hx, None, lengths)
+        return y, h_n
+
+
+def _refuse_keywords(owner: str, kwargs: dict[str, Any]) -> None:
+    if "proj_size" in kwargs:
+        raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
+    for name in kwargs:
+        raise TypeError(f"{owner}.__init__() got an unexpected keyword argument '{name}'")

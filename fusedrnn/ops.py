@@ -1,0 +1,477 @@
+"""One recurrent layer over a whole batch: the ops, what autograd and the compiler know of them.
+
+`layer` is the door for everything above. The ops behind it, `torch.ops.fusedrnn.forward` and
+`torch.ops.fusedrnn.backward`, take every option as an argument and serve every cell. Both are
+registered with autograd, so they may be called, compiled and exported directly; `layer` takes a
+shorter way to them in eager mode (a plain `autograd.Function`, or no Function at all without
+grad), because the registered way costs about 50 µs a call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+
+from . import _reference
+from ._library import CELLS
+
+__all__ = ["layer"]
+
+_forward = torch.ops.fusedrnn.forward
+_backward = torch.ops.fusedrnn.backward
+
+# Options that travel unchanged through forward, backward and double backward:
+# batch (N), cell, bidirectional.
+_Options = tuple[int, str, bool]
+
+
+def layer(
+    x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: Sequence[Tensor],
+    *,
+    cell: str,
+    bidirectional: bool = False,
+    batch_sizes: Tensor | None = None,
+    lengths: Tensor | None = None,
+    batch: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Run one layer, both directions of a bidirectional one, over a batch of sequences.
+
+    Args:
+        x: [T, N, I]; or [S, I] with `batch_sizes`.
+        h0: [D, N, P], zeros where None.
+        c0: [D, N, H], zeros where None; None for cells without a cell state.
+        weights: per direction weight_ih [G*H, I], weight_hh [G*H, P], then bias_ih and bias_hh
+            [G*H] or neither, then weight_hr [P, H] for "lstm_proj".
+        cell: a key of `fusedrnn._library.CELLS`.
+        bidirectional: D = 2, the second direction from each sequence's own end.
+        batch_sizes: int64 [T] on the CPU, as in `PackedSequence`.
+        lengths: int64 [N] on the CPU, any order, each in [0, T]; only with x [T, N, I].
+        batch: N, where the caller knows it; otherwise read from x, h0 or batch_sizes.
+
+    Returns:
+        y [T, N, D*P] (zero beyond a length) or [S, D*P], h_n [D, N, P], c_n [D, N, H] or None.
+
+    Raises:
+        RuntimeError: shapes, dtypes or sizes that do not fit; the message says which.
+        NotImplementedError: under forward-mode AD.
+    """
+    if batch is None:
+        if batch_sizes is None:
+            batch = x.shape[1]
+        elif h0 is not None:
+            batch = h0.shape[1]
+        else:
+            batch = int(batch_sizes[0])
+    options = (batch, cell, bidirectional)
+    needs_grad = torch.is_grad_enabled() and (
+        x.requires_grad
+        or any(w.requires_grad for w in weights)
+        or (h0 is not None and h0.requires_grad)
+        or (c0 is not None and c0.requires_grad)
+    )
+    if torch.compiler.is_compiling():
+        y, h_n, c_n, _ = _forward(x, h0, c0, weights, batch_sizes, lengths, *options, needs_grad)
+    elif torch._C._are_functorch_transforms_active():
+        y, h_n, c_n, _ = _FunctorchLayer.apply(x, h0, c0, batch_sizes, lengths, options, *weights)
+    elif needs_grad:
+        y, h_n, c_n = _Layer.apply(x, h0, c0, batch_sizes, lengths, options, *weights)
+    else:
+        if forward_ad._current_level >= 0:
+            _refuse_dual(x, h0, c0, *weights)
+        with torch._C._AutoDispatchBelowAutograd():
+            y, h_n, c_n, _ = _forward(x, h0, c0, weights, batch_sizes, lengths, *options, False)
+    return y, h_n, c_n if CELLS[cell].has_c else None
+
+
+def _refuse_dual(*tensors: Tensor | None) -> None:
+    if any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors):
+        raise NotImplementedError(
+            "fusedrnn: forward-mode AD is not supported; use reverse mode (torch.autograd.grad)"
+        )
+
+
+class _Layer(torch.autograd.Function):
+    """The layer in eager mode. The ctx form: setup_context costs 60 µs more a call."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        h0: Tensor | None,
+        c0: Tensor | None,
+        batch_sizes: Tensor | None,
+        lengths: Tensor | None,
+        options: _Options,
+        *weights: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        with torch._C._AutoDispatchBelowAutograd():
+            y, h_n, c_n, reserve = _forward(
+                x, h0, c0, weights, batch_sizes, lengths, *options, True
+            )
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, h0, c0, batch_sizes, lengths, reserve, *weights)
+        ctx.options = options
+        if not CELLS[options[1]].has_c:
+            ctx.mark_non_differentiable(c_n)
+        return y, h_n, c_n
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        need_x, need_h, need_c, _, _, _, *need_weights = ctx.needs_input_grad
+        d_x, d_h0, d_c0, d_weights = _gradients(
+            grads, ctx.saved_tensors, ctx.options, need_x, need_h, need_c, any(need_weights)
+        )
+        return (d_x, d_h0, d_c0, None, None, None, *d_weights)
+
+
+class _FunctorchLayer(_Layer):
+    """The same for torch.func's grad and vjp, which ask for the setup_context form."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        x: Tensor,
+        h0: Tensor | None,
+        c0: Tensor | None,
+        batch_sizes: Tensor | None,
+        lengths: Tensor | None,
+        options: _Options,
+        *weights: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        result = _forward(x, h0, c0, weights, batch_sizes, lengths, *options, True)
+        return tuple(result)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+        x, h0, c0, batch_sizes, lengths, options, *weights = inputs
+        reserve = output[3]
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(reserve)
+        ctx.save_for_backward(x, h0, c0, batch_sizes, lengths, reserve, *weights)
+        ctx.options = options
+
+
+class _FunctorchBackward(torch.autograd.Function):
+    """The backward op under torch.func, where it cannot be derived again."""
+
+    @staticmethod
+    def forward(*args: Any) -> tuple[Tensor, ...]:
+        (*before, reserve, batch_sizes, lengths), options, weights = args[:9], args[9], args[10:]
+        d_x, d_h0, d_c0, d_weights = _backward(
+            *before, weights, reserve, batch_sizes, lengths, *options
+        )
+        return d_x, d_h0, d_c0, *d_weights
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> None:
+        raise NotImplementedError(
+            "fusedrnn: second derivatives are not supported under torch.func; use "
+            "torch.autograd.grad with create_graph=True"
+        )
+
+
+def _gradients(
+    grads: Sequence[Tensor | None],
+    saved: Sequence[Any],
+    options: _Options,
+    need_x: bool,
+    need_h: bool,
+    need_c: bool,
+    need_weights: bool,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Sequence[Tensor | None]]:
+    """Call the backward op; None for what is not wanted."""
+    x, h0, c0, batch_sizes, lengths, reserve, *weights = saved
+    grad_y, grad_h, grad_c = grads[:3]
+    if not CELLS[options[1]].has_c:
+        grad_c = None
+    nothing: list[Tensor | None] = [None] * len(weights)
+    if grad_y is None and grad_h is None and grad_c is None:
+        return None, None, None, nothing
+
+    needs = (need_x, need_h or need_c, need_weights)
+    before = (grad_y, grad_h, grad_c, x, h0, c0)
+    after = (reserve, batch_sizes, lengths)
+    if torch._C._are_functorch_transforms_active():
+        d_x, d_h0, d_c0, *d_weights = _FunctorchBackward.apply(
+            *before, *after, (*options, *needs), *weights
+        )
+    elif torch.is_grad_enabled() or torch.compiler.is_compiling():  # to be derived again
+        d_x, d_h0, d_c0, d_weights = _backward(*before, weights, *after, *options, *needs)
+    else:
+        with torch._C._AutoDispatchBelowAutograd():
+            d_x, d_h0, d_c0, d_weights = _backward(*before, weights, *after, *options, *needs)
+    return (
+        d_x if need_x else None,
+        d_h0 if need_h else None,
+        d_c0 if need_c else None,
+        d_weights if need_weights else nothing,
+    )
+
+
+# --- Shapes, for the compiler ------------------------------------------------------------------
+
+
+def _sizes(
+    x: Tensor, weights: Sequence[Tensor], cell: str, bidirectional: bool
+) -> tuple[int, int, int, list[Any]]:
+    """Return D, H, P and the leading sizes of x."""
+    spec = CELLS[cell]
+    directions = 2 if bidirectional else 1
+    hidden = weights[0].shape[0] // spec.gates
+    return directions, hidden, weights[1].shape[1], list(x.shape[:-1])
+
+
+def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+@torch.library.register_fake("fusedrnn::forward")
+def _forward_fake(
+    x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: Sequence[Tensor],
+    batch_sizes: Tensor | None,
+    lengths: Tensor | None,
+    batch: int,
+    cell: str,
+    bidirectional: bool,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    spec = CELLS[cell]
+    directions, hidden, width, lead = _sizes(x, weights, cell, bidirectional)
+    rows: Any = 1
+    for size in lead:
+        rows = rows * size
+    per_row = (spec.saved + spec.has_c + (spec.stages > 1)) * hidden + width
+    return (
+        x.new_empty([*lead, directions * width]),
+        x.new_empty([directions, batch, width]),
+        x.new_empty([directions, batch, hidden] if spec.has_c else [0]),
+        x.new_empty([directions * rows * per_row if keep else 0], dtype=_compute_dtype(x.dtype)),
+    )
+
+
+@torch.library.register_fake("fusedrnn::backward")
+def _backward_fake(
+    grad_y: Tensor | None,
+    grad_h: Tensor | None,
+    grad_c: Tensor | None,
+    x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: Sequence[Tensor],
+    reserve: Tensor,
+    batch_sizes: Tensor | None,
+    lengths: Tensor | None,
+    batch: int,
+    cell: str,
+    bidirectional: bool,
+    need_x: bool,
+    need_state: bool,
+    need_weights: bool,
+) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    directions, hidden, width, _ = _sizes(x, weights, cell, bidirectional)
+    has_c = CELLS[cell].has_c
+    return (
+        x.new_empty(x.shape if need_x else [0]),
+        x.new_empty([directions, batch, width] if need_state else [0]),
+        x.new_empty([directions, batch, hidden] if need_state and has_c else [0]),
+        [w.new_empty(w.shape) for w in weights] if need_weights else [],
+    )
+
+
+# --- Derivatives of the ops themselves ---------------------------------------------------------
+
+
+def _forward_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+    x, h0, c0, weights, batch_sizes, lengths, batch, cell, bidirectional, keep = inputs
+    _, _, c_n, reserve = output
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(*([reserve] if CELLS[cell].has_c else [c_n, reserve]))
+    ctx.save_for_backward(x, h0, c0, batch_sizes, lengths, reserve, *weights)
+    ctx.options = (batch, cell, bidirectional)
+    ctx.keep = keep
+
+
+def _forward_derivative(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+    if not ctx.keep:
+        raise RuntimeError(
+            "fusedrnn::forward must be called with keep=True where its result is differentiated"
+        )
+    need_x, need_h, need_c, need_weights, *_ = ctx.needs_input_grad
+    d_x, d_h0, d_c0, d_weights = _gradients(
+        grads, ctx.saved_tensors, ctx.options, need_x, need_h, need_c, any(need_weights)
+    )
+    return (d_x, d_h0, d_c0, list(d_weights), *[None] * 6)
+
+
+def _backward_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+    grad_y, grad_h, grad_c, x, h0, c0, weights, _, batch_sizes, lengths, *options = inputs
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(grad_y, grad_h, grad_c, x, h0, c0, batch_sizes, lengths, *weights)
+    ctx.options = tuple(options)
+
+
+def _derive(
+    outputs: Sequence[tuple[Tensor, Tensor]], inputs: Sequence[Tensor | None], create_graph: bool
+) -> list[Tensor | None]:
+    """Gradients of (output, gradient) pairs with respect to inputs, None where there is none."""
+    result: list[Tensor | None] = [None] * len(inputs)
+    present = [i for i, t in enumerate(inputs) if t is not None]
+    if outputs:
+        derived = torch.autograd.grad(
+            [o for o, _ in outputs],
+            [t for t in inputs if t is not None],
+            [g for _, g in outputs],
+            create_graph=create_graph,
+            allow_unused=True,
+        )
+        for i, d in zip(present, derived, strict=True):
+            result[i] = d
+    return result
+
+
+def _second_derivative(
+    grads: Sequence[Tensor | None],
+    primals: Sequence[Tensor | None],
+    grad_grads: Sequence[Tensor | None],
+    batch_sizes: Tensor | None,
+    lengths: Tensor | None,
+    cell: str,
+    bidirectional: bool,
+    create_graph: bool,
+) -> list[Tensor | None]:
+    """Derive the backward op: gradients of grads and primals, None where there is none.
+
+    Recomputes from x, states and weights in plain torch ops and derives that twice; never goes
+    through the reserve, which is not a differentiable function of anything autograd knows.
+
+    Args:
+        grads: gradients of y, h_n and c_n.
+        primals: x, h0, c0 and the weights.
+        grad_grads: gradients of what backward returned for each primal.
+        batch_sizes: as in `layer`.
+        lengths: as in `layer`.
+        cell: as in `layer`.
+        bidirectional: as in `layer`.
+        create_graph: whether the result is to be differentiated once more.
+    """
+
+    def alias(t: Tensor | None) -> Tensor | None:
+        # A tensor of its own to derive by, joined to t where a third derivative may want that.
+        if t is None:
+            return None
+        return t.view_as(t) if t.requires_grad else t.detach().requires_grad_()
+
+    with torch.enable_grad(), torch.autocast("cpu", enabled=False):
+        outer = [alias(g) for g in grads]
+        inner = [alias(t) for t in primals]
+        x, h0, c0, *weights = inner
+        outputs = _reference.layer(
+            *(x, h0, c0, weights),  # type: ignore[arg-type]
+            cell=cell,
+            bidirectional=bidirectional,
+            batch_sizes=batch_sizes,
+            lengths=lengths,
+        )
+        # Where every length is 0 and there is no state, an output depends on nothing.
+        first = _derive(
+            [
+                (o, g)
+                for o, g in zip(outputs, outer, strict=True)
+                if g is not None and o is not None and o.requires_grad
+            ],
+            inner,
+            create_graph=True,
+        )
+        return _derive(
+            [
+                (f, gg)
+                for f, gg in zip(first, grad_grads, strict=True)
+                if gg is not None and f is not None and f.requires_grad
+            ],
+            [*outer, *inner],
+            create_graph,
+        )
+
+
+@torch.library.custom_op(
+    "fusedrnn::double_backward",
+    mutates_args=(),
+    schema="(Tensor?[] grads, Tensor?[] primals, Tensor?[] grad_grads, Tensor? batch_sizes, "
+    "Tensor? lengths, str cell, bool bidirectional) -> Tensor[]",
+)
+def _double_backward(
+    grads: Sequence[Tensor | None],
+    primals: Sequence[Tensor | None],
+    grad_grads: Sequence[Tensor | None],
+    batch_sizes: Tensor | None,
+    lengths: Tensor | None,
+    cell: str,
+    bidirectional: bool,
+) -> list[Tensor]:
+    """`_second_derivative` as one node of a traced graph: its loop depends on the lengths."""
+    # The kernel of an op runs with autograd shut out; this one needs it.
+    with torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.AutogradFunctionality, False):
+        result = _second_derivative(
+            grads, primals, grad_grads, batch_sizes, lengths, cell, bidirectional, False
+        )
+    return [
+        torch.zeros_like(t) if r is None else r.clone()
+        for t, r in zip([*grads, *primals], result, strict=True)
+        if t is not None
+    ]
+
+
+@_double_backward.register_fake
+def _double_backward_fake(
+    grads: Sequence[Tensor | None], primals: Sequence[Tensor | None], *_: Any
+) -> list[Tensor]:
+    return [t.new_empty(t.shape) for t in (*grads, *primals) if t is not None]
+
+
+def _backward_derivative(
+    ctx: Any,
+    gg_x: Tensor | None,
+    gg_h0: Tensor | None,
+    gg_c0: Tensor | None,
+    gg_weights: Sequence[Tensor | None],
+) -> tuple[Any, ...]:
+    grad_y, grad_h, grad_c, x, h0, c0, batch_sizes, lengths, *weights = ctx.saved_tensors
+    _, cell, bidirectional, need_x, need_state, need_weights = ctx.options
+    grads = [grad_y, grad_h, grad_c]
+    primals = [x, h0, c0, *weights]
+    wanted = [
+        gg_x if need_x else None,
+        gg_h0 if need_state else None,
+        gg_c0 if need_state and c0 is not None else None,
+        *(gg_weights if need_weights else [None] * len(weights)),
+    ]
+    sequences = (batch_sizes, lengths, cell, bidirectional)
+    if is_in_torch_dispatch_mode():  # traced: one node, which has no third derivative
+        derived = iter(_double_backward(grads, primals, wanted, *sequences))
+        result = [None if t is None else next(derived) for t in (*grads, *primals)]
+    else:
+        result = _second_derivative(grads, primals, wanted, *sequences, torch.is_grad_enabled())
+    d_grad_y, d_grad_h, d_grad_c, d_x, d_h0, d_c0, *d_weights = result
+    return (d_grad_y, d_grad_h, d_grad_c, d_x, d_h0, d_c0, d_weights, *[None] * 9)
+
+
+torch.library.register_autograd(
+    "fusedrnn::forward", _forward_derivative, setup_context=_forward_setup
+)
+torch.library.register_autograd(
+    "fusedrnn::backward", _backward_derivative, setup_context=_backward_setup
+)

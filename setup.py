@@ -1,0 +1,50 @@
+"""Builds fusedrnn/_C.so and tags the wheel; the metadata stands in pyproject.toml."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import setuptools
+
+if int(setuptools.__version__.split(".")[0]) < 77:
+    sys.exit(f"error: the build needs setuptools >= 77, got {setuptools.__version__}")
+
+from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import BaseError
+
+# A PEP 517 build does not put this folder on the path.
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import setup_build
+
+
+class NinjaBuild(build_ext):
+    """build_ext whose compiling and linking is setup_build's."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        # The library serves every Python, so its name says nothing of one.
+        return os.path.join(*fullname.split(".")) + ".so"
+
+    def build_extension(self, ext: Extension) -> None:
+        try:
+            library = setup_build.build_library()
+        except setup_build.BuildError as error:
+            raise BaseError(str(error)) from None
+        target = self.get_ext_fullpath(ext.name)
+        self.mkpath(os.path.dirname(target))
+        self.copy_file(str(library), target)
+
+
+class AnyPythonWheel(bdist_wheel):
+    """A wheel for every Python 3 on one platform: the library has no Python symbol."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", super().get_tag()[2]
+
+
+setup(
+    ext_modules=[Extension("fusedrnn._C", sources=[])],
+    cmdclass={"build_ext": NinjaBuild, "bdist_wheel": AnyPythonWheel},
+)

@@ -1,0 +1,244 @@
+"""Compiles csrc/ with ninja and one C++ compiler.
+
+setup.py builds fusedrnn/_C.so with it; tests/native and tests/sanitize build binaries of their own
+from the same sources and flags. It needs neither setuptools nor an import of torch.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterable, Mapping
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+CSRC = ROOT / "csrc"
+BUILD_DIR = ROOT / "build" / "library"
+
+# The oldest torch that the library is tested with.
+OLDEST_TORCH = (2, 13)
+# The version of the stable ABI that it asks for, 2.10: as low as has the calls it makes.
+TORCH_TARGET_VERSION = "0x020a000000000000"
+
+_X86_ISAS = {
+    "portable": [],
+    "avx2": ["-mavx2", "-mfma", "-mf16c"],
+    "avx512": [
+        *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"),
+        *("-mavx2", "-mfma", "-mf16c"),
+    ],
+}
+
+# What gets compiled: each source file and the flags that it alone gets.
+Units = Mapping[Path, Iterable[str]]
+
+
+class BuildError(RuntimeError):
+    """The build cannot go on; the message says what to change."""
+
+
+def _switch(name: str) -> bool | None:
+    """The environment variable `name` as a switch; None where it is unset or empty."""
+    value = os.environ.get(name, "")
+    if value not in ("", "0", "1"):
+        raise BuildError(f"{name} must be 0 or 1, got {value!r}")
+    return None if value == "" else value == "1"
+
+
+def isa_flags() -> dict[str, list[str]]:
+    """The instruction sets this machine's architecture can be compiled for, and their flags.
+
+    `csrc/cpu/kernels_<name>.cpp` is compiled with the flags of `name`, whatever this CPU itself
+    supports: the library chooses when it is loaded.
+    """
+    isas = _X86_ISAS if platform.machine() in ("x86_64", "AMD64") else {"portable": []}
+    return {isa: list(flags) for isa, flags in isas.items()}
+
+
+def common_flags() -> list[str]:
+    """The flags of every source file, in the library and in the tests' binaries."""
+    return [
+        *("-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden"),
+        # A multiply-add is fused only where the source says so, whatever the instruction set.
+        *("-ffp-contract=off", "-fno-math-errno"),
+        # g++ 12 takes C++20's std::string for overlapping copies (GCC bug 105329).
+        *("-Wall", "-Wextra", "-Wno-restrict"),
+        *(["-Werror"] if _switch("FUSEDRNN_WERROR") else []),
+        f"-I{CSRC}",
+        f"-ffile-prefix-map={ROOT}/=",
+    ]
+
+
+def torch_dir() -> Path:
+    """Where torch is installed, found without importing it."""
+    spec = find_spec("torch")
+    if spec is None or not spec.submodule_search_locations:
+        raise BuildError(
+            f"torch cannot be imported by {sys.executable}: install torch there first, "
+            "then build with `pip install --no-build-isolation .`"
+        )
+    found = version("torch")
+    if tuple(map(int, re.findall(r"\d+", found)[:2])) < OLDEST_TORCH:
+        oldest = ".".join(map(str, OLDEST_TORCH))
+        raise BuildError(f"fusedrnn needs torch >= {oldest}, got {found} in {sys.executable}")
+    return Path(spec.submodule_search_locations[0])
+
+
+def engine_units() -> dict[Path, list[str]]:
+    """The CPU engine, which knows no torch: every file of csrc/cpu."""
+    isas = isa_flags()
+    units: dict[Path, list[str]] = {}
+    for source in sorted((CSRC / "cpu").glob("*.cpp")):
+        if not source.stem.startswith("kernels_"):
+            units[source] = []
+            continue
+        isa = source.stem.removeprefix("kernels_")
+        if isa in isas:
+            units[source] = isas[isa]
+        elif isa not in _X86_ISAS:
+            raise BuildError(f"{source}: isa_flags() has no flags for {isa!r}")
+    return units
+
+
+def torch_units() -> dict[Path, list[str]]:
+    """The bindings: every file of csrc/torch, on torch's stable ABI."""
+    include = torch_dir() / "include"
+    flags = [
+        f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}",
+        # torch's headers are not ours to keep free of warnings.
+        *("-isystem", str(include)),
+        f"-ffile-prefix-map={include}/=",
+    ]
+    return dict.fromkeys(sorted((CSRC / "torch").glob("*.cpp")), flags)
+
+
+def compiler() -> list[str]:
+    """The C++ compiler's command: $CXX, else g++."""
+    command = shlex.split(os.environ.get("CXX", "")) or ["g++"]
+    if shutil.which(command[0]) is None:
+        raise BuildError(f"no C++ compiler: {command[0]!r} is not on PATH; install g++ or set CXX")
+    return command
+
+
+def ninja() -> str:
+    """The ninja program: on PATH, or where this Python's ninja package put it."""
+    found = shutil.which("ninja") or shutil.which("ninja", path=sysconfig.get_path("scripts"))
+    if found is None:
+        raise BuildError(f"no ninja: install it with `{sys.executable} -m pip install ninja`")
+    return found
+
+
+def jobs() -> int:
+    """How many compilers run at once: MAX_JOBS, else the CPUs this process may use."""
+    value = os.environ.get("MAX_JOBS", "")
+    if not value:
+        return len(os.sched_getaffinity(0))
+    if not value.isdigit() or value == "0":
+        raise BuildError(f"MAX_JOBS must be a positive integer, got {value!r}")
+    return int(value)
+
+
+def _escape(text: object) -> str:
+    """`text` as a path in a line of build.ninja."""
+    return str(text).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+
+
+def _variable(words: Iterable[str]) -> str:
+    """`words` as the value of a variable in build.ninja that becomes part of a shell command."""
+    return shlex.join(words).replace("$", "$$")
+
+
+def ninja_build(
+    build_dir: Path,
+    target: str,
+    units: Units,
+    flags: Iterable[str],
+    link_flags: Iterable[str],
+    link_inputs: Iterable[Path] = (),
+) -> Path:
+    """Compiles `units` with `flags` and links them into `build_dir / target`, incrementally.
+
+    Args:
+        build_dir: holds build.ninja and `<folder>/<name>.o` for each source.
+        target: file name of the result.
+        units: the sources, each with flags of its own.
+        flags: compiler flags for all sources.
+        link_flags: flags that follow the objects in the link command, libraries included.
+        link_inputs: files besides the objects whose change means a new link.
+
+    Returns:
+        The path of the result, brought up to date.
+
+    Raises:
+        BuildError: no compiler, no ninja, no sources, or a command failed.
+    """
+    if not units:
+        raise BuildError(f"{target}: there is no source file to compile under {CSRC}")
+    objects = {source: f"{source.parent.name}/{source.stem}.o" for source in units}
+    if len(set(objects.values())) != len(objects):
+        raise BuildError(f"{target}: two of these sources have one object: {sorted(objects)}")
+    lines = [
+        "ninja_required_version = 1.3",
+        f"cxx = {_variable(compiler())}",
+        f"flags = {_variable(flags)}",
+        "rule compile",
+        "  command = $cxx $flags $own_flags -MMD -MF $out.d -c $in -o $out",
+        "  description = compile $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        "rule link",
+        "  command = $cxx $in -o $out $link_flags",
+        "  description = link $out",
+    ]
+    for source, own_flags in units.items():
+        lines += [
+            f"build {_escape(objects[source])}: compile {_escape(source)}",
+            f"  own_flags = {_variable(own_flags)}",
+        ]
+    inputs = " ".join(map(_escape, objects.values()))
+    extra = " ".join(map(_escape, link_inputs))
+    lines += [
+        f"build {_escape(target)}: link {inputs} | {extra}",
+        f"  link_flags = {_variable(link_flags)}",
+    ]
+    build_dir.mkdir(parents=True, exist_ok=True)
+    (build_dir / "build.ninja").write_text("\n".join(lines) + "\n")
+    # Flushed, so that what was printed so far stands before ninja's own lines.
+    sys.stdout.flush()
+    if subprocess.run([ninja(), "-j", str(jobs()), target], cwd=build_dir).returncode != 0:
+        raise BuildError(f"{target} was not built: the compiler's messages stand above")
+    return build_dir / target
+
+
+def build_library() -> Path:
+    """Compiles and links the shared library of the CPU engine and its torch bindings."""
+    if _switch("FUSEDRNN_CUDA"):
+        raise BuildError(
+            "FUSEDRNN_CUDA=1, but this version of fusedrnn has no CUDA library yet: "
+            "unset it or set FUSEDRNN_CUDA=0"
+        )
+    # Python needs no symbol of the library: its initialisers register the ops.
+    exports = CSRC / "torch" / "exports.map"
+    library = ninja_build(
+        BUILD_DIR,
+        "_C.so",
+        {**engine_units(), **torch_units()},
+        common_flags(),
+        [
+            *("-shared", f"-Wl,--version-script={exports}"),
+            *("-Wl,--no-undefined", "-Wl,--as-needed"),
+            # No rpath: torch is always loaded before this library.
+            *(f"-L{torch_dir() / 'lib'}", "-ltorch_cpu"),
+        ],
+        [exports],
+    )
+    print(f"fusedrnn: built {library.name} for {', '.join(isa_flags())}; no CUDA library yet")
+    return library

@@ -1,0 +1,135 @@
+// Memory that shows what was done to it, and the engine's Runtime on it.
+#pragma once
+
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "cpu/layer.h"
+
+namespace fusedrnn_test {
+
+// Buffers between two bands each. A band that changed is an error that names the buffer. Bands and
+// fresh buffers hold NaN, so a value read from outside, or before it was written, spreads to the
+// results.
+class Fence {
+ public:
+  template <class T>
+  T* take(const std::string& name, int64_t n) {
+    return reinterpret_cast<T*>(take_bytes(name, static_cast<size_t>(n) * sizeof(T), sizeof(T)));
+  }
+
+  // A copy of n numbers.
+  template <class T>
+  T* copy(const std::string& name, const T* from, int64_t n) {
+    T* to = take<T>(name, n);
+    if (n) std::memcpy(to, from, static_cast<size_t>(n) * sizeof(T));
+    return to;
+  }
+
+  // Aligned to 64 bytes plus `shift`.
+  void* take_bytes(const std::string& name, size_t bytes, size_t shift) {
+    Piece piece = {name, std::unique_ptr<char, void (*)(void*)>(nullptr, std::free), shift, bytes};
+    const size_t total = (2 * kBand + bytes + shift + 63) / 64 * 64;
+    piece.base.reset(static_cast<char*>(std::aligned_alloc(64, total)));
+    if (!piece.base) throw std::bad_alloc();
+    fill(piece.before(), kBand);
+    std::memset(piece.data(), 0xff, bytes);
+    fill(piece.after(), kBand);
+    pieces_.push_back(std::move(piece));
+    return pieces_.back().data();
+  }
+
+  void check() const {
+    for (const Piece& piece : pieces_) {
+      if (!intact(piece.before())) throw std::runtime_error("written before " + piece.name);
+      if (!intact(piece.after())) throw std::runtime_error("written past " + piece.name);
+    }
+  }
+
+ private:
+  // More than the widest tile. A buffer's bands have the alignment of its numbers, no more.
+  static constexpr size_t kBand = 2048;
+  // A quiet NaN that no computation makes, as a float and, twice, as a double.
+  static constexpr uint32_t kWord = 0x7ffdbeef;
+
+  struct Piece {
+    std::string name;
+    std::unique_ptr<char, void (*)(void*)> base;
+    size_t shift, bytes;
+    char* before() const { return base.get() + shift; }
+    char* data() const { return before() + kBand; }
+    char* after() const { return data() + bytes; }
+  };
+
+  static const char* band() {
+    static const std::vector<uint32_t> words(kBand / sizeof(kWord), kWord);
+    return reinterpret_cast<const char*>(words.data());
+  }
+  static void fill(char* p, size_t bytes) { std::memcpy(p, band(), bytes); }
+  static bool intact(const char* p) { return std::memcmp(p, band(), kBand) == 0; }
+
+  std::vector<Piece> pieces_;
+};
+
+// Products by definition, summed in double; tasks one after another from the last to the first, or
+// each in a thread of its own.
+class FencedRuntime final : public fusedrnn::Runtime {
+ public:
+  FencedRuntime(Fence& fence, int64_t threads, bool at_once)
+      : fence_(fence), threads_(threads), at_once_(at_once) {}
+
+  int64_t threads() const override { return threads_; }
+
+  void parallel(int64_t n, const std::function<void(int64_t)>& body) override {
+    std::vector<std::thread> running;
+    for (int64_t i = n - 1; i >= 0; --i) {
+      if (at_once_) {
+        running.emplace_back(body, i);
+      } else {
+        body(i);
+      }
+    }
+    for (std::thread& thread : running) thread.join();
+  }
+
+  void matmul(fusedrnn::Matrix<const float> a, fusedrnn::Matrix<const float> b,
+              fusedrnn::Matrix<float> c, bool accumulate) override {
+    product(a, b, c, accumulate);
+  }
+  void matmul(fusedrnn::Matrix<const double> a, fusedrnn::Matrix<const double> b,
+              fusedrnn::Matrix<double> c, bool accumulate) override {
+    product(a, b, c, accumulate);
+  }
+
+  void* scratch(size_t bytes) override { return fence_.take_bytes("scratch", bytes, 0); }
+
+ private:
+  template <class T>
+  static void product(fusedrnn::Matrix<const T> a, fusedrnn::Matrix<const T> b,
+                      fusedrnn::Matrix<T> c, bool accumulate) {
+    std::vector<double> sums(c.columns);
+    for (int64_t i = 0; i < c.rows; ++i) {
+      for (int64_t j = 0; j < c.columns; ++j)
+        sums[j] = accumulate ? c.data[i * c.row_stride + j * c.column_stride] : 0;
+      for (int64_t k = 0; k < a.columns; ++k) {
+        const double left = a.data[i * a.row_stride + k * a.column_stride];
+        const T* right = b.data + k * b.row_stride;
+        for (int64_t j = 0; j < c.columns; ++j) sums[j] += left * right[j * b.column_stride];
+      }
+      for (int64_t j = 0; j < c.columns; ++j)
+        c.data[i * c.row_stride + j * c.column_stride] = static_cast<T>(sums[j]);
+    }
+  }
+
+  Fence& fence_;
+  int64_t threads_;
+  bool at_once_;
+};
+
+}  // namespace fusedrnn_test

@@ -1,0 +1,231 @@
+// Whole layers, packing and sums of the CPU engine on numpy arrays, every buffer fenced.
+#include <cstring>
+
+#include "arrays.h"
+#include "bindings.h"
+#include "cpu/rows.h"
+
+namespace fusedrnn_test {
+namespace {
+
+using namespace fusedrnn;
+
+// Sizes of a call, from the shapes of its arrays.
+template <class T>
+struct Shapes {
+  CellKind kind;
+  Sequences sequences;
+  int64_t I, H, P, D;
+
+  Shapes(const std::string& cell, const Array<T>& x, const std::vector<WeightArrays<T>>& weights,
+         const std::vector<int64_t>& batch_sizes, int64_t N)
+      : kind(cell_named(cell)), sequences(from_batch_sizes(batch_sizes, N)) {
+    expect(x.ndim() == 2 && x.shape(0) == sequences.rows(), "x must be [S, I]");
+    D = static_cast<int64_t>(weights.size());
+    expect(D == 1 || D == 2, "weights must be of one or two directions");
+    for (const auto& w : weights) {
+      expect_five(w.size());
+      expect(w[0] && w[1] && w[0]->ndim() == 2 && w[1]->ndim() == 2, "w_ih and w_hh are matrices");
+    }
+    I = x.shape(1);
+    H = weights[0][1]->shape(0) / info().gates;
+    P = weights[0][1]->shape(1);
+  }
+
+  const CellInfo& info() const { return kCellInfo[static_cast<int>(kind)]; }
+  Layer layer() const { return {kind, I, H, P, D, sequences}; }
+  int64_t columns() const { return info().gates * H; }
+  std::vector<std::vector<int64_t>> weight_shapes() const {
+    return {{columns(), I}, {columns(), P}, {columns()}, {columns()}, {P, H}};
+  }
+  std::vector<int64_t> h_shape() const { return {D, sequences.N, P}; }
+  std::vector<int64_t> c_shape() const { return {D, sequences.N, H}; }
+  std::vector<int64_t> y_shape() const { return {sequences.rows(), D * P}; }
+};
+
+const char* const kWeightNames[] = {"w_ih", "w_hh", "b_ih", "b_hh", "w_hr"};
+
+template <class T>
+void fence_weights(Fence& fence, const Shapes<T>& shapes,
+                   const std::vector<WeightArrays<T>>& weights, Weights<const T>* w) {
+  const auto expected = shapes.weight_shapes();
+  for (int64_t d = 0; d < shapes.D; ++d) {
+    const T* p[5];
+    for (int i = 0; i < 5; ++i) p[i] = fenced(fence, kWeightNames[i], weights[d][i], expected[i]);
+    w[d] = {p[0], p[1], p[2], p[3], p[4]};
+  }
+}
+
+template <class T>
+py::tuple forward(const std::string& isa, const std::string& cell, const Array<T>& x,
+                  const std::vector<WeightArrays<T>>& weights,
+                  const std::vector<int64_t>& batch_sizes, const Array<T>& h0,
+                  const OptionalArray<T>& c0, bool keep, int64_t threads, bool at_once) {
+  const Shapes<T> shapes(cell, x, weights, batch_sizes, h0.shape(1));
+  const Layer layer = shapes.layer();
+  expect(c0.has_value() == layer.info().has_c, "c0 must be there exactly for cells with c");
+  const int64_t reserve_values = reserve_size(layer, shapes.sequences.rows());
+
+  Fence fence;
+  LayerForward<T> args = {};
+  fence_weights(fence, shapes, weights, args.w);
+  args.x = fence.copy("x", x.data(), x.size());
+  args.h = fenced<T>(fence, "h", h0, shapes.h_shape());
+  args.c = fenced<T>(fence, "c", c0, shapes.c_shape());
+  args.y = fence.take<T>("y", shapes.sequences.rows() * layer.D * layer.P);
+  args.reserve = keep ? fence.take<T>("reserve", reserve_values) : nullptr;
+  FencedRuntime runtime(fence, threads, at_once);
+  layer_forward<T>(layer, kernels_for<T>(isa), runtime, args);
+  fence.check();
+  return py::make_tuple(numpy(args.y, shapes.y_shape()), numpy(args.h, shapes.h_shape()),
+                        numpy(args.c, shapes.c_shape()), numpy(args.reserve, {reserve_values}));
+}
+
+template <class T>
+py::tuple backward(const std::string& isa, const std::string& cell, const Array<T>& x,
+                   const std::vector<WeightArrays<T>>& weights,
+                   const std::vector<int64_t>& batch_sizes, const Array<T>& reserve,
+                   const OptionalArray<T>& d_y, const Array<T>& d_h, const OptionalArray<T>& d_c,
+                   bool want_x, bool want_weights, int64_t threads, bool at_once) {
+  const Shapes<T> shapes(cell, x, weights, batch_sizes, d_h.shape(1));
+  const Layer layer = shapes.layer();
+  expect(d_c.has_value() == layer.info().has_c, "d_c must be there exactly for cells with c");
+
+  Fence fence;
+  LayerBackward<T> args = {};
+  fence_weights(fence, shapes, weights, args.w);
+  args.x = fence.copy("x", x.data(), x.size());
+  args.reserve = fenced<T>(fence, "reserve", reserve,
+                           {reserve_size(layer, shapes.sequences.rows())});
+  args.d_y = fenced<T>(fence, "d_y", d_y, shapes.y_shape());
+  args.d_h = fenced<T>(fence, "d_h", d_h, shapes.h_shape());
+  args.d_c = fenced<T>(fence, "d_c", d_c, shapes.c_shape());
+  args.d_x = want_x ? fence.take<T>("d_x", x.size()) : nullptr;
+  const auto weight_shapes = shapes.weight_shapes();
+  std::vector<std::vector<T*>> d_w(layer.D, std::vector<T*>(5));
+  for (int64_t d = 0; d < layer.D; ++d) {
+    for (int i = 0; i < 5; ++i) {
+      if (!want_weights || !weights[d][i]) continue;
+      d_w[d][i] = fence.take<T>(std::string("d_") + kWeightNames[i], size_of(weight_shapes[i]));
+    }
+    args.d_w[d] = {d_w[d][0], d_w[d][1], d_w[d][2], d_w[d][3], d_w[d][4]};
+  }
+  FencedRuntime runtime(fence, threads, at_once);
+  layer_backward<T>(layer, kernels_for<T>(isa), runtime, args);
+  fence.check();
+
+  py::list weight_gradients;
+  for (const auto& direction : d_w) {
+    py::list gradients;
+    for (int i = 0; i < 5; ++i) gradients.append(numpy(direction[i], weight_shapes[i]));
+    weight_gradients.append(gradients);
+  }
+  return py::make_tuple(numpy(args.d_x, {x.shape(0), x.shape(1)}),
+                        numpy(args.d_h, shapes.h_shape()), numpy(args.d_c, shapes.c_shape()),
+                        weight_gradients);
+}
+
+// --- Functions of the table by themselves -------------------------------------------------------
+
+template <class T>
+PackArgs<T> pack_args(Fence& fence, const Array<T>& weight, int64_t gates, int64_t block_begin,
+                      int64_t block_end) {
+  PackArgs<T> args = {};
+  args.weight = fence.copy("weight", weight.data(), weight.size());
+  args.gates = gates;
+  args.width = weight.shape(0) / gates;
+  args.K = weight.shape(1);
+  args.block_begin = block_begin;
+  args.block_end = block_end;
+  return args;
+}
+
+// Packs blocks [begin, end) of room for `blocks`; (panels, bias, units in a block).
+template <class T>
+py::tuple pack_forward(const std::string& isa, const Array<T>& weight,
+                       const OptionalArray<T>& bias_x, const OptionalArray<T>& bias_h,
+                       int64_t gates, int64_t blocks, int64_t begin, int64_t end) {
+  const DtypeKernels<T>& kernels = kernels_for<T>(isa);
+  const int64_t units = kernels.forward_block(gates);
+  Fence fence;
+  PackArgs<T> args = pack_args(fence, weight, gates, begin, end);
+  args.bias_x = fenced(fence, "bias_x", bias_x, {weight.shape(0)});
+  args.bias_h = fenced(fence, "bias_h", bias_h, {weight.shape(0)});
+  args.panels = fence.take<T>("panels", blocks * args.K * gates * units);
+  args.bias = fence.take<T>("bias", blocks * 2 * gates * units);
+  kernels.pack_forward(args);
+  fence.check();
+  return py::make_tuple(numpy(args.panels, {blocks, args.K, gates, units}),
+                        numpy(args.bias, {blocks, 2, gates, units}), units);
+}
+
+template <class T>
+py::tuple pack_backward(const std::string& isa, const Array<T>& weight, int64_t gates,
+                        int64_t blocks, int64_t begin, int64_t end) {
+  const DtypeKernels<T>& kernels = kernels_for<T>(isa);
+  const int64_t units = kernels.backward_block();
+  Fence fence;
+  PackArgs<T> args = pack_args(fence, weight, gates, begin, end);
+  args.panels = fence.take<T>("panels", blocks * weight.shape(0) * units);
+  kernels.pack_backward(args);
+  fence.check();
+  return py::make_tuple(numpy(args.panels, {blocks, weight.shape(0), units}), units);
+}
+
+// m: [rows, ld]; out: [ld] before. Returns out after.
+template <class T>
+py::object sum_rows(const std::string& isa, const Array<T>& m, const Array<T>& out, int64_t begin,
+                    int64_t end, bool accumulate) {
+  Fence fence;
+  const T* from = fence.copy("m", m.data(), m.size());
+  T* to = fence.copy("out", out.data(), out.size());
+  kernels_for<T>(isa).sum_rows(from, m.shape(0), m.shape(1), begin, end, to, accumulate);
+  fence.check();
+  return numpy(to, {out.size()});
+}
+
+template <class T>
+void define_for(py::module_& m) {
+  const auto exact = [](const char* name) { return py::arg(name).noconvert(); };
+  m.def("layer_forward", forward<T>, py::arg("isa"), py::arg("cell"), exact("x"), exact("weights"),
+        py::arg("batch_sizes"), exact("h0"), exact("c0"), py::kw_only(), py::arg("keep"),
+        py::arg("threads") = 1, py::arg("at_once") = false,
+        "y [S, D*P], h_n [D, N, P], c_n [D, N, H] or None, reserve or None.");
+  m.def("layer_backward", backward<T>, py::arg("isa"), py::arg("cell"), exact("x"),
+        exact("weights"), py::arg("batch_sizes"), exact("reserve"), exact("d_y"), exact("d_h"),
+        exact("d_c"), py::kw_only(), py::arg("want_x") = true, py::arg("want_weights") = true,
+        py::arg("threads") = 1, py::arg("at_once") = false,
+        "d_x, d_h0, d_c0 and per direction d_w_ih, d_w_hh, d_b_ih, d_b_hh, d_w_hr; None if absent.");
+  m.def("pack_forward", pack_forward<T>, py::arg("isa"), exact("weight"), exact("bias_x"),
+        exact("bias_h"), py::arg("gates"), py::arg("blocks"), py::arg("begin"), py::arg("end"));
+  m.def("pack_backward", pack_backward<T>, py::arg("isa"), exact("weight"), py::arg("gates"),
+        py::arg("blocks"), py::arg("begin"), py::arg("end"));
+  m.def("sum_rows", sum_rows<T>, py::arg("isa"), exact("m"), exact("out"), py::arg("begin"),
+        py::arg("end"), py::arg("accumulate"));
+}
+
+}  // namespace
+
+void define_kernels(py::module_& m) {
+  define_for<float>(m);
+  define_for<double>(m);
+  m.def(
+      "overrun",
+      [](int64_t at) {
+        Fence fence;
+        volatile float* p = fence.take<float>("ten", 10);
+        p[at] = 1;
+        fence.check();
+      },
+      py::arg("at"), "Writes one number at an index of a buffer of ten: what a fence must notice.");
+  m.def("cells", [] {
+    py::list names;
+    for (const CellInfo& cell : kCellInfo) names.append(cell.name);
+    return names;
+  });
+  define_steps(m);
+  define_scalar_layer(m);
+  define_plan(m);
+}
+
+}  // namespace fusedrnn_test

@@ -1,0 +1,224 @@
+// The kernels of one direction, called as the layer calls them, but cut into chunks and runs of
+// sequences at will, with a fenced buffer for every pointer of kernel_api.h.
+#include <algorithm>
+
+#include "arrays.h"
+#include "bindings.h"
+#include "cpu/rows.h"
+
+namespace fusedrnn_test {
+namespace {
+
+using namespace fusedrnn;
+
+// How a call is cut up.
+struct Cuts {
+  int64_t chunk_steps;
+  std::vector<int64_t> sequences;  // run i is [sequences[i], sequences[i + 1])
+};
+
+// Calls body(steps, rows) for each chunk, in order of positions.
+template <class Body>
+void for_chunks(const Sequences& seq, bool descending, const Cuts& cuts, const Body& body) {
+  for (int64_t begin = 0; begin < seq.T; begin += cuts.chunk_steps) {
+    const int64_t end = std::min(seq.T, begin + cuts.chunk_steps);
+    const int64_t low = descending ? seq.T - end : begin;
+    const int64_t high = descending ? seq.T - begin : end;
+    const Steps steps = {.T = seq.T,
+                         .batch_sizes = seq.batch_sizes.data(),
+                         .row_offset = seq.row_offset.data(),
+                         .descending = descending,
+                         .begin = begin,
+                         .end = end,
+                         .first_row = seq.row_offset[low],
+                         .n_begin = 0,
+                         .n_end = 0};
+    body(steps, seq.row_offset[high] - seq.row_offset[low]);
+  }
+}
+
+// Runs one chunk, the last sequences first.
+template <class Args>
+void run(void (*kernel)(const Args&), Args args, const Cuts& cuts) {
+  for (size_t i = cuts.sequences.size() - 1; i > 0; --i) {
+    args.steps.n_begin = cuts.sequences[i - 1];
+    args.steps.n_end = cuts.sequences[i];
+    kernel(args);
+  }
+}
+
+template <class T>
+struct Direction {
+  const CellInfo& info;
+  Sequences seq;
+  int64_t N, H, P;
+
+  Direction(CellKind kind, const WeightArrays<T>& w, const std::vector<int64_t>& batch_sizes,
+            int64_t n)
+      : info(kCellInfo[static_cast<int>(kind)]), seq(from_batch_sizes(batch_sizes, n)), N(n) {
+    expect_five(w.size());
+    expect(w[1] && w[1]->ndim() == 2, "w_hh must be a matrix");
+    H = w[1]->shape(0) / info.gates;
+    P = w[1]->shape(1);
+  }
+
+  int64_t rows() const { return seq.rows(); }
+  int64_t columns() const { return info.gates * H; }
+
+  // The weight of a stage as the packing functions take it.
+  PackArgs<T> weight_of(Fence& fence, const WeightArrays<T>& w, int s) const {
+    const Stage& stage = info.stage[s];
+    PackArgs<T> args = {};
+    args.gates = stage.gates;
+    args.width = stage.projects ? P : H;
+    args.K = stage.from_hidden ? P : H;
+    if (stage.projects) {
+      args.weight = fenced(fence, "w_hr", w[4], {P, H});
+      return args;
+    }
+    const int64_t first = stage.first_gate * H;
+    args.weight = fenced(fence, "w_hh", w[1], {columns(), P}) + first * P;
+    if (w[2]) args.bias_x = fenced(fence, "b_ih", w[2], {columns()}) + first;
+    if (w[3]) args.bias_h = fenced(fence, "b_hh", w[3], {columns()}) + first;
+    return args;
+  }
+};
+
+template <class T>
+py::dict forward(const std::string& isa, const std::string& cell, const Array<T>& gates_x,
+                 const WeightArrays<T>& w, const std::vector<int64_t>& batch_sizes,
+                 const Array<T>& h0, const OptionalArray<T>& c0, bool descending, bool keep,
+                 int64_t y_ld, const Cuts& cuts) {
+  const DtypeKernels<T>& kernels = kernels_for<T>(isa);
+  const CellKind kind = cell_named(cell);
+  const Direction<T> dir(kind, w, batch_sizes, h0.shape(0));
+  const int64_t S = dir.rows(), N = dir.N, H = dir.H, P = dir.P;
+  expect(gates_x.ndim() == 2 && gates_x.shape(0) == S && gates_x.shape(1) == dir.columns(),
+         "gates_x must be [S, G*H]");
+
+  Fence fence;
+  ForwardArgs<T> a = {};
+  a.N = N, a.H = H, a.P = P;
+  a.keep = keep;
+  for (int s = 0; s < dir.info.stages; ++s) {
+    PackArgs<T> pack = dir.weight_of(fence, w, s);
+    const int64_t units = kernels.forward_block(pack.gates);
+    pack.block_end = (pack.width + units - 1) / units;
+    a.panels[s] = pack.panels =
+        fence.take<T>("panels", pack.block_end * pack.K * pack.gates * units);
+    a.bias[s] = pack.bias = fence.take<T>("bias", pack.block_end * 2 * pack.gates * units);
+    kernels.pack_forward(pack);
+  }
+  const bool stages = dir.info.stages > 1;
+  const int64_t rows = keep ? S : N, saved = dir.info.saved * H;
+  a.h = fenced<T>(fence, "h", h0, {N, P});
+  a.c = fenced<T>(fence, "c", c0, {N, H});
+  a.y = fence.take<T>("y", S * y_ld);
+  a.y_ld = y_ld;
+  a.h_in = fence.take<T>("h_in", keep ? S * P : 2 * N * P);
+  a.c_in = keep && dir.info.has_c ? fence.take<T>("c_in", S * H) : nullptr;
+  a.saved = keep || stages ? fence.take<T>("saved", rows * saved) : nullptr;
+  a.emit[0] = stages ? fence.take<T>("emit", rows * H) : nullptr;
+  for_chunks(dir.seq, descending, cuts, [&](const Steps& steps, int64_t chunk_rows) {
+    a.steps = steps;
+    a.gates_x = fence.copy("gates_x", gates_x.data() + steps.first_row * dir.columns(),
+                           chunk_rows * dir.columns());
+    run(kernels.forward[static_cast<int>(kind)], a, cuts);
+  });
+  fence.check();
+
+  py::dict out;
+  out["y"] = numpy(a.y, {S, y_ld});
+  out["h"] = numpy(a.h, {N, P});
+  out["c"] = numpy(a.c, {N, H});
+  if (keep) {
+    out["saved"] = numpy(a.saved, {S, dir.info.saved, H});
+    out["h_in"] = numpy(a.h_in, {S, P});
+    out["c_in"] = numpy(a.c_in, {S, H});
+    out["emit"] = numpy(a.emit[0], {S, H});
+  }
+  return out;
+}
+
+// kept: what forward gave. d_y [S, d_y_ld] or None.
+template <class T>
+py::dict backward(const std::string& isa, const std::string& cell, const py::dict& kept,
+                  const WeightArrays<T>& w, const std::vector<int64_t>& batch_sizes,
+                  const OptionalArray<T>& d_y, const Array<T>& d_h, const OptionalArray<T>& d_c,
+                  bool descending, const Cuts& cuts) {
+  const DtypeKernels<T>& kernels = kernels_for<T>(isa);
+  const CellKind kind = cell_named(cell);
+  const Direction<T> dir(kind, w, batch_sizes, d_h.shape(0));
+  const int64_t S = dir.rows(), N = dir.N, H = dir.H, P = dir.P, columns = dir.columns();
+
+  Fence fence;
+  BackwardArgs<T> a = {};
+  a.N = N, a.H = H, a.P = P;
+  for (int s = 0; s < dir.info.stages; ++s) {
+    PackArgs<T> pack = dir.weight_of(fence, w, s);
+    const int64_t units = kernels.backward_block();
+    pack.block_end = (pack.K + units - 1) / units;
+    a.panels[s] = pack.panels =
+        fence.take<T>("panels", pack.block_end * pack.gates * pack.width * units);
+    kernels.pack_backward(pack);
+  }
+  const auto kept_array = [&](const char* name, std::vector<int64_t> shape) {
+    return fenced(fence, name, kept[name].template cast<OptionalArray<T>>(), shape);
+  };
+  a.saved = kept_array("saved", {S, dir.info.saved, H});
+  a.h_in = kept_array("h_in", {S, P});
+  a.c_in = kept_array("c_in", {S, H});
+  if (d_y) {
+    a.d_y_ld = d_y->shape(1);
+    a.d_y = fenced(fence, "d_y", d_y, {S, a.d_y_ld});
+  }
+  a.d_h = fenced<T>(fence, "d_h", d_h, {N, P});
+  a.d_c = fenced<T>(fence, "d_c", d_c, {N, H});
+  std::vector<T> delta(S * columns), delta_x(S * columns), delta_proj(S * P);
+  const auto gather = [](std::vector<T>& all, const T* chunk, int64_t first, int64_t n) {
+    if (chunk) std::copy_n(chunk, n, all.begin() + first);
+  };
+  for_chunks(dir.seq, !descending, cuts, [&](const Steps& steps, int64_t rows) {
+    a.steps = steps;
+    a.delta = fence.take<T>("delta", rows * columns);
+    a.delta_x = dir.info.separate_deltas ? fence.take<T>("delta_x", rows * columns) : nullptr;
+    a.delta_proj = dir.info.projects ? fence.take<T>("delta_proj", rows * P) : nullptr;
+    run(kernels.backward[static_cast<int>(kind)], a, cuts);
+    gather(delta, a.delta, steps.first_row * columns, rows * columns);
+    gather(delta_x, a.delta_x ? a.delta_x : a.delta, steps.first_row * columns, rows * columns);
+    gather(delta_proj, a.delta_proj, steps.first_row * P, rows * P);
+  });
+  fence.check();
+
+  py::dict out;
+  out["delta"] = numpy(delta.data(), {S, columns});
+  out["delta_x"] = numpy(delta_x.data(), {S, columns});
+  out["delta_proj"] = numpy(dir.info.projects ? delta_proj.data() : nullptr, {S, P});
+  out["d_h"] = numpy(a.d_h, {N, P});
+  out["d_c"] = numpy(a.d_c, {N, H});
+  return out;
+}
+
+template <class T>
+void define_for(py::module_& m) {
+  const auto exact = [](const char* name) { return py::arg(name).noconvert(); };
+  m.def("steps_forward", forward<T>, py::arg("isa"), py::arg("cell"), exact("gates_x"),
+        exact("weights"), py::arg("batch_sizes"), exact("h0"), exact("c0"), py::kw_only(),
+        py::arg("descending"), py::arg("keep"), py::arg("y_ld"), py::arg("cuts"),
+        "One direction from gates_x = x W on: y [S, y_ld], h, c and what keep keeps.");
+  m.def("steps_backward", backward<T>, py::arg("isa"), py::arg("cell"), py::arg("kept"),
+        exact("weights"), py::arg("batch_sizes"), exact("d_y"), exact("d_h"), exact("d_c"),
+        py::kw_only(), py::arg("descending"), py::arg("cuts"),
+        "delta, delta_x, delta_proj, and d_h and d_c of the initial states.");
+}
+
+}  // namespace
+
+void define_steps(py::module_& m) {
+  py::class_<Cuts>(m, "Cuts").def(py::init<int64_t, std::vector<int64_t>>(), py::arg("chunk_steps"),
+                                  py::arg("sequences"));
+  define_for<float>(m);
+  define_for<double>(m);
+}
+
+}  // namespace fusedrnn_test

@@ -1,0 +1,3 @@
+#define FUSEDRNN_VECTOR_BYTES 16
+#define TABLE kPortable
+#include "vecmath.inl"

@@ -1,0 +1,295 @@
+// Drives whole layers, forward and backward, for the sanitizers: every cell, dtype and instruction
+// set at odd sizes, on buffers of exactly the promised size. What the engine is to write is NaN
+// before, so that a value it forgot, or read too early, shows in a result.
+//
+// Each case runs on heap buffers, of which AddressSanitizer watches both ends, and on buffers that
+// end at a forbidden page: that catches the masked loads and stores too, which are not
+// instrumented.
+#include <sys/mman.h>
+
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <limits>
+#include <random>
+#include <vector>
+
+#include "cpu/dispatch.h"
+#include "cpu/layer.h"
+#include "cpu/rows.h"
+
+namespace {
+
+using namespace fusedrnn;
+
+enum class Place { kHeap, kBeforeForbiddenPage };
+
+// The memory of one case.
+class Pool {
+ public:
+  explicit Pool(Place place) : place_(place) {}
+  Pool(const Pool&) = delete;
+  ~Pool() {
+    for (const Piece& piece : pieces_) {
+      if (place_ == Place::kHeap) {
+        std::free(piece.base);
+      } else {
+        munmap(piece.base, piece.bytes);
+      }
+    }
+  }
+
+  // Aligned to 64 bytes where `bytes` is a multiple of 64.
+  void* take(size_t bytes) {
+    if (place_ == Place::kHeap) {
+      void* base = bytes % 64 == 0 ? std::aligned_alloc(64, bytes) : std::malloc(bytes);
+      pieces_.push_back({base, bytes});
+      return base;
+    }
+    constexpr size_t kPage = 4096;
+    const size_t usable = (bytes + kPage - 1) / kPage * kPage;
+    void* base =
+        mmap(nullptr, usable + kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (base == MAP_FAILED) std::abort();
+    pieces_.push_back({base, usable + kPage});
+    char* end = static_cast<char*>(base) + usable;
+    if (mprotect(end, kPage, PROT_NONE) != 0) std::abort();
+    return end - bytes;
+  }
+
+  template <class T>
+  T* poisoned(int64_t values) {
+    T* p = static_cast<T*>(take(static_cast<size_t>(values) * sizeof(T)));
+    std::fill(p, p + values, std::numeric_limits<T>::quiet_NaN());
+    return p;
+  }
+
+  template <class T>
+  T* random(int64_t values, double bound) {
+    T* p = static_cast<T*>(take(static_cast<size_t>(values) * sizeof(T)));
+    std::uniform_real_distribution<double> uniform(-bound, bound);
+    for (int64_t i = 0; i < values; ++i) p[i] = static_cast<T>(uniform(generator_));
+    return p;
+  }
+
+ private:
+  struct Piece {
+    void* base;
+    size_t bytes;
+  };
+  Place place_;
+  std::vector<Piece> pieces_;
+  std::mt19937 generator_{0};
+};
+
+class PlainRuntime final : public Runtime {
+ public:
+  PlainRuntime(Pool& pool, int64_t threads) : pool_(pool), threads_(threads) {}
+
+  int64_t threads() const override { return threads_; }
+  void parallel(int64_t n, const std::function<void(int64_t)>& body) override {
+    for (int64_t i = n - 1; i >= 0; --i) body(i);
+  }
+  void matmul(Matrix<const float> a, Matrix<const float> b, Matrix<float> c,
+              bool accumulate) override {
+    product(a, b, c, accumulate);
+  }
+  void matmul(Matrix<const double> a, Matrix<const double> b, Matrix<double> c,
+              bool accumulate) override {
+    product(a, b, c, accumulate);
+  }
+  void* scratch(size_t bytes) override {
+    void* p = pool_.take(bytes);
+    std::fill_n(static_cast<unsigned char*>(p), bytes, 0xff);  // NaN in every dtype
+    return p;
+  }
+
+ private:
+  template <class T>
+  static void product(Matrix<const T> a, Matrix<const T> b, Matrix<T> c, bool accumulate) {
+    for (int64_t i = 0; i < c.rows; ++i) {
+      for (int64_t j = 0; j < c.columns; ++j) {
+        T& out = c.data[i * c.row_stride + j * c.column_stride];
+        T sum = accumulate ? out : T(0);
+        for (int64_t k = 0; k < a.columns; ++k) {
+          sum += a.data[i * a.row_stride + k * a.column_stride] *
+                 b.data[k * b.row_stride + j * b.column_stride];
+        }
+        out = sum;
+      }
+    }
+  }
+
+  Pool& pool_;
+  int64_t threads_;
+};
+
+struct Case {
+  CellKind cell;
+  int64_t N, I, H, P, D;
+  std::vector<int64_t> batch_sizes;
+  int64_t threads;
+  bool bias;
+  bool all_gradients;  // otherwise those of y, x, and the weights are absent
+};
+
+template <class T>
+void expect_finite(const Case& c, const char* isa, const char* what, const T* p, int64_t values) {
+  for (int64_t i = 0; p && i < values; ++i) {
+    if (std::isfinite(p[i])) continue;
+    std::printf("%s, %s, %zu bytes: N=%lld I=%lld H=%lld P=%lld D=%lld T=%zu: %s[%lld] is %g\n",
+                kCellInfo[static_cast<int>(c.cell)].name, isa, sizeof(T),
+                static_cast<long long>(c.N), static_cast<long long>(c.I),
+                static_cast<long long>(c.H), static_cast<long long>(c.P),
+                static_cast<long long>(c.D), c.batch_sizes.size(), what, static_cast<long long>(i),
+                static_cast<double>(p[i]));
+    std::exit(1);
+  }
+}
+
+template <class T>
+void run(const Case& c, const KernelTable& table, Place place) {
+  Pool pool(place);
+  PlainRuntime runtime(pool, c.threads);
+  const DtypeKernels<T>& kernels = kernels_of<T>(table);
+  const Sequences sequences = from_batch_sizes(c.batch_sizes, c.N);
+  const Layer layer = {c.cell, c.I, c.H, c.P, c.D, sequences};
+  const CellInfo& info = layer.info();
+  const int64_t S = sequences.rows(), columns = layer.gate_columns();
+  const int64_t h_size = c.D * c.N * c.P, c_size = c.D * c.N * c.H, y_size = S * c.D * c.P;
+  const double bound = 1 / std::sqrt(static_cast<double>(c.H));
+
+  Weights<const T> w[2] = {};
+  Weights<T> d_w[2] = {};
+  for (int64_t d = 0; d < c.D; ++d) {
+    w[d].w_ih = pool.random<T>(columns * c.I, bound);
+    w[d].w_hh = pool.random<T>(columns * c.P, bound);
+    if (c.bias) w[d].b_ih = pool.random<T>(columns, bound);
+    if (c.bias) w[d].b_hh = pool.random<T>(columns, bound);
+    if (info.projects) w[d].w_hr = pool.random<T>(c.P * c.H, bound);
+    if (!c.all_gradients) continue;
+    d_w[d].w_ih = pool.poisoned<T>(columns * c.I);
+    d_w[d].w_hh = pool.poisoned<T>(columns * c.P);
+    if (c.bias) d_w[d].b_ih = pool.poisoned<T>(columns);
+    if (c.bias) d_w[d].b_hh = pool.poisoned<T>(columns);
+    if (info.projects) d_w[d].w_hr = pool.poisoned<T>(c.P * c.H);
+  }
+  const T* x = pool.random<T>(S * c.I, 1);
+  T* reserve = pool.poisoned<T>(reserve_size(layer, S));
+
+  for (T* keep : {static_cast<T*>(nullptr), reserve}) {
+    T* h = pool.random<T>(h_size, 1);
+    T* state = info.has_c ? pool.random<T>(c_size, 1) : nullptr;
+    T* y = pool.poisoned<T>(y_size);
+    layer_forward<T>(layer, kernels, runtime,
+                     {.x = x, .w = {w[0], w[1]}, .h = h, .c = state, .y = y, .reserve = keep});
+    expect_finite(c, table.isa, "h", h, h_size);
+    expect_finite(c, table.isa, "c", state, c_size);
+    expect_finite(c, table.isa, "y", y, y_size);
+  }
+
+  T* d_h = pool.random<T>(h_size, 1);
+  T* d_c = info.has_c ? pool.random<T>(c_size, 1) : nullptr;
+  const T* d_y = c.all_gradients ? pool.random<T>(y_size, 1) : nullptr;
+  T* d_x = c.all_gradients ? pool.poisoned<T>(S * c.I) : nullptr;
+  layer_backward<T>(layer, kernels, runtime,
+                    {.x = x,
+                     .w = {w[0], w[1]},
+                     .reserve = reserve,
+                     .d_y = d_y,
+                     .d_h = d_h,
+                     .d_c = d_c,
+                     .d_x = d_x,
+                     .d_w = {d_w[0], d_w[1]}});
+  expect_finite(c, table.isa, "d_h", d_h, h_size);
+  expect_finite(c, table.isa, "d_c", d_c, c_size);
+  expect_finite(c, table.isa, "d_x", d_x, S * c.I);
+  for (int64_t d = 0; d < c.D; ++d) {
+    expect_finite(c, table.isa, "d_w_ih", d_w[d].w_ih, columns * c.I);
+    expect_finite(c, table.isa, "d_w_hh", d_w[d].w_hh, columns * c.P);
+    expect_finite(c, table.isa, "d_b_ih", d_w[d].b_ih, columns);
+    expect_finite(c, table.isa, "d_b_hh", d_w[d].b_hh, columns);
+    expect_finite(c, table.isa, "d_w_hr", d_w[d].w_hr, c.P * c.H);
+  }
+}
+
+std::vector<Case> make_cases() {
+  struct Batch {
+    int64_t N;
+    std::vector<int64_t> sizes;
+  };
+  const std::vector<Batch> batches = {
+      {1, {1}},
+      {1, {1, 1, 1, 1, 1}},
+      {2, {2, 2, 2}},
+      {5, {5, 5, 3, 1}},
+      {9, {7, 4, 4, 2, 2, 1}},  // two sequences of length 0
+      {19, {19, 18, 13, 13, 8, 7, 5, 1}},
+      {3, {}},         // every sequence of length 0
+      {0, {0, 0, 0}},  // no sequence
+  };
+  std::vector<Case> cases;
+  const auto add = [&](CellKind cell, int64_t I, int64_t H, const Batch& batch) {
+    // The switches go through all their combinations from case to case.
+    const size_t i = cases.size();
+    const bool projects = kCellInfo[static_cast<int>(cell)].projects;
+    cases.push_back({.cell = cell,
+                     .N = batch.N,
+                     .I = I,
+                     .H = H,
+                     .P = projects ? H / 2 + 1 : H,
+                     .D = i % 2 ? 1 : 2,
+                     .batch_sizes = batch.sizes,
+                     .threads = i % 3 ? 3 : 1,
+                     .bias = i % 5 != 0,
+                     .all_gradients = i % 7 != 0});
+  };
+  for (int kind = 0; kind < kCellCount; ++kind) {
+    const auto cell = static_cast<CellKind>(kind);
+    for (int64_t H : {1, 2, 3, 5, 8, 9, 15, 16, 17, 31, 33, 50, 67})
+      for (const Batch& batch : batches) add(cell, 1 + (H * 7 + batch.N) % 13, H, batch);
+  }
+  return cases;
+}
+
+// So long that backward, and so forward, cuts it into chunks: a state's way from one to the next.
+std::vector<Case> make_long_cases() {
+  std::vector<Case> cases;
+  for (CellKind cell : {CellKind::kLstmProj, CellKind::kGruResetBefore}) {
+    constexpr int64_t N = 97, H = 3;
+    const int64_t columns = kCellInfo[static_cast<int>(cell)].gates * H;
+    const int64_t steps = kBackwardChunkValues / (N * columns) * 5 / 4;
+    cases.push_back({.cell = cell,
+                     .N = N,
+                     .I = 2,
+                     .H = H,
+                     .P = cell == CellKind::kLstmProj ? 2 : H,
+                     .D = 1,
+                     .batch_sizes = std::vector<int64_t>(steps, N),
+                     .threads = 2,
+                     .bias = true,
+                     .all_gradients = true});
+  }
+  return cases;
+}
+
+}  // namespace
+
+int main() {
+  const std::vector<Case> cases = make_cases(), long_cases = make_long_cases();
+  for (const IsaInfo& isa : instruction_sets()) {
+    if (!isa.supported) {
+      std::printf("%s: not run, this processor lacks one of %s\n", isa.name, isa.needs);
+      continue;
+    }
+    for (const Case& c : cases) {
+      for (Place place : {Place::kHeap, Place::kBeforeForbiddenPage}) {
+        run<float>(c, *isa.table, place);
+        run<double>(c, *isa.table, place);
+      }
+    }
+    for (const Case& c : long_cases) run<float>(c, *isa.table, Place::kHeap);
+    std::printf("%s: %zu layers, no error\n", isa.name, cases.size() + long_cases.size());
+    std::fflush(stdout);
+  }
+}

@@ -1,0 +1,219 @@
+"""The cells against torch.nn's."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.rnn import RNNCellBase
+
+import fusedrnn
+from tests.helpers import assert_same, error, flat, randn, run
+
+f64 = torch.float64
+
+PAIRS = {
+    "lstm": (fusedrnn.FusedLSTMCell, nn.LSTMCell, {}),
+    "gru": (fusedrnn.FusedGRUCell, nn.GRUCell, {}),
+    "rnn_tanh": (fusedrnn.FusedRNNCell, nn.RNNCell, {}),
+    "rnn_relu": (fusedrnn.FusedRNNCell, nn.RNNCell, {"nonlinearity": "relu"}),
+}
+each = pytest.mark.parametrize("name", PAIRS)
+
+
+def make(name: str, I: int = 3, H: int = 5, **kwargs: Any) -> tuple[Any, Any]:
+    ours, theirs, options = PAIRS[name]
+    a, b = (m(I, H, **{"dtype": f64, **options, **kwargs}) for m in (ours, theirs))
+    a.load_state_dict(b.state_dict())
+    return a, b
+
+
+def states(name: str, *shape: int, dtype: torch.dtype = f64) -> Any:
+    if name != "lstm":
+        return randn(*shape, dtype=dtype)
+    return randn(*shape, dtype=dtype), randn(*shape, dtype=dtype)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("batch", [(4,), (), (0,), (1,)], ids=str)
+@each
+def test_outputs_and_gradients(name: str, batch: tuple[int, ...], bias: bool) -> None:
+    ours, theirs = make(name, bias=bias)
+    x = randn(*batch, 3)
+    for hx in (None, states(name, *batch, 5)):
+        assert_same(run(ours, x, hx), run(theirs, x, hx))
+        for got, wanted in zip(flat(ours(x, hx)), flat(theirs(x, hx)), strict=True):
+            assert (got.shape, got.stride()) == (wanted.shape, wanted.stride())
+        assert type(ours(x, hx)) is type(theirs(x, hx))
+
+
+@pytest.mark.parametrize(("I", "H"), [(1, 1), (7, 1), (1, 13), (37, 67), (200, 129)])
+@each
+def test_sizes(name: str, I: int, H: int) -> None:
+    ours, theirs = make(name, I, H)
+    x, hx = randn(6, I), states(name, 6, H)
+    assert_same(run(ours, x, hx), run(theirs, x, hx))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@each
+def test_other_dtypes(name: str, dtype: torch.dtype) -> None:
+    ours, theirs = make(name, 7, 11, dtype=dtype)
+    x, hx = randn(6, 7, dtype=dtype), states(name, 6, 11, dtype=dtype)
+    actual, expected = run(ours, x, hx), run(theirs, x, hx)
+    theirs.double()
+    wide = tuple(t.double() for t in flat(hx))
+    exact = run(theirs, x.double(), wide if name == "lstm" else wide[0])
+    for k, value in exact.items():
+        assert actual[k].dtype == dtype
+        limit = 2 * error(expected[k], value) + torch.finfo(dtype).eps
+        assert error(actual[k], value) <= limit, k
+
+
+@each
+def test_a_sequence_is_the_layer(name: str) -> None:
+    """Steps of the cell, with gradients through all of them, are the layer's."""
+    ours, _ = make(name)
+    options = {"nonlinearity": "relu"} if name == "rnn_relu" else {}
+    layer_type = {"l": fusedrnn.FusedLSTM, "g": fusedrnn.FusedGRU, "r": fusedrnn.FusedRNN}[name[0]]
+    layer = layer_type(3, 5, dtype=f64, **options)
+    layer.load_state_dict({k + "_l0": v for k, v in ours.state_dict().items()})
+    x = randn(7, 4, 3)
+    hx, y = None, []
+    for x_t in x:
+        hx = ours(x_t, hx)
+        y.append(flat(hx)[0])
+    expected = layer(x)[0]
+    torch.testing.assert_close(torch.stack(y), expected, rtol=1e-12, atol=1e-12)
+    a = torch.autograd.grad(torch.stack(y).sin().sum(), list(ours.parameters()))
+    b = torch.autograd.grad(expected.sin().sum(), list(layer.parameters()))
+    for got, wanted in zip(a, b, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
+
+
+def test_reset_before() -> None:
+    H = 5
+    ours = fusedrnn.FusedGRUCell(3, H, dtype=f64, reset_after=False)
+    x, h = randn(4, 3).requires_grad_(), randn(4, H).requires_grad_()
+    W_r, W_z, W_n = ours.weight_ih.chunk(3)
+    U_r, U_z, U_n = ours.weight_hh.chunk(3)
+    b_r, b_z, b_n = ours.bias_ih.chunk(3)
+    c_r, c_z, c_n = ours.bias_hh.chunk(3)
+    r = torch.sigmoid(x @ W_r.T + b_r + h @ U_r.T + c_r)
+    z = torch.sigmoid(x @ W_z.T + b_z + h @ U_z.T + c_z)
+    n = torch.tanh(x @ W_n.T + b_n + (r * h) @ U_n.T + c_n)
+    expected = (1 - z) * n + z * h
+    actual = ours(x, h)
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+    targets = [x, h, *ours.parameters()]
+    for got, wanted in zip(
+        torch.autograd.grad(actual.sin().sum(), targets),
+        torch.autograd.grad(expected.sin().sum(), targets),
+        strict=True,
+    ):
+        torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
+    assert repr(ours) == "FusedGRUCell(3, 5, reset_after=False)"
+    with pytest.raises(TypeError, match="reset_after should be of type bool, got: int"):
+        fusedrnn.FusedGRUCell(3, 5, reset_after=0)  # type: ignore[arg-type]
+
+
+@each
+def test_strided(name: str) -> None:
+    ours, theirs = make(name)
+    x = randn(3, 8).t()[::2]
+    h = [randn(5, 4).t(), randn(4, 10)[:, ::2]]
+    hx = tuple(h) if name == "lstm" else h[0]
+    assert_same(run(ours, x, hx), run(theirs, x, hx))
+    for got, wanted in zip(flat(ours(x, hx)), flat(theirs(x, hx)), strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
+
+
+@each
+def test_changing_results_in_place(name: str) -> None:
+    ours, theirs = make(name)
+    x = randn(4, 3)
+    doubled = flat(ours(x))
+    for t in doubled:
+        t.mul_(2)
+    expected = [t * 2 for t in flat(theirs(x))]
+    for got, wanted in zip(
+        torch.autograd.grad(sum(t.sum() for t in doubled), list(ours.parameters())),
+        torch.autograd.grad(sum(t.sum() for t in expected), list(theirs.parameters())),
+        strict=True,
+    ):
+        torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
+
+
+@each
+def test_nan_stays_in_its_row(name: str) -> None:
+    ours, _ = make(name, 3, 20)
+    x, hx = randn(5, 3), states(name, 5, 20)
+    clean = run(ours, x, hx)
+    x[1, 1] = float("nan")
+    dirty = run(ours, x, hx)
+    for k in ("h_n", "c_n", "d_x", "d_h0", "d_c0"):
+        if k in clean:
+            assert torch.equal(dirty[k][[0, 2, 3, 4]], clean[k][[0, 2, 3, 4]]), k
+    assert dirty["h_n"][1].isnan().all()
+
+
+@each
+def test_state_dict_init_repr_and_copies(name: str) -> None:
+    ours_type, theirs_type, options = PAIRS[name]
+    for bias in (True, False):
+        torch.manual_seed(3)
+        ours = ours_type(3, 5, bias, **options)
+        torch.manual_seed(3)
+        theirs = theirs_type(3, 5, bias, **options)
+        assert list(ours.state_dict()) == list(theirs.state_dict())
+        assert ours.bias_ih is None if not bias else isinstance(ours.bias_ih, nn.Parameter)
+        for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+            assert torch.equal(a, b)
+        assert repr(ours) == repr(theirs).replace(theirs_type.__name__, ours_type.__name__)
+        theirs.load_state_dict(ours.state_dict())
+        x = torch.randn(2, 3)
+        expected = flat(ours(x))[0]
+        for other in (copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
+            assert torch.equal(flat(other(x))[0], expected)
+    assert isinstance(ours, RNNCellBase)
+    assert not isinstance(ours, (nn.LSTMCell, nn.GRUCell, nn.RNNCell))
+
+
+@each
+def test_one_bias_without_the_other(name: str) -> None:
+    ours, theirs = make(name)
+    for missing in ("bias_hh", "bias_ih"):
+        x = randn(4, 3)
+        gradients = []
+        for cell in (copy.deepcopy(ours), copy.deepcopy(theirs)):
+            setattr(cell, missing, None)
+            results = flat(cell(x))
+            loss = sum(t.sin().sum() for t in results)
+            gradients.append([*results, *torch.autograd.grad(loss, list(cell.parameters()))])
+        for got, wanted in zip(*gradients, strict=True):
+            torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
+
+
+@each
+def test_weights_that_are_computed(name: str) -> None:
+    ours, theirs = make(name)
+    gradients: list[Tensor] = []
+    for cell in (ours, theirs):
+        nn.utils.parametrizations.weight_norm(cell, "weight_hh")
+        x = randn(4, 3, seed=4)
+        results = flat(cell(x, states_from(name)))
+        leaves = dict(cell.named_parameters())
+        gradients.append(
+            torch.autograd.grad(sum(t.sin().sum() for t in results), list(leaves.values()))
+        )
+    for got, wanted in zip(*gradients, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
+
+
+def states_from(name: str) -> Any:
+    h = randn(4, 5, seed=5)
+    return (h, randn(4, 5, seed=6)) if name == "lstm" else h

@@ -1,0 +1,203 @@
+"""The functions of a kernel table one by one: packing, sums, and the time loops of one direction,
+cut into chunks and runs of sequences in every way.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.native.build import native
+from tests.numpy_reference import Array
+from tests.test_kernels import CELLS, Case, assert_same_bits, cast, each_dtype, isa
+
+__all__ = ["isa"]  # the fixture
+
+VECTOR_BYTES = {"portable": 16, "avx2": 32, "avx512": 64}
+
+
+def lanes(isa: str, dtype: type) -> int:
+    return VECTOR_BYTES[isa] // np.dtype(dtype).itemsize
+
+
+def blocks_of(width: int, units: int) -> int:
+    return -(-width // units)
+
+
+def is_poison(array: Array) -> Array:
+    return np.isnan(array)
+
+
+# --- Packing -------------------------------------------------------------------------------------
+
+
+@each_dtype
+@pytest.mark.parametrize("gates", [1, 2, 3, 4])
+def test_forward_panels(isa: str, gates: int, dtype: type) -> None:
+    """[block][K][gates][units] and biases [block][2][gates][units], with zeros beyond the width."""
+    rng = np.random.default_rng(0)
+    for width, K in itertools.product([1, 3, 16, 17, 33, 65, 130], [1, 5, 64]):
+        weight = rng.normal(size=(gates * width, K)).astype(dtype)
+        b_x, b_h = rng.normal(size=(2, gates * width)).astype(dtype)
+        units = native().pack_forward(isa, weight, b_x, b_h, gates, 0, 0, 0)[2]
+        assert units == lanes(isa, dtype) * {1: 4, 2: 2, 3: 1, 4: 1}[gates]
+        blocks = blocks_of(width, units)
+        panels, bias, _ = native().pack_forward(isa, weight, b_x, b_h, gates, blocks, 0, blocks)
+        padded = np.zeros((gates, blocks * units, K), dtype)
+        padded[:, :width] = weight.reshape(gates, width, K)
+        wanted = padded.reshape(gates, blocks, units, K).transpose(1, 3, 0, 2)
+        np.testing.assert_array_equal(panels, wanted)
+        padded = np.zeros((2, gates, blocks * units), dtype)
+        padded[0, :, :width], padded[1, :, :width] = b_x.reshape(gates, -1), b_h.reshape(gates, -1)
+        wanted = padded.reshape(2, gates, blocks, units).transpose(2, 0, 1, 3)
+        np.testing.assert_array_equal(bias, wanted)
+
+        _, no_bias, _ = native().pack_forward(isa, weight, None, None, gates, blocks, 0, blocks)
+        np.testing.assert_array_equal(no_bias, np.zeros_like(bias))
+        # A thread's part is its own blocks and no others.
+        begin, end = blocks // 3, blocks - blocks // 3
+        part, part_bias, _ = native().pack_forward(isa, weight, b_x, b_h, gates, blocks, begin, end)
+        inside = (np.arange(blocks) >= begin) & (np.arange(blocks) < end)
+        for got, whole in ((part, panels), (part_bias, bias)):
+            np.testing.assert_array_equal(got[inside], whole[inside])
+            assert is_poison(got[~inside]).all()
+
+
+@each_dtype
+@pytest.mark.parametrize("gates", [1, 2, 3, 4])
+def test_backward_panels(isa: str, gates: int, dtype: type) -> None:
+    """[block][gates * width][units] of the weight's columns, with zeros beyond K."""
+    rng = np.random.default_rng(0)
+    for width, K in itertools.product([1, 3, 17, 64], [1, 3, 16, 17, 33, 65, 130]):
+        weight = rng.normal(size=(gates * width, K)).astype(dtype)
+        units = native().pack_backward(isa, weight, gates, 0, 0, 0)[1]
+        assert units == 4 * lanes(isa, dtype)
+        blocks = blocks_of(K, units)
+        panels, _ = native().pack_backward(isa, weight, gates, blocks, 0, blocks)
+        padded = np.zeros((gates * width, blocks * units), dtype)
+        padded[:, :K] = weight
+        wanted = padded.reshape(gates * width, blocks, units).transpose(1, 0, 2)
+        np.testing.assert_array_equal(panels, wanted)
+        begin, end = blocks // 3, blocks - blocks // 3
+        part, _ = native().pack_backward(isa, weight, gates, blocks, begin, end)
+        np.testing.assert_array_equal(part[begin:end], panels[begin:end])
+        assert is_poison(part[:begin]).all()
+        assert is_poison(part[end:]).all()
+
+
+# --- Sums ----------------------------------------------------------------------------------------
+
+
+@each_dtype
+def test_sum_rows(isa: str, dtype: type) -> None:
+    rng = np.random.default_rng(0)
+    for rows, columns in itertools.product([0, 1, 2, 127, 128, 129, 400], [1, 3, 16, 37]):
+        m = rng.normal(size=(rows, columns)).astype(dtype)
+        out = rng.normal(size=columns).astype(dtype)
+        for begin, end in ((0, columns), (columns // 3, columns - columns // 4)):
+            for accumulate in (False, True):
+                got = native().sum_rows(isa, m, out, begin, end, accumulate)
+                wanted = m.astype(np.float64).sum(0) + accumulate * out
+                np.testing.assert_allclose(
+                    got[begin:end], wanted[begin:end], rtol=0, atol=200 * np.finfo(dtype).eps
+                )
+                np.testing.assert_array_equal(got[:begin], out[:begin])
+                np.testing.assert_array_equal(got[end:], out[end:])
+
+
+def test_sum_rows_of_many_rows_in_float32(isa: str) -> None:
+    """One running sum would be off by 1 % here."""
+    m = np.full((1_000_000, 2), 0.1, np.float32)
+    got = native().sum_rows(isa, m, np.zeros(2, np.float32), 0, 2, False)
+    np.testing.assert_allclose(got, 1e6 * float(np.float32(0.1)), rtol=1e-4)
+
+
+# --- Time loops ----------------------------------------------------------------------------------
+
+GAP = 3  # columns of y between one row's end and the next row's begin
+
+
+def steps(
+    case: Case, isa: str, dtype: type, descending: bool, keep: bool, cuts: Any
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Forward and, with keep, backward of the case's first direction."""
+    i = {name: cast(value, dtype) for name, value in case.inputs.items()}
+    w = i["weights"][0]
+    h0, c0 = i["h0"][0], None if i["c0"] is None else i["c0"][0]
+    gates_x = i["x"] @ w[0].T
+    forward = native().steps_forward(
+        *(isa, case.cell, gates_x, w, i["batch_sizes"], h0, c0),
+        descending=descending,
+        keep=keep,
+        y_ld=case.P + GAP,
+        cuts=cuts,
+    )
+    assert is_poison(forward["y"][:, case.P :]).all()
+    forward["y"] = np.ascontiguousarray(forward["y"][:, : case.P])
+    if not keep:
+        return forward, {}
+    d_out = {name: cast(value, dtype) for name, value in case.loss_weights.items()}
+    d_y = np.full((len(i["x"]), case.P + GAP), np.nan, dtype)
+    d_y[:, : case.P] = d_out["y"][:, : case.P]
+    d_c = None if c0 is None else d_out["c_n"][0]
+    backward = native().steps_backward(
+        *(isa, case.cell, forward, w, i["batch_sizes"], d_y, d_out["h_n"][0], d_c),
+        descending=descending,
+        cuts=cuts,
+    )
+    return tuple(
+        {name: value for name, value in result.items() if value is not None}
+        for result in (forward, backward)
+    )
+
+
+BATCHES = [
+    (1, (1,)),
+    (3, (3, 3, 3, 3)),
+    (5, (5, 5, 3, 3, 1)),
+    (13, (9, 9, 8, 7, 7, 7, 2, 1)),  # four sequences of no step
+    (16, (16, 15, 15, 4, 4, 4, 4, 1, 1)),
+]
+
+
+@each_dtype
+@pytest.mark.parametrize("cell", CELLS)
+def test_any_cut_gives_the_same(isa: str, cell: str, dtype: type) -> None:
+    """Chunks and runs of sequences change no bit, but that of the GRUs' backward across chunks:
+
+    there d_h goes through memory as one number, where inside a chunk its parts are added to d_y
+    in another order.
+    """
+    for (N, batch_sizes), H in itertools.product(BATCHES, [1, 5, 17, 33, 66]):
+        P = max(1, H - 2) if cell == "lstm_proj" else H
+        case = Case(cell, N, 3, H, P, 1, True, batch_sizes)
+        live, T = batch_sizes[0], len(batch_sizes)
+        for descending in (False, True):
+            whole = native().Cuts(T, [0, live])
+            forward, backward = steps(case, isa, dtype, descending, True, whole)
+            plain, _ = steps(case, isa, dtype, descending, False, whole)
+            outputs = {name: forward[name] for name in plain if plain[name] is not None}
+            assert_same_bits(
+                {name: plain[name] for name in outputs}, outputs, ("without keep", case)
+            )
+            for chunk in (1, 2, 3, T):
+                # Also runs of no sequence, and all of them in runs of one.
+                for runs in ([0, live], [0, live // 3, live // 3, live], [*range(live + 1)]):
+                    how = (f"chunks of {chunk}", runs, descending, case)
+                    cuts = native().Cuts(chunk, runs)
+                    got, got_back = steps(case, isa, dtype, descending, True, cuts)
+                    assert_same_bits(got, forward, how)
+                    if chunk == T or "gru" not in cell:
+                        assert_same_bits(got_back, backward, how)
+                    else:
+                        assert got_back.keys() == backward.keys()
+                        for name, wanted in backward.items():
+                            atol = 8 * np.finfo(dtype).eps * max(1, np.abs(wanted).max())
+                            np.testing.assert_allclose(got_back[name], wanted, rtol=0, atol=atol)
+                    if descending:
+                        continue
+                    got, _ = steps(case, isa, dtype, descending, False, cuts)
+                    assert_same_bits({name: got[name] for name in outputs}, outputs, how)

@@ -1,0 +1,200 @@
+"""What the build makes: object files and a library without stray symbols, an sdist and a wheel.
+
+FUSEDRNN_OTHER_PYTHON names a Python whose torch is another than this one's: the wheel's smoke test
+then runs under it too.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import setup_build
+
+ROOT = setup_build.ROOT
+LIBRARY = ROOT / "fusedrnn" / "_C.so"
+
+# Replaces torch's LSTM by ours, in a process that knows nothing but the unpacked wheel.
+SMOKE_TEST = """
+import sys
+site = sys.argv[1]
+sys.path.insert(0, site)
+import torch
+import fusedrnn
+assert fusedrnn.__file__.startswith(site), fusedrnn.__file__
+torch.manual_seed(0)
+theirs = torch.nn.LSTM(3, 5, bidirectional=True)
+ours = fusedrnn.FusedLSTM(3, 5, bidirectional=True)
+ours.load_state_dict(theirs.state_dict())
+x = torch.randn(7, 2, 3)
+for layer in (theirs, ours):
+    layer(x)[0].square().sum().backward()
+torch.testing.assert_close(ours(x)[0], theirs(x)[0])
+torch.testing.assert_close(ours.weight_hh_l0.grad, theirs.weight_hh_l0.grad)
+print(torch.__version__, fusedrnn.__version__)
+"""
+
+
+def run(*command: str | Path, **options) -> str:
+    """What `command` prints; fails with all that it printed where it exits with an error."""
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout}"
+    return done.stdout
+
+
+def symbols(path: Path, *options: str) -> list[tuple[str, str]]:
+    """(type, name) of each symbol that `nm` finds in `path`."""
+    if shutil.which("nm") is None:
+        pytest.skip("needs nm (binutils)")
+    lines = run("nm", "--format=posix", *options, path).splitlines()
+    return [(fields[1], fields[0]) for fields in map(str.split, lines) if len(fields) >= 2]
+
+
+def dynamic_section() -> str:
+    if shutil.which("readelf") is None:
+        pytest.skip("needs readelf (binutils)")
+    return run("readelf", "--dynamic", "--wide", LIBRARY)
+
+
+@pytest.mark.parametrize("isa", setup_build.isa_flags())
+def test_kernel_object_offers_the_linker_only_its_table(isa):
+    """A weak or global function compiled with AVX-512 could be linked for a CPU without it."""
+    path = setup_build.BUILD_DIR / "cpu" / f"kernels_{isa}.o"
+    assert (ROOT / "csrc" / "cpu" / f"kernels_{isa}.cpp").exists()
+    if not path.exists():
+        pytest.skip(f"{path} is not there: the library was not built in this tree")
+    found = symbols(path)
+    # nm writes local symbols in lower case, but for the unique global u.
+    offered = [(kind, name) for kind, name in found if kind in "u" or kind.isupper()]
+    offered = [(kind, name) for kind, name in offered if kind != "U"]
+    assert len(offered) == 1, offered
+    assert offered[0][0] in "DR", f"{offered[0]} is not data"
+    # What the object asks of others is C (memcpy, ...), never a C++ function.
+    asked = [name for kind, name in found if kind in "Uwv"]
+    assert [name for name in asked if name.startswith("_Z")] == []
+
+
+def test_every_kernel_file_has_flags_and_every_instruction_set_a_file():
+    files = {path.stem for path in (ROOT / "csrc" / "cpu").glob("kernels_*.cpp")}
+    assert {f"kernels_{isa}" for isa in setup_build.isa_flags()} <= files
+    compiled = {path.stem for path in setup_build.engine_units()}
+    assert {f"kernels_{isa}" for isa in setup_build.isa_flags()} <= compiled
+
+
+def test_library_asks_only_for_the_stable_abi_and_the_runtime():
+    undefined = symbols(LIBRARY, "--dynamic", "--undefined-only")
+    assert undefined
+    for kind, name in undefined:
+        bare, _, version = name.partition("@")
+        assert not re.match(r"_?Py[A-Z_]", bare), f"{name} is Python's"
+        if bare.startswith("_Z"):
+            # at::, c10:: and torch:: have no version; what libstdc++ offers has.
+            assert version.startswith(("GLIBCXX", "CXXABI")), f"{name} is not libstdc++'s"
+        elif not version and kind == "U":
+            assert bare.startswith(("aoti_torch_", "torch_")), f"{name} is not the stable ABI's"
+
+
+def test_library_defines_no_dynamic_symbol():
+    assert symbols(LIBRARY, "--dynamic", "--defined-only") == []
+
+
+def test_library_needs_torch_cpu_and_no_other_library_of_torch_or_python():
+    section = dynamic_section()
+    needed = set(re.findall(r"\(NEEDED\).*\[(.*)\]", section))
+    assert "libtorch_cpu.so" in needed
+    runtime = {"libstdc++.so.6", "libgcc_s.so.1", "libm.so.6", "libc.so.6", "ld-linux-x86-64.so.2"}
+    assert needed - {"libtorch_cpu.so"} <= runtime
+    assert "RPATH" not in section
+    assert "RUNPATH" not in section
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("FUSEDRNN_CUDA", "1", "FUSEDRNN_CUDA=1, but this version of fusedrnn has no CUDA library"),
+        ("FUSEDRNN_CUDA", "yes", "FUSEDRNN_CUDA must be 0 or 1, got 'yes'"),
+        ("FUSEDRNN_WERROR", "on", "FUSEDRNN_WERROR must be 0 or 1, got 'on'"),
+        ("MAX_JOBS", "0", "MAX_JOBS must be a positive integer, got '0'"),
+        ("CXX", "no-such-compiler", "'no-such-compiler' is not on PATH"),
+    ],
+)
+def test_build_names_the_variable_that_is_wrong(monkeypatch, variable, value, message):
+    # Should a check be missing, nothing is compiled all the same.
+    monkeypatch.setattr(setup_build.subprocess, "run", lambda *_, **__: pytest.fail("compiles"))
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(setup_build.BuildError, match=re.escape(message)):
+        setup_build.build_library()
+
+
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory) -> Path:
+    """The sdist's folder, unpacked."""
+    folder = tmp_path_factory.mktemp("sdist")
+    setup = [sys.executable, "setup.py", "-q", "egg_info", "--egg-base", folder]
+    run(*setup, "sdist", "--dist-dir", folder, cwd=ROOT)
+    (archive,) = folder.glob("*.tar.gz")
+    with tarfile.open(archive) as tar:
+        # The argument is in every Python that is still maintained; before, all was trusted.
+        tar.extractall(folder, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
+    return folder / archive.name.removesuffix(".tar.gz")
+
+
+@pytest.fixture(scope="module")
+def wheel(sdist, tmp_path_factory) -> Path:
+    """The wheel, built from the sdist as a user builds it."""
+    folder = tmp_path_factory.mktemp("wheel")
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "--no-index"]
+    run(*pip, "--no-build-isolation", "--no-deps", "--wheel-dir", folder, sdist)
+    (path,) = folder.iterdir()
+    return path
+
+
+def files_under(folder: Path, *parts: str) -> set[str]:
+    found = (path for part in parts for path in (folder / part).rglob("*") if path.is_file())
+    names = {path.relative_to(folder).as_posix() for path in found}
+    return {name for name in names if not re.search(r"\.(pyc|so|o|d)$", name)}
+
+
+def test_sdist_holds_the_sources_and_nothing_built(sdist):
+    assert files_under(sdist, "csrc", "fusedrnn") == files_under(ROOT, "csrc", "fusedrnn")
+    for name in ("setup.py", "setup_build.py", "Makefile", "requirements.txt", "README.md"):
+        assert (sdist / name).is_file(), name
+    assert (sdist / "tests" / "test_packaging.py").is_file()
+    built = [path for path in sdist.rglob("*") if path.suffix in (".so", ".o", ".pyc")]
+    assert built == []
+
+
+@pytest.mark.slow
+def test_wheel_serves_every_python_and_holds_the_package_alone(wheel):
+    assert wheel.name.endswith("-py3-none-linux_x86_64.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        (description,) = (name for name in names if name.endswith(".dist-info/WHEEL"))
+        lines = archive.read(description).decode().splitlines()
+    assert "Root-Is-Purelib: false" in lines
+    assert "Tag: py3-none-linux_x86_64" in lines
+    package = {name for name in names if ".dist-info/" not in name}
+    assert package == files_under(ROOT, "fusedrnn") | {"fusedrnn/_C.so"}
+    assert "fusedrnn/py.typed" in package
+
+
+@pytest.mark.slow
+def test_wheel_works_unpacked(wheel, tmp_path):
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")
+    pythons = [sys.executable]
+    if other := os.environ.get("FUSEDRNN_OTHER_PYTHON"):
+        pythons.append(other)
+    for python in pythons:
+        # -I: neither PYTHONPATH nor the current folder is on the path.
+        print(run(python, "-I", "-c", SMOKE_TEST, tmp_path / "site", cwd=tmp_path))

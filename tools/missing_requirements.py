@@ -1,0 +1,35 @@
+"""Prints the lines of a requirements file whose package this environment lacks.
+
+An environment that somebody else made keeps the versions it has, whatever the file pins.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from importlib.metadata import PackageNotFoundError, version
+
+# Older than this, a package that is there is of no use: pyproject.toml's build-system.
+OLDEST = {"setuptools": 77}
+
+
+def is_missing(name: str) -> bool:
+    """Whether the package `name` is not installed, or too old for the build."""
+    try:
+        found = version(name)
+    except PackageNotFoundError:
+        return True
+    return int(found.split(".")[0]) < OLDEST.get(name, 0)
+
+
+def main(path: str) -> None:
+    """Prints what is missing of the requirements in the file `path`."""
+    with open(path) as file:
+        for line in file:
+            name = re.match(r"[\w.-]+", line)
+            if name and is_missing(name[0]):
+                print(line, end="")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
