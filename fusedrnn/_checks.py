@@ -220,7 +220,10 @@ def lstm_states(hx: Any) -> tuple[Any, Any]:
         raise (IndexError if len(hx) < 2 else RuntimeError)(
             f"lstm expects two hidden states (h_0, c_0) in hx, got {len(hx)}"
         )
-    return hx[0], hx[1]
+    h0, c0 = hx
+    if h0 is None:  # two None would pass for no hx
+        raise AttributeError("hx must be a tuple (h_0, c_0) of tensors, got NoneType in it")
+    return h0, c0
 
 
 def check_batch_sizes(batch_sizes: Any, rows: int) -> int:

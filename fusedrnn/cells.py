@@ -62,9 +62,7 @@ class _FusedCell(RNNCellBase):
         if rank == 1:
             input = input.unsqueeze(0)
             states = tuple(s.unsqueeze(0) for s in states)
-        h, c = (s.unsqueeze(0) for s in states) if len(states) == 2 else (None, None)
-        if len(states) == 1:
-            h = states[0].unsqueeze(0)
+        h, c = (*(s.unsqueeze(0) for s in states), None, None)[:2]
         _, h, c = ops.layer(input.unsqueeze(0), h, c, weights, cell=cell, batch=input.shape[0])
         # [D, N, H] -> [N, H] or [H]
         h, c = h.squeeze(0), None if c is None else c.squeeze(0)

@@ -276,6 +276,8 @@ def _sizes(
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
     """Returns the dtype that autocast asks for on a device, None where it is off."""
+    if not torch._C._is_any_autocast_enabled():  # cheap, as in nn.RNNBase.check_input
+        return None
     kind = device.type
     # Some devices, "meta" for one, have no autocast, and asking whether it is on raises.
     if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):

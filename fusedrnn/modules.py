@@ -6,6 +6,7 @@ those, and quantize_dynamic replaces them.
 
 from __future__ import annotations
 
+import weakref
 from typing import Any, overload
 
 import torch
@@ -34,14 +35,31 @@ class _FusedRNNBase(nn.RNNBase):
         """Returns the name of the cell for the ops."""
         raise NotImplementedError
 
+    # torch.nn keeps a list of its weights, which can be old, and weak references by which it sees
+    # that; the references stop torch.utils.swap_tensors. Here both are made when asked for, and
+    # what nn.RNNBase assigns to them, or a torch.nn layer that was converted brings, is dropped.
+
     @property
     def _flat_weights(self) -> list[Any]:
-        """All weights in torch's order, as they are now; torch.nn keeps a list that can be old."""
+        """All weights in torch's order, as they are now."""
         return [getattr(self, name, None) for name in self._flat_weights_names]
 
     @_flat_weights.setter
     def _flat_weights(self, value: list[Any]) -> None:
-        """Takes nn.RNNBase's assignments, which say nothing new."""
+        self.__dict__.pop("_flat_weights", None)
+
+    @property
+    def _flat_weight_refs(self) -> list[Any]:
+        """Weak references to all weights, as they are now."""
+        return [None if w is None else weakref.ref(w) for w in self._flat_weights]
+
+    @_flat_weight_refs.setter
+    def _flat_weight_refs(self, value: list[Any]) -> None:
+        self.__dict__.pop("_flat_weight_refs", None)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # nn.RNNBase's expects the lists in it.
+        return self.__dict__.copy()
 
     def flatten_parameters(self) -> None:
         """Does nothing: the kernels lay out weights themselves."""

@@ -69,17 +69,24 @@ class NaiveGRUResetBefore(nn.GRU):
     def _sequences(self, x: Tensor, h: Tensor, layer: int, reverse: bool) -> tuple[Tensor, Tensor]:
         """Runs sequences of one length: x [T, N, I], h [N, H]."""
         suffix = f"_l{layer}{'_reverse' if reverse else ''}"
-        W_r, W_z, W_n = getattr(self, "weight_ih" + suffix).chunk(3)
-        U_r, U_z, U_n = getattr(self, "weight_hh" + suffix).chunk(3)
+        H = self.hidden_size
+
+        def thirds(name: str) -> list[Tensor]:
+            # Slices, not chunk(): they may be changed in place between forward and backward.
+            p = getattr(self, name + suffix)
+            return [p[:H], p[H : 2 * H], p[2 * H :]]
+
+        W_r, W_z, W_n = thirds("weight_ih")
+        U_r, U_z, U_n = thirds("weight_hh")
         b_r = b_z = b_n = c_r = c_z = c_n = x.new_zeros(())
         if self.bias:
-            b_r, b_z, b_n = getattr(self, "bias_ih" + suffix).chunk(3)
-            c_r, c_z, c_n = getattr(self, "bias_hh" + suffix).chunk(3)
+            b_r, b_z, b_n = thirds("bias_ih")
+            c_r, c_z, c_n = thirds("bias_hh")
         y: list[Tensor] = []
-        for x_t in x.flip(0) if reverse else x:
-            r = torch.sigmoid(x_t @ W_r.T + b_r + h @ U_r.T + c_r)
-            z = torch.sigmoid(x_t @ W_z.T + b_z + h @ U_z.T + c_z)
-            n = torch.tanh(x_t @ W_n.T + b_n + (r * h) @ U_n.T + c_n)
+        for t in reversed(range(len(x))) if reverse else range(len(x)):
+            r = torch.sigmoid(x[t] @ W_r.T + b_r + h @ U_r.T + c_r)
+            z = torch.sigmoid(x[t] @ W_z.T + b_z + h @ U_z.T + c_z)
+            n = torch.tanh(x[t] @ W_n.T + b_n + (r * h) @ U_n.T + c_n)
             h = (1 - z) * n + z * h
             y.append(h)
         return torch.stack(y[::-1] if reverse else y), h

@@ -84,7 +84,7 @@ def test_weights_may_be_any_tensors() -> None:
     a, b = shared.detach().requires_grad_(), shared.detach().requires_grad_()
     d_a, d_b = torch.autograd.grad(loss(a * scale, b), (a, b))
     torch.testing.assert_close(d_shared, d_a + d_b, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(d_scale, (d_a / scale * shared).sum() / 1, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(d_scale, (d_a / scale * shared).sum(), rtol=1e-12, atol=1e-12)
 
 
 def weights_of(name: str, **kwargs: Any) -> list[Any]:
@@ -306,7 +306,7 @@ def test_other_devices_are_named() -> None:
 
 @pytest.mark.parametrize("cell", CELLS, ids=str)
 def test_meta_computes_shapes(cell: Cell) -> None:
-    ours, theirs = cell.make(3, 8, num_layers=2, bidirectional=True)
+    ours, _ = cell.make(3, 8, num_layers=2, bidirectional=True)
     expected = flat(ours(x))
     ours.to("meta")
     actual = flat(ours(x.to("meta")))

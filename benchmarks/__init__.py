@@ -1,0 +1,1 @@
+"""Measures fusedrnn against torch.nn and other libraries: `python -m benchmarks --help`."""

@@ -1,0 +1,231 @@
+"""Builds what a row names: torch.nn's layer and ours with the same weights, and their input.
+
+Everything comes from one seed, so that every process has the same numbers. Parity is judged here
+too: the error against torch.nn in the next wider dtype, as a multiple of torch.nn's own.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+import fusedrnn
+
+from .measure import Call
+from .shapes import FORWARD, TRAINING, Row
+
+Layer = nn.Module
+Tensors = dict[str, Tensor]
+
+# (torch.nn's, ours): the layer, and the cell for rows of one call.
+LAYERS: dict[tuple[str, bool], tuple[type[Layer], type[Layer]]] = {
+    ("lstm", False): (nn.LSTM, fusedrnn.FusedLSTM),
+    ("gru", False): (nn.GRU, fusedrnn.FusedGRU),
+    ("rnn", False): (nn.RNN, fusedrnn.FusedRNN),
+    ("lstm", True): (nn.LSTMCell, fusedrnn.FusedLSTMCell),
+    ("gru", True): (nn.GRUCell, fusedrnn.FusedGRUCell),
+    ("rnn", True): (nn.RNNCell, fusedrnn.FusedRNNCell),
+}
+_WIDER = {
+    torch.float64: torch.float64,
+    torch.float32: torch.float64,
+    torch.bfloat16: torch.float32,
+    torch.float16: torch.float32,
+}
+# Roundings that ours may differ by beside twice torch.nn's error. float64 has only torch.nn's own
+# float64 to be compared with, whose error counts as none.
+_ROUNDINGS = {torch.float64: 256, torch.float32: 16, torch.bfloat16: 2, torch.float16: 2}
+
+
+@dataclass
+class Case:
+    """A row made real."""
+
+    row: Row
+    torch: Layer
+    ours: Layer
+    x: Any  # [T, N, I], a PackedSequence of that, or [N, I] for one cell call
+    d_y: Tensor  # the gradient of y, in y's form: [T, N, D*P], [S, D*P] or [N, H]
+
+
+def build(row: Row) -> Case:
+    """Makes the layers, the input and the gradient of the output of a row."""
+    generator = torch.Generator().manual_seed(7)
+    dtype = row.torch_dtype
+    kinds = LAYERS[row.cell, row.single]
+    options: dict[str, Any] = {"dtype": dtype}
+    if not row.single:
+        options |= {"num_layers": row.L, "bidirectional": row.D == 2}
+    if row.P:
+        options["proj_size"] = row.P
+    torch.manual_seed(7)
+    with _quiet():
+        theirs, ours = (kind(row.I, row.H, **options) for kind in kinds)
+    ours.load_state_dict(theirs.state_dict())
+
+    def randn(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator).to(dtype)
+
+    if row.single:
+        return Case(row, theirs, ours, randn(row.N, row.I), randn(row.N, row.H))
+    x: Any = randn(row.T, row.N, row.I)
+    d_y = randn(row.T, row.N, row.D * row.out)
+    if row.packed:
+        lengths = torch.tensor(row.lengths())
+        x, d_y_packed = (pack_padded_sequence(t, lengths, enforce_sorted=False) for t in (x, d_y))
+        d_y = d_y_packed.data
+    return Case(row, theirs, ours, x, d_y)
+
+
+def run(layer: Layer, x: Any) -> tuple[Tensor, list[Tensor]]:
+    """Runs a layer or cell. Returns y (of a packed input its data) and the final states."""
+    result = layer(x)
+    if isinstance(result, Tensor):
+        return result, [result]
+    if isinstance(layer, nn.RNNBase):
+        y, states = result
+        y = y.data if isinstance(y, PackedSequence) else y
+    else:
+        y, states = result[0], result
+    return y, list(states) if isinstance(states, tuple) else [states]
+
+
+@contextmanager
+def mode_of(layer: Layer, mode: str) -> Iterator[None]:
+    """The surroundings in which a mode is timed: inference_mode and eval, or grad and train."""
+    layer.train(mode == TRAINING)
+    with _quiet(), torch.inference_mode(mode == FORWARD):
+        yield
+
+
+def step(layer: Layer, x: Any, d_y: Tensor, mode: str) -> Call:
+    """One call to time, to run within `mode_of`."""
+    if mode == FORWARD:
+        return lambda: layer(x)
+    x, leaf = with_grad(x)
+    leaves = [leaf, *layer.parameters()]
+
+    def training() -> None:
+        for tensor in leaves:
+            tensor.grad = None
+        run(layer, x)[0].backward(d_y)
+
+    return training
+
+
+def with_grad(x: Any) -> tuple[Any, Tensor]:
+    """The input as a leaf that takes a gradient, and that leaf."""
+    if not isinstance(x, PackedSequence):
+        leaf = x.detach().requires_grad_()
+        return leaf, leaf
+    leaf = x.data.detach().requires_grad_()
+    return PackedSequence(leaf, x.batch_sizes, x.sorted_indices, x.unsorted_indices), leaf
+
+
+def padded(case: Case) -> tuple[Tensor, Tensor]:
+    """The input as [T, N, I] and the lengths [N], for libraries without a PackedSequence."""
+    if case.row.packed:
+        x, lengths = pad_packed_sequence(case.x, total_length=case.row.T)
+        return x, lengths
+    return case.x, torch.full((case.row.N,), case.row.T)
+
+
+def live(case: Case, padded: Tensor) -> Tensor:
+    """[T, N, ·] as a PackedSequence's data where the row is packed; else as it is."""
+    if not case.row.packed:
+        return padded
+    order, sizes = case.x.sorted_indices, case.x.batch_sizes.tolist()
+    return torch.cat([padded[t, order[:n]] for t, n in enumerate(sizes)])
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Worst errors over outputs, final states and gradients, and whether ours may be timed."""
+
+    ours: float
+    torch: float
+    limit: float
+    worst: str  # the tensor where ours comes nearest to its limit, or passes it
+    right: bool
+    seconds: float  # the faster one of the two runs
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def check(case: Case, mode: str) -> Parity:
+    """Compares ours with torch.nn in the next wider dtype.
+
+    An error is the largest difference over the largest value. Ours may be twice torch.nn's own in
+    the row's dtype, plus a few roundings.
+    """
+    dtype = case.row.torch_dtype
+    reference = expected(case, mode)
+    results, times = [], []
+    for layer in (case.ours, case.torch):
+        start = time.perf_counter()
+        results.append(tensors(layer, case.x, case.d_y, mode))
+        times.append(time.perf_counter() - start)
+    worst = None
+    for name, exact in reference.items():
+        ours, theirs = (error(result[name], exact) for result in results)
+        limit = 2 * theirs + _ROUNDINGS[dtype] * torch.finfo(dtype).eps
+        right = ours <= limit and math.isfinite(ours)
+        used = ours / limit if right else math.inf
+        if worst is None or used > worst[0]:
+            worst = (used, Parity(ours, theirs, limit, name, right, min(times)))
+    assert worst is not None
+    return worst[1]
+
+
+def expected(case: Case, mode: str) -> Tensors:
+    """What torch.nn gives in the next wider dtype: outputs, final states and gradients."""
+    dtype = _WIDER[case.row.torch_dtype]
+    wide = copy.deepcopy(case.torch).to(dtype)
+    return tensors(wide, case.x.to(dtype), case.d_y.to(dtype), mode)
+
+
+def error(actual: Tensor, expected: Tensor) -> float:
+    """The largest difference over the largest expected value; infinite for nan and bad shapes."""
+    if actual.shape != expected.shape or not torch.isfinite(actual).all():
+        return math.inf
+    difference = (actual.double() - expected.double()).abs().max().item()
+    return difference / max(expected.double().abs().max().item(), 1e-300)
+
+
+def tensors(layer: Layer, x: Any, d_y: Tensor, mode: str) -> Tensors:
+    """All that a run gives: y, final states, and in training the gradients."""
+    with mode_of(layer, mode):
+        leaf = None
+        if mode == TRAINING:
+            x, leaf = with_grad(x)
+            layer.zero_grad(set_to_none=True)
+        y, states = run(layer, x)
+        found = {"y": y.detach()} | {f"state {i}": s.detach() for i, s in enumerate(states)}
+        if leaf is not None:
+            y.backward(d_y)
+            named = {"d_x": leaf} | {f"d_{n}": p for n, p in layer.named_parameters()}
+            for name, tensor in named.items():
+                assert tensor.grad is not None, f"{name} has no gradient"
+                found[name] = tensor.grad
+            layer.zero_grad(set_to_none=True)
+    return found
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without torch.nn's warning that the first projected LSTM of a process gives."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="LSTM with projections")
+        yield

@@ -1,0 +1,103 @@
+"""How much memory a step takes: what training keeps, its peak, and what inference allocates."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.profiler import profile
+
+from . import cases
+from .measure import Call
+from .shapes import TRAINING, Row
+
+_LIBC = ctypes.CDLL(None)
+
+
+def events(rows: list[Row], job: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Measures ours and torch.nn's for all rows; nothing is timed."""
+    for row in rows:
+        case = cases.build(row)
+        for mode in row.modes:
+            yield {"event": "start", "row": row.name, "mode": mode}
+            result = {
+                "ours": _layer(case, case.ours, mode),
+                "torch": _layer(case, case.torch, mode),
+            }
+            yield {"event": "result", "row": row.name, "mode": mode, "status": "ok", **result}
+
+
+def _layer(case: cases.Case, layer: cases.Layer, mode: str) -> dict[str, Any]:
+    """Bytes of one step.
+
+    allocated is the peak of what torch's allocator has given out, resident that of the process's
+    memory, which sees other allocators too; both over what there was before. outputs are y and the
+    final states. kept is what autograd holds after forward, beside input and parameters.
+    """
+    step = cases.step(layer, case.x, case.d_y, mode)
+    with cases.mode_of(layer, mode):
+        step()
+        y, states = cases.run(layer, case.x)
+        outputs = sum(tensor.nbytes for tensor in (y, *states))
+        del y, states
+        found = {"allocated": _allocated(step), "resident": _resident(step), "outputs": outputs}
+        if mode == TRAINING:
+            found["kept"] = kept(layer, case.x)
+        else:
+            found["beyond_outputs"] = max(0, found["allocated"] - outputs)
+    layer.zero_grad(set_to_none=True)
+    return found
+
+
+def kept(layer: cases.Layer, x: Any) -> int:
+    """Bytes that autograd keeps for backward, each storage once, without input and parameters."""
+    x, leaf = cases.with_grad(x)
+    storages: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        result = cases.run(layer, x)
+    for tensor in (leaf, *layer.parameters()):
+        storages.pop(tensor.untyped_storage().data_ptr(), None)
+    del result
+    return sum(storages.values())
+
+
+def _allocated(call: Call) -> int:
+    """The peak of what torch's allocator gives out during a call."""
+    with profile(profile_memory=True) as recorded:
+        result = call()
+    del result
+    now = peak = 0
+    changes = (e for e in recorded.kineto_results.events() if e.name() == "[memory]")
+    for event in sorted(changes, key=lambda event: event.start_ns()):
+        now += event.nbytes()
+        peak = max(peak, now)
+    return peak
+
+
+def _resident(call: Call) -> int | None:
+    """The peak of the process's resident memory during a call; None where Linux does not tell."""
+    gc.collect()
+    _LIBC.malloc_trim(0)
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
+        before = _status("VmRSS")
+        call()
+        return max(0, _status("VmHWM") - before)
+    except (OSError, KeyError):
+        return None
+
+
+def _status(key: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(dict(line.split(":", 1) for line in lines)[key].split()[0]) * 1024

@@ -1,0 +1,262 @@
+"""Runs jobs one after another, each in a process of its own, and collects what they report."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tqdm import tqdm
+
+from . import machine
+from .rivals import RIVALS
+from .shapes import CELLS, SETS, TIMED, Row, merge, select
+
+FORMAT = 1
+# Seconds without a word from a worker after which it is killed: a row of a set, or of a rival.
+PATIENCE = {"pair": 600, "rival": 300, "memory": 600, "contention": 1800}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `python -m benchmarks run` was asked for."""
+
+    sets: Sequence[str]
+    cells: Sequence[str] = CELLS
+    rivals: Sequence[str] = ()
+    threads: Sequence[int] = (1, 2)
+    rows: str = ""
+    seconds: float = 3.0
+    isa: str | None = None
+
+
+@dataclass
+class Job:
+    """What one process does."""
+
+    kind: str  # pair, rival, memory or contention
+    threads: int
+    rows: list[Row]
+    seconds: float
+    rival: str | None = None
+    done: set[tuple[str, str]] = field(default_factory=set)
+
+    @property
+    def label(self) -> str:
+        """What the progress bar calls it."""
+        what = self.rival or {"pair": "torch.nn"}.get(self.kind, self.kind)
+        return f"{what}, {self.threads} thread{'s' * (self.threads > 1)}"
+
+    def open_rows(self) -> list[Row]:
+        """Rows of which some mode has no result yet."""
+        return [r for r in self.rows if any((r.name, mode) not in self.done for mode in r.modes)]
+
+    def as_json(self) -> str:
+        """What the worker reads."""
+        rows = []
+        for row in self.open_rows():
+            modes = [mode for mode in row.modes if (row.name, mode) not in self.done]
+            rows.append(row.as_dict() | {"modes": modes})
+        rest = {"kind": self.kind, "threads": self.threads, "seconds": self.seconds}
+        return json.dumps(rest | {"rival": self.rival, "rows": rows})
+
+
+def plan(options: Options) -> tuple[dict[Row, list[str]], list[Job]]:
+    """The rows with the sets they are in, and the jobs in their order."""
+
+    def rows_of(name: str) -> list[Row]:
+        return select(name, options.cells, options.rows)
+
+    timed = merge((name, rows_of(name)) for name in options.sets if name in TIMED)
+    jobs = []
+    for threads in options.threads:
+        rows = list(timed)
+        if rows:
+            jobs.append(Job("pair", threads, rows, options.seconds))
+            jobs += [Job("rival", threads, rows, options.seconds, r) for r in options.rivals]
+    most = max(options.threads)
+    for name in ("memory", "contention"):
+        if name in options.sets and rows_of(name):
+            jobs.append(Job(name, most, rows_of(name), options.seconds))
+    return timed, jobs
+
+
+def run(options: Options, show_progress: bool = True) -> dict[str, Any]:
+    """Runs everything and returns what goes into the file."""
+    if options.isa == "avx2":
+        os.environ.update(machine.AVX2)
+    sets, jobs = plan(options)
+    found: dict[str, Any] = {
+        "format": FORMAT,
+        "machine": _describe(),
+        "settings": {
+            **{"sets": list(options.sets), "threads": list(options.threads)},
+            **{"seconds": options.seconds, "rivals": list(options.rivals)},
+        },
+        "rows": [],
+        "rivals": [],
+        "rival_versions": {},
+        "rates": {},
+        "memory": [],
+        "contention": [],
+    }
+    total = sum(len(row.modes) for job in jobs for row in job.rows)
+    with tqdm(total=total, unit="row", disable=not show_progress, dynamic_ncols=True) as bar:
+        for job in jobs:
+            before = len(job.done)
+            for event in _events(job):
+                if event["event"] == "start":
+                    bar.set_description_str(f"{job.label}: {event['row']} {event['mode']}")
+                else:
+                    _store(found, sets, job, event)
+                bar.update(len(job.done) - before)
+                before = len(job.done)
+    found["machine"] |= {"load_after": list(os.getloadavg()), "finished": machine.now()}
+    return found
+
+
+def _store(
+    found: dict[str, Any], sets: dict[Row, list[str]], job: Job, event: dict[str, Any]
+) -> None:
+    """Puts an event where it belongs in the file."""
+    kind = event.pop("event")
+    if kind == "rates":
+        found["rates"][str(job.threads)] = event
+    elif kind == "version":
+        found["rival_versions"][job.rival] = event["version"]
+    elif kind == "absent":
+        found["rival_versions"][job.rival] = None
+        job.done |= {(row.name, mode) for row in job.rows for mode in row.modes}
+    else:
+        job.done.add((event["row"], event["mode"]))
+        row = next(row for row in job.rows if row.name == event.pop("row"))
+        if job.kind == "rival":
+            names = {"rival": job.rival, "row": row.name}
+            found["rivals"].append(names | {"threads": job.threads} | event)
+        else:
+            fields = row.as_dict() | {"sets": sets.get(row, []), "threads": job.threads}
+            fields.pop("modes")
+            found["rows" if job.kind == "pair" else job.kind].append(fields | event)
+
+
+def _events(job: Job) -> Iterator[dict[str, Any]]:
+    """The events of a job. A row whose process dies or hangs has failed; the next ones go on."""
+    while job.open_rows():
+        current: dict[str, Any] | None = None
+        with _Worker(job) as worker:
+            for event in worker.events(PATIENCE[job.kind]):
+                current = event if event["event"] == "start" else None
+                yield event
+            if worker.ended_well():
+                return
+            why = worker.why()
+        if current is None:
+            # It died between rows: there is no one to blame, and it would die again.
+            current_row = job.open_rows()[0]
+            open_modes = [m for m in current_row.modes if (current_row.name, m) not in job.done]
+            current = {"row": current_row.name, "mode": open_modes[-1]}
+        yield current | {"event": "result", "status": "failed", "why": why}
+
+
+class _Worker:
+    """A process that runs a job, in a session of its own so that its children end with it."""
+
+    def __init__(self, job: Job) -> None:
+        """Starts it."""
+        number = str(job.threads)
+        threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NPROC"), number)
+        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed by __exit__)
+        self.late = False
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks", "worker"],
+            cwd=machine.ROOT,
+            env=os.environ | threads,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.errors,
+            text=True,
+            start_new_session=True,
+        )
+        assert self.process.stdin is not None
+        self.process.stdin.write(job.as_json())
+        self.process.stdin.close()
+
+    def __enter__(self) -> _Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        self.process.wait()
+        self.errors.close()
+
+    def events(self, patience: float) -> Iterator[dict[str, Any]]:
+        """What it reports, until it ends or is silent for too long."""
+        lines: queue.Queue[str | None] = queue.Queue()
+
+        def read() -> None:
+            assert self.process.stdout is not None
+            with self.process.stdout as out:
+                for line in out:
+                    lines.put(line)
+            lines.put(None)
+
+        threading.Thread(target=read, daemon=True).start()
+        self.patience = patience
+        while True:
+            try:
+                line = lines.get(timeout=patience)
+            except queue.Empty:
+                self.late = True
+                return
+            if line is None:
+                return
+            yield json.loads(line)
+
+    def ended_well(self) -> bool:
+        """Whether it came to its end and reported success."""
+        return not self.late and self.process.wait() == 0
+
+    def why(self) -> str:
+        """What went wrong, in a line."""
+        if self.late:
+            return f"no result after {self.patience:.0f} s"
+        self.errors.seek(0)
+        last = [line for line in self.errors.read().splitlines() if line.strip()][-1:]
+        code = self.process.returncode
+        how = signal.Signals(-code).name if code < 0 else f"exit status {code}"
+        return ": ".join([how, *last])[:300]
+
+
+def _describe() -> dict[str, Any]:
+    """The machine as a worker sees it: with the environment that the run has set."""
+    command = [sys.executable, "-m", "benchmarks", "machine"]
+    result = subprocess.run(command, cwd=machine.ROOT, capture_output=True, text=True, check=True)
+    described: dict[str, Any] = json.loads(result.stdout)
+    return described
+
+
+def known_rivals(names: Sequence[str]) -> list[str]:
+    """The rivals of --rivals that run in processes of their own; torch is always there."""
+    for name in names:
+        if name != "torch" and name not in RIVALS:
+            raise ValueError(f"rivals must be of torch, {', '.join(RIVALS)}, got {name!r}")
+    return [name for name in names if name != "torch"]
+
+
+def known_sets(names: Sequence[str]) -> list[str]:
+    """The sets of --set."""
+    for name in names:
+        if name not in SETS:
+            raise ValueError(f"set must be of {', '.join(SETS)}, got {name!r}")
+    return list(names)

@@ -1,0 +1,144 @@
+"""The process in which things are timed: reads a job, writes a line of JSON for each event.
+
+An event is {"event": "start", "row": ..., "mode": ...} before a row and mode that may take long or
+die, and {"event": "result", ...} after it. What libraries print goes to standard error.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from . import cases, contention, memory, rivals
+from .floors import Rates, floor
+from .measure import alternate
+from .shapes import Row, row_from
+
+Event = dict[str, Any]
+# What can become of a row.
+OK = "ok"
+RED = "red"  # its numbers are wrong, so it is not timed
+NOT_RUN = "not run"
+UNSUPPORTED = "unsupported"  # the rival has no such layer
+FAILED = "failed"
+# Rows whose step (of training, where there is any) takes both ours and torch.nn longer than this
+# are listed, not timed.
+LONGEST_STEP = 2.0  # seconds
+# The largest error of a rival against torch.nn in the next wider dtype. Rivals may approximate.
+RIVAL_LIMITS = {"float64": 1e-10, "float32": 1e-4, "bfloat16": 0.1, "float16": 0.1}
+
+
+def main() -> None:
+    """Reads the job from standard input and runs it."""
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    job = json.load(sys.stdin)
+    rows = [row_from(fields) for fields in job["rows"]]
+    kinds: dict[str, Callable[..., Iterator[Event]]] = {
+        "pair": pair,
+        "rival": rival,
+        "memory": memory.events,
+        "contention": contention.events,
+    }
+    if job["kind"] == "rival":
+        _bind(job["threads"])
+        # torch only computes what is expected here; its threads would wait for work and spin.
+        torch.set_num_threads(job["threads"] if job["rival"] == "compile" else 1)
+    else:
+        torch.set_num_threads(job["threads"])
+    for event in kinds[job["kind"]](rows, job):
+        print(json.dumps(event), file=out, flush=True)
+
+
+def pair(rows: list[Row], job: dict[str, Any]) -> Iterator[Event]:
+    """torch.nn and ours by turns, with the floors measured in between."""
+    rates = Rates(job["threads"], min(0.1, job["seconds"] / 10))
+    for row in rows:
+        needs = row.flops(row.modes[-1]) / rates.square(row.torch_dtype)
+        why = f"a step needs at least {needs:.1f} s here" if needs > LONGEST_STEP else ""
+        case = None if why else cases.build(row)
+        # Training first: it decides whether the row is run at all.
+        for mode in reversed(row.modes):
+            yield {"event": "start", "row": row.name, "mode": mode}
+            if case is None:
+                result: Event = {"status": NOT_RUN, "why": why}
+            else:
+                result = measure(case, mode, job["seconds"], rates)
+                if result["status"] == NOT_RUN:
+                    why, case = result["why"], None
+            yield {"event": "result", "row": row.name, "mode": mode, **result}
+    yield {"event": "rates", **rates.as_dict()}
+
+
+def measure(case: cases.Case, mode: str, seconds: float, rates: Rates) -> Event:
+    """Checks parity, times ours and torch.nn's, and puts the floor beside it."""
+    parity = cases.check(case, mode)
+    result: Event = {"status": OK, "why": "", "parity": parity.as_dict()}
+    if not parity.right:
+        why = f"{parity.worst} is off by {parity.ours:.1e}, the limit is {parity.limit:.1e}"
+        return result | {"status": RED, "why": why}
+    if parity.seconds > LONGEST_STEP:
+        return result | {"status": NOT_RUN, "why": f"a step takes {parity.seconds:.1f} s here"}
+    layers = {"ours": case.ours, "torch": case.torch}
+    steps = {name: cases.step(layer, case.x, case.d_y, mode) for name, layer in layers.items()}
+    with cases.mode_of(case.ours, mode), cases.mode_of(case.torch, mode):
+        timings = alternate(steps, seconds)
+    flops, ours = case.row.flops(mode), timings["ours"].median
+    bound = floor(case.row, mode, rates)
+    return result | {
+        "ours": timings["ours"].as_dict(),
+        "torch": timings["torch"].as_dict(),
+        "ratio": timings["torch"].median / ours,
+        "flops": flops,
+        "floor": bound,
+        "part_of_floor": bound["seconds"] / ours,
+    }
+
+
+def rival(rows: list[Row], job: dict[str, Any]) -> Iterator[Event]:
+    """One other library on its own."""
+    try:
+        library = rivals.load(job["rival"])
+    except ModuleNotFoundError as error:
+        yield {"event": "absent", "why": f"{error.name} is not installed"}
+        return
+    yield {"event": "version", "version": rivals.versions(library)}
+    for row in rows:
+        case = cases.build(row)
+        for mode in row.modes:
+            yield {"event": "start", "row": row.name, "mode": mode}
+            result = _measure_rival(library, case, mode, job)
+            yield {"event": "result", "row": row.name, "mode": mode, **result}
+
+
+def _measure_rival(
+    library: rivals.Rival, case: cases.Case, mode: str, job: dict[str, Any]
+) -> Event:
+    try:
+        ready = library.prepare(case, job["threads"], mode)
+        found = ready.read(ready.step())
+    except rivals.Unsupported as reason:
+        return {"status": UNSUPPORTED, "why": str(reason)}
+    except Exception as error:  # whatever another library raises is its row's result
+        return {"status": FAILED, "why": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
+    exact = cases.expected(case, mode)
+    worst, name = max((cases.error(tensor, exact[name]), name) for name, tensor in found.items())
+    limit = RIVAL_LIMITS[case.row.dtype]
+    result: Event = {"status": OK, "why": "", "error": worst}
+    if worst > limit:
+        why = f"{name} is off by {worst:.1e}, the limit is {limit:.1e}"
+        return result | {"status": RED, "why": why}
+    return result | {
+        "time": alternate({"rival": ready.step}, job["seconds"] / 2)["rival"].as_dict()
+    }
+
+
+def _bind(threads: int) -> None:
+    """Binds the process to as many cores as it has threads: JAX takes no number."""
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, cores[:threads])
