@@ -22,7 +22,8 @@ constexpr int blocks_of(int gates) { return gates >= 3 ? 1 : 4 / gates; }
 // Rows of a tile: accumulators, one row of panel vectors and a temporary fill the registers.
 constexpr int tile_rows(int vectors) { return (FUSEDRNN_REGISTERS - vectors - 1) / vectors; }
 
-constexpr int kBackwardBlocks = 4;
+// Vectors in the width of a panel of pack_columns.
+constexpr int kColumnBlocks = 4;
 
 FUSEDRNN_INLINE int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 FUSEDRNN_INLINE int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -55,8 +56,9 @@ FUSEDRNN_INLINE void copy(const T* from, T* to, int64_t n) {
 
 // --- Product tile -------------------------------------------------------------------------------
 
-// out[r][v] = init[v] + Σ_k source[r, k] panel[k][v], for kRows rows and kVectors vectors.
-template <class T, int kRows, int kVectors>
+// out[r][v] = init[v] + Σ_k source[r, k] panel[k][v], for kRows rows and kVectors vectors. The
+// source is row-major, or [K][kRows] if kTile.
+template <class T, int kRows, int kVectors, bool kTile>
 void product_rows(const T* source, int64_t ld, int64_t K, const T* panel, const T* init, T* out) {
   using V = Vec<T>;
   V acc[kRows][kVectors];
@@ -70,7 +72,7 @@ void product_rows(const T* source, int64_t ld, int64_t K, const T* panel, const 
     for (int v = 0; v < kVectors; ++v) p[v] = V::load(panel + v * V::kLanes);
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
-      const V a = V::broadcast(source[r * ld + k]);
+      const V a = V::broadcast(kTile ? source[k * kRows + r] : source[r * ld + k]);
 #pragma GCC unroll 8
       for (int v = 0; v < kVectors; ++v) acc[r][v] = fma(a, p[v], acc[r][v]);
     }
@@ -80,13 +82,13 @@ void product_rows(const T* source, int64_t ld, int64_t K, const T* panel, const 
 }
 
 // The same for a number of rows known only at run time, at most tile_rows(kVectors).
-template <class T, int kVectors, int kRows = tile_rows(kVectors)>
+template <class T, int kVectors, bool kTile = false, int kRows = tile_rows(kVectors)>
 FUSEDRNN_INLINE void product(int64_t rows, const T* source, int64_t ld, int64_t K, const T* panel,
                              const T* init, T* out) {
   if (rows == kRows) {
-    product_rows<T, kRows, kVectors>(source, ld, K, panel, init, out);
+    product_rows<T, kRows, kVectors, kTile>(source, ld, K, panel, init, out);
   } else if constexpr (kRows > 1) {
-    product<T, kVectors, kRows - 1>(rows, source, ld, K, panel, init, out);
+    product<T, kVectors, kTile, kRows - 1>(rows, source, ld, K, panel, init, out);
   }
 }
 
@@ -256,7 +258,7 @@ FUSEDRNN_INLINE void backward_product(const T* delta, int64_t ld, int64_t K, con
                                       int64_t begin, int64_t product_end, int64_t end,
                                       int64_t width, const Each& each) {
   using V = Vec<T>;
-  constexpr int kVectors = kBackwardBlocks;
+  constexpr int kVectors = kColumnBlocks;
   constexpr int kMaxRows = tile_rows(kVectors);
   constexpr int kUnits = kVectors * V::kLanes;
   alignas(64) T tile[kMaxRows * kUnits];
@@ -360,47 +362,104 @@ void backward(const BackwardArgs<T>& a) {
 // --- Packing ------------------------------------------------------------------------------------
 
 template <class T>
-int64_t forward_block(int64_t gates) {
+int64_t gates_block(int64_t gates) {
   return blocks_of(static_cast<int>(gates)) * Vec<T>::kLanes;
 }
 
 template <class T>
-int64_t backward_block() {
-  return kBackwardBlocks * Vec<T>::kLanes;
+int64_t columns_block() {
+  return kColumnBlocks * Vec<T>::kLanes;
 }
 
-// Panels [block][K][gates][units] and biases [block][2][gates][units], padded with zeros.
 template <class T>
-void pack_forward(const PackArgs<T>& a) {
-  const int64_t units = forward_block<T>(a.gates);
+void pack_gates(const PackGatesArgs<T>& a) {
+  const int64_t units = gates_block<T>(a.gates);
   const int64_t columns = a.gates * units;
   for (int64_t block = a.block_begin; block < a.block_end; ++block) {
     T* panel = a.panels + block * a.K * columns;
-    T* bias = a.bias + block * 2 * columns;
+    T* bias = a.bias ? a.bias + block * 2 * columns : nullptr;
     for (int64_t column = 0; column < columns; ++column) {
       const int64_t u = block * units + column % units;
       const int64_t row = column / units * a.width + u;
       const bool inside = u < a.width;
       const T* from = a.weight + (inside ? row * a.K : 0);
       for (int64_t k = 0; k < a.K; ++k) panel[k * columns + column] = inside ? from[k] : T(0);
+      if (!bias) continue;
       bias[column] = inside && a.bias_x ? a.bias_x[row] : T(0);
       bias[columns + column] = inside && a.bias_h ? a.bias_h[row] : T(0);
     }
   }
 }
 
-// Panels [block][gates * width][units] of the weight's columns, padded with zeros.
 template <class T>
-void pack_backward(const PackArgs<T>& a) {
-  const int64_t units = backward_block<T>();
-  const int64_t rows = a.gates * a.width;
+void pack_columns(const PackColumnsArgs<T>& a) {
+  const int64_t units = columns_block<T>();
   for (int64_t block = a.block_begin; block < a.block_end; ++block) {
     const int64_t first = block * units;
-    const int64_t inside = min64(units, a.K - first);
-    T* panel = a.panels + block * rows * units;
-    for (int64_t row = 0; row < rows; ++row, panel += units) {
-      copy(a.weight + row * a.K + first, panel, inside);
+    const int64_t inside = min64(units, a.N - first);
+    T* panel = a.panels + block * a.K * units;
+    for (int64_t k = 0; k < a.K; ++k, panel += units) {
+      copy(a.matrix + k * a.ld + first, panel, inside);
       for (int64_t i = inside; i < units; ++i) panel[i] = T(0);
+    }
+  }
+}
+
+// --- Matrix products outside the time loop ------------------------------------------------------
+
+// Terms of a sum that run over one part of a panel, and rows that share it while it is near. A part
+// is 64 KiB of float: half of the smallest L2 that comes with AVX2, an eighth of one with AVX-512.
+constexpr int64_t kGemmTerms = 256;
+constexpr int64_t kGemmRows = 48;
+
+// c[r, :] (+)= tile[r][:] for a tile of columns of which `columns` exist.
+template <class T>
+FUSEDRNN_INLINE void store_tile(const T* tile, int64_t rows, int64_t columns, T* c, int64_t c_ld,
+                                bool accumulate) {
+  using V = Vec<T>;
+  for (int64_t r = 0; r < rows; ++r, tile += kColumnBlocks * V::kLanes) {
+    for (int64_t u = 0; u < columns; u += V::kLanes) {
+      const int lanes = lanes_at<T>(u, columns);
+      V sum = V::load(tile + u);
+      if (accumulate) sum += load(c + r * c_ld + u, lanes);
+      store(sum, c + r * c_ld + u, lanes);
+    }
+  }
+}
+
+template <class T>
+void gemm(const GemmArgs<T>& a) {
+  constexpr int kVectors = kColumnBlocks;
+  constexpr int kMaxRows = tile_rows(kVectors);
+  constexpr int kUnits = kVectors * Vec<T>::kLanes;
+  alignas(64) T tile[kMaxRows * kUnits];
+  alignas(64) T tiles_of_a[kGemmRows * kGemmTerms];
+  for (int64_t m0 = a.m_begin; m0 < a.m_end; m0 += kGemmRows) {
+    const int64_t m1 = min64(a.m_end, m0 + kGemmRows);
+    for (int64_t k0 = 0; k0 < a.K; k0 += kGemmTerms) {
+      const int64_t terms = min64(kGemmTerms, a.K - k0);
+      if (a.a_transposed) {
+        for_tiles<kMaxRows>(m0, m1, [&](int64_t first, int64_t count) {
+          T* to = tiles_of_a + (first - m0) * terms;
+          const T* from = a.a + k0 * a.a_ld + first;
+          for (int64_t k = 0; k < terms; ++k, to += count, from += a.a_ld) copy(from, to, count);
+        });
+      }
+      for (int64_t block = a.block_begin; block < a.block_end; ++block) {
+        const int64_t u = block * kUnits;
+        const T* panel = a.panels + (block * a.K + k0) * kUnits;
+        for_tiles<kMaxRows>(m0, m1, [&](int64_t first, int64_t count) {
+          if (a.a_transposed) {
+            product<T, kVectors, true>(count, tiles_of_a + (first - m0) * terms, 0, terms, panel,
+                                       nullptr, tile);
+          } else {
+            product<T, kVectors>(count, a.a + first * a.a_ld + k0, a.a_ld, terms, panel, nullptr,
+                                 tile);
+          }
+          store_tile(tile, count, min64(kUnits, a.N - u), a.c + first * a.c_ld + u, a.c_ld,
+                     a.accumulate || k0 > 0);
+        });
+      }
     }
   }
 }
@@ -435,10 +494,11 @@ template <class T>
 constexpr DtypeKernels<T> dtype_kernels() {
   return {.forward = {FUSEDRNN_CELLS(FUSEDRNN_FORWARD)},
           .backward = {FUSEDRNN_CELLS(FUSEDRNN_BACKWARD)},
-          .forward_block = &forward_block<T>,
-          .backward_block = &backward_block<T>,
-          .pack_forward = &pack_forward<T>,
-          .pack_backward = &pack_backward<T>,
+          .gates_block = &gates_block<T>,
+          .columns_block = &columns_block<T>,
+          .pack_gates = &pack_gates<T>,
+          .pack_columns = &pack_columns<T>,
+          .gemm = &gemm<T>,
           .sum_rows = &sum_rows<T>};
 }
 #undef FUSEDRNN_FORWARD
