@@ -12,7 +12,7 @@
 
 namespace fusedrnn {
 
-// The part of a sequence that one kernel call runs: some steps of some sequences, in one direction.
+// A chunk of a batch in one direction: some steps of some sequences.
 // Position p counts steps in the order in which they are processed.
 struct Steps {
   int64_t T;
@@ -22,6 +22,19 @@ struct Steps {
   int64_t begin, end;          // positions
   int64_t first_row;           // packed row at which the chunk's own buffers begin
   int64_t n_begin, n_end;      // sequences
+};
+
+// Blocks of units [begin, end).
+struct Blocks {
+  int64_t begin, end;
+};
+
+// A piece of one position's work. Pieces of one stage may run at once; every stage of every
+// position must be complete before the next begins.
+struct Part {
+  int64_t position;
+  int stage;
+  Blocks blocks;
 };
 
 template <class T>
@@ -85,8 +98,8 @@ struct PackColumnsArgs {
   T* panels;
 };
 
-// Rows [m_begin, m_end) and blocks of columns of c = a b or c += a b, with b in panels of pack_columns (or of pack_gates
-// with one gate, which transposes).
+// Rows [m_begin, m_end) and blocks of columns of c = a b or c += a b, with b in panels of
+// pack_columns (or of pack_gates with one gate, which transposes).
 template <class T>
 struct GemmArgs {
   const T* a;  // [M, K] with row stride a_ld, or [K, M] if a_transposed
@@ -103,8 +116,11 @@ struct GemmArgs {
 
 template <class T>
 struct DtypeKernels {
-  void (*forward[kCellCount])(const ForwardArgs<T>&);
-  void (*backward[kCellCount])(const BackwardArgs<T>&);
+  // First enter, then for each position the stages in order; backward: the stages from last to
+  // first, then the stage number `stages`, which hands gradients to sequences that leave.
+  void (*enter)(const ForwardArgs<T>&);
+  void (*forward[kCellCount])(const ForwardArgs<T>&, const Part&);
+  void (*backward[kCellCount])(const BackwardArgs<T>&, const Part&);
 
   int64_t (*gates_block)(int64_t gates);  // units in a block of pack_gates
   int64_t (*columns_block)();             // units in a block of pack_columns

@@ -4,6 +4,8 @@
 #include <cstdio>
 #include <cstdlib>
 
+#include "schedule.h"
+
 namespace fusedrnn {
 namespace {
 
@@ -39,7 +41,7 @@ void log_plan(const Layer& layer, const char* what, const Plan& plan) {
   static const char* wanted = std::getenv("FUSEDRNN_LOG");
   if (!wanted || *wanted != '1') return;
   const Sequences& seq = layer.sequences;
-  std::fprintf(stderr, "fusedrnn: %s %s T=%lld N=%lld I=%lld H=%lld P=%lld D=%lld: by rows, %s\n",
+  std::fprintf(stderr, "fusedrnn: %s %s T=%lld N=%lld I=%lld H=%lld P=%lld D=%lld: %s\n",
                layer.info().name, what, static_cast<long long>(seq.T),
                static_cast<long long>(seq.N), static_cast<long long>(layer.I),
                static_cast<long long>(layer.H), static_cast<long long>(layer.P),
@@ -167,8 +169,8 @@ class Factor {
   // c (+)= a b for M rows; a is [M, K], or [K, M] if a_transposed.
   void multiply(const DtypeKernels<T>& kernels, Runtime& runtime, const T* a, int64_t a_ld,
                 bool a_transposed, int64_t M, T* c, int64_t c_ld, bool accumulate) const {
-    GemmArgs<T> gemm = {a, a_ld, a_transposed, panels_, c, c_ld, K_, N_, 0, M, 0, blocks_,
-                        accumulate};
+    GemmArgs<T> gemm = {a, a_ld, a_transposed, panels_,   c, c_ld, K_, N_, 0,
+                        M, 0,    blocks_,      accumulate};
     // Few rows: every thread would read all of b for them, so it is b that is cut.
     if (M < kRowsToSplit * runtime.threads()) {
       split(runtime, blocks_, [&](int64_t begin, int64_t end) {
@@ -229,7 +231,7 @@ Steps chunk_steps(const Sequences& seq, int64_t begin, int64_t end, bool descend
           .end = end,
           .first_row = seq.row_offset[lowest],
           .n_begin = 0,
-          .n_end = 0};
+          .n_end = seq.widest()};
 }
 
 int64_t chunk_rows(const Sequences& seq, const Steps& steps) {
@@ -240,19 +242,6 @@ int64_t chunk_rows(const Sequences& seq, const Steps& steps) {
 // Rows of the widest chunk: the first one, since batch sizes do not grow.
 int64_t widest_chunk(const Sequences& seq, const Plan& plan) {
   return seq.row_offset[plan.chunk_steps < seq.T ? plan.chunk_steps : seq.T];
-}
-
-// Runs kernel(args) for every direction and run of sequences.
-template <class Args>
-void run_tasks(const Layer& layer, Runtime& runtime, const Plan& plan, void (*kernel)(const Args&),
-               const Args* args) {
-  const int64_t runs = plan.tasks_per_direction();
-  runtime.parallel(layer.D * runs, [&](int64_t task) {
-    Args a = args[task / runs];
-    a.steps.n_begin = plan.sequence_cut[task % runs];
-    a.steps.n_end = plan.sequence_cut[task % runs + 1];
-    kernel(a);
-  });
 }
 
 // Bias gradients are summed in slices of columns, one task each.
@@ -305,8 +294,13 @@ void weight_gradients(const Layer& layer, const DtypeKernels<T>& kernels, Runtim
                                  stage.gates * layer.H, out + first * K, K, accumulate);
     }
   }
-  if (d_w.b_hh) sum_rows(runtime, kernels, chunk.delta, rows, columns, d_w.b_hh, accumulate);
-  if (d_w.b_ih) sum_rows(runtime, kernels, chunk.delta_x, rows, columns, d_w.b_ih, accumulate);
+  if (!d_w.b_hh) return;
+  sum_rows(runtime, kernels, chunk.delta, rows, columns, d_w.b_hh, accumulate);
+  if (info.separate_deltas) {
+    sum_rows(runtime, kernels, chunk.delta_x, rows, columns, d_w.b_ih, accumulate);
+  } else {
+    std::copy(d_w.b_hh, d_w.b_hh + columns, d_w.b_ih);
+  }
 }
 
 template <class T>
@@ -328,7 +322,7 @@ void layer_forward(const Layer& layer, const DtypeKernels<T>& kernels, Runtime& 
   const CellInfo& info = layer.info();
   const int64_t N = seq.N, H = layer.H, P = layer.P, columns = layer.gate_columns();
   const bool keep = args.reserve != nullptr;
-  const Plan plan = make_plan(seq, columns, layer.D, runtime.threads(), kForwardChunkValues);
+  const Plan plan = make_plan(seq, columns, P, layer.D, runtime.threads(), kForwardChunkValues);
   log_plan(layer, keep ? "forward for training" : "forward", plan);
 
   Panels<T> panels;
@@ -374,6 +368,12 @@ void layer_forward(const Layer& layer, const DtypeKernels<T>& kernels, Runtime& 
     }
   }
 
+  Loop<ForwardArgs<T>> loop = {fwd, layer.D, kernels.forward[static_cast<int>(layer.cell)], {}};
+  for (int s = 0; s < info.stages; ++s) {
+    const Stage& stage = info.stage[s];
+    loop.stages.push_back(
+        {s, blocks(stage.projects ? P : H, kernels.gates_block(stage.gates)), false});
+  }
   for (int64_t begin = 0; begin < seq.T; begin += plan.chunk_steps) {
     const int64_t end = std::min(seq.T, begin + plan.chunk_steps);
     for (int d = 0; d < layer.D; ++d) {
@@ -382,7 +382,8 @@ void layer_forward(const Layer& layer, const DtypeKernels<T>& kernels, Runtime& 
       w_ih[d].multiply(kernels, runtime, args.x + fwd[d].steps.first_row * layer.I, layer.I, false,
                        rows, gates_x[d], columns, false);
     }
-    run_tasks(layer, runtime, plan, kernels.forward[static_cast<int>(layer.cell)], fwd);
+    for (int d = 0; d < layer.D; ++d) kernels.enter(fwd[d]);
+    run(runtime, plan, loop);
   }
 }
 
@@ -402,7 +403,7 @@ void layer_backward(const Layer& layer, const DtypeKernels<T>& kernels, Runtime&
     }
     return;
   }
-  const Plan plan = make_plan(seq, columns, layer.D, runtime.threads(), kBackwardChunkValues);
+  const Plan plan = make_plan(seq, columns, P, layer.D, runtime.threads(), kBackwardChunkValues);
   log_plan(layer, "backward", plan);
 
   Panels<T> panels;
@@ -443,18 +444,24 @@ void layer_backward(const Layer& layer, const DtypeKernels<T>& kernels, Runtime&
   // Both directions add to d_x, each in its own order of chunks.
   if (layer.D == 2) fill_zero(args.d_x, seq.rows() * layer.I);
 
+  Loop<BackwardArgs<T>> loop = {bwd, layer.D, kernels.backward[static_cast<int>(layer.cell)], {}};
+  for (int s = info.stages - 1; s >= 0; --s) {
+    loop.stages.push_back(
+        {s, blocks(info.stage[s].projects ? P : H, kernels.columns_block()), false});
+  }
+  loop.stages.push_back({info.stages, blocks(P, kernels.columns_block()), true});
   for (int64_t begin = 0; begin < seq.T; begin += plan.chunk_steps) {
     const int64_t end = std::min(seq.T, begin + plan.chunk_steps);
     for (int d = 0; d < layer.D; ++d) bwd[d].steps = chunk_steps(seq, begin, end, d == 0);
-    run_tasks(layer, runtime, plan, kernels.backward[static_cast<int>(layer.cell)], bwd);
+    run(runtime, plan, loop);
     for (int d = 0; d < layer.D; ++d) {
       const int64_t first_row = bwd[d].steps.first_row, rows = chunk_rows(seq, bwd[d].steps);
       if (args.d_x) {
         w_ih[d].multiply(kernels, runtime, bwd[d].delta_x, columns, false, rows,
                          args.d_x + first_row * layer.I, layer.I, layer.D == 2);
       }
-      weight_gradients(layer, kernels, runtime, bwd[d], keep[d], args.x, rows, begin > 0,
-                       factors, args.d_w[d]);
+      weight_gradients(layer, kernels, runtime, bwd[d], keep[d], args.x, rows, begin > 0, factors,
+                       args.d_w[d]);
     }
   }
 }
