@@ -12,7 +12,7 @@
 
 namespace fusedrnn {
 
-// The part of a sequence that one kernel call runs: some steps of some sequences, in one direction.
+// A chunk of a batch in one direction: some steps of some sequences.
 // Position p counts steps in the order in which they are processed.
 struct Steps {
   int64_t T;
@@ -24,13 +24,26 @@ struct Steps {
   int64_t n_begin, n_end;      // sequences
 };
 
+// Blocks of units [begin, end).
+struct Blocks {
+  int64_t begin, end;
+};
+
+// A piece of one position's work. Pieces of one stage may run at once; every stage of every
+// position must be complete before the next begins.
+struct Part {
+  int64_t position;
+  int stage;
+  Blocks blocks;
+};
+
 template <class T>
 struct ForwardArgs {
   Steps steps;
   int64_t N, H, P;
   bool keep;  // keep what backward needs: h_in, c_in, saved and emit then hold every row
 
-  const T* panels[kMaxStages];  // packed recurrent weights, see pack_forward
+  const T* panels[kMaxStages];  // packed recurrent weights, see pack_gates
   const T* bias[kMaxStages];    // [block][2][gates * blocks * lanes]: b_ih, then b_hh; zero padded
   const T* gates_x;             // [chunk rows, G*H]: x W, without bias
 
@@ -49,7 +62,7 @@ struct BackwardArgs {
   Steps steps;
   int64_t N, H, P;
 
-  const T* panels[kMaxStages];  // packed for δ U, see pack_backward
+  const T* panels[kMaxStages];  // packed for δ U, see pack_columns
   const T* saved;               // [S, kSaved*H]
   const T* h_in;                // [S, P]
   const T* c_in;                // [S, H]
@@ -63,28 +76,57 @@ struct BackwardArgs {
   T* delta_proj;  // [chunk rows, P] gradient of the projection's product
 };
 
-// A recurrent weight as torch stores it, for packing.
+// Rows of a weight as torch stores it, [gates * width, K], to panels that interleave the gates of a
+// block of units: [block][K][gates][units], zero padded.
 template <class T>
-struct PackArgs {
-  const T* weight;  // [gates * width, K], row stride K
+struct PackGatesArgs {
+  const T* weight;  // [gates * width, K]
   const T* bias_x;  // [gates * width] or null
   const T* bias_h;  // [gates * width] or null
   int64_t gates, width, K;
   int64_t block_begin, block_end;
   T* panels;
-  T* bias;  // forward only
+  T* bias;  // [block][2][gates][units], or null where not wanted
+};
+
+// Columns of a matrix [K, N] to panels [block][K][units], zero padded.
+template <class T>
+struct PackColumnsArgs {
+  const T* matrix;
+  int64_t ld, K, N;
+  int64_t block_begin, block_end;
+  T* panels;
+};
+
+// Rows [m_begin, m_end) and blocks of columns of c = a b or c += a b, with b in panels of
+// pack_columns (or of pack_gates with one gate, which transposes).
+template <class T>
+struct GemmArgs {
+  const T* a;  // [M, K] with row stride a_ld, or [K, M] if a_transposed
+  int64_t a_ld;
+  bool a_transposed;
+  const T* panels;
+  T* c;  // [M, N], row stride c_ld
+  int64_t c_ld;
+  int64_t K, N;
+  int64_t m_begin, m_end;
+  int64_t block_begin, block_end;
+  bool accumulate;
 };
 
 template <class T>
 struct DtypeKernels {
-  void (*forward[kCellCount])(const ForwardArgs<T>&);
-  void (*backward[kCellCount])(const BackwardArgs<T>&);
+  // First enter, then for each position the stages in order; backward: the stages from last to
+  // first, then the stage number `stages`, which hands gradients to sequences that leave.
+  void (*enter)(const ForwardArgs<T>&);
+  void (*forward[kCellCount])(const ForwardArgs<T>&, const Part&);
+  void (*backward[kCellCount])(const BackwardArgs<T>&, const Part&);
 
-  // Panels of a block of units: forward [K][gates][units], backward [gates * width][units].
-  int64_t (*forward_block)(int64_t gates);  // units in a block
-  int64_t (*backward_block)();
-  void (*pack_forward)(const PackArgs<T>&);
-  void (*pack_backward)(const PackArgs<T>&);
+  int64_t (*gates_block)(int64_t gates);  // units in a block of pack_gates
+  int64_t (*columns_block)();             // units in a block of pack_columns
+  void (*pack_gates)(const PackGatesArgs<T>&);
+  void (*pack_columns)(const PackColumnsArgs<T>&);
+  void (*gemm)(const GemmArgs<T>&);
 
   // out[j] (+)= Σ_rows m[row, j] for columns [begin, end), rows in fixed blocks.
   void (*sum_rows)(const T* m, int64_t rows, int64_t ld, int64_t begin, int64_t end, T* out,

@@ -22,7 +22,8 @@ constexpr int blocks_of(int gates) { return gates >= 3 ? 1 : 4 / gates; }
 // Rows of a tile: accumulators, one row of panel vectors and a temporary fill the registers.
 constexpr int tile_rows(int vectors) { return (FUSEDRNN_REGISTERS - vectors - 1) / vectors; }
 
-constexpr int kBackwardBlocks = 4;
+// Vectors in the width of a panel of pack_columns.
+constexpr int kColumnBlocks = 4;
 
 FUSEDRNN_INLINE int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 FUSEDRNN_INLINE int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -55,38 +56,80 @@ FUSEDRNN_INLINE void copy(const T* from, T* to, int64_t n) {
 
 // --- Product tile -------------------------------------------------------------------------------
 
-// out[r][v] = init[v] + Σ_k source[r, k] panel[k][v], for kRows rows and kVectors vectors.
-template <class T, int kRows, int kVectors>
-void product_rows(const T* source, int64_t ld, int64_t K, const T* panel, const T* init, T* out) {
+// out[p][r][v] = start[p][v] + Σ_k source[r, k] panel_p[k][v], for kRows rows, kPanels panels that
+// lie panel_ld apart (their starts start_ld) and kVectors vectors of each. The source is row-major,
+// or [K][kRows] if kTile. Every sum runs over k in order, whatever the tile: results do not depend
+// on how rows are shared out.
+template <class T, int kRows, int kPanels, int kVectors, bool kTile>
+void product_rows(const T* source, int64_t ld, int64_t K, const T* panel, int64_t panel_ld,
+                  const T* start, int64_t start_ld, T* out) {
   using V = Vec<T>;
-  V acc[kRows][kVectors];
-  for (int v = 0; v < kVectors; ++v) {
-    const V start = init ? V::load(init + v * V::kLanes) : V::zero();
-    for (int r = 0; r < kRows; ++r) acc[r][v] = start;
-  }
+  V acc[kPanels][kRows][kVectors];
+#pragma GCC unroll 8
+  for (int p = 0; p < kPanels; ++p)
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) {
+      const V first = start ? V::load(start + p * start_ld + v * V::kLanes) : V::zero();
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) acc[p][r][v] = first;
+    }
   for (int64_t k = 0; k < K; ++k, panel += kVectors * V::kLanes) {
-    V p[kVectors];
+    V a[kRows];
+    if constexpr (kPanels > 1) {
 #pragma GCC unroll 8
-    for (int v = 0; v < kVectors; ++v) p[v] = V::load(panel + v * V::kLanes);
+      for (int r = 0; r < kRows; ++r)
+        a[r] = V::broadcast(kTile ? source[k * kRows + r] : source[r * ld + k]);
+    }
 #pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
-      const V a = V::broadcast(source[r * ld + k]);
+    for (int p = 0; p < kPanels; ++p) {
+      V b[kVectors];
 #pragma GCC unroll 8
-      for (int v = 0; v < kVectors; ++v) acc[r][v] = fma(a, p[v], acc[r][v]);
+      for (int v = 0; v < kVectors; ++v) b[v] = V::load(panel + p * panel_ld + v * V::kLanes);
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) {
+        if constexpr (kPanels == 1)
+          a[r] = V::broadcast(kTile ? source[k * kRows + r] : source[r * ld + k]);
+#pragma GCC unroll 8
+        for (int v = 0; v < kVectors; ++v) acc[p][r][v] = fma(a[r], b[v], acc[p][r][v]);
+      }
     }
   }
-  for (int r = 0; r < kRows; ++r)
-    for (int v = 0; v < kVectors; ++v) acc[r][v].store(out + (r * kVectors + v) * V::kLanes);
+#pragma GCC unroll 8
+  for (int p = 0; p < kPanels; ++p)
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v)
+        acc[p][r][v].store(out + ((p * kRows + r) * kVectors + v) * V::kLanes);
 }
 
-// The same for a number of rows known only at run time, at most tile_rows(kVectors).
-template <class T, int kVectors, int kRows = tile_rows(kVectors)>
+// One panel and a number of rows known only at run time, at most tile_rows(kVectors).
+template <class T, int kVectors, bool kTile = false, int kRows = tile_rows(kVectors)>
 FUSEDRNN_INLINE void product(int64_t rows, const T* source, int64_t ld, int64_t K, const T* panel,
-                             const T* init, T* out) {
+                             const T* start, T* out) {
   if (rows == kRows) {
-    product_rows<T, kRows, kVectors>(source, ld, K, panel, init, out);
+    product_rows<T, kRows, 1, kVectors, kTile>(source, ld, K, panel, 0, start, 0, out);
   } else if constexpr (kRows > 1) {
-    product<T, kVectors, kRows - 1>(rows, source, ld, K, panel, init, out);
+    product<T, kVectors, kTile, kRows - 1>(rows, source, ld, K, panel, start, out);
+  }
+}
+
+// Panels that so few rows take at once: the sums of one panel would wait for each other.
+constexpr int panels_at_once(int rows, int vectors) {
+  const int fit = (FUSEDRNN_REGISTERS - 6) / (rows * vectors);
+  return fit < 1 ? 1 : fit > 4 ? 4 : fit;
+}
+
+template <class T, int kVectors, int kRows, int kPanels = panels_at_once(kRows, kVectors)>
+FUSEDRNN_INLINE void product_panels(int64_t panels, const T* source, int64_t ld, int64_t K,
+                                    const T* panel, int64_t panel_ld, const T* start,
+                                    int64_t start_ld, T* out) {
+  if (panels >= kPanels) {
+    product_rows<T, kRows, kPanels, kVectors, false>(source, ld, K, panel, panel_ld, start,
+                                                     start_ld, out);
+  } else if constexpr (kPanels > 1) {
+    product_panels<T, kVectors, kRows, kPanels - 1>(panels, source, ld, K, panel, panel_ld, start,
+                                                    start_ld, out);
   }
 }
 
@@ -99,6 +142,59 @@ FUSEDRNN_INLINE void for_tiles(int64_t begin, int64_t end, const Body& body) {
   for (int64_t i = 0; i < tiles; ++i) {
     const int64_t first = begin + n * i / tiles;
     body(first, begin + n * (i + 1) / tiles - first);
+  }
+}
+
+// Products of the rows [begin, end) of a source with the panels of some blocks,
+// [block][K][kVectors]. Calls body(block, j, sums [kVectors * lanes]) for each row and block while
+// the sums are in L1. starts: [block][kVectors * lanes], start_ld apart, or null.
+template <class T, int kVectors, int kRows = 0, class Body>
+FUSEDRNN_INLINE void for_products(int64_t begin, int64_t end, const T* source, int64_t ld,
+                                  int64_t K, const T* panels, Blocks blocks, const T* starts,
+                                  int64_t start_ld, const Body& body) {
+  constexpr int kWidth = kVectors * Vec<T>::kLanes;
+  const int64_t panel_ld = K * kWidth;
+  if constexpr (kRows > 0) {  // exactly so many rows
+    constexpr int kPanels = panels_at_once(kRows, kVectors);
+    alignas(64) T tile[kPanels * kRows * kWidth];
+    for (int64_t block = blocks.begin; block < blocks.end; block += kPanels) {
+      const int64_t count = min64(kPanels, blocks.end - block);
+      product_panels<T, kVectors, kRows>(
+          count, source + begin * ld, ld, K, panels + block * panel_ld, panel_ld,
+          starts ? starts + block * start_ld : nullptr, start_ld, tile);
+      for (int64_t p = 0; p < count; ++p)
+        for (int64_t r = 0; r < kRows; ++r)
+          body(block + p, begin + r, tile + (p * kRows + r) * kWidth);
+    }
+  } else {
+    constexpr int kMaxRows = tile_rows(kVectors);
+    alignas(64) T tile[kMaxRows * kWidth];
+    for (int64_t block = blocks.begin; block < blocks.end; ++block) {
+      for_tiles<kMaxRows>(begin, end, [&](int64_t first, int64_t count) {
+        product<T, kVectors>(count, source + first * ld, ld, K, panels + block * panel_ld,
+                             starts ? starts + block * start_ld : nullptr, tile);
+        for (int64_t r = 0; r < count; ++r) body(block, first + r, tile + r * kWidth);
+      });
+    }
+  }
+}
+
+template <class T, int kVectors, class Body>
+void products(int64_t begin, int64_t end, const T* source, int64_t ld, int64_t K, const T* panels,
+              Blocks blocks, const T* starts, int64_t start_ld, const Body& body) {
+  switch (end - begin) {
+    case 1:
+      return for_products<T, kVectors, 1>(begin, end, source, ld, K, panels, blocks, starts,
+                                          start_ld, body);
+    case 2:
+      return for_products<T, kVectors, 2>(begin, end, source, ld, K, panels, blocks, starts,
+                                          start_ld, body);
+    case 3:
+      return for_products<T, kVectors, 3>(begin, end, source, ld, K, panels, blocks, starts,
+                                          start_ld, body);
+    default:
+      return for_products<T, kVectors>(begin, end, source, ld, K, panels, blocks, starts, start_ld,
+                                       body);
   }
 }
 
@@ -152,99 +248,102 @@ struct ForwardRows {
 
 template <class T, class Cell, int s>
 FUSEDRNN_INLINE void forward_stage(const ForwardArgs<T>& a, const Position& at,
-                                   const ForwardRows<T>& rows) {
+                                   const ForwardRows<T>& rows, Blocks blocks) {
   using V = Vec<T>;
   constexpr Stage kStage = Cell::stage(s);
   constexpr bool kLast = s == Cell::kStages - 1;
   constexpr int kBlocks = blocks_of(kStage.gates);
   constexpr int kVectors = kStage.gates * kBlocks;
-  constexpr int kMaxRows = tile_rows(kVectors);
   constexpr int kUnits = kBlocks * V::kLanes;
+  constexpr int kWidth = kVectors * V::kLanes;
   const int64_t width = kStage.projects ? a.P : a.H;
   const int64_t K = kStage.from_hidden ? a.P : a.H;
   const T* source = kStage.from_hidden ? rows.h_in : rows.emit;
-  alignas(64) T tile[kMaxRows * kVectors * V::kLanes];
 
-  for (int64_t u0 = 0, block = 0; u0 < width; u0 += kUnits, ++block) {
-    const T* panel = a.panels[s] + block * K * kVectors * V::kLanes;
-    const T* bias_x = a.bias[s] + block * 2 * kVectors * V::kLanes;
-    const T* bias_h = bias_x + kVectors * V::kLanes;
-    for_tiles<kMaxRows>(at.begin, at.end, [&](int64_t first, int64_t count) {
-      product<T, kVectors>(count, source + first * K, K, K, panel, bias_h, tile);
-      for (int64_t j = first; j < first + count; ++j) {
-        const T* tile_row = tile + (j - first) * kVectors * V::kLanes;
-        const bool stays = j < at.leaving;
-        for (int b = 0; b < kBlocks; ++b) {
-          const int64_t u = u0 + b * V::kLanes;
-          if (u >= width) break;
-          const int lanes = lanes_at<T>(u, width);
-          V gates_x[kStage.gates], acc[kStage.gates], saved[Cell::kSaved];
-          for (int g = 0; g < kStage.gates; ++g) {
-            acc[g] = V::load(tile_row + (g * kBlocks + b) * V::kLanes);
-            if constexpr (kStage.takes_input) {
-              const int64_t row = at.row + j - a.steps.first_row;
-              const T* x = a.gates_x + (row * Cell::kGates + kStage.first_gate + g) * a.H + u;
-              gates_x[g] = load(x, lanes) + V::load(bias_x + (g * kBlocks + b) * V::kLanes);
-            }
-          }
-          T* saved_row = rows.saved + (j * Cell::kSaved) * a.H + u;
-          if constexpr (s > 0 && !kStage.projects) {
-            for (int i = 0; i < kStage.saved_begin; ++i)
-              saved[i] = load(saved_row + i * a.H, lanes);
-          }
-          State<V> state;
-          if constexpr (Cell::kReadsH) state.h = load(rows.h_in + j * a.P + u, lanes);
-          if constexpr (Cell::kHasC && s == 0) state.c = load(rows.c_in + j * a.H + u, lanes);
-
-          const V emit = Cell::template forward<s>(gates_x, acc, state, saved);
-
-          if constexpr (Cell::kHasC && s == 0) {
-            store(state.c, (stays ? rows.c_next : a.c) + j * a.H + u, lanes);
-          }
-          if (rows.saved) {
-            for (int i = kStage.saved_begin; i < kStage.saved_end; ++i)
-              store(saved[i], saved_row + i * a.H, lanes);
-          }
-          if constexpr (kLast) {
-            store(emit, a.y + (at.row + j) * a.y_ld + u, lanes);
-            store(emit, (stays ? rows.h_next : a.h) + j * a.P + u, lanes);
-          } else {
-            store(emit, rows.emit + j * a.H + u, lanes);
-          }
+  const auto cell = [&](int64_t block, int64_t j, const T* sums) {
+    const T* bias_x = a.bias[s] + block * 2 * kWidth;
+    const bool stays = j < at.leaving;
+    for (int b = 0; b < kBlocks; ++b) {
+      const int64_t u = block * kUnits + b * V::kLanes;
+      if (u >= width) break;
+      const int lanes = lanes_at<T>(u, width);
+      V gates_x[kStage.gates], acc[kStage.gates], saved[Cell::kSaved];
+      for (int g = 0; g < kStage.gates; ++g) {
+        acc[g] = V::load(sums + (g * kBlocks + b) * V::kLanes);
+        if constexpr (kStage.takes_input) {
+          const int64_t row = at.row + j - a.steps.first_row;
+          const T* x = a.gates_x + (row * Cell::kGates + kStage.first_gate + g) * a.H + u;
+          gates_x[g] = load(x, lanes) + V::load(bias_x + (g * kBlocks + b) * V::kLanes);
         }
       }
-    });
+      T* saved_row = rows.saved + (j * Cell::kSaved) * a.H + u;
+      if constexpr (s > 0 && !kStage.projects) {
+        for (int i = 0; i < kStage.saved_begin; ++i) saved[i] = load(saved_row + i * a.H, lanes);
+      }
+      State<V> state;
+      if constexpr (Cell::kReadsH) state.h = load(rows.h_in + j * a.P + u, lanes);
+      if constexpr (Cell::kHasC && s == 0) state.c = load(rows.c_in + j * a.H + u, lanes);
+
+      const V emit = Cell::template forward<s>(gates_x, acc, state, saved);
+
+      if constexpr (Cell::kHasC && s == 0) {
+        store(state.c, (stays ? rows.c_next : a.c) + j * a.H + u, lanes);
+      }
+      if (rows.saved) {
+        for (int i = kStage.saved_begin; i < kStage.saved_end; ++i)
+          store(saved[i], saved_row + i * a.H, lanes);
+      }
+      if constexpr (kLast) {
+        store(emit, a.y + (at.row + j) * a.y_ld + u, lanes);
+        store(emit, (stays ? rows.h_next : a.h) + j * a.P + u, lanes);
+      } else {
+        store(emit, rows.emit + j * a.H + u, lanes);
+      }
+    }
+  };
+  products<T, kVectors>(at.begin, at.end, source, K, K, a.panels[s], blocks, a.bias[s] + kWidth,
+                        2 * kWidth, cell);
+}
+
+// Row of h_in at which position p begins: all rows are kept, or two steps take turns.
+template <class T>
+FUSEDRNN_INLINE int64_t h_row(const ForwardArgs<T>& a, int64_t p) {
+  return a.keep ? a.steps.row_offset[step_at(a.steps, p)] : (p & 1) * a.N;
+}
+
+// Brings in the states of the sequences that enter in this chunk. No stage reads a.h or writes
+// these rows before they enter, so it can be done ahead for all positions.
+template <class T>
+void enter(const ForwardArgs<T>& a) {
+  for (int64_t p = a.steps.begin; p < a.steps.end; ++p) {
+    const Position at = position_at(a.steps, p);
+    const int64_t n = at.end - at.entering;
+    copy(a.h + at.entering * a.P, a.h_in + (h_row(a, p) + at.entering) * a.P, n * a.P);
+    if (a.c && a.keep)
+      copy(a.c + at.entering * a.H, a.c_in + (at.row + at.entering) * a.H, n * a.H);
   }
 }
 
+// Runs stage `part.stage` of one position.
 template <class T, class Cell>
-void forward(const ForwardArgs<T>& a) {
+void forward(const ForwardArgs<T>& a, const Part& part) {
   const Steps& steps = a.steps;
-  // Row of h_in at which position p begins: all rows are kept, or two steps take turns.
-  const auto h_row = [&](int64_t p) {
-    return a.keep ? steps.row_offset[step_at(steps, p)] : (p & 1) * a.N;
-  };
-  for (int64_t p = steps.begin; p < steps.end; ++p) {
-    const Position at = position_at(steps, p);
-    if (at.begin == at.end) continue;
-    const bool last = p + 1 == steps.end;
-    const int64_t row = a.keep ? at.row : 0;
-    ForwardRows<T> rows;
-    rows.h_in = a.h_in + h_row(p) * a.P;
-    rows.h_next = last ? a.h : a.h_in + h_row(p + 1) * a.P;
-    rows.c_in = a.keep ? a.c_in + row * a.H : a.c;
-    rows.c_next = a.keep && !last ? a.c_in + steps.row_offset[step_at(steps, p + 1)] * a.H : a.c;
-    rows.saved = a.saved ? a.saved + row * Cell::kSaved * a.H : nullptr;
-    rows.emit = a.emit[0] ? a.emit[0] + row * a.H : nullptr;
-
-    const int64_t entering = at.end - at.entering;
-    copy(a.h + at.entering * a.P, rows.h_in + at.entering * a.P, entering * a.P);
-    if constexpr (Cell::kHasC) {
-      if (a.keep) copy(a.c + at.entering * a.H, rows.c_in + at.entering * a.H, entering * a.H);
-    }
-    forward_stage<T, Cell, 0>(a, at, rows);
-    if constexpr (Cell::kStages > 1) forward_stage<T, Cell, 1>(a, at, rows);
+  const Position at = position_at(steps, part.position);
+  if (at.begin == at.end) return;
+  const bool last = part.position + 1 == steps.end;
+  const int64_t row = a.keep ? at.row : 0;
+  const int64_t next = last ? 0 : h_row(a, part.position + 1);
+  ForwardRows<T> rows;
+  rows.h_in = a.h_in + h_row(a, part.position) * a.P;
+  rows.h_next = last ? a.h : a.h_in + next * a.P;
+  rows.c_in = a.keep ? a.c_in + row * a.H : a.c;
+  rows.c_next = a.keep && !last ? a.c_in + next * a.H : a.c;
+  rows.saved = a.saved ? a.saved + row * Cell::kSaved * a.H : nullptr;
+  rows.emit = a.emit[0] ? a.emit[0] + row * a.H : nullptr;
+  if constexpr (Cell::kStages > 1) {
+    if (part.stage == 1) return forward_stage<T, Cell, 1>(a, at, rows, part.blocks);
   }
+  forward_stage<T, Cell, 0>(a, at, rows, part.blocks);
 }
 
 // --- Backward -----------------------------------------------------------------------------------
@@ -254,23 +353,19 @@ void forward(const ForwardArgs<T>& a) {
 template <class T, class Each>
 FUSEDRNN_INLINE void backward_product(const T* delta, int64_t ld, int64_t K, const T* panels,
                                       int64_t begin, int64_t product_end, int64_t end,
-                                      int64_t width, const Each& each) {
+                                      int64_t width, Blocks blocks, const Each& each) {
   using V = Vec<T>;
-  constexpr int kVectors = kBackwardBlocks;
-  constexpr int kMaxRows = tile_rows(kVectors);
-  constexpr int kUnits = kVectors * V::kLanes;
-  alignas(64) T tile[kMaxRows * kUnits];
-  for (int64_t u0 = 0, block = 0; u0 < width; u0 += kUnits, ++block) {
-    const T* panel = panels + block * K * kUnits;
-    const auto run = [&](int64_t first, int64_t count, int64_t terms) {
-      product<T, kVectors>(count, delta + first * ld, ld, terms, panel, nullptr, tile);
-      for (int64_t j = first; j < first + count; ++j)
-        for (int64_t u = u0; u < min64(width, u0 + kUnits); u += V::kLanes)
-          each(j, u, lanes_at<T>(u, width), V::load(tile + (j - first) * kUnits + (u - u0)));
-    };
-    for_tiles<kMaxRows>(begin, product_end, [&](int64_t j, int64_t n) { run(j, n, K); });
-    for_tiles<kMaxRows>(product_end, end, [&](int64_t j, int64_t n) { run(j, n, 0); });
-  }
+  constexpr int kUnits = kColumnBlocks * V::kLanes;
+  const auto body = [&](int64_t block, int64_t j, const T* sums) {
+    const int64_t u0 = block * kUnits;
+    for (int64_t u = u0; u < min64(width, u0 + kUnits); u += V::kLanes)
+      each(j, u, lanes_at<T>(u, width), V::load(sums + (u - u0)));
+  };
+  products<T, kColumnBlocks>(begin, product_end, delta, ld, K, panels, blocks,
+                             static_cast<const T*>(nullptr), 0, body);
+  alignas(64) static constexpr T kNoSums[kUnits] = {};
+  for (int64_t j = product_end; j < end; ++j)
+    for (int64_t block = blocks.begin; block < blocks.end; ++block) body(block, j, kNoSums);
 }
 
 // The gradient of stage s's product, as the source of the product that takes it one stage back.
@@ -282,7 +377,7 @@ FUSEDRNN_INLINE const T* delta_of(const BackwardArgs<T>& a, int64_t row) {
 }
 
 template <class T, class Cell, int s>
-FUSEDRNN_INLINE void backward_stage(const BackwardArgs<T>& a, const Position& at) {
+FUSEDRNN_INLINE void backward_stage(const BackwardArgs<T>& a, const Position& at, Blocks blocks) {
   using V = Vec<T>;
   constexpr Stage kStage = Cell::stage(s);
   constexpr bool kLast = s == Cell::kStages - 1;
@@ -334,73 +429,159 @@ FUSEDRNN_INLINE void backward_stage(const BackwardArgs<T>& a, const Position& at
     }
   };
   backward_product<T>(delta_in, ld, K, a.panels[kConsumer], at.begin, product_end, at.end, width,
-                      each);
+                      blocks, each);
 }
 
+// Sequences that leave take the gradient of the state they came with.
 template <class T, class Cell>
-void backward(const BackwardArgs<T>& a) {
-  using V = Vec<T>;
-  constexpr Stage kFirst = Cell::stage(0);
-  for (int64_t p = a.steps.begin; p < a.steps.end; ++p) {
-    const Position at = position_at(a.steps, p);
-    if (at.begin == at.end) continue;
-    if constexpr (Cell::kStages > 1) backward_stage<T, Cell, 1>(a, at);
-    backward_stage<T, Cell, 0>(a, at);
-    // Sequences that leave take the gradient of the state they came with.
-    backward_product<T>(delta_of<T, Cell, 0>(a, at.row), Cell::kGates * a.H, kFirst.gates * a.H,
-                        a.panels[0], at.leaving, at.end, at.end, a.P,
-                        [&](int64_t j, int64_t u, int lanes, V d_h) {
-                          T* out = a.d_h + j * a.P + u;
-                          if constexpr (Cell::kCarriesH) d_h += load(out, lanes);
-                          store(d_h, out, lanes);
-                        });
+FUSEDRNN_INLINE void backward_leave(const BackwardArgs<T>& a, const Position& at, Blocks blocks) {
+  backward_product<T>(delta_of<T, Cell, 0>(a, at.row), Cell::kGates * a.H,
+                      Cell::stage(0).gates * a.H, a.panels[0], at.leaving, at.end, at.end, a.P,
+                      blocks, [&](int64_t j, int64_t u, int lanes, Vec<T> d_h) {
+                        T* out = a.d_h + j * a.P + u;
+                        if constexpr (Cell::kCarriesH) d_h += load(out, lanes);
+                        store(d_h, out, lanes);
+                      });
+}
+
+// Runs stage `part.stage` of one position, or what comes after its stages where that is kStages.
+template <class T, class Cell>
+void backward(const BackwardArgs<T>& a, const Part& part) {
+  const Position at = position_at(a.steps, part.position);
+  if (at.begin == at.end) return;
+  if (part.stage == Cell::kStages) return backward_leave<T, Cell>(a, at, part.blocks);
+  if constexpr (Cell::kStages > 1) {
+    if (part.stage == 1) return backward_stage<T, Cell, 1>(a, at, part.blocks);
   }
+  backward_stage<T, Cell, 0>(a, at, part.blocks);
 }
 
 // --- Packing ------------------------------------------------------------------------------------
 
 template <class T>
-int64_t forward_block(int64_t gates) {
+int64_t gates_block(int64_t gates) {
   return blocks_of(static_cast<int>(gates)) * Vec<T>::kLanes;
 }
 
 template <class T>
-int64_t backward_block() {
-  return kBackwardBlocks * Vec<T>::kLanes;
+int64_t columns_block() {
+  return kColumnBlocks * Vec<T>::kLanes;
 }
 
-// Panels [block][K][gates][units] and biases [block][2][gates][units], padded with zeros.
+// to[k][i] = from[i][k] for a vector's width of i, of which `inside` exist and the rest are zero:
+// it reads as many streams and writes whole vectors.
 template <class T>
-void pack_forward(const PackArgs<T>& a) {
-  const int64_t units = forward_block<T>(a.gates);
+FUSEDRNN_INLINE void transpose(const T* from, int64_t from_ld, int inside, int64_t K, T* to,
+                               int64_t to_ld) {
+  constexpr int kLanes = Vec<T>::kLanes;
+  if (inside == kLanes) {
+    for (int64_t k = 0; k < K; ++k)
+      for (int i = 0; i < kLanes; ++i) to[k * to_ld + i] = from[i * from_ld + k];
+  } else {
+    for (int64_t k = 0; k < K; ++k)
+      for (int i = 0; i < kLanes; ++i)
+        to[k * to_ld + i] = i < inside ? from[i * from_ld + k] : T(0);
+  }
+}
+
+template <class T>
+void pack_gates(const PackGatesArgs<T>& a) {
+  constexpr int kLanes = Vec<T>::kLanes;
+  const int64_t units = gates_block<T>(a.gates);
   const int64_t columns = a.gates * units;
   for (int64_t block = a.block_begin; block < a.block_end; ++block) {
     T* panel = a.panels + block * a.K * columns;
-    T* bias = a.bias + block * 2 * columns;
-    for (int64_t column = 0; column < columns; ++column) {
+    T* bias = a.bias ? a.bias + block * 2 * columns : nullptr;
+    for (int64_t column = 0; column < columns; column += kLanes) {
       const int64_t u = block * units + column % units;
       const int64_t row = column / units * a.width + u;
-      const bool inside = u < a.width;
-      const T* from = a.weight + (inside ? row * a.K : 0);
-      for (int64_t k = 0; k < a.K; ++k) panel[k * columns + column] = inside ? from[k] : T(0);
-      bias[column] = inside && a.bias_x ? a.bias_x[row] : T(0);
-      bias[columns + column] = inside && a.bias_h ? a.bias_h[row] : T(0);
+      const int inside = static_cast<int>(max64(0, min64(kLanes, a.width - u)));
+      transpose(a.weight + (inside ? row * a.K : 0), a.K, inside, a.K, panel + column, columns);
+      if (!bias) continue;
+      for (int i = 0; i < kLanes; ++i) {
+        bias[column + i] = i < inside && a.bias_x ? a.bias_x[row + i] : T(0);
+        bias[columns + column + i] = i < inside && a.bias_h ? a.bias_h[row + i] : T(0);
+      }
     }
   }
 }
 
-// Panels [block][gates * width][units] of the weight's columns, padded with zeros.
 template <class T>
-void pack_backward(const PackArgs<T>& a) {
-  const int64_t units = backward_block<T>();
-  const int64_t rows = a.gates * a.width;
+void pack_columns(const PackColumnsArgs<T>& a) {
+  using V = Vec<T>;
+  const int64_t units = columns_block<T>();
   for (int64_t block = a.block_begin; block < a.block_end; ++block) {
     const int64_t first = block * units;
-    const int64_t inside = min64(units, a.K - first);
-    T* panel = a.panels + block * rows * units;
-    for (int64_t row = 0; row < rows; ++row, panel += units) {
-      copy(a.weight + row * a.K + first, panel, inside);
-      for (int64_t i = inside; i < units; ++i) panel[i] = T(0);
+    const int64_t inside = min64(units, a.N - first);
+    T* panel = a.panels + block * a.K * units;
+    for (int64_t k = 0; k < a.K; ++k, panel += units) {
+      const T* from = a.matrix + k * a.ld + first;
+      for (int64_t i = 0; i < units; i += V::kLanes) {
+        const int lanes = static_cast<int>(max64(0, min64(V::kLanes, inside - i)));
+        load(from + i, lanes).store(panel + i);
+      }
+    }
+  }
+}
+
+// --- Matrix products outside the time loop ------------------------------------------------------
+
+// Terms of a sum that run over one part of a panel, and rows that share it while it is near. A part
+// is 64 KiB of float: half of the smallest L2 that comes with AVX2, an eighth of one with AVX-512.
+constexpr int64_t kGemmTerms = 256;
+constexpr int64_t kGemmRows = 48;
+
+// c[r, :] (+)= tile[r][:] for a tile of columns of which `columns` exist.
+template <class T>
+FUSEDRNN_INLINE void store_tile(const T* tile, int64_t rows, int64_t columns, T* c, int64_t c_ld,
+                                bool accumulate) {
+  using V = Vec<T>;
+  for (int64_t r = 0; r < rows; ++r, tile += kColumnBlocks * V::kLanes) {
+    for (int64_t u = 0; u < columns; u += V::kLanes) {
+      const int lanes = lanes_at<T>(u, columns);
+      V sum = V::load(tile + u);
+      if (accumulate) sum += load(c + r * c_ld + u, lanes);
+      store(sum, c + r * c_ld + u, lanes);
+    }
+  }
+}
+
+template <class T>
+void gemm(const GemmArgs<T>& a) {
+  constexpr int kVectors = kColumnBlocks;
+  constexpr int kMaxRows = tile_rows(kVectors);
+  constexpr int kUnits = kVectors * Vec<T>::kLanes;
+  alignas(64) T tile[kMaxRows * kUnits];
+  alignas(64) T tiles_of_a[kGemmRows * kGemmTerms + Vec<T>::kLanes];
+  static_assert(kMaxRows <= Vec<T>::kLanes);
+  for (int64_t m0 = a.m_begin; m0 < a.m_end; m0 += kGemmRows) {
+    const int64_t m1 = min64(a.m_end, m0 + kGemmRows);
+    for (int64_t k0 = 0; k0 < a.K; k0 += kGemmTerms) {
+      const int64_t terms = min64(kGemmTerms, a.K - k0);
+      if (a.a_transposed) {
+        for_tiles<kMaxRows>(m0, m1, [&](int64_t first, int64_t count) {
+          T* to = tiles_of_a + (first - m0) * terms;
+          const T* from = a.a + k0 * a.a_ld + first;
+          // Whole vectors are stored; the next row, the next tile or the slack takes the surplus.
+          for (int64_t k = 0; k < terms; ++k, to += count, from += a.a_ld)
+            Vec<T>::load_partial(from, static_cast<int>(count)).store(to);
+        });
+      }
+      for (int64_t block = a.block_begin; block < a.block_end; ++block) {
+        const int64_t u = block * kUnits;
+        const T* panel = a.panels + (block * a.K + k0) * kUnits;
+        for_tiles<kMaxRows>(m0, m1, [&](int64_t first, int64_t count) {
+          if (a.a_transposed) {
+            product<T, kVectors, true>(count, tiles_of_a + (first - m0) * terms, 0, terms, panel,
+                                       nullptr, tile);
+          } else {
+            product<T, kVectors>(count, a.a + first * a.a_ld + k0, a.a_ld, terms, panel, nullptr,
+                                 tile);
+          }
+          store_tile(tile, count, min64(kUnits, a.N - u), a.c + first * a.c_ld + u, a.c_ld,
+                     a.accumulate || k0 > 0);
+        });
+      }
     }
   }
 }
@@ -433,12 +614,14 @@ void sum_rows(const T* m, int64_t rows, int64_t ld, int64_t begin, int64_t end, 
 #define FUSEDRNN_BACKWARD(kind, type) &backward<T, type>,
 template <class T>
 constexpr DtypeKernels<T> dtype_kernels() {
-  return {.forward = {FUSEDRNN_CELLS(FUSEDRNN_FORWARD)},
+  return {.enter = &enter<T>,
+          .forward = {FUSEDRNN_CELLS(FUSEDRNN_FORWARD)},
           .backward = {FUSEDRNN_CELLS(FUSEDRNN_BACKWARD)},
-          .forward_block = &forward_block<T>,
-          .backward_block = &backward_block<T>,
-          .pack_forward = &pack_forward<T>,
-          .pack_backward = &pack_backward<T>,
+          .gates_block = &gates_block<T>,
+          .columns_block = &columns_block<T>,
+          .pack_gates = &pack_gates<T>,
+          .pack_columns = &pack_columns<T>,
+          .gemm = &gemm<T>,
           .sum_rows = &sum_rows<T>};
 }
 #undef FUSEDRNN_FORWARD

@@ -1,7 +1,10 @@
 #include "layer.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+
+#include "schedule.h"
 
 namespace fusedrnn {
 namespace {
@@ -38,7 +41,7 @@ void log_plan(const Layer& layer, const char* what, const Plan& plan) {
   static const char* wanted = std::getenv("FUSEDRNN_LOG");
   if (!wanted || *wanted != '1') return;
   const Sequences& seq = layer.sequences;
-  std::fprintf(stderr, "fusedrnn: %s %s T=%lld N=%lld I=%lld H=%lld P=%lld D=%lld: by rows, %s\n",
+  std::fprintf(stderr, "fusedrnn: %s %s T=%lld N=%lld I=%lld H=%lld P=%lld D=%lld: %s\n",
                layer.info().name, what, static_cast<long long>(seq.T),
                static_cast<long long>(seq.N), static_cast<long long>(layer.I),
                static_cast<long long>(layer.H), static_cast<long long>(layer.P),
@@ -69,17 +72,20 @@ StageWeight<T> stage_weight(const Layer& layer, const Stage& stage, const Weight
 
 int64_t blocks(int64_t width, int64_t block) { return (width + block - 1) / block; }
 
-// Packed weights of every direction and stage.
+// Calls body(begin, end) for parts of [0, n), one or a few for each thread.
+void split(Runtime& runtime, int64_t n, const std::function<void(int64_t, int64_t)>& body) {
+  const int64_t parts = std::min(n, runtime.threads());
+  runtime.parallel(parts, [&](int64_t i) { body(n * i / parts, n * (i + 1) / parts); });
+}
+
+// Recurrent weights of every direction and stage, packed for the time loop.
 template <class T>
 class Panels {
  public:
-  using Pack = void (*)(const PackArgs<T>&);
-
-  // units(stage weight): units in a block; columns(stage weight): over which the blocks run.
   void lay_out_forward(Arena& arena, const Layer& layer, const DtypeKernels<T>& kernels,
                        const Weights<const T>* w) {
     each_stage(layer, w, [&](int d, int s, const StageWeight<T>& sw) {
-      const int64_t units = kernels.forward_block(sw.gates);
+      const int64_t units = kernels.gates_block(sw.gates);
       blocks_[d][s] = blocks(sw.width, units);
       panels_[d][s] = arena.take<T>(blocks_[d][s] * units * sw.gates * sw.K);
       bias_[d][s] = arena.take<T>(blocks_[d][s] * units * sw.gates * 2);
@@ -89,19 +95,28 @@ class Panels {
   void lay_out_backward(Arena& arena, const Layer& layer, const DtypeKernels<T>& kernels,
                         const Weights<const T>* w) {
     each_stage(layer, w, [&](int d, int s, const StageWeight<T>& sw) {
-      const int64_t units = kernels.backward_block();
+      const int64_t units = kernels.columns_block();
       blocks_[d][s] = blocks(sw.K, units);
       panels_[d][s] = arena.take<T>(blocks_[d][s] * units * sw.gates * sw.width);
     });
   }
 
-  void pack(const Layer& layer, Runtime& runtime, const Weights<const T>* w, Pack pack) const {
+  void pack_forward(const Layer& layer, const DtypeKernels<T>& kernels, Runtime& runtime,
+                    const Weights<const T>* w) const {
     each_stage(layer, w, [&](int d, int s, const StageWeight<T>& sw) {
-      const int64_t n = blocks_[d][s];
-      const int64_t tasks = n < runtime.threads() ? n : runtime.threads();
-      runtime.parallel(tasks, [&](int64_t task) {
-        pack({sw.weight, sw.bias_x, sw.bias_h, sw.gates, sw.width, sw.K, n * task / tasks,
-              n * (task + 1) / tasks, panels_[d][s], bias_[d][s]});
+      split(runtime, blocks_[d][s], [&](int64_t begin, int64_t end) {
+        kernels.pack_gates({sw.weight, sw.bias_x, sw.bias_h, sw.gates, sw.width, sw.K, begin, end,
+                            panels_[d][s], bias_[d][s]});
+      });
+    });
+  }
+
+  void pack_backward(const Layer& layer, const DtypeKernels<T>& kernels, Runtime& runtime,
+                     const Weights<const T>* w) const {
+    each_stage(layer, w, [&](int d, int s, const StageWeight<T>& sw) {
+      split(runtime, blocks_[d][s], [&](int64_t begin, int64_t end) {
+        kernels.pack_columns(
+            {sw.weight, sw.K, sw.gates * sw.width, sw.K, begin, end, panels_[d][s]});
       });
     });
   }
@@ -120,6 +135,62 @@ class Panels {
   int64_t blocks_[2][kMaxStages] = {};
   T* panels_[2][kMaxStages] = {};
   T* bias_[2][kMaxStages] = {};
+};
+
+// The right side b [K, N] of matrix products outside the time loop, in panels.
+template <class T>
+class Factor {
+ public:
+  // K: the most rows that b will have.
+  void lay_out(Arena& arena, const DtypeKernels<T>& kernels, int64_t K, int64_t N) {
+    N_ = N;
+    blocks_ = blocks(N, kernels.columns_block());
+    panels_ = arena.take<T>(blocks_ * kernels.columns_block() * K);
+  }
+
+  // b = matrix, [K, N] with row stride ld.
+  void pack(const DtypeKernels<T>& kernels, Runtime& runtime, const T* matrix, int64_t ld,
+            int64_t K) {
+    K_ = K;
+    split(runtime, blocks_, [&](int64_t begin, int64_t end) {
+      kernels.pack_columns({matrix, ld, K, N_, begin, end, panels_});
+    });
+  }
+
+  // b = matrix^T, matrix [N, K] contiguous.
+  void pack_transposed(const DtypeKernels<T>& kernels, Runtime& runtime, const T* matrix,
+                       int64_t K) {
+    K_ = K;
+    split(runtime, blocks_, [&](int64_t begin, int64_t end) {
+      kernels.pack_gates({matrix, nullptr, nullptr, 1, N_, K, begin, end, panels_, nullptr});
+    });
+  }
+
+  // c (+)= a b for M rows; a is [M, K], or [K, M] if a_transposed.
+  void multiply(const DtypeKernels<T>& kernels, Runtime& runtime, const T* a, int64_t a_ld,
+                bool a_transposed, int64_t M, T* c, int64_t c_ld, bool accumulate) const {
+    GemmArgs<T> gemm = {a, a_ld, a_transposed, panels_,   c, c_ld, K_, N_, 0,
+                        M, 0,    blocks_,      accumulate};
+    // Few rows: every thread would read all of b for them, so it is b that is cut.
+    if (M < kRowsToSplit * runtime.threads()) {
+      split(runtime, blocks_, [&](int64_t begin, int64_t end) {
+        GemmArgs<T> part = gemm;
+        part.block_begin = begin, part.block_end = end;
+        kernels.gemm(part);
+      });
+    } else {
+      split(runtime, M, [&](int64_t begin, int64_t end) {
+        GemmArgs<T> part = gemm;
+        part.m_begin = begin, part.m_end = end;
+        kernels.gemm(part);
+      });
+    }
+  }
+
+ private:
+  static constexpr int64_t kRowsToSplit = 48;
+  int64_t K_ = 0, N_ = 0, blocks_ = 0;
+  T* panels_ = nullptr;
 };
 
 // What forward keeps of one direction. The same row of each belongs to the same step.
@@ -160,7 +231,7 @@ Steps chunk_steps(const Sequences& seq, int64_t begin, int64_t end, bool descend
           .end = end,
           .first_row = seq.row_offset[lowest],
           .n_begin = 0,
-          .n_end = 0};
+          .n_end = seq.widest()};
 }
 
 int64_t chunk_rows(const Sequences& seq, const Steps& steps) {
@@ -171,34 +242,6 @@ int64_t chunk_rows(const Sequences& seq, const Steps& steps) {
 // Rows of the widest chunk: the first one, since batch sizes do not grow.
 int64_t widest_chunk(const Sequences& seq, const Plan& plan) {
   return seq.row_offset[plan.chunk_steps < seq.T ? plan.chunk_steps : seq.T];
-}
-
-// Runs kernel(args) for every direction and run of sequences.
-template <class Args>
-void run_tasks(const Layer& layer, Runtime& runtime, const Plan& plan, void (*kernel)(const Args&),
-               const Args* args) {
-  const int64_t runs = plan.tasks_per_direction();
-  runtime.parallel(layer.D * runs, [&](int64_t task) {
-    Args a = args[task / runs];
-    a.steps.n_begin = plan.sequence_cut[task % runs];
-    a.steps.n_end = plan.sequence_cut[task % runs + 1];
-    kernel(a);
-  });
-}
-
-template <class T>
-Matrix<T> row_major(T* data, int64_t rows, int64_t columns, int64_t ld) {
-  return {data, rows, columns, ld, 1};
-}
-
-template <class T>
-Matrix<T> row_major(T* data, int64_t rows, int64_t columns) {
-  return row_major(data, rows, columns, columns);
-}
-
-template <class T>
-Matrix<T> transposed(Matrix<T> m) {
-  return {m.data, m.columns, m.rows, m.column_stride, m.row_stride};
 }
 
 // Bias gradients are summed in slices of columns, one task each.
@@ -214,35 +257,50 @@ void sum_rows(Runtime& runtime, const DtypeKernels<T>& kernels, const T* m, int6
   });
 }
 
+// The products of backward that sum over the rows of a chunk: right sides for each source.
+template <class T>
+struct ChunkFactors {
+  Factor<T> x;                   // [rows, I]
+  Factor<T> source[kMaxStages];  // [rows, P or H]
+};
+
 // Gradients of one direction's parameters from the rows of one chunk.
 template <class T>
 void weight_gradients(const Layer& layer, const DtypeKernels<T>& kernels, Runtime& runtime,
                       const BackwardArgs<T>& chunk, const Kept<const T>& keep, const T* x,
-                      int64_t rows, bool accumulate, const Weights<T>& d_w) {
+                      int64_t rows, bool accumulate, ChunkFactors<T>& factors,
+                      const Weights<T>& d_w) {
   const CellInfo& info = layer.info();
   const int64_t columns = layer.gate_columns();
   const int64_t first_row = chunk.steps.first_row;
   if (d_w.w_ih) {
-    runtime.matmul(transposed(row_major<const T>(chunk.delta_x, rows, columns)),
-                   row_major(x + first_row * layer.I, rows, layer.I),
-                   row_major(d_w.w_ih, columns, layer.I), accumulate);
+    factors.x.pack(kernels, runtime, x + first_row * layer.I, layer.I, rows);
+    factors.x.multiply(kernels, runtime, chunk.delta_x, columns, true, columns, d_w.w_ih, layer.I,
+                       accumulate);
   }
   for (int s = 0; s < info.stages; ++s) {
     const Stage& stage = info.stage[s];
-    const int64_t K = stage.from_hidden ? layer.P : layer.H;
-    const T* source = stage.from_hidden ? keep.h_in : keep.emit;
-    const T* delta = stage.projects ? chunk.delta_proj : chunk.delta + stage.first_gate * layer.H;
-    const int64_t width = stage.projects ? layer.P : stage.gates * layer.H;
     T* out = stage.projects ? d_w.w_hr : d_w.w_hh;
     if (!out) continue;
-    runtime.matmul(
-        transposed(row_major<const T>(delta, rows, width, stage.projects ? layer.P : columns)),
-        row_major(source + first_row * K, rows, K),
-        row_major(stage.projects ? out : out + stage.first_gate * layer.H * K, width, K),
-        accumulate);
+    const int64_t K = stage.from_hidden ? layer.P : layer.H;
+    const T* source = stage.from_hidden ? keep.h_in : keep.emit;
+    factors.source[s].pack(kernels, runtime, source + first_row * K, K, rows);
+    if (stage.projects) {
+      factors.source[s].multiply(kernels, runtime, chunk.delta_proj, layer.P, true, layer.P, out, K,
+                                 accumulate);
+    } else {
+      const int64_t first = stage.first_gate * layer.H;
+      factors.source[s].multiply(kernels, runtime, chunk.delta + first, columns, true,
+                                 stage.gates * layer.H, out + first * K, K, accumulate);
+    }
   }
-  if (d_w.b_hh) sum_rows(runtime, kernels, chunk.delta, rows, columns, d_w.b_hh, accumulate);
-  if (d_w.b_ih) sum_rows(runtime, kernels, chunk.delta_x, rows, columns, d_w.b_ih, accumulate);
+  if (!d_w.b_hh) return;
+  sum_rows(runtime, kernels, chunk.delta, rows, columns, d_w.b_hh, accumulate);
+  if (info.separate_deltas) {
+    sum_rows(runtime, kernels, chunk.delta_x, rows, columns, d_w.b_ih, accumulate);
+  } else {
+    std::copy(d_w.b_hh, d_w.b_hh + columns, d_w.b_ih);
+  }
 }
 
 template <class T>
@@ -264,15 +322,17 @@ void layer_forward(const Layer& layer, const DtypeKernels<T>& kernels, Runtime& 
   const CellInfo& info = layer.info();
   const int64_t N = seq.N, H = layer.H, P = layer.P, columns = layer.gate_columns();
   const bool keep = args.reserve != nullptr;
-  const Plan plan = make_plan(seq, columns, layer.D, runtime.threads(), kForwardChunkValues);
+  const Plan plan = make_plan(seq, columns, P, layer.D, runtime.threads(), kForwardChunkValues);
   log_plan(layer, keep ? "forward for training" : "forward", plan);
 
   Panels<T> panels;
+  Factor<T> w_ih[2];
   ForwardArgs<T> fwd[2] = {};
   T* gates_x[2] = {};
   allocate(runtime, [&](Arena& arena) {
     panels.lay_out_forward(arena, layer, kernels, args.w);
     for (int d = 0; d < layer.D; ++d) {
+      w_ih[d].lay_out(arena, kernels, layer.I, columns);
       gates_x[d] = arena.take<T>(widest_chunk(seq, plan) * columns);
       if (keep) continue;
       fwd[d].h_in = arena.take<T>(2 * N * P);
@@ -282,7 +342,9 @@ void layer_forward(const Layer& layer, const DtypeKernels<T>& kernels, Runtime& 
       }
     }
   });
-  panels.pack(layer, runtime, args.w, kernels.pack_forward);
+  panels.pack_forward(layer, kernels, runtime, args.w);
+  for (int d = 0; d < layer.D; ++d)
+    w_ih[d].pack_transposed(kernels, runtime, args.w[d].w_ih, layer.I);
 
   for (int d = 0; d < layer.D; ++d) {
     ForwardArgs<T>& a = fwd[d];
@@ -306,16 +368,22 @@ void layer_forward(const Layer& layer, const DtypeKernels<T>& kernels, Runtime& 
     }
   }
 
+  Loop<ForwardArgs<T>> loop = {fwd, layer.D, kernels.forward[static_cast<int>(layer.cell)], {}};
+  for (int s = 0; s < info.stages; ++s) {
+    const Stage& stage = info.stage[s];
+    loop.stages.push_back(
+        {s, blocks(stage.projects ? P : H, kernels.gates_block(stage.gates)), false});
+  }
   for (int64_t begin = 0; begin < seq.T; begin += plan.chunk_steps) {
     const int64_t end = std::min(seq.T, begin + plan.chunk_steps);
     for (int d = 0; d < layer.D; ++d) {
       fwd[d].steps = chunk_steps(seq, begin, end, d == 1);
       const int64_t rows = chunk_rows(seq, fwd[d].steps);
-      runtime.matmul(row_major(args.x + fwd[d].steps.first_row * layer.I, rows, layer.I),
-                     transposed(row_major(args.w[d].w_ih, columns, layer.I)),
-                     row_major(gates_x[d], rows, columns), false);
+      w_ih[d].multiply(kernels, runtime, args.x + fwd[d].steps.first_row * layer.I, layer.I, false,
+                       rows, gates_x[d], columns, false);
     }
-    run_tasks(layer, runtime, plan, kernels.forward[static_cast<int>(layer.cell)], fwd);
+    for (int d = 0; d < layer.D; ++d) kernels.enter(fwd[d]);
+    run(runtime, plan, loop);
   }
 }
 
@@ -335,21 +403,29 @@ void layer_backward(const Layer& layer, const DtypeKernels<T>& kernels, Runtime&
     }
     return;
   }
-  const Plan plan = make_plan(seq, columns, layer.D, runtime.threads(), kBackwardChunkValues);
+  const Plan plan = make_plan(seq, columns, P, layer.D, runtime.threads(), kBackwardChunkValues);
   log_plan(layer, "backward", plan);
 
   Panels<T> panels;
+  Factor<T> w_ih[2];
+  ChunkFactors<T> factors;
   BackwardArgs<T> bwd[2] = {};
   allocate(runtime, [&](Arena& arena) {
     panels.lay_out_backward(arena, layer, kernels, args.w);
     const int64_t rows = widest_chunk(seq, plan);
+    factors.x.lay_out(arena, kernels, rows, layer.I);
+    for (int s = 0; s < info.stages; ++s)
+      factors.source[s].lay_out(arena, kernels, rows, info.stage[s].from_hidden ? P : H);
     for (int d = 0; d < layer.D; ++d) {
+      if (args.d_x) w_ih[d].lay_out(arena, kernels, columns, layer.I);
       bwd[d].delta = arena.take<T>(rows * columns);
       bwd[d].delta_x = info.separate_deltas ? arena.take<T>(rows * columns) : bwd[d].delta;
       if (info.projects) bwd[d].delta_proj = arena.take<T>(rows * P);
     }
   });
-  panels.pack(layer, runtime, args.w, kernels.pack_backward);
+  panels.pack_backward(layer, kernels, runtime, args.w);
+  for (int d = 0; d < layer.D && args.d_x; ++d)
+    w_ih[d].pack(kernels, runtime, args.w[d].w_ih, layer.I, columns);
 
   Kept<const T> keep[2];
   for (int d = 0; d < layer.D; ++d) {
@@ -368,18 +444,23 @@ void layer_backward(const Layer& layer, const DtypeKernels<T>& kernels, Runtime&
   // Both directions add to d_x, each in its own order of chunks.
   if (layer.D == 2) fill_zero(args.d_x, seq.rows() * layer.I);
 
+  Loop<BackwardArgs<T>> loop = {bwd, layer.D, kernels.backward[static_cast<int>(layer.cell)], {}};
+  for (int s = info.stages - 1; s >= 0; --s) {
+    loop.stages.push_back(
+        {s, blocks(info.stage[s].projects ? P : H, kernels.columns_block()), false});
+  }
+  loop.stages.push_back({info.stages, blocks(P, kernels.columns_block()), true});
   for (int64_t begin = 0; begin < seq.T; begin += plan.chunk_steps) {
     const int64_t end = std::min(seq.T, begin + plan.chunk_steps);
     for (int d = 0; d < layer.D; ++d) bwd[d].steps = chunk_steps(seq, begin, end, d == 0);
-    run_tasks(layer, runtime, plan, kernels.backward[static_cast<int>(layer.cell)], bwd);
+    run(runtime, plan, loop);
     for (int d = 0; d < layer.D; ++d) {
       const int64_t first_row = bwd[d].steps.first_row, rows = chunk_rows(seq, bwd[d].steps);
       if (args.d_x) {
-        runtime.matmul(row_major<const T>(bwd[d].delta_x, rows, columns),
-                       row_major(args.w[d].w_ih, columns, layer.I),
-                       row_major(args.d_x + first_row * layer.I, rows, layer.I), layer.D == 2);
+        w_ih[d].multiply(kernels, runtime, bwd[d].delta_x, columns, false, rows,
+                         args.d_x + first_row * layer.I, layer.I, layer.D == 2);
       }
-      weight_gradients(layer, kernels, runtime, bwd[d], keep[d], args.x, rows, begin > 0,
+      weight_gradients(layer, kernels, runtime, bwd[d], keep[d], args.x, rows, begin > 0, factors,
                        args.d_w[d]);
     }
   }

@@ -1,6 +1,6 @@
 // One recurrent layer over a whole batch, forward or backward, both directions: packs the weights,
 // takes the input product out of the time loop in chunks, and hands the loop to the kernels.
-// Knows no torch: threads, matrix products and scratch memory come through Runtime.
+// Knows no torch: threads and scratch memory come through Runtime.
 #pragma once
 
 #include <cstddef>
@@ -12,13 +12,6 @@
 
 namespace fusedrnn {
 
-template <class T>
-struct Matrix {
-  T* data;
-  int64_t rows, columns;
-  int64_t row_stride, column_stride;
-};
-
 // What a layer needs from its surroundings.
 class Runtime {
  public:
@@ -26,11 +19,6 @@ class Runtime {
   virtual int64_t threads() const = 0;
   // body(i) for every i in [0, n), in any order, at once or one after another. Must not throw.
   virtual void parallel(int64_t n, const std::function<void(int64_t)>& body) = 0;
-  // c = a b, or c += a b. Called from the thread that called the layer, outside parallel().
-  virtual void matmul(Matrix<const float> a, Matrix<const float> b, Matrix<float> c,
-                      bool accumulate) = 0;
-  virtual void matmul(Matrix<const double> a, Matrix<const double> b, Matrix<double> c,
-                      bool accumulate) = 0;
   // Uninitialised, aligned to 64 bytes, valid until the layer call returns.
   virtual void* scratch(size_t bytes) = 0;
 };

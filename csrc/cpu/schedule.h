@@ -1,0 +1,127 @@
+// The time loop: who runs which part of which step. Two ways to share a sequence among threads.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <thread>
+#include <vector>
+
+#include "../kernel_api.h"
+#include "layer.h"
+
+namespace fusedrnn {
+
+// What a position consists of, in order.
+struct StageBlocks {
+  int stage;
+  int64_t blocks;
+  bool only_leaving;  // work only where a sequence leaves
+};
+
+// The loop of one chunk over D directions of the same number of positions.
+template <class Args>
+struct Loop {
+  const Args* args;  // [D]
+  int64_t D;
+  void (*kernel)(const Args&, const Part&);
+  std::vector<StageBlocks> stages;
+
+  int64_t begin() const { return args[0].steps.begin; }
+  int64_t end() const { return args[0].steps.end; }
+};
+
+// Every task takes its own sequences through all positions; nobody waits for anybody.
+template <class Args>
+void run_by_rows(Runtime& runtime, const Plan& plan, const Loop<Args>& loop) {
+  const int64_t runs = plan.tasks_per_direction();
+  runtime.parallel(loop.D * runs, [&](int64_t task) {
+    Args a = loop.args[task / runs];
+    a.steps.n_begin = plan.sequence_cut[task % runs];
+    a.steps.n_end = plan.sequence_cut[task % runs + 1];
+    for (int64_t p = loop.begin(); p < loop.end(); ++p)
+      for (const StageBlocks& s : loop.stages) loop.kernel(a, {p, s.stage, {0, s.blocks}});
+  });
+}
+
+// Waits a little; after a while gives the processor away, for whoever waited for may want it.
+inline void relax(int64_t spins) {
+  if (spins % 256 == 255) {
+    std::this_thread::yield();
+  } else {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#endif
+  }
+}
+
+// Every stage of every position is cut into the same slices of units for each direction, and
+// threads claim them: whoever runs does the work, and a thread that comes late finds it done. A
+// slice computes the same whoever runs it, so the bits do not depend on that. One worker alone
+// claims everything, so it does not matter whether the workers really run together.
+template <class Args>
+void run_by_units(Runtime& runtime, const Plan& plan, const Loop<Args>& loop) {
+  struct alignas(64) Slice {
+    std::atomic<int64_t> claimed{0};  // epochs claimed so far
+  };
+  const int64_t total = loop.D * plan.slices;
+
+  // An epoch is a stage of a position that all slices complete before the next begins.
+  struct Epoch {
+    int64_t position;
+    const StageBlocks* stage;
+  };
+  std::vector<Epoch> epochs;
+  for (int64_t p = loop.begin(); p < loop.end(); ++p) {
+    bool leaving = p + 1 == loop.end();
+    for (int64_t d = 0; d < loop.D && !leaving; ++d) {
+      const Steps& s = loop.args[d].steps;
+      const int64_t t = s.descending ? s.T - 1 - p : p, next = s.descending ? t - 1 : t + 1;
+      leaving = s.batch_sizes[next] < s.batch_sizes[t];
+    }
+    for (const StageBlocks& stage : loop.stages)
+      if (leaving || !stage.only_leaving) epochs.push_back({p, &stage});
+  }
+  const int64_t count = static_cast<int64_t>(epochs.size());
+
+  const std::unique_ptr<Slice[]> slices(new Slice[total]);
+  alignas(64) std::atomic<int64_t> done{0};  // slices completed, over all epochs
+  const int64_t workers = std::min(runtime.threads(), total);
+  runtime.parallel(workers, [&](int64_t worker) {
+    for (int64_t epoch = 0; epoch < count;) {
+      int64_t completed = done.load(std::memory_order_acquire);
+      for (int64_t spins = 0; completed < epoch * total; ++spins) {
+        relax(spins);
+        completed = done.load(std::memory_order_acquire);
+      }
+      if (completed >= (epoch + 1) * total) {
+        epoch = completed / total;
+        continue;
+      }
+      // From its own slices on, which it had in the epoch before: their weights are in its cache.
+      for (int64_t i = 0; i < total; ++i) {
+        const int64_t slot = (worker * total / workers + i) % total;
+        int64_t expected = epoch;
+        if (!slices[slot].claimed.compare_exchange_strong(expected, epoch + 1)) continue;
+        const StageBlocks& stage = *epochs[epoch].stage;
+        const int64_t slice = slot % plan.slices;
+        loop.kernel(loop.args[slot / plan.slices], {epochs[epoch].position,
+                                                    stage.stage,
+                                                    {stage.blocks * slice / plan.slices,
+                                                     stage.blocks * (slice + 1) / plan.slices}});
+        done.fetch_add(1, std::memory_order_release);
+      }
+      ++epoch;
+    }
+  });
+}
+
+template <class Args>
+void run(Runtime& runtime, const Plan& plan, const Loop<Args>& loop) {
+  if (plan.by_units) {
+    run_by_units(runtime, plan, loop);
+  } else {
+    run_by_rows(runtime, plan, loop);
+  }
+}
+
+}  // namespace fusedrnn
