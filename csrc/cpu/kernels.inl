@@ -531,6 +531,11 @@ void pack_columns(const PackColumnsArgs<T>& a) {
 constexpr int64_t kGemmTerms = 256;
 constexpr int64_t kGemmRows = 48;
 
+// A gradient of weights sums over all T*N rows, and the error of a sum grows with its length: so
+// many terms are summed, then the sums. Sums of about √K of K terms make the least error; more than
+// 32 sums in a row of tiles would cost more than a tenth of the time.
+FUSEDRNN_INLINE int64_t sum_terms(int64_t K) { return K <= 64 ? 8 : K <= 256 ? 16 : 32; }
+
 // c[r, :] (+)= tile[r][:] for a tile of columns of which `columns` exist.
 template <class T>
 FUSEDRNN_INLINE void store_tile(const T* tile, int64_t rows, int64_t columns, T* c, int64_t c_ld,
@@ -546,12 +551,28 @@ FUSEDRNN_INLINE void store_tile(const T* tile, int64_t rows, int64_t columns, T*
   }
 }
 
+// out[r][v] = Σ_k source[k][r] panel[k][v], in sums of so many terms. sums: as large as out.
+template <class T, int kVectors>
+FUSEDRNN_INLINE void product_in_sums(int64_t rows, const T* source, int64_t K, const T* panel,
+                                     int64_t terms, T* sums, T* out) {
+  using V = Vec<T>;
+  constexpr int kWidth = kVectors * V::kLanes;
+  for (int64_t k0 = 0; k0 < K; k0 += terms) {
+    product<T, kVectors, true>(rows, source + k0 * rows, 0, min64(terms, K - k0),
+                               panel + k0 * kWidth, nullptr, k0 ? sums : out);
+    if (k0 == 0) continue;
+    for (int64_t i = 0; i < rows * kWidth; i += V::kLanes)
+      (V::load(out + i) + V::load(sums + i)).store(out + i);
+  }
+}
+
 template <class T>
 void gemm(const GemmArgs<T>& a) {
   constexpr int kVectors = kColumnBlocks;
   constexpr int kMaxRows = tile_rows(kVectors);
   constexpr int kUnits = kVectors * Vec<T>::kLanes;
   alignas(64) T tile[kMaxRows * kUnits];
+  alignas(64) T sums[kMaxRows * kUnits];
   alignas(64) T tiles_of_a[kGemmRows * kGemmTerms + Vec<T>::kLanes];
   static_assert(kMaxRows <= Vec<T>::kLanes);
   for (int64_t m0 = a.m_begin; m0 < a.m_end; m0 += kGemmRows) {
@@ -572,8 +593,8 @@ void gemm(const GemmArgs<T>& a) {
         const T* panel = a.panels + (block * a.K + k0) * kUnits;
         for_tiles<kMaxRows>(m0, m1, [&](int64_t first, int64_t count) {
           if (a.a_transposed) {
-            product<T, kVectors, true>(count, tiles_of_a + (first - m0) * terms, 0, terms, panel,
-                                       nullptr, tile);
+            product_in_sums<T, kVectors>(count, tiles_of_a + (first - m0) * terms, terms, panel,
+                                         sum_terms(a.K), sums, tile);
           } else {
             product<T, kVectors>(count, a.a + first * a.a_ld + k0, a.a_ld, terms, panel, nullptr,
                                  tile);
@@ -588,21 +609,23 @@ void gemm(const GemmArgs<T>& a) {
 
 // --- Sums over rows -----------------------------------------------------------------------------
 
-// Rows are summed in blocks, then the blocks: an error that grows with the block, not with S.
-constexpr int64_t kSumBlock = 128;
-
+// Sixteen rows are summed, then sixteen such sums, then those: short sums keep the error small.
 template <class T>
 void sum_rows(const T* m, int64_t rows, int64_t ld, int64_t begin, int64_t end, T* out,
               bool accumulate) {
   using V = Vec<T>;
+  constexpr int64_t kFew = 16, kMany = kFew * kFew;
   for (int64_t u = begin; u < end; u += V::kLanes) {
     const int lanes = lanes_at<T>(u, end);
     V total = accumulate ? load(out + u, lanes) : V::zero();
-    for (int64_t first = 0; first < rows; first += kSumBlock) {
-      V sum = V::zero();
-      for (int64_t r = first; r < min64(rows, first + kSumBlock); ++r)
-        sum += load(m + r * ld + u, lanes);
-      total += sum;
+    for (int64_t r0 = 0; r0 < rows; r0 += kMany) {
+      V many = V::zero();
+      for (int64_t r1 = r0; r1 < min64(rows, r0 + kMany); r1 += kFew) {
+        V few = V::zero();
+        for (int64_t r = r1; r < min64(rows, r1 + kFew); ++r) few += load(m + r * ld + u, lanes);
+        many += few;
+      }
+      total += many;
     }
     store(total, out + u, lanes);
   }
