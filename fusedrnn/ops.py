@@ -232,6 +232,19 @@ def _sizes(
     return directions, hidden, weights[1].shape[1], list(x.shape[:-1])
 
 
+def _check_devices(x: Tensor, on_cpu: Sequence[Tensor | None], **others: Any) -> None:
+    """Raise where a meta or fake tensor stands beside tensors of another device."""
+    for name, value in others.items():
+        for t in value if isinstance(value, (list, tuple)) else [value]:
+            if t is not None and t.device != x.device:
+                raise RuntimeError(
+                    f"fusedrnn: {name} must be on {x.device} as x is, got {t.device}"
+                )
+    for name, t in zip(("batch_sizes", "lengths"), on_cpu, strict=True):
+        if t is not None and t.device.type != "cpu":
+            raise RuntimeError(f"fusedrnn: {name} must be on the CPU, got {t.device}")
+
+
 def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
@@ -249,6 +262,7 @@ def _forward_fake(
     bidirectional: bool,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    _check_devices(x, (batch_sizes, lengths), h0=h0, c0=c0, weights=weights)
     spec = CELLS[cell]
     directions, hidden, width, lead = _sizes(x, weights, cell, bidirectional)
     rows: Any = 1
@@ -282,6 +296,8 @@ def _backward_fake(
     need_state: bool,
     need_weights: bool,
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    states = {"grad_y": grad_y, "grad_h": grad_h, "grad_c": grad_c, "h0": h0, "c0": c0}
+    _check_devices(x, (batch_sizes, lengths), **states, weights=weights, reserve=reserve)
     directions, hidden, width, _ = _sizes(x, weights, cell, bidirectional)
     has_c = CELLS[cell].has_c
     return (

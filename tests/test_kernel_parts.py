@@ -37,16 +37,22 @@ def untouched(array: Array) -> bool:
 
 @each_dtype
 @pytest.mark.parametrize("gates", [1, 2, 3, 4])
-def test_forward_panels(isa: str, gates: int, dtype: type) -> None:
+def test_panels_of_gates(isa: str, gates: int, dtype: type) -> None:
     """[block][K][gates][units] and biases [block][2][gates][units], with zeros beyond the width."""
     rng = np.random.default_rng(0)
     for width, K in itertools.product([1, 3, 16, 17, 33, 65, 130], [1, 5, 64]):
         weight = rng.normal(size=(gates * width, K)).astype(dtype)
         b_x, b_h = rng.normal(size=(2, gates * width)).astype(dtype)
-        units = native().pack_forward(isa, weight, b_x, b_h, gates, 0, 0, 0)[2]
+
+        def pack(
+            biases: Any, blocks: int, begin: int, end: int, want: bool = True
+        ) -> tuple[Array, Array, int]:
+            return native().pack_gates(isa, weight, *biases, gates, blocks, begin, end, want)  # noqa: B023
+
+        units = pack((b_x, b_h), 0, 0, 0)[2]
         assert units == lanes(isa, dtype) * {1: 4, 2: 2, 3: 1, 4: 1}[gates]
         blocks = blocks_of(width, units)
-        panels, bias, _ = native().pack_forward(isa, weight, b_x, b_h, gates, blocks, 0, blocks)
+        panels, bias, _ = pack((b_x, b_h), blocks, 0, blocks)
         padded = np.zeros((gates, blocks * units, K), dtype)
         padded[:, :width] = weight.reshape(gates, width, K)
         wanted = padded.reshape(gates, blocks, units, K).transpose(1, 3, 0, 2)
@@ -56,11 +62,13 @@ def test_forward_panels(isa: str, gates: int, dtype: type) -> None:
         wanted = padded.reshape(2, gates, blocks, units).transpose(2, 0, 1, 3)
         np.testing.assert_array_equal(bias, wanted)
 
-        _, no_bias, _ = native().pack_forward(isa, weight, None, None, gates, blocks, 0, blocks)
-        np.testing.assert_array_equal(no_bias, np.zeros_like(bias))
+        np.testing.assert_array_equal(pack((None, None), blocks, 0, blocks)[1], 0)
+        without_bias = pack((None, None), blocks, 0, blocks, False)
+        assert without_bias[1] is None
+        np.testing.assert_array_equal(without_bias[0], panels)
         # A thread's part is its own blocks and no others.
         begin, end = blocks // 3, blocks - blocks // 3
-        part, part_bias, _ = native().pack_forward(isa, weight, b_x, b_h, gates, blocks, begin, end)
+        part, part_bias, _ = pack((b_x, b_h), blocks, begin, end)
         inside = (np.arange(blocks) >= begin) & (np.arange(blocks) < end)
         for got, whole in ((part, panels), (part_bias, bias)):
             np.testing.assert_array_equal(got[inside], whole[inside])
@@ -68,25 +76,76 @@ def test_forward_panels(isa: str, gates: int, dtype: type) -> None:
 
 
 @each_dtype
-@pytest.mark.parametrize("gates", [1, 2, 3, 4])
-def test_backward_panels(isa: str, gates: int, dtype: type) -> None:
-    """[block][gates * width][units] of the weight's columns, with zeros beyond K."""
+def test_panels_of_columns(isa: str, dtype: type) -> None:
+    """[block][K][units] of the first N columns, with zeros beyond them."""
     rng = np.random.default_rng(0)
-    for width, K in itertools.product([1, 3, 17, 64], [1, 3, 16, 17, 33, 65, 130]):
-        weight = rng.normal(size=(gates * width, K)).astype(dtype)
-        units = native().pack_backward(isa, weight, gates, 0, 0, 0)[1]
+    for K, N, gap in itertools.product([1, 3, 17, 64], [1, 3, 16, 17, 33, 65, 130], [0, 5]):
+        matrix = rng.normal(size=(K, N + gap)).astype(dtype)
+        units = native().pack_columns(isa, matrix, N, 0, 0, 0)[1]
         assert units == 4 * lanes(isa, dtype)
-        blocks = blocks_of(K, units)
-        panels, _ = native().pack_backward(isa, weight, gates, blocks, 0, blocks)
-        padded = np.zeros((gates * width, blocks * units), dtype)
-        padded[:, :K] = weight
-        wanted = padded.reshape(gates * width, blocks, units).transpose(1, 0, 2)
+        blocks = blocks_of(N, units)
+        panels, _ = native().pack_columns(isa, matrix, N, blocks, 0, blocks)
+        padded = np.zeros((K, blocks * units), dtype)
+        padded[:, :N] = matrix[:, :N]
+        wanted = padded.reshape(K, blocks, units).transpose(1, 0, 2)
         np.testing.assert_array_equal(panels, wanted)
         begin, end = blocks // 3, blocks - blocks // 3
-        part, _ = native().pack_backward(isa, weight, gates, blocks, begin, end)
+        part, _ = native().pack_columns(isa, matrix, N, blocks, begin, end)
         np.testing.assert_array_equal(part[begin:end], panels[begin:end])
         assert untouched(part[:begin])
         assert untouched(part[end:])
+
+
+# --- Products ------------------------------------------------------------------------------------
+
+
+@each_dtype
+@pytest.mark.parametrize("transposed", [False, True])
+def test_gemm(isa: str, transposed: bool, dtype: type) -> None:
+    """Every remainder of tiles, of terms and of blocks; parts of c as threads share them."""
+    rng = np.random.default_rng(0)
+    sizes = itertools.product(
+        [1, 2, 5, 13, 47, 48, 49, 100], [1, 7, 65, 255, 257, 600], [1, 3, 17, 66, 130]
+    )
+    for M, K, N in sizes:
+        a, b = rng.normal(size=(M, K)).astype(dtype), rng.normal(size=(K, N)).astype(dtype)
+        before = rng.normal(size=(M, N + 3)).astype(dtype)
+        left = np.pad(a.T if transposed else a, ((0, 0), (0, 2)), constant_values=np.nan)
+        left = np.ascontiguousarray(left)
+        exact = a.astype(np.float64) @ b.astype(np.float64)
+        limit = (2 * K + 16) * np.finfo(dtype).eps
+
+        def gemm(
+            accumulate: bool, rows: tuple[int, int], blocks: tuple[int, int] = (0, 1 << 40)
+        ) -> Array:
+            how = (left, transposed, b, before, accumulate)  # noqa: B023
+            return native().gemm(isa, *how, *rows, *blocks)
+
+        for accumulate in (False, True):
+            whole = gemm(accumulate, (0, M))
+            wanted = exact + accumulate * before[:, :N]
+            np.testing.assert_allclose(whole[:, :N], wanted, rtol=0, atol=limit)
+            np.testing.assert_array_equal(whole[:, N:], before[:, N:])
+            # Any part has the same bits and leaves the rest alone.
+            first, last = sorted(rng.integers(0, M + 1, size=2).tolist())
+            part = gemm(accumulate, (first, last))
+            np.testing.assert_array_equal(part[first:last], whole[first:last])
+            np.testing.assert_array_equal(np.delete(part, np.s_[first:last], 0),
+                                          np.delete(before, np.s_[first:last], 0))  # fmt: skip
+            units = 4 * lanes(isa, dtype)
+            part = gemm(accumulate, (0, M), (1, 2))
+            np.testing.assert_array_equal(part[:, units : 2 * units], whole[:, units : 2 * units])
+            np.testing.assert_array_equal(part[:, :units], before[:, :units])
+            np.testing.assert_array_equal(part[:, 2 * units :], before[:, 2 * units :])
+
+
+def test_gemm_of_long_sums_in_float32(isa: str) -> None:
+    """Gradients of weights: one running sum would be off by 30 eps here."""
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(2, 30_000, 20)).astype(np.float32)
+    got = native().gemm(isa, a, True, b, np.zeros((20, 20), np.float32), False, 0, 20)
+    exact = a.T.astype(np.float64) @ b
+    assert np.abs(got - exact).max() <= 6 * np.finfo(np.float32).eps * np.abs(exact).max()
 
 
 # --- Sums ----------------------------------------------------------------------------------------
@@ -101,7 +160,7 @@ def test_sum_rows(isa: str, dtype: type) -> None:
         for begin, end in ((0, columns), (columns // 3, columns - columns // 4)):
             for accumulate in (False, True):
                 got = native().sum_rows(isa, m, out, begin, end, accumulate)
-                wanted = m.astype(np.float64).sum(0) + accumulate * out
+                wanted = m.astype(np.longdouble).sum(0) + accumulate * out
                 np.testing.assert_allclose(
                     got[begin:end], wanted[begin:end], rtol=0, atol=200 * np.finfo(dtype).eps
                 )
@@ -167,17 +226,17 @@ BATCHES = [
 @each_dtype
 @pytest.mark.parametrize("cell", CELLS)
 def test_any_cut_gives_the_same(isa: str, cell: str, dtype: type) -> None:
-    """Chunks and runs of sequences change no bit, but that of the GRUs' backward across chunks:
+    """Chunks, runs of sequences and slices of units change no bit, with one exception:
 
-    there d_h goes through memory as one number, where inside a chunk its parts are added to d_y
-    in another order.
+    in the GRUs' backward across chunks d_h goes through memory as one number, where inside a chunk
+    its parts are added to d_y in another order.
     """
-    for (N, batch_sizes), H in itertools.product(BATCHES, [1, 5, 17, 33, 66]):
+    for (N, batch_sizes), H in itertools.product(BATCHES, [1, 5, 17, 33, 66, 130]):
         P = max(1, H - 2) if cell == "lstm_proj" else H
         case = Case(cell, N, 3, H, P, 1, True, batch_sizes)
         live, T = batch_sizes[0], len(batch_sizes)
         for descending in (False, True):
-            whole = native().Cuts(T, [0, live])
+            whole = native().Cuts(T, [0, live], 1)
             forward, backward = steps(case, isa, dtype, descending, True, whole)
             plain, _ = steps(case, isa, dtype, descending, False, whole)
             outputs = {name: forward[name] for name in plain if plain[name] is not None}
@@ -185,10 +244,15 @@ def test_any_cut_gives_the_same(isa: str, cell: str, dtype: type) -> None:
                 {name: plain[name] for name in outputs}, outputs, ("without keep", case)
             )
             for chunk in (1, 2, 3, T):
-                # Also runs of no sequence, and all of them in runs of one.
-                for runs in ([0, live], [0, live // 3, live // 3, live], [*range(live + 1)]):
-                    how = (f"chunks of {chunk}", runs, descending, case)
-                    cuts = native().Cuts(chunk, runs)
+                # Also runs of no sequence, and all of them in runs of one; more slices than blocks.
+                for runs, slices in (
+                    ([0, live], 1),
+                    ([0, live], 7),
+                    ([0, live // 3, live // 3, live], 2),
+                    ([*range(live + 1)], 1),
+                ):
+                    how = (f"chunks of {chunk}", runs, slices, descending, case)
+                    cuts = native().Cuts(chunk, runs, slices)
                     got, got_back = steps(case, isa, dtype, descending, True, cuts)
                     assert_same_bits(got, forward, how)
                     if chunk == T or "gru" not in cell:

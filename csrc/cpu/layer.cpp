@@ -72,9 +72,13 @@ StageWeight<T> stage_weight(const Layer& layer, const Stage& stage, const Weight
 
 int64_t blocks(int64_t width, int64_t block) { return (width + block - 1) / block; }
 
-// Calls body(begin, end) for parts of [0, n), one or a few for each thread.
-void split(Runtime& runtime, int64_t n, const std::function<void(int64_t, int64_t)>& body) {
-  const int64_t parts = std::min(n, runtime.threads());
+// Calls body(begin, end) for parts of [0, n): up to four for each thread, so that others can take
+// over from a late one, but none of less than `least` unless a thread would have none.
+void split(Runtime& runtime, int64_t n, int64_t least,
+           const std::function<void(int64_t, int64_t)>& body) {
+  const int64_t threads = runtime.threads();
+  const int64_t most = std::min(n, threads == 1 ? 1 : 4 * threads);
+  const int64_t parts = std::clamp(n / least, std::min(n, threads), most);
   runtime.parallel(parts, [&](int64_t i) { body(n * i / parts, n * (i + 1) / parts); });
 }
 
@@ -104,7 +108,7 @@ class Panels {
   void pack_forward(const Layer& layer, const DtypeKernels<T>& kernels, Runtime& runtime,
                     const Weights<const T>* w) const {
     each_stage(layer, w, [&](int d, int s, const StageWeight<T>& sw) {
-      split(runtime, blocks_[d][s], [&](int64_t begin, int64_t end) {
+      split(runtime, blocks_[d][s], 1, [&](int64_t begin, int64_t end) {
         kernels.pack_gates({sw.weight, sw.bias_x, sw.bias_h, sw.gates, sw.width, sw.K, begin, end,
                             panels_[d][s], bias_[d][s]});
       });
@@ -114,7 +118,7 @@ class Panels {
   void pack_backward(const Layer& layer, const DtypeKernels<T>& kernels, Runtime& runtime,
                      const Weights<const T>* w) const {
     each_stage(layer, w, [&](int d, int s, const StageWeight<T>& sw) {
-      split(runtime, blocks_[d][s], [&](int64_t begin, int64_t end) {
+      split(runtime, blocks_[d][s], 1, [&](int64_t begin, int64_t end) {
         kernels.pack_columns(
             {sw.weight, sw.K, sw.gates * sw.width, sw.K, begin, end, panels_[d][s]});
       });
@@ -152,7 +156,7 @@ class Factor {
   void pack(const DtypeKernels<T>& kernels, Runtime& runtime, const T* matrix, int64_t ld,
             int64_t K) {
     K_ = K;
-    split(runtime, blocks_, [&](int64_t begin, int64_t end) {
+    split(runtime, blocks_, 1, [&](int64_t begin, int64_t end) {
       kernels.pack_columns({matrix, ld, K, N_, begin, end, panels_});
     });
   }
@@ -161,7 +165,7 @@ class Factor {
   void pack_transposed(const DtypeKernels<T>& kernels, Runtime& runtime, const T* matrix,
                        int64_t K) {
     K_ = K;
-    split(runtime, blocks_, [&](int64_t begin, int64_t end) {
+    split(runtime, blocks_, 1, [&](int64_t begin, int64_t end) {
       kernels.pack_gates({matrix, nullptr, nullptr, 1, N_, K, begin, end, panels_, nullptr});
     });
   }
@@ -173,13 +177,13 @@ class Factor {
                         M, 0,    blocks_,      accumulate};
     // Few rows: every thread would read all of b for them, so it is b that is cut.
     if (M < kRowsToSplit * runtime.threads()) {
-      split(runtime, blocks_, [&](int64_t begin, int64_t end) {
+      split(runtime, blocks_, 1, [&](int64_t begin, int64_t end) {
         GemmArgs<T> part = gemm;
         part.block_begin = begin, part.block_end = end;
         kernels.gemm(part);
       });
     } else {
-      split(runtime, M, [&](int64_t begin, int64_t end) {
+      split(runtime, M, kRowsToSplit, [&](int64_t begin, int64_t end) {
         GemmArgs<T> part = gemm;
         part.m_begin = begin, part.m_end = end;
         kernels.gemm(part);

@@ -77,7 +77,8 @@ inline void read_sequences(Call& call, const Tensor& x, const OptionalTensor& ba
   call.T = x.size(0);
   check(x.size(1) == batch, "batch must be x.size(1) = ", x.size(1), ", got ", batch);
   if (!lengths) {
-    call.packed = from_batch_sizes(std::vector<int64_t>(call.T, batch), batch);
+    // Without sequences there are no steps to count, whatever T is.
+    call.packed = from_batch_sizes(std::vector<int64_t>(batch ? call.T : 0, batch), batch);
     return;
   }
   const std::vector<int64_t> values = read_int64(*lengths, "lengths");

@@ -42,9 +42,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& x, OptionalTens
                                                    OptionalTensor c0, std::vector<Tensor> weights,
                                                    OptionalTensor batch_sizes,
                                                    OptionalTensor lengths, int64_t batch,
-                                                   std::string cell, bool bidirectional,
+                                                   StringHandle cell, bool bidirectional,
                                                    bool keep) {
-  const Call call = read_call(x, weights, batch_sizes, lengths, batch, cell, bidirectional);
+  const Call call =
+      read_call(x, weights, batch_sizes, lengths, batch, take_string(cell), bidirectional);
   const bool has_c = call.info().has_c;
   check(has_c || !c0, "c0 must be absent: ", call.info().name, " has no cell state");
   const int64_t width = call.D * call.P;
@@ -88,14 +89,16 @@ void run_backward(const Call& call, const Tensor& x, const Tensor& reserve,
 std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> backward(
     OptionalTensor grad_y, OptionalTensor grad_h, OptionalTensor grad_c, const Tensor& x,
     OptionalTensor h0, OptionalTensor c0, std::vector<Tensor> weights, const Tensor& reserve,
-    OptionalTensor batch_sizes, OptionalTensor lengths, int64_t batch, std::string cell,
+    OptionalTensor batch_sizes, OptionalTensor lengths, int64_t batch, StringHandle cell,
     bool bidirectional, bool need_x, bool need_state, bool need_weights) {
   // h0 and c0 are in the reserve; the op takes them for its own derivative, which recomputes.
   (void)h0;
   (void)c0;
-  const Call call = read_call(x, weights, batch_sizes, lengths, batch, cell, bidirectional);
+  const Call call =
+      read_call(x, weights, batch_sizes, lengths, batch, take_string(cell), bidirectional);
   const bool has_c = call.info().has_c;
   const int64_t width = call.D * call.P;
+  check(has_c || !grad_c, "grad_c must be absent: ", call.info().name, " has no cell state");
   check_tensor(reserve, "reserve", call.compute, "what forward kept",
                {reserve_size(call.layer(), call.reserve_rows())});
   check(reserve.is_contiguous(), "reserve must be contiguous");

@@ -1,6 +1,9 @@
 // What a layer needs from its surroundings, given by torch: threads and memory.
 #pragma once
 
+#include <algorithm>
+#include <atomic>
+
 #include "../cpu/layer.h"
 #include "tensors.h"
 
@@ -15,8 +18,10 @@ class TorchRuntime final : public Runtime {
       for (int64_t i = 0; i < n; ++i) body(i);
       return;
     }
-    torch::stable::parallel_for(0, n, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) body(i);
+    // Workers claim one call after another: a worker that the scheduler keeps waiting takes none.
+    std::atomic<int64_t> next{0};
+    torch::stable::parallel_for(0, std::min(n, threads()), 1, [&](int64_t, int64_t) {
+      for (int64_t i = next++; i < n; i = next++) body(i);
     });
   }
 

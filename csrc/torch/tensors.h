@@ -30,6 +30,17 @@ inline void check(bool ok, const Parts&... parts) {
   if (!ok) fail(parts...);
 }
 
+// The text of a string argument, which is deleted. (torch 2.13's own conversion leaks one string.)
+inline std::string take_string(StringHandle handle) {
+  size_t length = 0;
+  const char* text = nullptr;
+  TORCH_ERROR_CODE_CHECK(torch_string_length(handle, &length));
+  TORCH_ERROR_CODE_CHECK(torch_string_c_str(handle, &text));
+  std::string copy(text, length);
+  TORCH_ERROR_CODE_CHECK(torch_delete_string(handle));
+  return copy;
+}
+
 inline std::string shape(const std::vector<int64_t>& sizes) {
   std::string text = "[";
   for (size_t i = 0; i < sizes.size(); ++i)

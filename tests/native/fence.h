@@ -77,8 +77,7 @@ class Fence {
   std::vector<Piece> pieces_;
 };
 
-// Products by definition, summed in double; tasks one after another from the last to the first, or
-// each in a thread of its own.
+// Tasks run one after another from the last to the first, or each in a thread of its own.
 class FencedRuntime final : public fusedrnn::Runtime {
  public:
   FencedRuntime(Fence& fence, int64_t threads, bool at_once)
@@ -98,35 +97,9 @@ class FencedRuntime final : public fusedrnn::Runtime {
     for (std::thread& thread : running) thread.join();
   }
 
-  void matmul(fusedrnn::Matrix<const float> a, fusedrnn::Matrix<const float> b,
-              fusedrnn::Matrix<float> c, bool accumulate) override {
-    product(a, b, c, accumulate);
-  }
-  void matmul(fusedrnn::Matrix<const double> a, fusedrnn::Matrix<const double> b,
-              fusedrnn::Matrix<double> c, bool accumulate) override {
-    product(a, b, c, accumulate);
-  }
-
   void* scratch(size_t bytes) override { return fence_.take_bytes("scratch", bytes, 0); }
 
  private:
-  template <class T>
-  static void product(fusedrnn::Matrix<const T> a, fusedrnn::Matrix<const T> b,
-                      fusedrnn::Matrix<T> c, bool accumulate) {
-    std::vector<double> sums(c.columns);
-    for (int64_t i = 0; i < c.rows; ++i) {
-      for (int64_t j = 0; j < c.columns; ++j)
-        sums[j] = accumulate ? c.data[i * c.row_stride + j * c.column_stride] : 0;
-      for (int64_t k = 0; k < a.columns; ++k) {
-        const double left = a.data[i * a.row_stride + k * a.column_stride];
-        const T* right = b.data + k * b.row_stride;
-        for (int64_t j = 0; j < c.columns; ++j) sums[j] += left * right[j * b.column_stride];
-      }
-      for (int64_t j = 0; j < c.columns; ++j)
-        c.data[i * c.row_stride + j * c.column_stride] = static_cast<T>(sums[j]);
-    }
-  }
-
   Fence& fence_;
   int64_t threads_;
   bool at_once_;

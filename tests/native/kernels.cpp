@@ -1,5 +1,7 @@
 // Whole layers, packing and sums of the CPU engine on numpy arrays, every buffer fenced.
+#include <algorithm>
 #include <cstring>
+#include <limits>
 
 #include "arrays.h"
 #include "bindings.h"
@@ -95,8 +97,8 @@ py::tuple backward(const std::string& isa, const std::string& cell, const Array<
   LayerBackward<T> args = {};
   fence_weights(fence, shapes, weights, args.w);
   args.x = fence.copy("x", x.data(), x.size());
-  args.reserve = fenced<T>(fence, "reserve", reserve,
-                           {reserve_size(layer, shapes.sequences.rows())});
+  args.reserve =
+      fenced<T>(fence, "reserve", reserve, {reserve_size(layer, shapes.sequences.rows())});
   args.d_y = fenced<T>(fence, "d_y", d_y, shapes.y_shape());
   args.d_h = fenced<T>(fence, "d_h", d_h, shapes.h_shape());
   args.d_c = fenced<T>(fence, "d_c", d_c, shapes.c_shape());
@@ -127,49 +129,67 @@ py::tuple backward(const std::string& isa, const std::string& cell, const Array<
 
 // --- Functions of the table by themselves -------------------------------------------------------
 
-template <class T>
-PackArgs<T> pack_args(Fence& fence, const Array<T>& weight, int64_t gates, int64_t block_begin,
-                      int64_t block_end) {
-  PackArgs<T> args = {};
-  args.weight = fence.copy("weight", weight.data(), weight.size());
-  args.gates = gates;
-  args.width = weight.shape(0) / gates;
-  args.K = weight.shape(1);
-  args.block_begin = block_begin;
-  args.block_end = block_end;
-  return args;
-}
-
 // Packs blocks [begin, end) of room for `blocks`; (panels, bias, units in a block).
 template <class T>
-py::tuple pack_forward(const std::string& isa, const Array<T>& weight,
-                       const OptionalArray<T>& bias_x, const OptionalArray<T>& bias_h,
-                       int64_t gates, int64_t blocks, int64_t begin, int64_t end) {
+py::tuple pack_gates(const std::string& isa, const Array<T>& weight, const OptionalArray<T>& bias_x,
+                     const OptionalArray<T>& bias_h, int64_t gates, int64_t blocks, int64_t begin,
+                     int64_t end, bool want_bias) {
   const DtypeKernels<T>& kernels = kernels_for<T>(isa);
-  const int64_t units = kernels.forward_block(gates);
+  const int64_t units = kernels.gates_block(gates), K = weight.shape(1);
   Fence fence;
-  PackArgs<T> args = pack_args(fence, weight, gates, begin, end);
+  PackGatesArgs<T> args = {};
+  args.weight = fence.copy("weight", weight.data(), weight.size());
   args.bias_x = fenced(fence, "bias_x", bias_x, {weight.shape(0)});
   args.bias_h = fenced(fence, "bias_h", bias_h, {weight.shape(0)});
-  args.panels = fence.take<T>("panels", blocks * args.K * gates * units);
-  args.bias = fence.take<T>("bias", blocks * 2 * gates * units);
-  kernels.pack_forward(args);
+  args.gates = gates, args.width = weight.shape(0) / gates, args.K = K;
+  args.block_begin = begin, args.block_end = end;
+  args.panels = fence.take<T>("panels", blocks * K * gates * units);
+  args.bias = want_bias ? fence.take<T>("bias", blocks * 2 * gates * units) : nullptr;
+  kernels.pack_gates(args);
   fence.check();
-  return py::make_tuple(numpy(args.panels, {blocks, args.K, gates, units}),
+  return py::make_tuple(numpy(args.panels, {blocks, K, gates, units}),
                         numpy(args.bias, {blocks, 2, gates, units}), units);
 }
 
+// The first `columns` of a row-major matrix, up to its last number: what may be read.
 template <class T>
-py::tuple pack_backward(const std::string& isa, const Array<T>& weight, int64_t gates,
-                        int64_t blocks, int64_t begin, int64_t end) {
+const T* fence_columns(Fence& fence, const char* name, const Array<T>& matrix, int64_t columns) {
+  const int64_t rows = matrix.shape(0);
+  return fence.copy(name, matrix.data(), rows ? (rows - 1) * matrix.shape(1) + columns : 0);
+}
+
+// matrix: [K, ld], of which the first N columns are packed.
+template <class T>
+py::tuple pack_columns(const std::string& isa, const Array<T>& matrix, int64_t N, int64_t blocks,
+                       int64_t begin, int64_t end) {
   const DtypeKernels<T>& kernels = kernels_for<T>(isa);
-  const int64_t units = kernels.backward_block();
+  const int64_t units = kernels.columns_block(), K = matrix.shape(0);
   Fence fence;
-  PackArgs<T> args = pack_args(fence, weight, gates, begin, end);
-  args.panels = fence.take<T>("panels", blocks * weight.shape(0) * units);
-  kernels.pack_backward(args);
+  T* panels = fence.take<T>("panels", blocks * K * units);
+  kernels.pack_columns(
+      {fence_columns(fence, "matrix", matrix, N), matrix.shape(1), K, N, begin, end, panels});
   fence.check();
-  return py::make_tuple(numpy(args.panels, {blocks, weight.shape(0), units}), units);
+  return py::make_tuple(numpy(panels, {blocks, K, units}), units);
+}
+
+// c (+)= a b for rows [m_begin, m_end) and columns of blocks [block_begin, block_end).
+// a: [M, a_ld], or [K, a_ld] if a_transposed; b: [K, N]; c: [M, c_ld] before. Returns c after.
+template <class T>
+py::object gemm(const std::string& isa, const Array<T>& a, bool a_transposed, const Array<T>& b,
+                const Array<T>& c, bool accumulate, int64_t m_begin, int64_t m_end,
+                int64_t block_begin, int64_t block_end) {
+  const DtypeKernels<T>& kernels = kernels_for<T>(isa);
+  const int64_t M = c.shape(0), K = b.shape(0), N = b.shape(1);
+  const int64_t units = kernels.columns_block(), blocks = (N + units - 1) / units;
+  Fence fence;
+  T* panels = fence.take<T>("panels", blocks * K * units);
+  kernels.pack_columns({fence.copy("b", b.data(), b.size()), N, K, N, 0, blocks, panels});
+  T* out = fence.copy("c", c.data(), c.size());
+  const T* left = fence_columns(fence, "a", a, a_transposed ? M : K);
+  kernels.gemm({left, a.shape(1), a_transposed, panels, out, c.shape(1), K, N, m_begin, m_end,
+                block_begin, std::min(block_end, blocks), accumulate});
+  fence.check();
+  return numpy(out, {M, c.shape(1)});
 }
 
 // m: [rows, ld]; out: [ld] before. Returns out after.
@@ -191,15 +211,20 @@ void define_for(py::module_& m) {
         py::arg("batch_sizes"), exact("h0"), exact("c0"), py::kw_only(), py::arg("keep"),
         py::arg("threads") = 1, py::arg("at_once") = false,
         "y [S, D*P], h_n [D, N, P], c_n [D, N, H] or None, reserve or None.");
-  m.def("layer_backward", backward<T>, py::arg("isa"), py::arg("cell"), exact("x"),
-        exact("weights"), py::arg("batch_sizes"), exact("reserve"), exact("d_y"), exact("d_h"),
-        exact("d_c"), py::kw_only(), py::arg("want_x") = true, py::arg("want_weights") = true,
-        py::arg("threads") = 1, py::arg("at_once") = false,
-        "d_x, d_h0, d_c0 and per direction d_w_ih, d_w_hh, d_b_ih, d_b_hh, d_w_hr; None if absent.");
-  m.def("pack_forward", pack_forward<T>, py::arg("isa"), exact("weight"), exact("bias_x"),
-        exact("bias_h"), py::arg("gates"), py::arg("blocks"), py::arg("begin"), py::arg("end"));
-  m.def("pack_backward", pack_backward<T>, py::arg("isa"), exact("weight"), py::arg("gates"),
+  m.def(
+      "layer_backward", backward<T>, py::arg("isa"), py::arg("cell"), exact("x"), exact("weights"),
+      py::arg("batch_sizes"), exact("reserve"), exact("d_y"), exact("d_h"), exact("d_c"),
+      py::kw_only(), py::arg("want_x") = true, py::arg("want_weights") = true,
+      py::arg("threads") = 1, py::arg("at_once") = false,
+      "d_x, d_h0, d_c0 and per direction d_w_ih, d_w_hh, d_b_ih, d_b_hh, d_w_hr; None if absent.");
+  m.def("pack_gates", pack_gates<T>, py::arg("isa"), exact("weight"), exact("bias_x"),
+        exact("bias_h"), py::arg("gates"), py::arg("blocks"), py::arg("begin"), py::arg("end"),
+        py::arg("want_bias") = true);
+  m.def("pack_columns", pack_columns<T>, py::arg("isa"), exact("matrix"), py::arg("N"),
         py::arg("blocks"), py::arg("begin"), py::arg("end"));
+  m.def("gemm", gemm<T>, py::arg("isa"), exact("a"), py::arg("a_transposed"), exact("b"),
+        exact("c"), py::arg("accumulate"), py::arg("m_begin"), py::arg("m_end"),
+        py::arg("block_begin") = 0, py::arg("block_end") = std::numeric_limits<int64_t>::max());
   m.def("sum_rows", sum_rows<T>, py::arg("isa"), exact("m"), exact("out"), py::arg("begin"),
         py::arg("end"), py::arg("accumulate"));
 }

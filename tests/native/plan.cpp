@@ -1,7 +1,7 @@
 // The pure functions of plan.h, rows.h and dispatch.cpp.
+#include "cpu/plan.h"
 #include "arrays.h"
 #include "bindings.h"
-#include "cpu/plan.h"
 #include "cpu/rows.h"
 #include "old_processor.h"
 
@@ -10,9 +10,6 @@ namespace {
 
 using namespace fusedrnn;
 using Sizes = std::vector<int64_t>;
-
-// Numbers [., row] moved between a padded batch and packed rows, or states and sorted states.
-using Move = void (*)(const PaddedRows&, const void*, void*, int64_t);
 
 Array<int64_t> pack(const Sizes& lengths, const Array<int64_t>& padded) {
   const PaddedRows rows = from_lengths(lengths.data(), static_cast<int64_t>(lengths.size()));
@@ -62,14 +59,18 @@ void define_plan(py::module_& m) {
       py::arg("batch_sizes"), py::arg("N"), py::arg("tasks"));
   m.def(
       "make_plan",
-      [](const Sizes& batch_sizes, int64_t N, int64_t columns, int64_t directions, int64_t threads,
-         int64_t chunk_values) {
-        const Plan plan = make_plan(from_batch_sizes(batch_sizes, N), columns, directions, threads,
-                                    chunk_values);
-        return py::make_tuple(plan.chunk_steps, plan.sequence_cut, describe(plan));
+      [](const Sizes& batch_sizes, int64_t N, int64_t columns, int64_t inner, int64_t directions,
+         int64_t threads, int64_t chunk_values) {
+        const Plan plan = make_plan(from_batch_sizes(batch_sizes, N), columns, inner, directions,
+                                    threads, chunk_values);
+        return py::make_tuple(plan.chunk_steps, plan.sequence_cut, plan.by_units ? plan.slices : 0,
+                              describe(plan));
       },
-      py::arg("batch_sizes"), py::arg("N"), py::arg("columns"), py::arg("directions"),
-      py::arg("threads"), py::arg("chunk_values"), "chunk_steps, sequence_cut and their text.");
+      py::arg("batch_sizes"), py::arg("N"), py::arg("columns"), py::arg("inner"),
+      py::arg("directions"), py::arg("threads"), py::arg("chunk_values"),
+      "chunk_steps, sequence_cut, slices (0 by rows) and their text.");
+  m.def("chunk_values",
+        [] { return std::vector<int64_t>{kForwardChunkValues, kBackwardChunkValues}; });
   m.def(
       "from_lengths",
       [](const Sizes& lengths) {
@@ -82,9 +83,6 @@ void define_plan(py::module_& m) {
         py::arg("padded").noconvert());
   m.def("permute_states", permute, py::arg("lengths"), py::arg("states").noconvert(),
         py::arg("sort"));
-  m.def("kernels_named", [](const std::string& name) {
-    return std::string(kernels_named(name).isa);
-  });
   m.def("old_processor_kernels_named", old_processor_kernels_named, py::arg("name"),
         "kernels_named on a processor with AVX2 and without AVX-512; \"\" gives what it chooses.");
 }

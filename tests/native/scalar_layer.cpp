@@ -102,8 +102,12 @@ template <class V>
 struct Gradients {
   Table<V> x, w_ih, w_hh, b_ih, b_hh, w_hr;
   explicit Gradients(const ScalarLayer<V>& l)
-      : x(l.S, l.I), w_ih(l.G * l.H, l.I), w_hh(l.G * l.H, l.P), b_ih(l.G * l.H, 1),
-        b_hh(l.G * l.H, 1), w_hr(l.P, l.H) {}
+      : x(l.S, l.I),
+        w_ih(l.G * l.H, l.I),
+        w_hh(l.G * l.H, l.P),
+        b_ih(l.G * l.H, 1),
+        b_hh(l.G * l.H, 1),
+        w_hr(l.P, l.H) {}
 };
 
 // d_emit: gradient of what stage s emitted. Leaves in d_source that of the stage's source, which

@@ -1,5 +1,5 @@
-// The kernels of one direction, called as the layer calls them, but cut into chunks and runs of
-// sequences at will, with a fenced buffer for every pointer of kernel_api.h.
+// The kernels of one direction, called as the layer calls them, but cut into chunks, runs of
+// sequences and slices of units at will, with a fenced buffer for every pointer of kernel_api.h.
 #include <algorithm>
 
 #include "arrays.h"
@@ -15,6 +15,7 @@ using namespace fusedrnn;
 struct Cuts {
   int64_t chunk_steps;
   std::vector<int64_t> sequences;  // run i is [sequences[i], sequences[i + 1])
+  int64_t slices;                  // of the blocks of units
 };
 
 // Calls body(steps, rows) for each chunk, in order of positions.
@@ -32,18 +33,30 @@ void for_chunks(const Sequences& seq, bool descending, const Cuts& cuts, const B
                          .end = end,
                          .first_row = seq.row_offset[low],
                          .n_begin = 0,
-                         .n_end = 0};
+                         .n_end = seq.widest()};
     body(steps, seq.row_offset[high] - seq.row_offset[low]);
   }
 }
 
-// Runs one chunk, the last sequences first.
+struct StageBlocks {
+  int stage;
+  int64_t blocks;
+};
+
+int64_t blocks(int64_t width, int64_t units) { return (width + units - 1) / units; }
+
+// Runs one chunk, the last sequences and, of each stage, the last slices first.
 template <class Args>
-void run(void (*kernel)(const Args&), Args args, const Cuts& cuts) {
+void run(void (*kernel)(const Args&, const Part&), Args args, const Cuts& cuts,
+         const std::vector<StageBlocks>& stages) {
   for (size_t i = cuts.sequences.size() - 1; i > 0; --i) {
     args.steps.n_begin = cuts.sequences[i - 1];
     args.steps.n_end = cuts.sequences[i];
-    kernel(args);
+    for (int64_t p = args.steps.begin; p < args.steps.end; ++p)
+      for (const StageBlocks& s : stages)
+        for (int64_t k = cuts.slices - 1; k >= 0; --k)
+          kernel(args,
+                 {p, s.stage, {s.blocks * k / cuts.slices, s.blocks * (k + 1) / cuts.slices}});
   }
 }
 
@@ -65,13 +78,14 @@ struct Direction {
   int64_t rows() const { return seq.rows(); }
   int64_t columns() const { return info.gates * H; }
 
-  // The weight of a stage as the packing functions take it.
-  PackArgs<T> weight_of(Fence& fence, const WeightArrays<T>& w, int s) const {
+  int64_t width(int s) const { return info.stage[s].projects ? P : H; }
+  int64_t inner(int s) const { return info.stage[s].from_hidden ? P : H; }
+
+  // The weight of a stage, [gates * width, inner], and where there are its biases.
+  PackGatesArgs<T> weight_of(Fence& fence, const WeightArrays<T>& w, int s) const {
     const Stage& stage = info.stage[s];
-    PackArgs<T> args = {};
-    args.gates = stage.gates;
-    args.width = stage.projects ? P : H;
-    args.K = stage.from_hidden ? P : H;
+    PackGatesArgs<T> args = {};
+    args.gates = stage.gates, args.width = width(s), args.K = inner(s);
     if (stage.projects) {
       args.weight = fenced(fence, "w_hr", w[4], {P, H});
       return args;
@@ -100,14 +114,16 @@ py::dict forward(const std::string& isa, const std::string& cell, const Array<T>
   ForwardArgs<T> a = {};
   a.N = N, a.H = H, a.P = P;
   a.keep = keep;
+  std::vector<StageBlocks> loop;
   for (int s = 0; s < dir.info.stages; ++s) {
-    PackArgs<T> pack = dir.weight_of(fence, w, s);
-    const int64_t units = kernels.forward_block(pack.gates);
-    pack.block_end = (pack.width + units - 1) / units;
+    PackGatesArgs<T> pack = dir.weight_of(fence, w, s);
+    const int64_t units = kernels.gates_block(pack.gates);
+    pack.block_end = blocks(pack.width, units);
     a.panels[s] = pack.panels =
         fence.take<T>("panels", pack.block_end * pack.K * pack.gates * units);
     a.bias[s] = pack.bias = fence.take<T>("bias", pack.block_end * 2 * pack.gates * units);
-    kernels.pack_forward(pack);
+    kernels.pack_gates(pack);
+    loop.push_back({s, pack.block_end});
   }
   const bool stages = dir.info.stages > 1;
   const int64_t rows = keep ? S : N, saved = dir.info.saved * H;
@@ -123,7 +139,8 @@ py::dict forward(const std::string& isa, const std::string& cell, const Array<T>
     a.steps = steps;
     a.gates_x = fence.copy("gates_x", gates_x.data() + steps.first_row * dir.columns(),
                            chunk_rows * dir.columns());
-    run(kernels.forward[static_cast<int>(kind)], a, cuts);
+    kernels.enter(a);
+    run(kernels.forward[static_cast<int>(kind)], a, cuts, loop);
   });
   fence.check();
 
@@ -154,14 +171,17 @@ py::dict backward(const std::string& isa, const std::string& cell, const py::dic
   Fence fence;
   BackwardArgs<T> a = {};
   a.N = N, a.H = H, a.P = P;
-  for (int s = 0; s < dir.info.stages; ++s) {
-    PackArgs<T> pack = dir.weight_of(fence, w, s);
-    const int64_t units = kernels.backward_block();
-    pack.block_end = (pack.K + units - 1) / units;
-    a.panels[s] = pack.panels =
-        fence.take<T>("panels", pack.block_end * pack.gates * pack.width * units);
-    kernels.pack_backward(pack);
+  const int64_t units = kernels.columns_block();
+  std::vector<StageBlocks> loop;
+  for (int s = dir.info.stages - 1; s >= 0; --s) {
+    const PackGatesArgs<T> weight = dir.weight_of(fence, w, s);
+    const int64_t rows = weight.gates * weight.width, end = blocks(weight.K, units);
+    T* panels = fence.take<T>("panels", end * rows * units);
+    kernels.pack_columns({weight.weight, weight.K, rows, weight.K, 0, end, panels});
+    a.panels[s] = panels;
+    loop.push_back({s, blocks(dir.width(s), units)});
   }
+  loop.push_back({dir.info.stages, blocks(P, units)});
   const auto kept_array = [&](const char* name, std::vector<int64_t> shape) {
     return fenced(fence, name, kept[name].template cast<OptionalArray<T>>(), shape);
   };
@@ -183,7 +203,7 @@ py::dict backward(const std::string& isa, const std::string& cell, const py::dic
     a.delta = fence.take<T>("delta", rows * columns);
     a.delta_x = dir.info.separate_deltas ? fence.take<T>("delta_x", rows * columns) : nullptr;
     a.delta_proj = dir.info.projects ? fence.take<T>("delta_proj", rows * P) : nullptr;
-    run(kernels.backward[static_cast<int>(kind)], a, cuts);
+    run(kernels.backward[static_cast<int>(kind)], a, cuts, loop);
     gather(delta, a.delta, steps.first_row * columns, rows * columns);
     gather(delta_x, a.delta_x ? a.delta_x : a.delta, steps.first_row * columns, rows * columns);
     gather(delta_proj, a.delta_proj, steps.first_row * P, rows * P);
@@ -215,8 +235,8 @@ void define_for(py::module_& m) {
 }  // namespace
 
 void define_steps(py::module_& m) {
-  py::class_<Cuts>(m, "Cuts").def(py::init<int64_t, std::vector<int64_t>>(), py::arg("chunk_steps"),
-                                  py::arg("sequences"));
+  py::class_<Cuts>(m, "Cuts").def(py::init<int64_t, std::vector<int64_t>, int64_t>(),
+                                  py::arg("chunk_steps"), py::arg("sequences"), py::arg("slices"));
   define_for<float>(m);
   define_for<double>(m);
 }

@@ -90,14 +90,6 @@ class PlainRuntime final : public Runtime {
   void parallel(int64_t n, const std::function<void(int64_t)>& body) override {
     for (int64_t i = n - 1; i >= 0; --i) body(i);
   }
-  void matmul(Matrix<const float> a, Matrix<const float> b, Matrix<float> c,
-              bool accumulate) override {
-    product(a, b, c, accumulate);
-  }
-  void matmul(Matrix<const double> a, Matrix<const double> b, Matrix<double> c,
-              bool accumulate) override {
-    product(a, b, c, accumulate);
-  }
   void* scratch(size_t bytes) override {
     void* p = pool_.take(bytes);
     std::fill_n(static_cast<unsigned char*>(p), bytes, 0xff);  // NaN in every dtype
@@ -105,21 +97,6 @@ class PlainRuntime final : public Runtime {
   }
 
  private:
-  template <class T>
-  static void product(Matrix<const T> a, Matrix<const T> b, Matrix<T> c, bool accumulate) {
-    for (int64_t i = 0; i < c.rows; ++i) {
-      for (int64_t j = 0; j < c.columns; ++j) {
-        T& out = c.data[i * c.row_stride + j * c.column_stride];
-        T sum = accumulate ? out : T(0);
-        for (int64_t k = 0; k < a.columns; ++k) {
-          sum += a.data[i * a.row_stride + k * a.column_stride] *
-                 b.data[k * b.row_stride + j * b.column_stride];
-        }
-        out = sum;
-      }
-    }
-  }
-
   Pool& pool_;
   int64_t threads_;
 };
@@ -229,8 +206,8 @@ std::vector<Case> make_cases() {
       {0, {0, 0, 0}},  // no sequence
   };
   std::vector<Case> cases;
-  const auto add = [&](CellKind cell, int64_t I, int64_t H, const Batch& batch) {
-    // The switches go through all their combinations from case to case.
+  const auto add = [&](CellKind cell, int64_t I, int64_t H, int64_t D, const Batch& batch) {
+    // The other choices go through all their combinations from case to case.
     const size_t i = cases.size();
     const bool projects = kCellInfo[static_cast<int>(cell)].projects;
     cases.push_back({.cell = cell,
@@ -238,37 +215,52 @@ std::vector<Case> make_cases() {
                      .I = I,
                      .H = H,
                      .P = projects ? H / 2 + 1 : H,
-                     .D = i % 2 ? 1 : 2,
+                     .D = D,
                      .batch_sizes = batch.sizes,
-                     .threads = i % 3 ? 3 : 1,
+                     .threads = 1 + static_cast<int64_t>(i % 3),
                      .bias = i % 5 != 0,
                      .all_gradients = i % 7 != 0});
   };
   for (int kind = 0; kind < kCellCount; ++kind) {
     const auto cell = static_cast<CellKind>(kind);
     for (int64_t H : {1, 2, 3, 5, 8, 9, 15, 16, 17, 31, 33, 50, 67})
-      for (const Batch& batch : batches) add(cell, 1 + (H * 7 + batch.N) % 13, H, batch);
+      for (const Batch& batch : batches)
+        for (int64_t D : {1, 2}) add(cell, 1 + (H * 7 + batch.N) % 13, H, D, batch);
   }
   return cases;
 }
 
-// So long that backward, and so forward, cuts it into chunks: a state's way from one to the next.
-std::vector<Case> make_long_cases() {
+// What takes another way through the engine: so many rows that forward and backward cut them into
+// chunks, and matrices so large that threads share the steps of few sequences.
+std::vector<Case> make_large_cases() {
   std::vector<Case> cases;
-  for (CellKind cell : {CellKind::kLstmProj, CellKind::kGruResetBefore}) {
-    constexpr int64_t N = 97, H = 3;
-    const int64_t columns = kCellInfo[static_cast<int>(cell)].gates * H;
-    const int64_t steps = kBackwardChunkValues / (N * columns) * 5 / 4;
-    cases.push_back({.cell = cell,
+  const auto add = [&](int kind, int64_t N, int64_t H, int64_t D, int64_t T) {
+    const CellInfo& info = kCellInfo[kind];
+    cases.push_back({.cell = static_cast<CellKind>(kind),
                      .N = N,
                      .I = 2,
                      .H = H,
-                     .P = cell == CellKind::kLstmProj ? 2 : H,
-                     .D = 1,
-                     .batch_sizes = std::vector<int64_t>(steps, N),
-                     .threads = 2,
+                     .P = info.projects ? H / 2 + 1 : H,
+                     .D = D,
+                     .batch_sizes = std::vector<int64_t>(T, N),
+                     .threads = 3,
                      .bias = true,
                      .all_gradients = true});
+    const Case& c = cases.back();
+    const Plan plan = make_plan(from_batch_sizes(c.batch_sizes, N), info.gates * H, c.P, D,
+                                c.threads, kBackwardChunkValues);
+    if (plan.by_units == (plan.chunk_steps < T)) {
+      std::printf("a large case of %s takes no other way\n", info.name);
+      std::exit(1);
+    }
+  };
+  for (int kind = 0; kind < kCellCount; ++kind) {
+    const int64_t gates = kCellInfo[kind].gates;
+    for (int64_t D : {1, 2}) {
+      add(kind, 97, 3, D, kBackwardChunkValues / (97 * 3 * gates) * 5 / 4);
+      const double side = std::sqrt(2.0 * static_cast<double>(kByUnitsValues / gates));
+      add(kind, 3 - D, static_cast<int64_t>(side) + 1, D, 3);
+    }
   }
   return cases;
 }
@@ -276,7 +268,7 @@ std::vector<Case> make_long_cases() {
 }  // namespace
 
 int main() {
-  const std::vector<Case> cases = make_cases(), long_cases = make_long_cases();
+  const std::vector<Case> cases = make_cases(), large_cases = make_large_cases();
   for (const IsaInfo& isa : instruction_sets()) {
     if (!isa.supported) {
       std::printf("%s: not run, this processor lacks one of %s\n", isa.name, isa.needs);
@@ -288,8 +280,8 @@ int main() {
         run<double>(c, *isa.table, place);
       }
     }
-    for (const Case& c : long_cases) run<float>(c, *isa.table, Place::kHeap);
-    std::printf("%s: %zu layers, no error\n", isa.name, cases.size() + long_cases.size());
+    for (const Case& c : large_cases) run<float>(c, *isa.table, Place::kHeap);
+    std::printf("%s: %zu layers, no error\n", isa.name, cases.size() + large_cases.size());
     std::fflush(stdout);
   }
 }
