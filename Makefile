@@ -1,5 +1,6 @@
 # make demo   trains the demo: names -> languages     make demo SHORT=1; make demo NAMES="Garcia Müller"
 # make test   runs the tests                          make test ARGS="-k gru"; make test WORKERS=2
+# make bench  times against torch.nn and rivals       make bench BENCH="--set packed"; make bench-report
 # make lint, make sanitize, make build, make environment, make clean
 #
 # Everything runs in the environment VENV. A VENV that does not exist is made and gets the pinned
@@ -13,14 +14,16 @@ WORKERS ?= 0
 PY := $(VENV)/bin/python
 STATE := $(VENV)/.fusedrnn
 PYTEST_FLAGS := -q -p no:cacheprovider --durations=15 $(if $(filter-out 0,$(WORKERS)),-n $(WORKERS))
-CXX_FILES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.inl')
+BENCH ?= --set core --rivals torch,ort,openvino,jax
+RESULTS ?= benchmarks/results/core.json
+CXX_FILES = $(shell find csrc tests benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.inl')
 
-.PHONY: build demo test lint sanitize environment clean
+.PHONY: build demo test bench bench-report lint sanitize environment clean
 
 build: $(STATE)/requirements
 	$(PY) setup.py -q build_ext --inplace
 
-demo test: export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
+demo test bench bench-report: export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
 # NAMES goes through the environment: O'Brien is not for the shell to read.
 demo: export NAMES := $(NAMES)
@@ -29,6 +32,12 @@ demo: build
 
 test: build $(STATE)/requirements-dev
 	$(PY) -m pytest $(PYTEST_FLAGS) $(ARGS)
+
+bench: build $(STATE)/requirements-bench
+	$(PY) -m benchmarks run $(BENCH) --out $(RESULTS)
+
+bench-report: $(STATE)/requirements-bench
+	$(PY) -m benchmarks report benchmarks/results/*.json --docs docs/benchmarks.md --readme README.md
 
 lint: $(STATE)/requirements-dev
 	$(PY) -m ruff check .
@@ -52,6 +61,7 @@ $(PY):
 
 # The tools of requirements-dev.txt stand on requirements.txt.
 $(STATE)/requirements-dev: $(STATE)/requirements
+$(STATE)/requirements-bench: $(STATE)/requirements-dev
 
 $(STATE)/%: %.txt tools/missing_requirements.py | $(PY)
 	@mkdir -p $(STATE)

@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from . import machine, runner, shapes
+from . import machine, results, runner, shapes
 
 
 def main() -> None:
@@ -77,7 +77,7 @@ def _run(arguments: argparse.Namespace) -> None:
         raise SystemExit(f"error: no row of {arguments.set} has {arguments.rows!r} in its name")
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     found = runner.run(options, show_progress=not arguments.quiet)
-    arguments.out.write_text(json.dumps(found, indent=1) + "\n")
+    results.save(found, arguments.out)
     bad = [row for row in found["rows"] if row["status"] in ("red", "failed")]
     for row in bad:
         print(f"{row['status']}: {row['name']} {row['mode']}: {row['why']}")
@@ -96,7 +96,7 @@ def _report(arguments: argparse.Namespace) -> None:
 def _compare(arguments: argparse.Namespace) -> None:
     from . import compare
 
-    before, after = (json.loads(f.read_text()) for f in (arguments.before, arguments.after))
+    before, after = (results.load(path) for path in (arguments.before, arguments.after))
     print(compare.as_markdown(before, after))
 
 

@@ -116,9 +116,9 @@ def step(layer: Layer, x: Any, d_y: Tensor, mode: str) -> Call:
     leaves = [leaf, *layer.parameters()]
 
     def training() -> None:
+        run(layer, x)[0].backward(d_y)
         for tensor in leaves:
             tensor.grad = None
-        run(layer, x)[0].backward(d_y)
 
     return training
 

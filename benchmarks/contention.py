@@ -50,9 +50,9 @@ _LEAST_CALLS, _MOST_CALLS = 3, 200
 def events(rows: list[Row], job: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Five trials of each row beside each company, new processes in every trial."""
     for row in rows:
-        case = cases.build(row)
         for mode in row.modes:
             yield {"event": "start", "row": row.name, "mode": mode}
+            case = cases.build(row)
             parity = cases.check(case, mode)
             result: dict[str, Any] = {"status": "ok", "why": "", "parity": parity.as_dict()}
             if parity.right:

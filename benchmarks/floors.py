@@ -75,12 +75,16 @@ class Rates:
     def product(self, M: int, K: int, N: int, dtype: torch.dtype) -> dict[str, float]:
         """FLOP/s of [M, K] x [K, N], by library."""
         M = min(M, MOST_ROWS)
-        return self._once(("product", M, K, N, dtype), lambda: self._product(M, K, N, dtype))
+        key = ("product", M, K, N, dtype)
+        rates: dict[str, float] = self._once(key, lambda: self._product(M, K, N, dtype))
+        return rates
 
     def square(self, dtype: torch.dtype) -> float:
         """The best FLOP/s of any library on a large square product."""
         sizes = [n for n in SQUARES if n <= 1024 or self.seconds >= 0.1]
-        return max(max(self.product(n, n, n, dtype).values()) for n in sizes)
+        best = max(max(self.product(n, n, n, dtype).values()) for n in sizes)
+        # oneDNN has no float64, but the units have: half of float32's rate.
+        return max(best, self.square(torch.float32) / 2) if dtype == torch.float64 else best
 
     def peak(self, dtype: torch.dtype) -> float | None:
         """FLOP/s of the multiply-add units; known for float32, and float64 at half of it."""
@@ -90,11 +94,12 @@ class Rates:
         if rate is None:
             return None
         # Nothing is faster than the peak, unless the machine was disturbed when it was measured.
-        return max(rate / (2 if dtype == torch.float64 else 1), self.square(dtype))
+        return max(float(rate) / (2 if dtype == torch.float64 else 1), self.square(dtype))
 
     def bandwidth(self, size: int) -> float | None:
         """Bytes/s at which the threads read an array of `size` bytes again and again."""
-        return self._once(("bandwidth", size), lambda: self._bandwidth(size))
+        rate: float | None = self._once(("bandwidth", size), lambda: self._bandwidth(size))
+        return rate
 
     def as_dict(self) -> dict[str, Any]:
         """Everything measured so far, for JSON."""

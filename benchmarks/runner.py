@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -17,10 +18,10 @@ from typing import Any
 from tqdm import tqdm
 
 from . import machine
+from .results import FORMAT
 from .rivals import RIVALS
 from .shapes import CELLS, SETS, TIMED, Row, merge, select
 
-FORMAT = 1
 # Seconds without a word from a worker after which it is killed: a row of a set, or of a rival.
 PATIENCE = {"pair": 600, "rival": 300, "memory": 600, "contention": 1800}
 
@@ -55,16 +56,19 @@ class Job:
         what = self.rival or {"pair": "torch.nn"}.get(self.kind, self.kind)
         return f"{what}, {self.threads} thread{'s' * (self.threads > 1)}"
 
-    def open_rows(self) -> list[Row]:
-        """Rows of which some mode has no result yet."""
-        return [r for r in self.rows if any((r.name, mode) not in self.done for mode in r.modes)]
+    def open(self) -> list[tuple[str, str]]:
+        """Rows and modes that have no result yet."""
+        every = [(row.name, mode) for row in self.rows for mode in row.modes]
+        return [key for key in every if key not in self.done]
 
     def as_json(self) -> str:
         """What the worker reads."""
-        rows = []
-        for row in self.open_rows():
-            modes = [mode for mode in row.modes if (row.name, mode) not in self.done]
-            rows.append(row.as_dict() | {"modes": modes})
+        left = {name for name, _ in self.open()}
+        rows = [
+            row.as_dict() | {"modes": [mode for name, mode in self.open() if name == row.name]}
+            for row in self.rows
+            if row.name in left
+        ]
         rest = {"kind": self.kind, "threads": self.threads, "seconds": self.seconds}
         return json.dumps(rest | {"rival": self.rival, "rows": rows})
 
@@ -96,10 +100,12 @@ def run(options: Options, show_progress: bool = True) -> dict[str, Any]:
     sets, jobs = plan(options)
     found: dict[str, Any] = {
         "format": FORMAT,
-        "machine": _describe(),
+        "machine": _describe(options.isa),
         "settings": {
-            **{"sets": list(options.sets), "threads": list(options.threads)},
-            **{"seconds": options.seconds, "rivals": list(options.rivals)},
+            "sets": list(options.sets),
+            "threads": list(options.threads),
+            "seconds": options.seconds,
+            "rivals": list(options.rivals),
         },
         "rows": [],
         "rivals": [],
@@ -110,17 +116,28 @@ def run(options: Options, show_progress: bool = True) -> dict[str, Any]:
     }
     total = sum(len(row.modes) for job in jobs for row in job.rows)
     with tqdm(total=total, unit="row", disable=not show_progress, dynamic_ncols=True) as bar:
-        for job in jobs:
-            before = len(job.done)
-            for event in _events(job):
-                if event["event"] == "start":
-                    bar.set_description_str(f"{job.label}: {event['row']} {event['mode']}")
-                else:
+        try:
+            for job in jobs:
+                if job.rival:
+                    # What was not timed, wrong or too long, has nothing to be compared with.
+                    job.done |= set(job.open()) - _timed(found, job.threads)
+                for event in _events(job):
+                    if event["event"] == "start":
+                        bar.set_description_str(f"{job.label}: {event['row']} {event['mode']}")
+                        continue
                     _store(found, sets, job, event)
-                bar.update(len(job.done) - before)
-                before = len(job.done)
+                    bar.n = sum(len(job.done) for job in jobs)
+                    bar.refresh()
+        except KeyboardInterrupt:
+            found["interrupted"] = True
     found["machine"] |= {"load_after": list(os.getloadavg()), "finished": machine.now()}
     return found
+
+
+def _timed(found: dict[str, Any], threads: int) -> set[tuple[str, str]]:
+    """Rows and modes of which ours was timed with so many threads."""
+    rows = (row for row in found["rows"] if (row["threads"], row["status"]) == (threads, "ok"))
+    return {(row["name"], row["mode"]) for row in rows}
 
 
 def _store(
@@ -134,10 +151,9 @@ def _store(
         found["rival_versions"][job.rival] = event["version"]
     elif kind == "absent":
         found["rival_versions"][job.rival] = None
-        job.done |= {(row.name, mode) for row in job.rows for mode in row.modes}
     else:
-        job.done.add((event["row"], event["mode"]))
-        row = next(row for row in job.rows if row.name == event.pop("row"))
+        name = event.pop("row")
+        row = next(row for row in job.rows if row.name == name)
         if job.kind == "rival":
             names = {"rival": job.rival, "row": row.name}
             found["rivals"].append(names | {"threads": job.threads} | event)
@@ -149,21 +165,24 @@ def _store(
 
 def _events(job: Job) -> Iterator[dict[str, Any]]:
     """The events of a job. A row whose process dies or hangs has failed; the next ones go on."""
-    while job.open_rows():
+    while job.open():
         current: dict[str, Any] | None = None
         with _Worker(job) as worker:
             for event in worker.events(PATIENCE[job.kind]):
                 current = event if event["event"] == "start" else None
+                if event["event"] == "result":
+                    job.done.add((event["row"], event["mode"]))
+                elif event["event"] == "absent":
+                    job.done |= set(job.open())
                 yield event
             if worker.ended_well():
                 return
             why = worker.why()
-        if current is None:
-            # It died between rows: there is no one to blame, and it would die again.
-            current_row = job.open_rows()[0]
-            open_modes = [m for m in current_row.modes if (current_row.name, m) not in job.done]
-            current = {"row": current_row.name, "mode": open_modes[-1]}
-        yield current | {"event": "result", "status": "failed", "why": why}
+        # Dead outside of a row, it would be dead again: all that is left has failed.
+        left = [current] if current else [{"row": n, "mode": m} for n, m in job.open()]
+        for names in left:
+            job.done.add((names["row"], names["mode"]))
+            yield names | {"event": "result", "status": "failed", "why": why}
 
 
 class _Worker:
@@ -193,10 +212,8 @@ class _Worker:
         return self
 
     def __exit__(self, *_: object) -> None:
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         self.process.wait()
         self.errors.close()
 
@@ -238,8 +255,10 @@ class _Worker:
         return ": ".join([how, *last])[:300]
 
 
-def _describe() -> dict[str, Any]:
-    """The machine as a worker sees it: with the environment that the run has set."""
+def _describe(isa: str | None) -> dict[str, Any]:
+    """The machine as a worker sees it: this process has loaded its kernels before `isa` was set."""
+    if isa is None:
+        return machine.describe()
     command = [sys.executable, "-m", "benchmarks", "machine"]
     result = subprocess.run(command, cwd=machine.ROOT, capture_output=True, text=True, check=True)
     described: dict[str, Any] = json.loads(result.stdout)

@@ -46,7 +46,8 @@ def main() -> None:
         "contention": contention.events,
     }
     if job["kind"] == "rival":
-        _bind(job["threads"])
+        if job["rival"] == "jax":
+            _bind(job["threads"])
         # torch only computes what is expected here; its threads would wait for work and spin.
         torch.set_num_threads(job["threads"] if job["rival"] == "compile" else 1)
     else:
@@ -61,16 +62,13 @@ def pair(rows: list[Row], job: dict[str, Any]) -> Iterator[Event]:
     for row in rows:
         needs = row.flops(row.modes[-1]) / rates.square(row.torch_dtype)
         why = f"a step needs at least {needs:.1f} s here" if needs > LONGEST_STEP else ""
-        case = None if why else cases.build(row)
         # Training first: it decides whether the row is run at all.
         for mode in reversed(row.modes):
             yield {"event": "start", "row": row.name, "mode": mode}
-            if case is None:
-                result: Event = {"status": NOT_RUN, "why": why}
-            else:
-                result = measure(case, mode, job["seconds"], rates)
-                if result["status"] == NOT_RUN:
-                    why, case = result["why"], None
+            result: Event = {"status": NOT_RUN, "why": why}
+            if not why:
+                result = measure(cases.build(row), mode, job["seconds"], rates)
+                why = result["why"] if result["status"] == NOT_RUN else ""
             yield {"event": "result", "row": row.name, "mode": mode, **result}
     yield {"event": "rates", **rates.as_dict()}
 
@@ -88,13 +86,13 @@ def measure(case: cases.Case, mode: str, seconds: float, rates: Rates) -> Event:
     steps = {name: cases.step(layer, case.x, case.d_y, mode) for name, layer in layers.items()}
     with cases.mode_of(case.ours, mode), cases.mode_of(case.torch, mode):
         timings = alternate(steps, seconds)
-    flops, ours = case.row.flops(mode), timings["ours"].median
+    ours = timings["ours"].median
     bound = floor(case.row, mode, rates)
     return result | {
         "ours": timings["ours"].as_dict(),
         "torch": timings["torch"].as_dict(),
         "ratio": timings["torch"].median / ours,
-        "flops": flops,
+        "flops": case.row.flops(mode),
         "floor": bound,
         "part_of_floor": bound["seconds"] / ours,
     }
@@ -109,10 +107,9 @@ def rival(rows: list[Row], job: dict[str, Any]) -> Iterator[Event]:
         return
     yield {"event": "version", "version": rivals.versions(library)}
     for row in rows:
-        case = cases.build(row)
         for mode in row.modes:
             yield {"event": "start", "row": row.name, "mode": mode}
-            result = _measure_rival(library, case, mode, job)
+            result = _measure_rival(library, cases.build(row), mode, job)
             yield {"event": "result", "row": row.name, "mode": mode, **result}
 
 

@@ -112,6 +112,7 @@ struct GemmArgs {
   int64_t m_begin, m_end;
   int64_t block_begin, block_end;
   bool accumulate;
+  int64_t whole_K = 0;  // of the whole sum where this product is a part of it, else 0
 };
 
 template <class T>

@@ -55,7 +55,7 @@ def prepare(case: Case, threads: int, mode: str) -> Ready:
 
 
 def _loop(row: Row, x: Tensor, W: Tensor, U: Tensor, b: Tensor, b_h: Tensor) -> Tensor:
-    """x [T, N, I] to y [T, N, H]; torch's weights."""
+    """Returns y [T, N, H] for x [T, N, I] and torch's weights."""
     h = x.new_zeros(row.N, row.H)
     c = x.new_zeros(row.N, row.H)
     gates_x = F.linear(x, W, b)

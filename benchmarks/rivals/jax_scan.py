@@ -60,7 +60,7 @@ def prepare(case: Case, threads: int, mode: str) -> Ready:
 
 
 def _layers(row: Row, params: Params, x: Any, mask: Any) -> Any:
-    """x [T, N, I] to y [T, N, D*P]; mask [T, N, 1] is false beyond a length."""
+    """Returns y [T, N, D*P] for x [T, N, I]; mask [T, N, 1] is false beyond a length."""
     for layer in range(row.L):
         suffixes = [f"_l{layer}", f"_l{layer}_reverse"][: row.D]
         x = jnp.concatenate([_direction(row, params, s, x, mask) for s in suffixes], axis=-1)

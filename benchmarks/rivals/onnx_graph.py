@@ -58,7 +58,7 @@ def model(case: Case) -> bytes:
     made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)])
     made.ir_version = IR_VERSION
     onnx.checker.check_model(made)
-    return made.SerializeToString()
+    return bytes(made.SerializeToString())
 
 
 def feeds(case: Case) -> dict[str, Any]:

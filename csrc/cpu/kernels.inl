@@ -594,7 +594,7 @@ void gemm(const GemmArgs<T>& a) {
         for_tiles<kMaxRows>(m0, m1, [&](int64_t first, int64_t count) {
           if (a.a_transposed) {
             product_in_sums<T, kVectors>(count, tiles_of_a + (first - m0) * terms, terms, panel,
-                                         sum_terms(a.K), sums, tile);
+                                         sum_terms(max64(a.K, a.whole_K)), sums, tile);
           } else {
             product<T, kVectors>(count, a.a + first * a.a_ld + k0, a.a_ld, terms, panel, nullptr,
                                  tile);

@@ -170,11 +170,13 @@ class Factor {
     });
   }
 
-  // c (+)= a b for M rows; a is [M, K], or [K, M] if a_transposed.
+  // c (+)= a b for M rows; a is [M, K], or [K, M] if a_transposed. whole_K: of the sum to which
+  // several calls add.
   void multiply(const DtypeKernels<T>& kernels, Runtime& runtime, const T* a, int64_t a_ld,
-                bool a_transposed, int64_t M, T* c, int64_t c_ld, bool accumulate) const {
-    GemmArgs<T> gemm = {a, a_ld, a_transposed, panels_,   c, c_ld, K_, N_, 0,
-                        M, 0,    blocks_,      accumulate};
+                bool a_transposed, int64_t M, T* c, int64_t c_ld, bool accumulate,
+                int64_t whole_K = 0) const {
+    const GemmArgs<T> gemm = {a, a_ld, a_transposed, panels_,    c,      c_ld, K_, N_, 0,
+                              M, 0,    blocks_,      accumulate, whole_K};
     // Few rows: every thread would read all of b for them, so it is b that is cut.
     if (M < kRowsToSplit * runtime.threads()) {
       split(runtime, blocks_, 1, [&](int64_t begin, int64_t end) {
@@ -276,11 +278,11 @@ void weight_gradients(const Layer& layer, const DtypeKernels<T>& kernels, Runtim
                       const Weights<T>& d_w) {
   const CellInfo& info = layer.info();
   const int64_t columns = layer.gate_columns();
-  const int64_t first_row = chunk.steps.first_row;
+  const int64_t first_row = chunk.steps.first_row, S = layer.sequences.rows();
   if (d_w.w_ih) {
     factors.x.pack(kernels, runtime, x + first_row * layer.I, layer.I, rows);
     factors.x.multiply(kernels, runtime, chunk.delta_x, columns, true, columns, d_w.w_ih, layer.I,
-                       accumulate);
+                       accumulate, S);
   }
   for (int s = 0; s < info.stages; ++s) {
     const Stage& stage = info.stage[s];
@@ -291,11 +293,11 @@ void weight_gradients(const Layer& layer, const DtypeKernels<T>& kernels, Runtim
     factors.source[s].pack(kernels, runtime, source + first_row * K, K, rows);
     if (stage.projects) {
       factors.source[s].multiply(kernels, runtime, chunk.delta_proj, layer.P, true, layer.P, out, K,
-                                 accumulate);
+                                 accumulate, S);
     } else {
       const int64_t first = stage.first_gate * layer.H;
       factors.source[s].multiply(kernels, runtime, chunk.delta + first, columns, true,
-                                 stage.gates * layer.H, out + first * K, K, accumulate);
+                                 stage.gates * layer.H, out + first * K, K, accumulate, S);
     }
   }
   if (!d_w.b_hh) return;
