@@ -1,0 +1,181 @@
+// Everything outside the time loop: packing weights into panels, matrix products over all rows, and
+// sums over rows. Compiled once per instruction set, see kernels.inl.
+#pragma once
+
+#include "../kernel_api.h"
+#include "tile.h"
+
+namespace fusedrnn {
+namespace {
+
+template <class T>
+int64_t gates_block(int64_t gates) {
+  return blocks_of(static_cast<int>(gates)) * Vec<T>::kLanes;
+}
+
+template <class T>
+int64_t columns_block() {
+  return kColumnBlocks * Vec<T>::kLanes;
+}
+
+// to[k][i] = from[i][k] for a vector's width of i, of which `inside` exist and the rest are zero:
+// it reads as many streams and writes whole vectors.
+template <class T>
+FUSEDRNN_INLINE void transpose(const T* from, int64_t from_ld, int inside, int64_t K, T* to,
+                               int64_t to_ld) {
+  constexpr int kLanes = Vec<T>::kLanes;
+  if (inside == kLanes) {
+    for (int64_t k = 0; k < K; ++k)
+      for (int i = 0; i < kLanes; ++i) to[k * to_ld + i] = from[i * from_ld + k];
+  } else {
+    for (int64_t k = 0; k < K; ++k)
+      for (int i = 0; i < kLanes; ++i)
+        to[k * to_ld + i] = i < inside ? from[i * from_ld + k] : T(0);
+  }
+}
+
+template <class T>
+void pack_gates(const PackGatesArgs<T>& a) {
+  constexpr int kLanes = Vec<T>::kLanes;
+  const int64_t units = gates_block<T>(a.gates);
+  const int64_t columns = a.gates * units;
+  for (int64_t block = a.block_begin; block < a.block_end; ++block) {
+    T* panel = a.panels + block * a.K * columns;
+    T* bias = a.bias ? a.bias + block * 2 * columns : nullptr;
+    for (int64_t column = 0; column < columns; column += kLanes) {
+      const int64_t u = block * units + column % units;
+      const int64_t row = column / units * a.width + u;
+      const int inside = static_cast<int>(max64(0, min64(kLanes, a.width - u)));
+      transpose(a.weight + (inside ? row * a.K : 0), a.K, inside, a.K, panel + column, columns);
+      if (!bias) continue;
+      for (int i = 0; i < kLanes; ++i) {
+        bias[column + i] = i < inside && a.bias_x ? a.bias_x[row + i] : T(0);
+        bias[columns + column + i] = i < inside && a.bias_h ? a.bias_h[row + i] : T(0);
+      }
+    }
+  }
+}
+
+template <class T>
+void pack_columns(const PackColumnsArgs<T>& a) {
+  using V = Vec<T>;
+  const int64_t units = columns_block<T>();
+  for (int64_t block = a.block_begin; block < a.block_end; ++block) {
+    const int64_t first = block * units;
+    const int64_t inside = min64(units, a.N - first);
+    T* panel = a.panels + block * a.K * units;
+    for (int64_t k = 0; k < a.K; ++k, panel += units) {
+      const T* from = a.matrix + k * a.ld + first;
+      for (int64_t i = 0; i < units; i += V::kLanes) {
+        const int lanes = static_cast<int>(max64(0, min64(V::kLanes, inside - i)));
+        load(from + i, lanes).store(panel + i);
+      }
+    }
+  }
+}
+
+// Terms of a sum that run over one part of a panel, and rows that share it while it is near. A part
+// is 64 KiB of float: half of the smallest L2 that comes with AVX2, an eighth of one with AVX-512.
+constexpr int64_t kGemmTerms = 256;
+constexpr int64_t kGemmRows = 48;
+
+// A gradient of weights sums over all T*N rows, and the error of a sum grows with its length: so
+// many terms are summed, then the sums. Sums of about √K of K terms make the least error; more than
+// 32 sums in a row of tiles would cost more than a tenth of the time.
+FUSEDRNN_INLINE int64_t sum_terms(int64_t K) { return K <= 64 ? 8 : K <= 256 ? 16 : 32; }
+
+// c[r, :] (+)= tile[r][:] for a tile of columns of which `columns` exist.
+template <class T>
+FUSEDRNN_INLINE void store_tile(const T* tile, int64_t rows, int64_t columns, T* c, int64_t c_ld,
+                                bool accumulate) {
+  using V = Vec<T>;
+  for (int64_t r = 0; r < rows; ++r, tile += kColumnBlocks * V::kLanes) {
+    for (int64_t u = 0; u < columns; u += V::kLanes) {
+      const int lanes = lanes_at<T>(u, columns);
+      V sum = V::load(tile + u);
+      if (accumulate) sum += load(c + r * c_ld + u, lanes);
+      store(sum, c + r * c_ld + u, lanes);
+    }
+  }
+}
+
+// out[r][v] = Σ_k source[k][r] panel[k][v], in sums of so many terms. sums: as large as out.
+template <class T, int kVectors>
+FUSEDRNN_INLINE void product_in_sums(int64_t rows, const T* source, int64_t K, const T* panel,
+                                     int64_t terms, T* sums, T* out) {
+  using V = Vec<T>;
+  constexpr int kWidth = kVectors * V::kLanes;
+  for (int64_t k0 = 0; k0 < K; k0 += terms) {
+    product<T, kVectors, true>(rows, source + k0 * rows, 0, min64(terms, K - k0),
+                               panel + k0 * kWidth, nullptr, k0 ? sums : out);
+    if (k0 == 0) continue;
+    for (int64_t i = 0; i < rows * kWidth; i += V::kLanes)
+      (V::load(out + i) + V::load(sums + i)).store(out + i);
+  }
+}
+
+template <class T>
+void gemm(const GemmArgs<T>& a) {
+  constexpr int kVectors = kColumnBlocks;
+  constexpr int kMaxRows = tile_rows(kVectors);
+  constexpr int kUnits = kVectors * Vec<T>::kLanes;
+  alignas(64) T tile[kMaxRows * kUnits];
+  alignas(64) T sums[kMaxRows * kUnits];
+  alignas(64) T tiles_of_a[kGemmRows * kGemmTerms + Vec<T>::kLanes];
+  static_assert(kMaxRows <= Vec<T>::kLanes);
+  for (int64_t m0 = a.m_begin; m0 < a.m_end; m0 += kGemmRows) {
+    const int64_t m1 = min64(a.m_end, m0 + kGemmRows);
+    for (int64_t k0 = 0; k0 < a.K; k0 += kGemmTerms) {
+      const int64_t terms = min64(kGemmTerms, a.K - k0);
+      if (a.a_transposed) {
+        for_tiles<kMaxRows>(m0, m1, [&](int64_t first, int64_t count) {
+          T* to = tiles_of_a + (first - m0) * terms;
+          const T* from = a.a + k0 * a.a_ld + first;
+          // Whole vectors are stored; the next row, the next tile or the slack takes the surplus.
+          for (int64_t k = 0; k < terms; ++k, to += count, from += a.a_ld)
+            Vec<T>::load_partial(from, static_cast<int>(count)).store(to);
+        });
+      }
+      for (int64_t block = a.block_begin; block < a.block_end; ++block) {
+        const int64_t u = block * kUnits;
+        const T* panel = a.panels + (block * a.K + k0) * kUnits;
+        for_tiles<kMaxRows>(m0, m1, [&](int64_t first, int64_t count) {
+          if (a.a_transposed) {
+            product_in_sums<T, kVectors>(count, tiles_of_a + (first - m0) * terms, terms, panel,
+                                         sum_terms(max64(a.K, a.whole_K)), sums, tile);
+          } else {
+            product<T, kVectors>(count, a.a + first * a.a_ld + k0, a.a_ld, terms, panel, nullptr,
+                                 tile);
+          }
+          store_tile(tile, count, min64(kUnits, a.N - u), a.c + first * a.c_ld + u, a.c_ld,
+                     a.accumulate || k0 > 0);
+        });
+      }
+    }
+  }
+}
+
+// Sixteen rows are summed, then sixteen such sums, then those: short sums keep the error small.
+template <class T>
+void sum_rows(const T* m, int64_t rows, int64_t ld, int64_t begin, int64_t end, T* out,
+              bool accumulate) {
+  using V = Vec<T>;
+  constexpr int64_t kFew = 16, kMany = kFew * kFew;
+  for (int64_t u = begin; u < end; u += V::kLanes) {
+    const int lanes = lanes_at<T>(u, end);
+    V total = accumulate ? load(out + u, lanes) : V::zero();
+    for (int64_t r0 = 0; r0 < rows; r0 += kMany) {
+      V many = V::zero();
+      for (int64_t r1 = r0; r1 < min64(rows, r0 + kMany); r1 += kFew) {
+        V few = V::zero();
+        for (int64_t r = r1; r < min64(rows, r1 + kFew); ++r) few += load(m + r * ld + u, lanes);
+        many += few;
+      }
+      total += many;
+    }
+    store(total, out + u, lanes);
+  }
+}
+
+}  // namespace
+}  // namespace fusedrnn

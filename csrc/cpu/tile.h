@@ -1,0 +1,194 @@
+// The product tile: a few rows of a source times panels of packed weights, summed in registers and
+// handed to whoever asked while they are in L1. Compiled once per instruction set, see kernels.inl.
+#pragma once
+
+#include "../kernel_api.h"
+#include "simd.h"
+#include "vecmath.h"
+
+namespace fusedrnn {
+namespace {
+
+// Vectors in a tile's width. Four give a broadcast enough products to hide behind; fewer gates
+// than that take several vectors of units each.
+constexpr int blocks_of(int gates) { return gates >= 3 ? 1 : 4 / gates; }
+
+// Rows of a tile: accumulators, one row of panel vectors and a temporary fill the registers.
+constexpr int tile_rows(int vectors) { return (FUSEDRNN_REGISTERS - vectors - 1) / vectors; }
+
+// Vectors in the width of a panel of pack_columns.
+constexpr int kColumnBlocks = 4;
+
+FUSEDRNN_INLINE int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
+FUSEDRNN_INLINE int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
+FUSEDRNN_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Lanes of a vector at unit u of `width`.
+template <class T>
+FUSEDRNN_INLINE int lanes_at(int64_t u, int64_t width) {
+  return static_cast<int>(min64(Vec<T>::kLanes, width - u));
+}
+
+template <class T>
+FUSEDRNN_INLINE Vec<T> load(const T* p, int lanes) {
+  return lanes == Vec<T>::kLanes ? Vec<T>::load(p) : Vec<T>::load_partial(p, lanes);
+}
+
+template <class T>
+FUSEDRNN_INLINE void store(Vec<T> v, T* p, int lanes) {
+  if (lanes == Vec<T>::kLanes) {
+    v.store(p);
+  } else {
+    v.store_partial(p, lanes);
+  }
+}
+
+template <class T>
+FUSEDRNN_INLINE void copy(const T* from, T* to, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) to[i] = from[i];
+}
+
+// out[p][r][v] = start[p][v] + Σ_k source[r, k] panel_p[k][v], for kRows rows, kPanels panels that
+// lie panel_ld apart (their starts start_ld) and kVectors vectors of each. The source is row-major,
+// or [K][kRows] if kTile. Every sum runs over k in order, whatever the tile: results do not depend
+// on how rows are shared out.
+template <class T, int kRows, int kPanels, int kVectors, bool kTile>
+void product_rows(const T* source, int64_t ld, int64_t K, const T* panel, int64_t panel_ld,
+                  const T* start, int64_t start_ld, T* out) {
+  using V = Vec<T>;
+  V acc[kPanels][kRows][kVectors];
+#pragma GCC unroll 8
+  for (int p = 0; p < kPanels; ++p)
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) {
+      const V first = start ? V::load(start + p * start_ld + v * V::kLanes) : V::zero();
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) acc[p][r][v] = first;
+    }
+  for (int64_t k = 0; k < K; ++k, panel += kVectors * V::kLanes) {
+    V a[kRows];
+    if constexpr (kPanels > 1) {
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r)
+        a[r] = V::broadcast(kTile ? source[k * kRows + r] : source[r * ld + k]);
+    }
+#pragma GCC unroll 8
+    for (int p = 0; p < kPanels; ++p) {
+      V b[kVectors];
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v) b[v] = V::load(panel + p * panel_ld + v * V::kLanes);
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) {
+        if constexpr (kPanels == 1)
+          a[r] = V::broadcast(kTile ? source[k * kRows + r] : source[r * ld + k]);
+#pragma GCC unroll 8
+        for (int v = 0; v < kVectors; ++v) acc[p][r][v] = fma(a[r], b[v], acc[p][r][v]);
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (int p = 0; p < kPanels; ++p)
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v)
+        acc[p][r][v].store(out + ((p * kRows + r) * kVectors + v) * V::kLanes);
+}
+
+// One panel and a number of rows known only at run time, at most tile_rows(kVectors).
+template <class T, int kVectors, bool kTile = false, int kRows = tile_rows(kVectors)>
+FUSEDRNN_INLINE void product(int64_t rows, const T* source, int64_t ld, int64_t K, const T* panel,
+                             const T* start, T* out) {
+  if (rows == kRows) {
+    product_rows<T, kRows, 1, kVectors, kTile>(source, ld, K, panel, 0, start, 0, out);
+  } else if constexpr (kRows > 1) {
+    product<T, kVectors, kTile, kRows - 1>(rows, source, ld, K, panel, start, out);
+  }
+}
+
+// Panels that so few rows take at once: the sums of one panel would wait for each other.
+constexpr int panels_at_once(int rows, int vectors) {
+  const int fit = (FUSEDRNN_REGISTERS - 6) / (rows * vectors);
+  return fit < 1 ? 1 : fit > 4 ? 4 : fit;
+}
+
+template <class T, int kVectors, int kRows, int kPanels = panels_at_once(kRows, kVectors)>
+FUSEDRNN_INLINE void product_panels(int64_t panels, const T* source, int64_t ld, int64_t K,
+                                    const T* panel, int64_t panel_ld, const T* start,
+                                    int64_t start_ld, T* out) {
+  if (panels >= kPanels) {
+    product_rows<T, kRows, kPanels, kVectors, false>(source, ld, K, panel, panel_ld, start,
+                                                     start_ld, out);
+  } else if constexpr (kPanels > 1) {
+    product_panels<T, kVectors, kRows, kPanels - 1>(panels, source, ld, K, panel, panel_ld, start,
+                                                    start_ld, out);
+  }
+}
+
+// Calls body(first, count) for the sequences [begin, end) in tiles of nearly equal height.
+template <int kMaxRows, class Body>
+FUSEDRNN_INLINE void for_tiles(int64_t begin, int64_t end, const Body& body) {
+  const int64_t n = end - begin;
+  if (n <= 0) return;
+  const int64_t tiles = ceil_div(n, kMaxRows);
+  for (int64_t i = 0; i < tiles; ++i) {
+    const int64_t first = begin + n * i / tiles;
+    body(first, begin + n * (i + 1) / tiles - first);
+  }
+}
+
+// Products of the rows [begin, end) of a source with the panels of some blocks,
+// [block][K][kVectors]. Calls body(block, j, sums [kVectors * lanes]) for each row and block while
+// the sums are in L1. starts: [block][kVectors * lanes], start_ld apart, or null.
+template <class T, int kVectors, int kRows = 0, class Body>
+FUSEDRNN_INLINE void for_products(int64_t begin, int64_t end, const T* source, int64_t ld,
+                                  int64_t K, const T* panels, Blocks blocks, const T* starts,
+                                  int64_t start_ld, const Body& body) {
+  constexpr int kWidth = kVectors * Vec<T>::kLanes;
+  const int64_t panel_ld = K * kWidth;
+  if constexpr (kRows > 0) {  // exactly so many rows
+    constexpr int kPanels = panels_at_once(kRows, kVectors);
+    alignas(64) T tile[kPanels * kRows * kWidth];
+    for (int64_t block = blocks.begin; block < blocks.end; block += kPanels) {
+      const int64_t count = min64(kPanels, blocks.end - block);
+      product_panels<T, kVectors, kRows>(
+          count, source + begin * ld, ld, K, panels + block * panel_ld, panel_ld,
+          starts ? starts + block * start_ld : nullptr, start_ld, tile);
+      for (int64_t p = 0; p < count; ++p)
+        for (int64_t r = 0; r < kRows; ++r)
+          body(block + p, begin + r, tile + (p * kRows + r) * kWidth);
+    }
+  } else {
+    constexpr int kMaxRows = tile_rows(kVectors);
+    alignas(64) T tile[kMaxRows * kWidth];
+    for (int64_t block = blocks.begin; block < blocks.end; ++block) {
+      for_tiles<kMaxRows>(begin, end, [&](int64_t first, int64_t count) {
+        product<T, kVectors>(count, source + first * ld, ld, K, panels + block * panel_ld,
+                             starts ? starts + block * start_ld : nullptr, tile);
+        for (int64_t r = 0; r < count; ++r) body(block, first + r, tile + r * kWidth);
+      });
+    }
+  }
+}
+
+template <class T, int kVectors, class Body>
+void products(int64_t begin, int64_t end, const T* source, int64_t ld, int64_t K, const T* panels,
+              Blocks blocks, const T* starts, int64_t start_ld, const Body& body) {
+  switch (end - begin) {
+    case 1:
+      return for_products<T, kVectors, 1>(begin, end, source, ld, K, panels, blocks, starts,
+                                          start_ld, body);
+    case 2:
+      return for_products<T, kVectors, 2>(begin, end, source, ld, K, panels, blocks, starts,
+                                          start_ld, body);
+    case 3:
+      return for_products<T, kVectors, 3>(begin, end, source, ld, K, panels, blocks, starts,
+                                          start_ld, body);
+    default:
+      return for_products<T, kVectors>(begin, end, source, ld, K, panels, blocks, starts, start_ld,
+                                       body);
+  }
+}
+
+}  // namespace
+}  // namespace fusedrnn
