@@ -24,13 +24,18 @@ struct Steps {
   int64_t n_begin, n_end;      // sequences
 };
 
+// The step at a position. (Always inline: this header is compiled for every instruction set.)
+inline __attribute__((always_inline)) int64_t step_at(const Steps& s, int64_t p) {
+  return s.descending ? s.T - 1 - p : p;
+}
+
 // Blocks of units [begin, end).
 struct Blocks {
   int64_t begin, end;
 };
 
 // A piece of one position's work. Pieces of one stage may run at once; every stage of every
-// position must be complete before the next begins.
+// position must be complete, for the same sequences, before the next begins.
 struct Part {
   int64_t position;
   int stage;

@@ -151,9 +151,9 @@ class _FunctorchLayer(_Layer):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
         x, h0, c0, batch_sizes, lengths, options, *weights = inputs
-        reserve = output[3]
+        _, _, c_n, reserve = output
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(reserve)
+        ctx.mark_non_differentiable(*([reserve] if CELLS[options[1]].has_c else [c_n, reserve]))
         ctx.save_for_backward(x, h0, c0, batch_sizes, lengths, reserve, *weights)
         ctx.options = options
 

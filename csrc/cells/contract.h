@@ -33,8 +33,9 @@ struct Stage {
   int gates;         // gate values per unit in its product
   bool from_hidden;  // source: h_{t-1} [N, P]; otherwise the emit of the stage before [N, H]
   bool takes_input;  // whether gates_x of its gates reaches it
-  bool projects;     // weight_hr [P, H] instead of weight_hh: output width P, no gates, no bias
-  int delta_begin;   // backward<s> writes the gate gradients [delta_begin, delta_end)
+  bool
+      projects;  // weight_hr [P, H] instead of weight_hh: output width P, one value a unit, no bias
+  int delta_begin;  // backward<s> writes the gate gradients [delta_begin, delta_end)
   int delta_end;
   int saved_begin;  // forward<s> writes the saved values [saved_begin, saved_end)
   int saved_end;

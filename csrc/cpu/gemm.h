@@ -74,8 +74,8 @@ void pack_columns(const PackColumnsArgs<T>& a) {
   }
 }
 
-// Terms of a sum that run over one part of a panel, and rows that share it while it is near. A part
-// is 64 KiB of float: half of the smallest L2 that comes with AVX2, an eighth of one with AVX-512.
+// Terms of a sum that run over one part of a panel, and rows that share it while it is near: 64 KiB
+// with AVX-512, 32 KiB with AVX2, a small part of L2.
 constexpr int64_t kGemmTerms = 256;
 constexpr int64_t kGemmRows = 48;
 

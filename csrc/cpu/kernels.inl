@@ -30,10 +30,6 @@ struct Position {
   int64_t previous_row;  // packed row of sequence 0 at the position before
 };
 
-FUSEDRNN_INLINE int64_t step_at(const Steps& s, int64_t p) {
-  return s.descending ? s.T - 1 - p : p;
-}
-
 // End of the sequences of this task that are alive at position p of the chunk, n_begin if none.
 FUSEDRNN_INLINE int64_t alive_at(const Steps& s, int64_t p) {
   if (p < s.begin || p >= s.end) return s.n_begin;
@@ -94,9 +90,10 @@ FUSEDRNN_INLINE void forward_stage(const ForwardArgs<T>& a, const Position& at,
           gates_x[g] = load(x, lanes) + V::load(bias_x + (g * kBlocks + b) * V::kLanes);
         }
       }
-      T* saved_row = rows.saved + (j * Cell::kSaved) * a.H + u;
+      const int64_t at_saved = j * Cell::kSaved * a.H + u;
       if constexpr (s > 0 && !kStage.projects) {
-        for (int i = 0; i < kStage.saved_begin; ++i) saved[i] = load(saved_row + i * a.H, lanes);
+        for (int i = 0; i < kStage.saved_begin; ++i)
+          saved[i] = load(rows.saved + at_saved + i * a.H, lanes);
       }
       State<V> state;
       if constexpr (Cell::kReadsH) state.h = load(rows.h_in + j * a.P + u, lanes);
@@ -109,7 +106,7 @@ FUSEDRNN_INLINE void forward_stage(const ForwardArgs<T>& a, const Position& at,
       }
       if (rows.saved) {
         for (int i = kStage.saved_begin; i < kStage.saved_end; ++i)
-          store(saved[i], saved_row + i * a.H, lanes);
+          store(saved[i], rows.saved + at_saved + i * a.H, lanes);
       }
       if constexpr (kLast) {
         store(emit, a.y + (at.row + j) * a.y_ld + u, lanes);
@@ -154,8 +151,11 @@ void forward(const ForwardArgs<T>& a, const Part& part) {
   ForwardRows<T> rows;
   rows.h_in = a.h_in + h_row(a, part.position) * a.P;
   rows.h_next = last ? a.h : a.h_in + next * a.P;
-  rows.c_in = a.keep ? a.c_in + row * a.H : a.c;
-  rows.c_next = a.keep && !last ? a.c_in + next * a.H : a.c;
+  rows.c_in = rows.c_next = a.c;
+  if (a.keep && Cell::kHasC) {
+    rows.c_in = a.c_in + row * a.H;
+    if (!last) rows.c_next = a.c_in + next * a.H;
+  }
   rows.saved = a.saved ? a.saved + row * Cell::kSaved * a.H : nullptr;
   rows.emit = a.emit[0] ? a.emit[0] + row * a.H : nullptr;
   if constexpr (Cell::kStages > 1) {
@@ -295,7 +295,6 @@ constexpr DtypeKernels<T> dtype_kernels() {
 
 }  // namespace
 
-extern const KernelTable FUSEDRNN_TABLE;
 const KernelTable FUSEDRNN_TABLE = {
     .isa = FUSEDRNN_ISA_NAME, .f32 = dtype_kernels<float>(), .f64 = dtype_kernels<double>()};
 

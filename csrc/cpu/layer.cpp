@@ -177,19 +177,21 @@ class Factor {
                 int64_t whole_K = 0) const {
     const GemmArgs<T> gemm = {a, a_ld, a_transposed, panels_,    c,      c_ld, K_, N_, 0,
                               M, 0,    blocks_,      accumulate, whole_K};
-    // Few rows: every thread would read all of b for them, so it is b that is cut.
-    if (M < kRowsToSplit * runtime.threads()) {
+    // Few rows: every thread would read all of b for them, so it is b that is cut, if it is wide.
+    const int64_t threads = runtime.threads();
+    if (M < kRowsToSplit * threads && blocks_ >= threads) {
       split(runtime, blocks_, 1, [&](int64_t begin, int64_t end) {
         GemmArgs<T> part = gemm;
         part.block_begin = begin, part.block_end = end;
         kernels.gemm(part);
       });
     } else {
-      split(runtime, M, kRowsToSplit, [&](int64_t begin, int64_t end) {
-        GemmArgs<T> part = gemm;
-        part.m_begin = begin, part.m_end = end;
-        kernels.gemm(part);
-      });
+      split(runtime, M, M < kRowsToSplit * threads ? 1 : kRowsToSplit,
+            [&](int64_t begin, int64_t end) {
+              GemmArgs<T> part = gemm;
+              part.m_begin = begin, part.m_end = end;
+              kernels.gemm(part);
+            });
     }
   }
 
@@ -221,8 +223,9 @@ Kept<T> kept(const Layer& layer, T* reserve, int64_t d) {
   Kept<T> k;
   k.saved = base;
   k.h_in = k.saved + rows * info.saved * layer.H;
-  k.c_in = k.h_in + rows * layer.P;
-  k.emit = k.c_in + (info.has_c ? rows * layer.H : 0);
+  T* rest = k.h_in + rows * layer.P;
+  k.c_in = info.has_c ? rest : nullptr;
+  k.emit = rest + (info.has_c ? rows * layer.H : 0);
   return k;
 }
 
@@ -374,7 +377,8 @@ void layer_forward(const Layer& layer, const DtypeKernels<T>& kernels, Runtime& 
     }
   }
 
-  Loop<ForwardArgs<T>> loop = {fwd, layer.D, kernels.forward[static_cast<int>(layer.cell)], {}};
+  Loop<ForwardArgs<T>> loop = {
+      fwd, layer.D, kernels.enter, kernels.forward[static_cast<int>(layer.cell)], {}};
   for (int s = 0; s < info.stages; ++s) {
     const Stage& stage = info.stage[s];
     loop.stages.push_back(
@@ -388,7 +392,6 @@ void layer_forward(const Layer& layer, const DtypeKernels<T>& kernels, Runtime& 
       w_ih[d].multiply(kernels, runtime, args.x + fwd[d].steps.first_row * layer.I, layer.I, false,
                        rows, gates_x[d], columns, false);
     }
-    for (int d = 0; d < layer.D; ++d) kernels.enter(fwd[d]);
     run(runtime, plan, loop);
   }
 }
@@ -419,8 +422,8 @@ void layer_backward(const Layer& layer, const DtypeKernels<T>& kernels, Runtime&
   allocate(runtime, [&](Arena& arena) {
     panels.lay_out_backward(arena, layer, kernels, args.w);
     const int64_t rows = widest_chunk(seq, plan);
-    factors.x.lay_out(arena, kernels, rows, layer.I);
-    for (int s = 0; s < info.stages; ++s)
+    if (args.d_w[0].w_ih) factors.x.lay_out(arena, kernels, rows, layer.I);
+    for (int s = 0; s < info.stages && args.d_w[0].w_hh; ++s)
       factors.source[s].lay_out(arena, kernels, rows, info.stage[s].from_hidden ? P : H);
     for (int d = 0; d < layer.D; ++d) {
       if (args.d_x) w_ih[d].lay_out(arena, kernels, columns, layer.I);
@@ -450,7 +453,8 @@ void layer_backward(const Layer& layer, const DtypeKernels<T>& kernels, Runtime&
   // Both directions add to d_x, each in its own order of chunks.
   if (layer.D == 2) fill_zero(args.d_x, seq.rows() * layer.I);
 
-  Loop<BackwardArgs<T>> loop = {bwd, layer.D, kernels.backward[static_cast<int>(layer.cell)], {}};
+  Loop<BackwardArgs<T>> loop = {
+      bwd, layer.D, nullptr, kernels.backward[static_cast<int>(layer.cell)], {}};
   for (int s = info.stages - 1; s >= 0; --s) {
     loop.stages.push_back(
         {s, blocks(info.stage[s].projects ? P : H, kernels.columns_block()), false});

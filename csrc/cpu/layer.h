@@ -17,7 +17,7 @@ class Runtime {
  public:
   virtual ~Runtime() = default;
   virtual int64_t threads() const = 0;
-  // body(i) for every i in [0, n), in any order, at once or one after another. Must not throw.
+  // body(i) for every i in [0, n), in any order, at once or one after another; body never throws.
   virtual void parallel(int64_t n, const std::function<void(int64_t)>& body) = 0;
   // Uninitialised, aligned to 64 bytes, valid until the layer call returns.
   virtual void* scratch(size_t bytes) = 0;

@@ -34,11 +34,11 @@ struct Plan {
 // Values of a chunk's gate buffer: 512 KiB of float stay in L2 between the product that writes them
 // and the loop that reads them. Backward: products over a chunk sum over its rows and want more of
 // them. (One thread, LSTM 100,32,256,256: forward 16.5 ms with 2^20, 15.8 with 2^17; training 53.6
-// with 2^22, 50.1 with 2^18.)
+// with 2^22, 50.1 with 2^18, 52.1 with 2^20.)
 constexpr int64_t kForwardChunkValues = 1 << 17;
 constexpr int64_t kBackwardChunkValues = 1 << 19;
 
-// A task of fewer sequences than this reads the panels for too few rows to be worth a thread.
+// Fewer sequences than this, on average, read the panels for too few rows to be worth a thread.
 constexpr int64_t kMinSequencesPerTask = 2;
 
 // Cuts the sequences into at most `tasks` runs of about equal work (sum of lengths).
@@ -64,7 +64,7 @@ inline std::vector<int64_t> cut_sequences(const Sequences& seq, int64_t tasks) {
 // have nothing to do, or where the matrix does not fit a thread's L2.
 constexpr int64_t kByUnitsValues = 1 << 15;
 constexpr int64_t kByUnitsFarValues = 1 << 18;
-constexpr int64_t kByUnitsSequences = 6;  // a tile's rows, per thread
+constexpr int64_t kByUnitsSequences = 6;  // per thread: a tile's rows with AVX-512
 constexpr int64_t kSlicesPerThread = 2;   // so that another can take over half of a late thread's
 
 // columns: G*H, inner: P, of one direction. directions: run side by side.

@@ -1,7 +1,9 @@
 // The time loop: who runs which part of which step. Two ways to share a sequence among threads.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
+#include <cstdint>
 #include <memory>
 #include <thread>
 #include <vector>
@@ -23,6 +25,7 @@ template <class Args>
 struct Loop {
   const Args* args;  // [D]
   int64_t D;
+  void (*enter)(const Args&);  // before the first position, or null
   void (*kernel)(const Args&, const Part&);
   std::vector<StageBlocks> stages;
 
@@ -38,6 +41,7 @@ void run_by_rows(Runtime& runtime, const Plan& plan, const Loop<Args>& loop) {
     Args a = loop.args[task / runs];
     a.steps.n_begin = plan.sequence_cut[task % runs];
     a.steps.n_end = plan.sequence_cut[task % runs + 1];
+    if (loop.enter) loop.enter(a);
     for (int64_t p = loop.begin(); p < loop.end(); ++p)
       for (const StageBlocks& s : loop.stages) loop.kernel(a, {p, s.stage, {0, s.blocks}});
   });
@@ -64,6 +68,7 @@ void run_by_units(Runtime& runtime, const Plan& plan, const Loop<Args>& loop) {
     std::atomic<int64_t> claimed{0};  // epochs claimed so far
   };
   const int64_t total = loop.D * plan.slices;
+  for (int64_t d = 0; d < loop.D && loop.enter; ++d) loop.enter(loop.args[d]);
 
   // An epoch is a stage of a position that all slices complete before the next begins.
   struct Epoch {
@@ -75,8 +80,7 @@ void run_by_units(Runtime& runtime, const Plan& plan, const Loop<Args>& loop) {
     bool leaving = p + 1 == loop.end();
     for (int64_t d = 0; d < loop.D && !leaving; ++d) {
       const Steps& s = loop.args[d].steps;
-      const int64_t t = s.descending ? s.T - 1 - p : p, next = s.descending ? t - 1 : t + 1;
-      leaving = s.batch_sizes[next] < s.batch_sizes[t];
+      leaving = s.batch_sizes[step_at(s, p + 1)] < s.batch_sizes[step_at(s, p)];
     }
     for (const StageBlocks& stage : loop.stages)
       if (leaving || !stage.only_leaving) epochs.push_back({p, &stage});
@@ -84,7 +88,10 @@ void run_by_units(Runtime& runtime, const Plan& plan, const Loop<Args>& loop) {
   const int64_t count = static_cast<int64_t>(epochs.size());
 
   const std::unique_ptr<Slice[]> slices(new Slice[total]);
-  alignas(64) std::atomic<int64_t> done{0};  // slices completed, over all epochs
+  struct alignas(64) Counter {
+    std::atomic<int64_t> value{0};
+  } completed_slices;  // over all epochs
+  std::atomic<int64_t>& done = completed_slices.value;
   const int64_t workers = std::min(runtime.threads(), total);
   runtime.parallel(workers, [&](int64_t worker) {
     for (int64_t epoch = 0; epoch < count;) {

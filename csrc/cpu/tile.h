@@ -19,6 +19,11 @@ constexpr int tile_rows(int vectors) { return (FUSEDRNN_REGISTERS - vectors - 1)
 // Vectors in the width of a panel of pack_columns.
 constexpr int kColumnBlocks = 4;
 
+// pack_gates of one gate makes the panels of pack_columns.
+static_assert(blocks_of(1) == kColumnBlocks);
+// The stages are called by number, 0 and 1.
+static_assert(kMaxStages == 2);
+
 FUSEDRNN_INLINE int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 FUSEDRNN_INLINE int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
 FUSEDRNN_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }

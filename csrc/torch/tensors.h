@@ -99,11 +99,6 @@ inline Tensor in_dtype(const Tensor& t, ScalarType dtype) {
 }
 
 template <class T>
-constexpr ScalarType scalar_of() {
-  return sizeof(T) == sizeof(float) ? ScalarType::Float : ScalarType::Double;
-}
-
-template <class T>
 T* data(const Tensor& t) {
   return static_cast<T*>(t.data_ptr());
 }
