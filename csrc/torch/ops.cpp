@@ -16,8 +16,9 @@ namespace {
 // What forward keeps for backward. With lengths its size is that of the padded batch, since the
 // shape of an output must not depend on values; the part that no live row fills is zero.
 Tensor empty_reserve(const Call& call, bool keep) {
-  if (!keep) return empty({0}, call.compute);
-  const Tensor reserve = empty({reserve_size(call.layer(), call.reserve_rows())}, call.compute);
+  if (!keep) return empty(call.x, {0}, call.compute);
+  const Tensor reserve =
+      empty(call.x, {reserve_size(call.layer(), call.reserve_rows())}, call.compute);
   const size_t used = reserve_size(call.layer(), call.sequences().rows()) * reserve.element_size();
   const size_t bytes = reserve.numel() * reserve.element_size();
   if (used < bytes) std::memset(static_cast<char*>(reserve.data_ptr()) + used, 0, bytes - used);
@@ -34,7 +35,7 @@ void run_forward(const Call& call, const Tensor& x, const Tensor& h, const Optio
   args.c = c ? data<T>(*c) : nullptr;
   args.y = data<T>(y);
   args.reserve = keep ? data<T>(reserve) : nullptr;
-  TorchRuntime runtime;
+  TorchRuntime runtime(call.x);
   layer_forward<T>(call.layer(), kernels_of<T>(kernels()), runtime, args);
 }
 
@@ -54,7 +55,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& x, OptionalTens
   const Tensor h = own_state(call, h0, "h0", "[D, N, P]", call.P);
   OptionalTensor c;
   if (has_c) c = own_state(call, c0, "c0", "[D, N, H]", call.H);
-  const Tensor y = empty(call.padded ? std::vector<int64_t>{call.sequences().rows(), width}
+  const Tensor y = empty(call.x,
+                         call.padded ? std::vector<int64_t>{call.sequences().rows(), width}
                                      : call.rows_shape(batch_sizes.has_value(), width),
                          call.compute);
   const Tensor reserve = empty_reserve(call, keep);
@@ -64,7 +66,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& x, OptionalTens
     run_forward<float>(call, rows, h, c, y, reserve, keep);
   }
   return {output_rows(call, y, width), output_state(call, h, call.P),
-          has_c ? output_state(call, *c, call.H) : empty({0}, call.dtype), reserve};
+          has_c ? output_state(call, *c, call.H) : empty(call.x, {0}, call.dtype), reserve};
 }
 
 template <class T>
@@ -82,7 +84,7 @@ void run_backward(const Call& call, const Tensor& x, const Tensor& reserve,
     args.w[d] = pointers<const T>(call, call.weights, d);
     if (!d_weights.empty()) args.d_w[d] = pointers<T>(call, d_weights, d);
   }
-  TorchRuntime runtime;
+  TorchRuntime runtime(call.x);
   layer_backward<T>(call.layer(), kernels_of<T>(kernels()), runtime, args);
 }
 
@@ -112,25 +114,25 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> backward(
   }
   const Tensor d_h = own_state(call, grad_h, "grad_h", "[D, N, P]", call.P);
   if (has_c) d_c = own_state(call, grad_c, "grad_c", "[D, N, H]", call.H);
-  if (need_x) d_x = empty({call.sequences().rows(), call.I}, call.compute);
+  if (need_x) d_x = empty(call.x, {call.sequences().rows(), call.I}, call.compute);
   std::vector<Tensor> d_weights;
   if (need_weights)
-    for (const Tensor& w : call.weights) d_weights.push_back(empty(sizes_of(w), call.compute));
+    for (const Tensor& w : call.weights) d_weights.push_back(empty(w, w.sizes(), call.compute));
 
   if (call.compute == ScalarType::Double) {
     run_backward<double>(call, rows, reserve, d_y, d_h, d_c, d_x, d_weights);
   } else {
     run_backward<float>(call, rows, reserve, d_y, d_h, d_c, d_x, d_weights);
   }
-  const Tensor none = empty({0}, call.dtype);
+  const Tensor none = empty(call.x, {0}, call.dtype);
   for (Tensor& w : d_weights) w = in_dtype(w, call.dtype);
   Tensor out_x = none;
   if (need_x) {
     out_x = output_rows(call, *d_x, call.I);
-    if (x.dim() == 3 && !call.padded) out_x = torch::stable::view(out_x, sizes_of(x));
+    if (x.dim() == 3 && !call.padded) out_x = torch::stable::view(out_x, x.sizes());
   }
-  return {out_x, need_state ? output_state(call, d_h, call.P) : empty({0}, call.dtype),
-          need_state && has_c ? output_state(call, *d_c, call.H) : empty({0}, call.dtype),
+  return {out_x, need_state ? output_state(call, d_h, call.P) : empty(call.x, {0}, call.dtype),
+          need_state && has_c ? output_state(call, *d_c, call.H) : empty(call.x, {0}, call.dtype),
           d_weights};
 }
 

@@ -11,6 +11,8 @@ namespace fusedrnn {
 
 class TorchRuntime final : public Runtime {
  public:
+  explicit TorchRuntime(const Tensor& like) : like_(like) {}
+
   int64_t threads() const override { return torch::stable::get_num_threads(); }
 
   void parallel(int64_t n, const std::function<void(int64_t)>& body) override {
@@ -26,12 +28,13 @@ class TorchRuntime final : public Runtime {
   }
 
   void* scratch(size_t bytes) override {
-    scratch_.push_back(empty({static_cast<int64_t>(bytes) + 64}, ScalarType::Byte));
+    scratch_.push_back(empty(like_, {static_cast<int64_t>(bytes) + 64}, ScalarType::Byte));
     const auto address = reinterpret_cast<uintptr_t>(scratch_.back().data_ptr());
     return reinterpret_cast<void*>((address + 63) / 64 * 64);
   }
 
  private:
+  const Tensor& like_;  // scratch is where it is
   std::vector<Tensor> scratch_;
 };
 
