@@ -127,21 +127,49 @@ inline void read_weights(Call& call, const Tensor& x, const std::vector<Tensor>&
   for (const Tensor& w : weights) call.weights.push_back(prepare(w, call.compute));
 }
 
-inline Call read_call(const Tensor& x, const std::vector<Tensor>& weights,
-                      const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
-                      int64_t batch, const std::string& cell, bool bidirectional) {
+// The beginning of every call: cell, device and dtypes.
+inline Call begin_call(const Tensor& x, const std::string& cell, int64_t directions) {
   Call call{x};
   call.cell = cell_named(cell);
-  call.D = bidirectional ? 2 : 1;
+  call.D = directions;
   check(x.is_cpu(), "x must be on the CPU");
   call.dtype = x.scalar_type();
   check(call.dtype == ScalarType::Float || call.dtype == ScalarType::Double ||
             call.dtype == ScalarType::BFloat16 || call.dtype == ScalarType::Half,
         "x must be float64, float32, bfloat16 or float16, got ", name_of(call.dtype));
   call.compute = call.dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  return call;
+}
+
+inline Call read_call(const Tensor& x, const std::vector<Tensor>& weights,
+                      const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
+                      int64_t batch, const std::string& cell, bool bidirectional) {
+  Call call = begin_call(x, cell, bidirectional ? 2 : 1);
   read_sequences(call, x, batch_sizes, lengths, batch);
   read_weights(call, x, weights);
   return call;
+}
+
+// One step: x [N, I], or [I] for N = 1. input_size and hidden_size are what I and H must be.
+inline Call read_step(const Tensor& x, const std::vector<Tensor>& weights, int64_t input_size,
+                      int64_t hidden_size, const std::string& cell) {
+  Call call = begin_call(x, cell, 1);
+  const int64_t rank = x.dim();
+  check(rank == 1 || rank == 2, "x must be [N, I] or [I], got ", shape(x));
+  check(!call.info().projects, "cell must be one without projection, got ", call.info().name);
+  call.T = 1;
+  call.N = rank == 2 ? x.size(0) : 1;
+  call.packed = from_batch_sizes(std::vector<int64_t>(call.N ? 1 : 0, call.N), call.N);
+  read_weights(call, x, weights);
+  check(call.I == input_size, "x must have I = ", input_size, " features, got ", call.I);
+  check(call.H == hidden_size, "weight_ih must have rows for H = ", hidden_size, ", got ", call.H);
+  return call;
+}
+
+// Sizes of a state of one step, [N, H], or [H] where x is [I].
+inline std::vector<int64_t> step_sizes(const Call& call, int64_t width) {
+  if (call.x.dim() == 1) return {width};
+  return {call.N, width};
 }
 
 template <class T>
@@ -177,13 +205,12 @@ inline Tensor output_rows(const Call& call, const Tensor& packed, int64_t width)
 // A state or its gradient in packed order and the compute dtype, always a tensor of its own: the
 // engine updates it in place. Absent: zeros.
 inline Tensor own_state(const Call& call, const OptionalTensor& state, const char* name,
-                        const char* meaning, int64_t width) {
-  const int64_t sizes[] = {call.D, call.N, width};
+                        const char* meaning, Sizes sizes) {
   if (!state) return zeros(call.x, sizes, call.compute);
   check_tensor(*state, name, call.dtype, meaning, sizes);
   const Tensor ready = prepare(*state, call.compute);
   Tensor own = empty(call.x, sizes, call.compute);
-  const int64_t bytes = width * own.element_size();
+  const int64_t bytes = sizes.back() * own.element_size();
   if (call.padded) {
     sort_states(*call.padded, ready.data_ptr(), own.data_ptr(), call.D, bytes);
   } else if (call.D * call.N > 0) {
