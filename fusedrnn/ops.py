@@ -26,7 +26,9 @@ __all__ = ["layer", "may_step", "step"]
 
 _forward = torch.ops.fusedrnn.forward
 _backward = torch.ops.fusedrnn.backward
-# The bound functions inside the overloads, whose own call would be a tenth of a step.
+# For eager mode, the functions inside the overloads, whose own call is a tenth of a cell's step.
+_forward_now = _forward.default._op
+_backward_now = _backward.default._op
 _step = torch.ops.fusedrnn._step.default._op
 _step_backward = torch.ops.fusedrnn._step_backward.default._op
 
@@ -87,12 +89,12 @@ def layer(
     elif _C._are_functorch_transforms_active():
         y, h_n, c_n, _ = _FunctorchLayer.apply(x, h0, c0, batch_sizes, lengths, options, *weights)
     elif needs_grad:
-        y, h_n, c_n = _Layer.apply(x, h0, c0, batch_sizes, lengths, options, *weights)
+        y, h_n, c_n = _apply_layer(x, h0, c0, batch_sizes, lengths, options, *weights)
     else:
         if forward_ad._current_level >= 0:
             _refuse_dual(x, h0, c0, *weights)
         with _C._AutoDispatchBelowAutograd():
-            y, h_n, c_n, _ = _forward(x, h0, c0, weights, batch_sizes, lengths, *options, False)
+            y, h_n, c_n, _ = _forward_now(x, h0, c0, weights, batch_sizes, lengths, *options, False)
     return y, h_n, c_n if CELLS[cell].has_c else None
 
 
@@ -134,7 +136,8 @@ def step(
         RuntimeError: whatever does not fit, in the op's own words.
     """
     if torch.is_grad_enabled() and (
-        x.requires_grad
+        weights[0].requires_grad  # most often, and then no generator is made
+        or x.requires_grad
         or any(w.requires_grad for w in weights)
         or (h is not None and h.requires_grad)
         or (c is not None and c.requires_grad)
@@ -168,7 +171,7 @@ class _Layer(torch.autograd.Function):
         *weights: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         with _C._AutoDispatchBelowAutograd():
-            y, h_n, c_n, reserve = _forward(
+            y, h_n, c_n, reserve = _forward_now(
                 x, h0, c0, weights, batch_sizes, lengths, *options, True
             )
         ctx.set_materialize_grads(False)
@@ -237,7 +240,8 @@ class _Step(torch.autograd.Function):
         )
 
 
-# Function.apply would look for wrappers of torch.func first, for 2 µs; `may_step` has.
+# Function.apply would look for transforms of torch.func first, for 2 µs; both callers have.
+_apply_layer = super(torch.autograd.Function, _Layer).apply
 _apply_step = super(torch.autograd.Function, _Step).apply
 
 
@@ -319,7 +323,7 @@ def _gradients(
         d_x, d_h0, d_c0, d_weights = _backward(*before, weights, *after, *options, *needs)
     else:
         with _C._AutoDispatchBelowAutograd():
-            d_x, d_h0, d_c0, d_weights = _backward(*before, weights, *after, *options, *needs)
+            d_x, d_h0, d_c0, d_weights = _backward_now(*before, weights, *after, *options, *needs)
     return (
         d_x if need_x else None,
         d_h0 if need_h else None,

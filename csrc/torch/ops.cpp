@@ -129,7 +129,10 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> backward(
   }
   const Tensor d_h = own_state(call, grad_h, "grad_h", "[D, N, P]", {call.D, call.N, call.P});
   if (has_c) d_c = own_state(call, grad_c, "grad_c", "[D, N, H]", {call.D, call.N, call.H});
-  if (need_x) d_x = empty(call.x, {call.sequences().rows(), call.I}, call.compute);
+  if (need_x) {
+    const int64_t rows_alone[] = {call.sequences().rows(), call.I};
+    d_x = empty(x, call.padded ? Sizes(rows_alone) : x.sizes(), call.compute);
+  }
   std::vector<Tensor> d_weights = empty_gradients(call, need_weights);
 
   if (call.compute == ScalarType::Double) {
@@ -137,16 +140,11 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> backward(
   } else {
     run_backward<float>(call, rows, reserve, d_y, d_h, d_c, d_x, d_weights);
   }
-  const Tensor none = empty(call.x, {0}, call.dtype);
   for (Tensor& w : d_weights) w = in_dtype(w, call.dtype);
-  Tensor out_x = none;
-  if (need_x) {
-    out_x = output_rows(call, *d_x, call.I);
-    if (x.dim() == 3 && !call.padded) out_x = torch::stable::view(out_x, x.sizes());
-  }
-  return {out_x, need_state ? output_state(call, d_h, call.P) : empty(call.x, {0}, call.dtype),
-          need_state && has_c ? output_state(call, *d_c, call.H) : empty(call.x, {0}, call.dtype),
-          d_weights};
+  const auto none = [&] { return empty(x, {0}, call.dtype); };
+  return {need_x ? output_rows(call, *d_x, call.I) : none(),
+          need_state ? output_state(call, d_h, call.P) : none(),
+          need_state && has_c ? output_state(call, *d_c, call.H) : none(), d_weights};
 }
 
 // forward for one step. Returns h, then c of a cell that has one, then what is kept if `keep`.
