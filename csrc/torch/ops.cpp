@@ -50,7 +50,7 @@ void run_forward(const Call& call, const Tensor& x, const Tensor& h, const Optio
   args.c = c ? data<T>(*c) : nullptr;
   args.y = y;
   args.reserve = reserve ? data<T>(*reserve) : nullptr;
-  TorchRuntime runtime(call.x);
+  TorchRuntime runtime(call.x, call.work());
   layer_forward<T>(call.layer(), kernels_of<T>(kernels()), runtime, args);
 }
 
@@ -101,7 +101,7 @@ void run_backward(const Call& call, const Tensor& x, const Tensor& reserve,
     args.w[d] = pointers<const T>(call, call.weights, d);
     if (!d_weights.empty()) args.d_w[d] = pointers<T>(call, d_weights, d);
   }
-  TorchRuntime runtime(call.x);
+  TorchRuntime runtime(call.x, call.work());
   layer_backward<T>(call.layer(), kernels_of<T>(kernels()), runtime, args);
 }
 
