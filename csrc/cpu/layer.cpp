@@ -375,9 +375,6 @@ void layer_forward(const Layer& layer, const DtypeKernels<T>& kernels, Runtime& 
       }
     }
   });
-  panels.pack_forward(layer, kernels, runtime, args.w);
-  for (int d = 0; d < layer.D && !x_as_stored; ++d)
-    w_ih[d].pack_transposed(kernels, runtime, args.w[d].w_ih, layer.I);
 
   for (int d = 0; d < layer.D; ++d) {
     ForwardArgs<T>& a = fwd[d];
@@ -406,20 +403,26 @@ void layer_forward(const Layer& layer, const DtypeKernels<T>& kernels, Runtime& 
     loop.stages.push_back(
         {s, blocks(stage.projects ? P : H, kernels.gates_block(stage.gates)), false});
   }
-  for (int64_t begin = 0; begin < seq.T; begin += plan.chunk_steps) {
-    const int64_t end = std::min(seq.T, begin + plan.chunk_steps);
-    for (int d = 0; d < layer.D; ++d) {
-      fwd[d].steps = chunk_steps(seq, begin, end, d == 1);
-      const int64_t rows = chunk_rows(seq, fwd[d].steps);
-      const T* x = args.x + fwd[d].steps.first_row * layer.I;
-      if (x_as_stored) {
-        multiply_as_stored(kernels, runtime, x, rows, args.w[d].w_ih, columns, layer.I, gates_x[d]);
-      } else {
-        w_ih[d].multiply(kernels, runtime, x, layer.I, false, rows, gates_x[d], columns, false);
+  runtime.together([&] {
+    panels.pack_forward(layer, kernels, runtime, args.w);
+    for (int d = 0; d < layer.D && !x_as_stored; ++d)
+      w_ih[d].pack_transposed(kernels, runtime, args.w[d].w_ih, layer.I);
+    for (int64_t begin = 0; begin < seq.T; begin += plan.chunk_steps) {
+      const int64_t end = std::min(seq.T, begin + plan.chunk_steps);
+      for (int d = 0; d < layer.D; ++d) {
+        fwd[d].steps = chunk_steps(seq, begin, end, d == 1);
+        const int64_t rows = chunk_rows(seq, fwd[d].steps);
+        const T* x = args.x + fwd[d].steps.first_row * layer.I;
+        if (x_as_stored) {
+          multiply_as_stored(kernels, runtime, x, rows, args.w[d].w_ih, columns, layer.I,
+                             gates_x[d]);
+        } else {
+          w_ih[d].multiply(kernels, runtime, x, layer.I, false, rows, gates_x[d], columns, false);
+        }
       }
+      run(runtime, plan, loop);
     }
-    run(runtime, plan, loop);
-  }
+  });
 }
 
 template <class T>
@@ -462,10 +465,6 @@ void layer_backward(const Layer& layer, const DtypeKernels<T>& kernels, Runtime&
       }
     }
   });
-  panels.pack_backward(layer, kernels, runtime, args.w);
-  for (int d = 0; d < layer.D && args.d_x; ++d)
-    w_ih[d].pack(kernels, runtime, args.w[d].w_ih, layer.I, columns);
-
   Kept<const T> keep[2];
   for (int d = 0; d < layer.D; ++d) {
     BackwardArgs<T>& a = bwd[d];
@@ -490,20 +489,25 @@ void layer_backward(const Layer& layer, const DtypeKernels<T>& kernels, Runtime&
         {s, blocks(info.stage[s].projects ? P : H, kernels.columns_block()), false});
   }
   loop.stages.push_back({info.stages, blocks(P, kernels.columns_block()), true});
-  for (int64_t begin = 0; begin < seq.T; begin += plan.chunk_steps) {
-    const int64_t end = std::min(seq.T, begin + plan.chunk_steps);
-    for (int d = 0; d < layer.D; ++d) bwd[d].steps = chunk_steps(seq, begin, end, d == 0);
-    run(runtime, plan, loop);
-    for (int d = 0; d < layer.D; ++d) {
-      const int64_t first_row = bwd[d].steps.first_row, rows = chunk_rows(seq, bwd[d].steps);
-      if (args.d_x) {
-        w_ih[d].multiply(kernels, runtime, bwd[d].delta_x, columns, false, rows,
-                         args.d_x + first_row * layer.I, layer.I, layer.D == 2);
+  runtime.together([&] {
+    panels.pack_backward(layer, kernels, runtime, args.w);
+    for (int d = 0; d < layer.D && args.d_x; ++d)
+      w_ih[d].pack(kernels, runtime, args.w[d].w_ih, layer.I, columns);
+    for (int64_t begin = 0; begin < seq.T; begin += plan.chunk_steps) {
+      const int64_t end = std::min(seq.T, begin + plan.chunk_steps);
+      for (int d = 0; d < layer.D; ++d) bwd[d].steps = chunk_steps(seq, begin, end, d == 0);
+      run(runtime, plan, loop);
+      for (int d = 0; d < layer.D; ++d) {
+        const int64_t first_row = bwd[d].steps.first_row, rows = chunk_rows(seq, bwd[d].steps);
+        if (args.d_x) {
+          w_ih[d].multiply(kernels, runtime, bwd[d].delta_x, columns, false, rows,
+                           args.d_x + first_row * layer.I, layer.I, layer.D == 2);
+        }
+        weight_gradients(layer, kernels, runtime, bwd[d], keep[d], args.x, rows, begin > 0, factors,
+                         args.d_w[d]);
       }
-      weight_gradients(layer, kernels, runtime, bwd[d], keep[d], args.x, rows, begin > 0, factors,
-                       args.d_w[d]);
     }
-  }
+  });
 }
 
 template void layer_forward<float>(const Layer&, const DtypeKernels<float>&, Runtime&,
