@@ -29,15 +29,16 @@ class Crowd {
 
   // A call that took from start to end waited for threads from `finished` on.
   static void note(Clock::time_point start, Clock::time_point finished, Clock::time_point end) {
-    // Threads that run leave within microseconds.
-    if (end - finished < std::chrono::microseconds(500)) return;
+    // Threads that run leave within microseconds; a tenth of a call is not worth another plan.
+    const Clock::duration waited = end - finished;
+    if (waited < std::chrono::microseconds(500) || 10 * waited < end - start) return;
     const Clock::duration alone =
         std::max<Clock::duration>(kCallsAlone * (end - start), std::chrono::milliseconds(100));
     until_ = (end + alone).time_since_epoch().count();
   }
 
  private:
-  static constexpr int kCallsAlone = 16;
+  static constexpr int kCallsAlone = 8;
   inline static std::atomic<Clock::rep> until_{0};
 };
 
