@@ -15,12 +15,13 @@ struct Dim3 {
   unsigned x = 1, y = 1, z = 1;
 };
 
-// Limits of a device that decide what can run on it. Bytes, but for the first three.
+// Limits of a device that decide what can run on it.
 struct Device {
   int capability;  // 10 * major + minor
   int sms;
-  int registers_per_sm;     // 32-bit
-  size_t shared_per_block;  // what a block may ask for at most (opt-in)
+  int threads_per_sm;
+  int registers_per_sm;     // of 32 bits
+  size_t shared_per_block;  // bytes that a block may ask for at most (opt-in)
   size_t shared_per_sm;
   size_t shared_reserved;  // taken by the system from each block's share
 };

@@ -1,6 +1,8 @@
 #include "layer.h"
 
 #include <algorithm>
+#include <stdexcept>
+#include <string>
 #include <type_traits>
 
 #include "args.h"
@@ -11,8 +13,6 @@ namespace {
 // x W of as many steps as fit this comes at once: enough rows for an efficient product, and no more
 // memory, however long the sequences are.
 constexpr int64_t kGatesBytes = int64_t(64) << 20;
-
-int64_t ceil_div(int64_t n, int64_t by) { return (n + by - 1) / by; }
 
 template <class S>
 size_t align_for_real(size_t bytes) {
@@ -262,6 +262,138 @@ void backward_per_step(const Layer& layer, Launcher& launcher, const LayerBackwa
   }
 }
 
+// --- Resident -----------------------------------------------------------------------------------
+
+// Whether every step has the same rows, so that a kernel needs no offsets.
+bool is_plain(const Sequences& seq) { return seq.batch_sizes.back() == seq.N; }
+
+// row_offset on the device, or null for a plain batch.
+const int64_t* put_offsets(const Sequences& seq, Launcher& launcher) {
+  if (is_plain(seq)) return nullptr;
+  const int64_t count = seq.T + 1;
+  int64_t* offsets = scratch<int64_t>(launcher, count);
+  for (int64_t begin = 0; begin < count; begin += kOffsetsPerLaunch) {
+    OffsetsArgs args = {};
+    args.count = static_cast<int>(std::min<int64_t>(kOffsetsPerLaunch, count - begin));
+    args.to = offsets + begin;
+    std::copy_n(seq.row_offset.data() + begin, args.count, args.values);
+    launcher.launch({.kernel = "write_offsets",
+                     .grid = {},
+                     .block = {kThreads},
+                     .args = &args,
+                     .args_bytes = sizeof(args)});
+  }
+  return offsets;
+}
+
+// The part of the arguments that forward and backward share.
+template <class Args>
+void describe_block(const Layer& layer, const Plan& plan, const int64_t* row_offset, Args& a) {
+  a.cell = layer.cell;
+  a.shape = plan.shape;
+  a.T = layer.sequences.T;
+  a.N = layer.sequences.N;
+  a.H = layer.H;
+  a.D = layer.D;
+  a.row_offset = row_offset;
+}
+
+// Buffers between blocks. Where the source ends before its rows do, it is zero.
+template <class S, class Args>
+void put_exchange(const Plan& plan, Launcher& launcher, Args& a) {
+  char* memory = scratch<char>(launcher, plan.workspace_bytes());
+  launcher.zero(memory, plan.workspace_bytes());
+  a.arrivals = reinterpret_cast<unsigned*>(memory);
+  memory += plan.arrival_bytes;
+  for (int s = 0; s < kMaxStages; ++s) {
+    a.exchange[s] = reinterpret_cast<S*>(memory);
+    memory += plan.exchange_bytes[s];
+  }
+}
+
+template <class Args>
+void launch_resident(const Plan& plan, Launcher& launcher, const std::string& kernel,
+                     const Args& args) {
+  launcher.launch({.kernel = kernel,
+                   .grid = plan.grid,
+                   .block = {kThreads},
+                   .shared_bytes = static_cast<size_t>(plan.shape.shared_bytes),
+                   .args = &args,
+                   .args_bytes = sizeof(args),
+                   .cooperative = true});
+}
+
+template <class S>
+void forward_resident(const Layer& layer, Launcher& launcher, const Plan& plan,
+                      const LayerForward<S>& args) {
+  const Sequences& seq = layer.sequences;
+  const CellInfo& info = layer.info();
+  const int64_t columns = layer.gate_columns(), chunk = chunk_steps<S>(layer);
+  ResidentForwardArgs<S> a = {};
+  describe_block(layer, plan, put_offsets(seq, launcher), a);
+  put_exchange<S>(plan, launcher, a);
+  a.h = args.h;
+  a.c = info.has_c ? args.c : nullptr;
+  a.y = args.y;
+  Real<S>* gates_x[2] = {};
+  for (int64_t d = 0; d < layer.D; ++d) {
+    gates_x[d] = scratch<Real<S>>(launcher, seq.row_offset[chunk] * columns);
+    a.gates_x[d] = gates_x[d];
+    a.w_hh[d] = args.w[d].w_hh;
+    a.b_ih[d] = args.w[d].b_ih;
+    a.b_hh[d] = args.w[d].b_hh;
+    if (!args.reserve) continue;
+    const Kept<S> k = kept<S>(layer, args.reserve, d);
+    a.saved[d] = k.saved;
+    a.h_in[d] = k.h_in;
+    a.c_in[d] = k.c_in;
+    a.emit[d] = k.emit;
+  }
+  for (a.begin = 0; a.begin < seq.T; a.begin = a.end) {
+    a.end = std::min(seq.T, a.begin + chunk);
+    for (int64_t d = 0; d < layer.D; ++d) {
+      const RowRange rows = rows_of(seq, d == 1, a.begin, a.end);
+      a.first_row[d] = rows.begin;
+      input_product(layer, launcher, args, d, rows, gates_x[d]);
+    }
+    // Arrivals count from zero in each launch.
+    if (a.begin > 0) launcher.zero(a.arrivals, plan.arrival_bytes);
+    launch_resident(plan, launcher, resident_kernel(false, plan.cores, DtypeOf<S>::kDtype), a);
+  }
+}
+
+template <class S>
+void backward_resident(const Layer& layer, Launcher& launcher, const Plan& plan,
+                       const LayerBackward<S>& args, const Deltas<S>* deltas) {
+  const Sequences& seq = layer.sequences;
+  ResidentBackwardArgs<S> a = {};
+  describe_block(layer, plan, put_offsets(seq, launcher), a);
+  put_exchange<S>(plan, launcher, a);
+  a.d_y = args.d_y;
+  a.d_h = args.d_h;
+  a.d_c = layer.info().has_c ? args.d_c : nullptr;
+  for (int64_t d = 0; d < layer.D; ++d) {
+    const Kept<S> k = kept<S>(layer, args.reserve, d);
+    a.w_hh[d] = args.w[d].w_hh;
+    a.saved[d] = k.saved;
+    a.h_in[d] = k.h_in;
+    a.c_in[d] = k.c_in;
+    a.delta[d] = deltas[d].delta;
+    a.delta_x[d] = deltas[d].delta_x;
+  }
+  launch_resident(plan, launcher, resident_kernel(true, plan.cores, DtypeOf<S>::kDtype), a);
+}
+
+// The plan of a pass, or an error where what was asked for cannot run.
+template <class S>
+Plan checked_plan(const Layer& layer, Launcher& launcher, bool backward, const Options& options) {
+  const Plan plan = plan_layer(layer, launcher, DtypeOf<S>::kDtype, backward, options);
+  if (options.regime == Regime::kResident && plan.regime != Regime::kResident)
+    throw std::invalid_argument("the resident regime was asked for, but " + plan.why_per_step +
+                                ": leave the choice to the library");
+  return plan;
+}
+
 // --- Both regimes -------------------------------------------------------------------------------
 
 template <class S>
@@ -321,14 +453,42 @@ size_t reserve_bytes(const Layer& layer, int64_t rows) {
   return layer.D * kept_bytes<S>(layer, rows);
 }
 
-template <class S>
-void layer_forward(const Layer& layer, Launcher& launcher, const LayerForward<S>& args) {
-  if (layer.sequences.rows() == 0) return;  // h and c are their own result
-  forward_per_step(layer, launcher, args);
+Plan plan_layer(const Layer& layer, Launcher& launcher, Dtype dtype, bool backward,
+                const Options& options) {
+  PlanRequest q = {.cell = layer.cell,
+                   .dtype = dtype,
+                   .T = layer.sequences.T,
+                   .N = layer.sequences.widest(),
+                   .I = layer.I,
+                   .H = layer.H,
+                   .P = layer.P,
+                   .D = layer.D,
+                   .backward = backward,
+                   .allow_tf32 = options.allow_tf32,
+                   .regime = options.regime,
+                   .device = launcher.device()};
+  if (dtype != Dtype::kFloat64) {
+    q.registers_fma = launcher.registers_of(resident_kernel(backward, Cores::kFma, dtype));
+    q.registers_mma = launcher.registers_of(resident_kernel(backward, Cores::kMma, dtype));
+  }
+  return make_plan(q);
 }
 
 template <class S>
-void layer_backward(const Layer& layer, Launcher& launcher, const LayerBackward<S>& args) {
+void layer_forward(const Layer& layer, Launcher& launcher, const Options& options,
+                   const LayerForward<S>& args) {
+  if (layer.sequences.rows() == 0) return;  // h and c are their own result
+  const Plan plan = checked_plan<S>(layer, launcher, false, options);
+  if (plan.regime == Regime::kResident) {
+    forward_resident(layer, launcher, plan, args);
+  } else {
+    forward_per_step(layer, launcher, args);
+  }
+}
+
+template <class S>
+void layer_backward(const Layer& layer, Launcher& launcher, const Options& options,
+                    const LayerBackward<S>& args) {
   const CellInfo& info = layer.info();
   const int64_t rows = layer.sequences.rows(), columns = layer.gate_columns();
   if (rows == 0) {
@@ -348,14 +508,19 @@ void layer_backward(const Layer& layer, Launcher& launcher, const LayerBackward<
         info.separate_deltas ? scratch<S>(launcher, rows * columns) : deltas[d].delta;
     if (info.projects) deltas[d].delta_proj = scratch<S>(launcher, rows * layer.P);
   }
-  backward_per_step(layer, launcher, args, deltas);
+  const Plan plan = checked_plan<S>(layer, launcher, true, options);
+  if (plan.regime == Regime::kResident) {
+    backward_resident(layer, launcher, plan, args, deltas);
+  } else {
+    backward_per_step(layer, launcher, args, deltas);
+  }
   for (int64_t d = 0; d < layer.D; ++d) gradients(layer, launcher, args, d, deltas[d]);
 }
 
-#define FUSEDRNN_LAYER(S)                                                          \
-  template size_t reserve_bytes<S>(const Layer&, int64_t);                         \
-  template void layer_forward<S>(const Layer&, Launcher&, const LayerForward<S>&); \
-  template void layer_backward<S>(const Layer&, Launcher&, const LayerBackward<S>&);
+#define FUSEDRNN_LAYER(S)                                                                          \
+  template size_t reserve_bytes<S>(const Layer&, int64_t);                                         \
+  template void layer_forward<S>(const Layer&, Launcher&, const Options&, const LayerForward<S>&); \
+  template void layer_backward<S>(const Layer&, Launcher&, const Options&, const LayerBackward<S>&);
 FUSEDRNN_LAYER(float)
 FUSEDRNN_LAYER(double)
 FUSEDRNN_LAYER(Half)

@@ -4,11 +4,20 @@
 // they are stored, Real<S> that in which states are kept between steps (float for 16-bit types).
 #pragma once
 
+#include <optional>
+
 #include "../cpu/layer.h"
 #include "dtype.h"
 #include "launcher.h"
+#include "plan.h"
 
 namespace fusedrnn::cuda {
+
+// What a caller may choose.
+struct Options {
+  bool allow_tf32 = false;       // float32 products on tensor cores, with 10 bits of mantissa
+  std::optional<Regime> regime;  // an error where it cannot run; by default what fits
+};
 
 template <class S>
 struct LayerForward {
@@ -38,10 +47,16 @@ struct LayerBackward {
 template <class S>
 size_t reserve_bytes(const Layer& layer, int64_t rows);
 
-template <class S>
-void layer_forward(const Layer& layer, Launcher& launcher, const LayerForward<S>& args);
+// How a pass over a layer would run there.
+Plan plan_layer(const Layer& layer, Launcher& launcher, Dtype dtype, bool backward,
+                const Options& options);
 
 template <class S>
-void layer_backward(const Layer& layer, Launcher& launcher, const LayerBackward<S>& args);
+void layer_forward(const Layer& layer, Launcher& launcher, const Options& options,
+                   const LayerForward<S>& args);
+
+template <class S>
+void layer_backward(const Layer& layer, Launcher& launcher, const Options& options,
+                    const LayerBackward<S>& args);
 
 }  // namespace fusedrnn::cuda

@@ -53,3 +53,9 @@ FUSEDRNN_ROWS(bf16, fusedrnn::cuda::BFloat16)
 FUSEDRNN_ROUND(f16, fusedrnn::cuda::Half)
 FUSEDRNN_ROUND(bf16, fusedrnn::cuda::BFloat16)
 #undef FUSEDRNN_ROUND
+
+extern "C" __global__ void __launch_bounds__(fusedrnn::cuda::kThreads)
+    write_offsets(const __grid_constant__ fusedrnn::cuda::OffsetsArgs args) {
+  for (int i = threadIdx.x; i < args.count; i += fusedrnn::cuda::kThreads)
+    args.to[i] = args.values[i];
+}

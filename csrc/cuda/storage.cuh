@@ -29,6 +29,12 @@ __device__ __forceinline__ BFloat16 stored<BFloat16>(float x) {
   return {__bfloat16_as_ushort(__float2bfloat16_rn(x))};
 }
 
+// A number as a type, for a generic lambda to be called with.
+template <int n>
+struct Constant {
+  static constexpr int value = n;
+};
+
 // Calls body(Cell()) for the cell that a kernel was started for: the branch is the same for all
 // threads, and one kernel serves all cells.
 template <class Body>

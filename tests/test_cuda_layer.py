@@ -1,0 +1,249 @@
+"""Whole layers of the CUDA engine: nvcc's PTX in the interpreter, the host side as it is.
+
+Against numpy in float64 (outputs) and the CPU engine's portable kernels in float64 (gradients, and
+what forward keeps). Every access is checked: bounds, races, uninitialised and stale reads.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.cuda import build
+from tests.cuda.device import STORAGE, Device, from_device, to_device
+from tests.native.build import native
+from tests.numpy_reference import GATES, WEIGHTS, Array
+from tests.test_kernels import Case
+
+pytestmark = pytest.mark.skipif(build.nvcc() is None, reason="no nvcc: kernels cannot be compiled")
+
+CELLS = list(GATES)
+DTYPES = ["f32", "f64", "f16", "bf16"]
+EPS = {"f32": 2.0**-23, "f64": 2.0**-52, "f16": 2.0**-10, "bf16": 2.0**-7}
+# Largest error over the largest value of a tensor, in eps.
+EPS_OF_OUTPUTS = {"f32": 12, "f64": 12, "f16": 2, "bf16": 2}
+EPS_OF_GRADIENTS = {"f32": 32, "f64": 32, "f16": 8, "bf16": 8}
+
+
+@dataclasses.dataclass(frozen=True)
+class DeviceCase(Case):
+    """A layer call whose inputs are exact in the dtype in which a device stores them."""
+
+    dtype: str = "f32"
+
+    def _round(self, value: Any) -> Any:
+        if isinstance(value, list):
+            return [self._round(v) for v in value]
+        if not isinstance(value, np.ndarray):
+            return value
+        return from_device(to_device(value, self.dtype), self.dtype).astype(np.float64)
+
+    @functools.cached_property
+    def inputs(self) -> dict[str, Any]:
+        inputs = {k: v if k == "batch_sizes" else self._round(v) for k, v in super().inputs.items()}
+        return inputs
+
+    @functools.cached_property
+    def loss_weights(self) -> dict[str, Array]:
+        return {k: self._round(v) for k, v in super().loss_weights.items()}
+
+
+@dataclasses.dataclass
+class Run:
+    """What a device computed, in float64, and the device."""
+
+    results: dict[str, Array]
+    reserve: bytes
+    device: Device
+
+
+def run_on(
+    case: DeviceCase,
+    device: Device,
+    keep: bool = True,
+    regime: str = "per_step",
+    allow_tf32: bool = False,
+) -> Run:
+    """Outputs and, if kept, gradients, by the names of tests.test_kernels.run."""
+    how = (regime, allow_tf32)
+    dtype, i = case.dtype, case.inputs
+    real = "f64" if dtype == "f64" else "f32"
+    host = build.host()
+    call = host.Call(case.cell, i["batch_sizes"], case.N, case.I, case.H, case.P, case.D)
+
+    def address(array: Array | None) -> int:
+        return 0 if array is None else int(array.ctypes.data)
+
+    memory = device.memory
+    x = device.put(i["x"], dtype, "x")
+    weights = [
+        [device.put(w, dtype, name) for name, w in zip(WEIGHTS, direction, strict=True)]
+        for direction in i["weights"]
+    ]
+    weight_addresses = [[address(w) for w in direction] for direction in weights]
+    h, c = (device.put(i[f"{name}0"], real, name, writable=True) for name in ("h", "c"))
+    y = memory.empty((len(x), case.D * case.P), x.dtype, "y")
+    size = getattr(host, f"reserve_bytes_{dtype}")(call)
+    reserve = memory.empty((size,), np.uint8, "reserve") if keep else None
+    forward = getattr(host, f"layer_forward_{dtype}")
+    forward(
+        *(device, call, address(x), weight_addresses),
+        *(address(h), address(c), address(y), address(reserve), *how),
+    )
+    assert memory.written(y).all()
+    results = {"y": from_device(y, dtype), "h_n": h} | ({} if c is None else {"c_n": c})
+    if reserve is None:
+        return Run(_doubles(results), b"", device)
+    before = reserve.tobytes()
+    d_y = device.put(case.loss_weights["y"], dtype, "d_y")
+    d_h, d_c = (
+        device.put(case.loss_weights.get(f"{name}_n"), real, f"d_{name}", writable=True)
+        for name in ("h", "c")
+    )
+    d_x = memory.empty(x.shape, x.dtype, "d_x")
+    d_weights = [
+        [None if w is None else memory.empty(w.shape, w.dtype, "d_weight") for w in direction]
+        for direction in weights
+    ]
+    getattr(host, f"layer_backward_{dtype}")(
+        *(device, call, address(x), weight_addresses, address(reserve)),
+        *(address(d_y), address(d_h), address(d_c), address(d_x)),
+        [[address(w) for w in direction] for direction in d_weights],
+        *how,
+    )
+    assert reserve.tobytes() == before
+    results |= {"d_x": from_device(d_x, dtype), "d_h0": d_h}
+    if d_c is not None:
+        results["d_c0"] = d_c
+    for d, direction in enumerate(d_weights):
+        for name, gradient in zip(WEIGHTS, direction, strict=True):
+            if gradient is not None:
+                assert memory.written(gradient).all()
+                results[f"d_{name} {d}"] = from_device(gradient, dtype)
+    return Run(_doubles(results), before, device)
+
+
+def _doubles(results: dict[str, Array]) -> dict[str, Array]:
+    return {name: np.array(value, np.float64) for name, value in results.items()}
+
+
+def assert_close(actual: dict[str, Array], expected: dict[str, Array], case: DeviceCase) -> None:
+    """Errors relative to the largest value or, where gradients cancel, to that of one term, 1."""
+    assert actual.keys() == expected.keys()
+    for name, got in actual.items():
+        wanted = expected[name]
+        assert got.shape == wanted.shape, (name, case)
+        if got.size == 0:
+            continue
+        scale = max(1.0, np.abs(wanted).max())
+        error = np.abs(got - wanted).max() / scale / EPS[case.dtype]
+        gradient = name.startswith("d_")
+        limit = (EPS_OF_GRADIENTS if gradient else EPS_OF_OUTPUTS)[case.dtype]
+        assert error <= limit, f"{name} is off by {error:.1f} eps: {case}"
+
+
+SAVED = {"lstm": 4, "lstm_proj": 4, "gru": 4, "gru_reset_before": 3, "rnn_tanh": 1, "rnn_relu": 1}
+
+
+def reserve_values(case: DeviceCase, reserve: bytes) -> Array:
+    """What forward kept, in float64, in the CPU engine's order: its reserve."""
+    dtype, rows, H = case.dtype, sum(case.batch_sizes), case.H
+    real = "f64" if dtype == "f64" else "f32"
+    parts, at = [], 0
+    for _ in range(case.D):
+        kept = [(dtype, rows * SAVED[case.cell] * H), (dtype, rows * case.P)]
+        kept += [(real, rows * H)] if "lstm" in case.cell else []
+        kept += [(dtype, rows * H)] if case.cell in ("lstm_proj", "gru_reset_before") else []
+        for stored, size in kept:
+            width = np.dtype(STORAGE[stored]).itemsize
+            at = -(-at // width) * width
+            values = np.frombuffer(reserve, STORAGE[stored], size, at)
+            parts.append(from_device(values, stored).astype(np.float64))
+            at += size * width
+        at = -(-at // 4) * 4
+    assert at == len(reserve)
+    return np.concatenate(parts)
+
+
+def gradients_of(case: DeviceCase, reserve: Array) -> dict[str, Array]:
+    """The CPU engine's gradients in float64 from what another forward kept."""
+    i, d_out = case.inputs, case.loss_weights
+    states = (d_out["y"], d_out["h_n"], d_out.get("c_n"))
+    d_x, d_h0, d_c0, d_weights = native().layer_backward(
+        "portable", case.cell, i["x"], i["weights"], i["batch_sizes"], reserve, *states
+    )
+    result = {"d_x": d_x, "d_h0": d_h0, "d_c0": d_c0}
+    for d, gradients in enumerate(d_weights):
+        result |= {f"d_{name} {d}": g for name, g in zip(WEIGHTS, gradients, strict=True)}
+    return {name: value for name, value in result.items() if value is not None}
+
+
+def assert_right(got: Run, case: DeviceCase) -> None:
+    """Outputs are those of numpy; so are gradients, given what forward kept.
+
+    Rounding to 16 bits moves a relu's argument across zero, where its gradient jumps: only
+    gradients at the same point can be compared.
+    """
+    gradients = gradients_of(case, reserve_values(case, got.reserve))
+    assert_close(got.results, case.expected | gradients, case)
+    if case.dtype in ("f32", "f64"):
+        assert_close(got.results, case.expected, case)
+
+
+def some_cases(cell: str, dtype: str) -> Iterator[DeviceCase]:
+    """Odd sizes, ragged and whole batches, one and two directions, one step, one sequence."""
+    for D, N, H, sizes, bias in [
+        (1, 3, 5, (3, 3, 3, 3), True),
+        (2, 5, 33, (5, 3, 3, 1), True),
+        (2, 4, 7, (2, 1), False),  # two sequences without steps
+        (1, 1, 1, (1,), True),
+    ]:
+        P = max(1, 2 * H // 3) if cell == "lstm_proj" else H
+        yield DeviceCase(cell, N, 4, H, P, D, bias, sizes, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("cell", CELLS)
+def test_per_step(cell: str, dtype: str) -> None:
+    for case in some_cases(cell, dtype):
+        got = run_on(case, Device(build.ptx(80)))
+        assert_right(got, case)
+        plain = run_on(case, Device(build.ptx(80), seed=2), keep=False)
+        assert all((plain.results[k] == got.results[k]).all() for k in plain.results)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("cell", CELLS)
+def test_reserve_is_the_cpu_engines(cell: str, dtype: type) -> None:
+    """The same values at the same places, whichever engine ran forward."""
+    name = "f32" if dtype is np.float32 else "f64"
+    for case in some_cases(cell, name):
+        inputs = case.inputs | {
+            k: case.inputs[k].astype(dtype) for k in ("x", "h0", "c0") if case.inputs[k] is not None
+        }
+        inputs["weights"] = [
+            [None if w is None else w.astype(dtype) for w in d] for d in inputs["weights"]
+        ]
+        expected = native().layer_forward("portable", **inputs, keep=True)[3]
+        got = np.frombuffer(run_on(case, Device(build.ptx(80))).reserve, dtype)
+        np.testing.assert_allclose(got, expected, rtol=0, atol=12 * np.finfo(dtype).eps)
+
+
+RESIDENT_CELLS = [cell for cell in CELLS if cell != "lstm_proj"]
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
+@pytest.mark.parametrize("cell", RESIDENT_CELLS)
+def test_resident(cell: str, dtype: str) -> None:
+    for case in some_cases(cell, dtype):
+        got = run_on(case, Device(build.ptx(80)), regime="resident")
+        names = {name for name in got.device.launches if name.startswith("resident")}
+        assert names == {f"resident_forward_fma_{dtype}", f"resident_backward_fma_{dtype}"}
+        assert_right(got, case)
+        plain = run_on(case, Device(build.ptx(80), seed=2), keep=False, regime="resident")
+        assert all((plain.results[k] == got.results[k]).all() for k in plain.results)
