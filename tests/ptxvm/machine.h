@@ -43,15 +43,15 @@ struct Mark {
   Mark(uint32_t thread, uint32_t epoch, uint32_t bytes, Strength strength, uint32_t place)
       : bits(static_cast<uint64_t>(std::min(place, kMaxPlace)) << 46 |
              static_cast<uint64_t>(strength) << 44 | static_cast<uint64_t>(bytes) << 40 |
-             static_cast<uint64_t>(epoch) << 16 | thread) {}
+             static_cast<uint64_t>(epoch) << 18 | thread) {}
 
-  static constexpr uint32_t kMaxThreads = 1 << 16, kMaxEpoch = (1 << 24) - 1,
+  static constexpr uint32_t kMaxThreads = 1 << 18, kMaxEpoch = (1 << 22) - 1,
                             kMaxPlace = (1 << 18) - 1;
   static constexpr uint64_t kBytes = 0xfull << 40;
 
   explicit operator bool() const { return bits != 0; }
-  uint32_t thread() const { return bits & 0xffff; }
-  uint32_t epoch() const { return bits >> 16 & 0xffffff; }
+  uint32_t thread() const { return bits & (kMaxThreads - 1); }
+  uint32_t epoch() const { return bits >> 18 & kMaxEpoch; }
   uint32_t bytes() const { return bits >> 40 & 0xf; }
   Strength strength() const { return static_cast<Strength>(bits >> 44 & 3); }
   uint32_t place() const { return bits >> 46; }

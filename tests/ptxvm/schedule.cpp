@@ -51,8 +51,11 @@ Machine::Machine(const Module& module, const Kernel& kernel, const uint32_t (&gr
                                 std::to_string(threads));
   // Thread numbers of a block begin at a whole warp.
   const uint32_t stride = (threads + 31) / 32 * 32;
-  if (static_cast<uint64_t>(stride) * count * (kernel.copies_async ? 2 : 1) > Mark::kMaxThreads)
-    throw std::invalid_argument("the grid has more threads than the checks can tell apart");
+  const uint64_t actors = static_cast<uint64_t>(stride) * count * (kernel.copies_async ? 2 : 1);
+  if (actors > Mark::kMaxThreads)
+    throw std::invalid_argument("a grid of " + std::to_string(actors) +
+                                " threads is more than the interpreter's " +
+                                std::to_string(Mark::kMaxThreads));
   for (const auto& [name, variable] : module.variables) {
     own_buffers_.emplace_back();
     own_buffers_.back().name = name;

@@ -170,11 +170,11 @@ class Program:
             for name, (sizes, shared, threads) in self._native.kernels().items()
         }
 
-    def name_of(self, part: str) -> str:
-        """The one kernel whose mangled name has `part` in it."""
-        found = [name for name in self.kernels if part in name]
+    def name_of(self, *parts: str) -> str:
+        """The one kernel whose mangled name has all of `parts` in it."""
+        found = [name for name in self.kernels if all(part in name for part in parts)]
         if len(found) != 1:
-            raise ValueError(f"{part!r} must name one kernel, found {found or 'none'}")
+            raise ValueError(f"{parts} must name one kernel, found {found or 'none'}")
         return found[0]
 
     def launch(
