@@ -348,9 +348,7 @@ def test_bounds_of_arrays(load: Load) -> None:
     program.launch("shifted", 2, 64, [x, out, 100, 0], memory=memory)
     np.testing.assert_array_equal(out, x)
     for by in (1, -1, 5000, -5000):
-        fault = faulty(
-            "out of bounds", program, "shifted", 2, 64, [x, out, 100, by], memory=memory
-        )
+        fault = faulty("out of bounds", program, "shifted", 2, 64, [x, out, 100, by], memory=memory)
         assert "read of 4 bytes" in str(fault)
         assert fault.source.startswith("memory.cu:")
         assert 0 <= fault.block < 2 and 0 <= fault.thread < 64 and fault.ptx_line > 0
@@ -381,9 +379,14 @@ def test_alignment(load: Load) -> None:
 def test_uninitialised_shared_memory(load: Load, seed: int) -> None:
     x, out = numbers(64), np.zeros(64, np.float32)
     load("memory").launch("partly_filled", 1, 64, [x, out, 64], seed=seed)
-    faulty(
-        "uninitialised read", load("memory"), "partly_filled", 1, 64, [x, out, 63], seed=seed
-    )
+    faulty("uninitialised read", load("memory"), "partly_filled", 1, 64, [x, out, 63], seed=seed)
+
+
+def test_uninitialised_local_memory(load: Load) -> None:
+    x, out = np.arange(16).astype(np.int32), np.zeros(8, np.int32)
+    load("memory").launch("partly_local", 1, 8, [x, out, 8])
+    np.testing.assert_array_equal(out, 2 * np.arange(8))
+    faulty("uninitialised read", load("memory"), "partly_local", 1, 8, [x, out, 7])
 
 
 @each_seed
@@ -414,6 +417,24 @@ def test_inputs_are_not_written(load: Load) -> None:
     x = memory.copy(numbers(64), "x", writable=False)
     fault = faulty("read-only memory", load("memory"), "writes_input", 1, 64, [x], memory=memory)
     assert "a write to x" in str(fault)
+
+
+@pytest.mark.parametrize("arch", ["compute_75", "compute_80", "compute_120"])
+def test_cache_hints(load: Load, arch: str) -> None:
+    x, out = numbers(64), np.zeros((6, 64), np.float32)
+    load("memory", arch).launch("hints", 1, 64, [x, out])
+    np.testing.assert_array_equal(out, np.tile(x, (6, 1)))
+
+
+@each_seed
+def test_atomics(load: Load, seed: int) -> None:
+    counts, wide, total = np.zeros(8, np.uint32), np.zeros(1, np.uint64), np.zeros(1, np.float32)
+    counts[2] = 1000
+    load("memory").launch("atomics", 2, 48, [counts, wide, total], seed=seed)
+    rounds = 96 % 10
+    wanted = [2 * sum(range(48)), 47, 0, 2**32 - 1, 0, rounds, 48, 2 * 96]
+    np.testing.assert_array_equal(counts, wanted)
+    assert wide[0] == 96 << 33 and total[0] == 48
 
 
 # --- Races ---------------------------------------------------------------------------------------
@@ -579,6 +600,16 @@ def test_one_buffer_where_two_are_needed(load: Load, seed: int) -> None:
     faulty("race", program, program.name_of("one_buffer"), BLOCKS, THREADS, args, seed=seed)
 
 
+@each_seed
+def test_flags_in_shared_memory(load: Load, seed: int) -> None:
+    program, x, out = load("order"), np.arange(32).astype(np.int32), np.zeros(32, np.int32)
+    args = [1, 64, [x, out]]
+    program.launch(program.name_of("shared_flagILb1ELb1E"), *args, seed=seed)
+    np.testing.assert_array_equal(out, x[::-1])
+    for wrong in ("shared_flagILb0ELb1E", "shared_flagILb1ELb0E"):
+        faulty("weak memory", program, program.name_of(wrong), *args, seed=seed)
+
+
 @pytest.mark.parametrize("fences", [True, False])
 def test_stale_values_of_volatile_loads(load: Load, fences: bool) -> None:
     """All accesses are strong: nothing races, but without fences they may come out of order."""
@@ -622,6 +653,19 @@ def test_structures_by_value(load: Load) -> None:
     program.launch("takes_struct", 1, 64, [args], buffers=[x, out])
     np.testing.assert_array_equal(out, x * (np.arange(60) % 3 + 1).astype(np.float32))
     faulty("out of bounds", program, "takes_struct", 1, 64, [args], buffers=[out])
+
+
+def test_every_instruction_is_known(load: Load) -> None:
+    for name in ("arithmetic", "warp", "memory", "order"):
+        program = load(name)
+        unknown = {kernel: program.unknown(kernel) for kernel in program.kernels}
+        assert not any(unknown.values()), unknown
+    text = (
+        ".version 9.0\n.target sm_90\n.visible .entry k()\n{\nwgmma.fence.sync.aligned;\nret;\n}\n"
+    )
+    program = Program(text)
+    assert program.unknown("k") == ["wgmma.fence.sync.aligned"]
+    faulty("unsupported", program, "k", 1, 1, [])
 
 
 def test_launch_errors(load: Load) -> None:

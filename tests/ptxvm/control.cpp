@@ -19,7 +19,9 @@ void branch_by_table(Machine& m, Thread& t, const Instruction& i) {
 
 void leave(Machine& m, Thread& t, const Instruction&) { m.leave(t); }
 
-void trap(Machine& m, Thread& t, const Instruction&) { m.fault("trap", t, "the kernel stopped itself"); }
+void trap(Machine& m, Thread& t, const Instruction&) {
+  m.fault("trap", t, "the kernel stopped itself");
+}
 
 void failed_assert(Machine& m, Thread& t, const Instruction&) {
   m.fault("assert", t, "a device assert does not hold");

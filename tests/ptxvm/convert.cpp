@@ -18,7 +18,8 @@ void integer_to_integer(Machine&, Thread& t, const Instruction& i) {
                           : static_cast<int64_t>(low_bits(bits, i.from.bits));
   if (i.flags & kSaturate) {
     using Wide = __int128;
-    const Wide wide = from_signed ? static_cast<Wide>(v) : static_cast<Wide>(static_cast<uint64_t>(v));
+    const Wide wide =
+        from_signed ? static_cast<Wide>(v) : static_cast<Wide>(static_cast<uint64_t>(v));
     const Wide top = (Wide(1) << (to_signed ? i.type.bits - 1 : i.type.bits)) - 1;
     const Wide bottom = to_signed ? -top - 1 : 0;
     v = static_cast<int64_t>(std::clamp(wide, bottom, top));
@@ -38,8 +39,8 @@ void integer_to_float(Machine&, Thread& t, const Instruction& i) {
     return;
   }
   const double x = is_signed ? static_cast<double>(v) : static_cast<double>(u);
-  t.set(i.out, i.type.bits == 32 ? bits_of(rounded_to_float(x, i.flags))
-                                 : bits_of_number(x, i.type));
+  t.set(i.out,
+        i.type.bits == 32 ? bits_of(rounded_to_float(x, i.flags)) : bits_of_number(x, i.type));
 }
 
 double integral(double x, uint32_t flags) {
@@ -111,7 +112,7 @@ void floats_to_pair(Machine&, Thread& t, const Instruction& i) {
 void to_tf32(Machine&, Thread& t, const Instruction& i) {
   const uint32_t bits = t.get(i.in[0]);
   const bool special = (bits & 0x7f800000) == 0x7f800000;
-  const uint32_t half = i.flags & kRoundZero ? 0
+  const uint32_t half = i.flags & kRoundZero  ? 0
                         : i.flags & kTiesAway ? 0x1000
                                               : 0xfff + (bits >> 13 & 1);
   t.set(i.out, special ? bits : (bits + half) & 0xffffe000u);

@@ -15,16 +15,13 @@ void move(Machine&, Thread& t, const Instruction& i) {
 }
 void move_whole(Machine&, Thread& t, const Instruction& i) { t.set(i.out, t.get(i.in[0])); }
 
-void move_predicate(Machine&, Thread& t, const Instruction& i) {
-  t.set(i.out, t.truth(i.in[0]));
-}
+void move_predicate(Machine&, Thread& t, const Instruction& i) { t.set(i.out, t.truth(i.in[0])); }
 
 void unpack(Machine&, Thread& t, const Instruction& i) {
   const std::vector<Operand>& parts = i.vectors[0];
   const int width = i.type.bits / static_cast<int>(parts.size());
   const uint64_t whole = t.get(i.in[0]);
-  for (size_t k = 0; k < parts.size(); ++k)
-    t.set(parts[k], low_bits(whole >> (width * k), width));
+  for (size_t k = 0; k < parts.size(); ++k) t.set(parts[k], low_bits(whole >> (width * k), width));
 }
 
 void pack(Machine&, Thread& t, const Instruction& i) {
@@ -109,7 +106,8 @@ uint64_t float_sum(uint64_t a, uint64_t b, Type type) {
   if (type.pair) {
     Type one = type;
     one.pair = false;
-    return low_bits(float_sum(a, b, one), 16) | low_bits(float_sum(a >> 16, b >> 16, one), 16) << 16;
+    return low_bits(float_sum(a, b, one), 16) | low_bits(float_sum(a >> 16, b >> 16, one), 16)
+                                                    << 16;
   }
   if (type.bits == 32) return bits_of(float_of(a) + float_of(b));
   return bits_of_number(number_of(a, type) + number_of(b, type), type);
@@ -215,8 +213,9 @@ Handler pick_data(const Statement& s, Instruction& i) {
     return nullptr;
   }
   if (op == "cp") {
-    if (s.modifiers.size() < 2 || s.modifiers[0] != "async" || s.has("bulk") || s.has("mbarrier"))
-      return nullptr;
+    for (const char* other : {"bulk", "mbarrier", "L2::cache_hint"})
+      if (s.has(other)) return nullptr;
+    if (!s.has("async")) return nullptr;
     if (s.has("commit_group")) return commit_copies;
     if (s.has("wait_group")) return wait_for_copies;
     if (s.has("wait_all")) return wait_for_all_copies;

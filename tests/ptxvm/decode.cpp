@@ -14,14 +14,29 @@ void unknown(Machine& m, Thread& t, const Instruction&) {
 
 const std::map<std::string, uint32_t>& flag_names() {
   static const std::map<std::string, uint32_t> kNames = {
-      {"ftz", kFlushDenormals}, {"sat", kSaturate},      {"relu", kRelu},
-      {"NaN", kPropagateNan},   {"rm", kRoundDown},      {"rz", kRoundZero},
-      {"rp", kRoundUp},         {"rni", kIntegerNearest}, {"rzi", kIntegerZero},
-      {"rmi", kIntegerDown},    {"rpi", kIntegerUp},     {"rna", kTiesAway},
-      {"hi", kHigh},            {"wide", kWide},         {"trans", kTranspose},
-      {"nc", kNonCoherent},     {"acquire", kAcquire},   {"release", kRelease},
-      {"acq_rel", kAcquire | kRelease}, {"wrap", kWrap}, {"l", kLeft},
-      {"arrive", kArrive},      {"sc", kSequential},
+      {"ftz", kFlushDenormals},
+      {"sat", kSaturate},
+      {"relu", kRelu},
+      {"NaN", kPropagateNan},
+      {"rm", kRoundDown},
+      {"rz", kRoundZero},
+      {"rp", kRoundUp},
+      {"rni", kIntegerNearest},
+      {"rzi", kIntegerZero},
+      {"rmi", kIntegerDown},
+      {"rpi", kIntegerUp},
+      {"rna", kTiesAway},
+      {"hi", kHigh},
+      {"wide", kWide},
+      {"trans", kTranspose},
+      {"nc", kNonCoherent},
+      {"acquire", kAcquire},
+      {"release", kRelease},
+      {"acq_rel", kAcquire | kRelease},
+      {"wrap", kWrap},
+      {"l", kLeft},
+      {"arrive", kArrive},
+      {"sc", kSequential},
   };
   return kNames;
 }
@@ -38,8 +53,8 @@ Space space_of(const Statement& s) {
 Scope scope_of(const Statement& s) {
   static const std::set<std::string> kMemory = {"ld", "st", "atom", "red", "fence", "membar"};
   if (!kMemory.count(s.opcode)) return Scope::kWeak;
-  const bool named = s.opcode == "atom" || s.opcode == "red" || s.opcode == "fence" ||
-                     s.opcode == "membar";
+  const bool named =
+      s.opcode == "atom" || s.opcode == "red" || s.opcode == "fence" || s.opcode == "membar";
   if (s.has("volatile") || s.has("mmio")) return Scope::kDevice;
   if (!named && !s.has("relaxed") && !s.has("acquire") && !s.has("release")) return Scope::kWeak;
   // Without clusters, a cluster is one block.
@@ -48,8 +63,8 @@ Scope scope_of(const Statement& s) {
 
 bool has_result(const Statement& s) {
   static const std::set<std::string> kNone = {
-      "st",  "red", "bra",   "brx",      "ret",       "exit",    "trap",   "call", "fence",
-      "membar", "cp", "prefetch", "prefetchu", "nanosleep", "griddepcontrol", "discard"};
+      "st",    "red",    "bra", "brx",      "ret",       "exit",      "trap",           "call",
+      "fence", "membar", "cp",  "prefetch", "prefetchu", "nanosleep", "griddepcontrol", "discard"};
   if (s.opcode == "bar" || s.opcode == "barrier") return s.has("red");
   return !kNone.count(s.opcode);
 }
@@ -92,11 +107,13 @@ void take_arguments(const Statement& s, Instruction& i) {
 
 }  // namespace
 
+bool is_known(const Instruction& i) { return i.run != unknown; }
+
 bool comparison_named(const std::string& name, Instruction& i) {
   static const std::map<std::string, Compare> kNames = {
-      {"eq", Compare::kEq},   {"ne", Compare::kNe}, {"lt", Compare::kLt}, {"le", Compare::kLe},
-      {"gt", Compare::kGt},   {"ge", Compare::kGe}, {"lo", Compare::kLt}, {"ls", Compare::kLe},
-      {"hi", Compare::kGt},   {"hs", Compare::kGe}, {"num", Compare::kNum}, {"nan", Compare::kNan},
+      {"eq", Compare::kEq}, {"ne", Compare::kNe}, {"lt", Compare::kLt},   {"le", Compare::kLe},
+      {"gt", Compare::kGt}, {"ge", Compare::kGe}, {"lo", Compare::kLt},   {"ls", Compare::kLe},
+      {"hi", Compare::kGt}, {"hs", Compare::kGe}, {"num", Compare::kNum}, {"nan", Compare::kNan},
   };
   auto found = kNames.find(name);
   if (found == kNames.end() && name.size() == 3 && name.back() == 'u') {
@@ -146,8 +163,8 @@ void decode(const Statement& s, Kernel& kernel, Instruction& i) {
   i.scope = scope_of(s);
   take_arguments(s, i);
   if (s.opcode == "cp") kernel.copies_async = true;
-  for (const auto pick : {pick_data, pick_integer, pick_float, pick_convert, pick_control,
-                          pick_warp})
+  for (const auto pick :
+       {pick_data, pick_integer, pick_float, pick_convert, pick_control, pick_warp})
     if (Handler handler = pick(s, i)) {
       i.run = handler;
       return;

@@ -65,15 +65,13 @@ struct Max {
   }
 };
 
-uint64_t third(const Thread& t, const Instruction& i) {
-  return i.count > 2 ? t.get(i.in[2]) : 0;
-}
+uint64_t third(const Thread& t, const Instruction& i) { return i.count > 2 ? t.get(i.in[2]) : 0; }
 
 // float32 and float64 without any modifier: most of all arithmetic.
 template <class Op>
 void plain32(Machine&, Thread& t, const Instruction& i) {
-  t.set(i.out, bits_of(Op::of(float_of(t.get(i.in[0])), float_of(t.get(i.in[1])),
-                              float_of(third(t, i)))));
+  t.set(i.out,
+        bits_of(Op::of(float_of(t.get(i.in[0])), float_of(t.get(i.in[1])), float_of(third(t, i)))));
 }
 template <class Op>
 void plain64(Machine&, Thread& t, const Instruction& i) {
@@ -100,8 +98,7 @@ uint64_t one_number(uint64_t a, uint64_t b, uint64_t c, Type type, uint32_t flag
   }
   if (extreme && flags & kPropagateNan) {
     const double x = number_of(a, type), y = number_of(b, type);
-    if (x != x || y != y)
-      return bits_of_number(std::numeric_limits<double>::quiet_NaN(), type);
+    if (x != x || y != y) return bits_of_number(std::numeric_limits<double>::quiet_NaN(), type);
   }
   if (type.bits == 32) {
     const float x = float_of(a), y = float_of(b), z = float_of(c);
@@ -110,8 +107,8 @@ uint64_t one_number(uint64_t a, uint64_t b, uint64_t c, Type type, uint32_t flag
     return flush ? flushed(out) : out;
   }
   const double x = number_of(a, type), y = number_of(b, type), z = number_of(c, type);
-  const double r = directed && type.bits == 64 ? rounded(Op::kRounded, x, y, z, directed)
-                                               : Op::of(x, y, z);
+  const double r =
+      directed && type.bits == 64 ? rounded(Op::kRounded, x, y, z, directed) : Op::of(x, y, z);
   return bits_of_number(clamped(r, flags), type);
 }
 
@@ -139,9 +136,7 @@ Handler arithmetic(const Instruction& i) {
 
 // --- Sign ----------------------------------------------------------------------------------------
 
-uint64_t sign_bits(Type type) {
-  return type.pair ? 0x80008000u : 1ull << (type.bits - 1);
-}
+uint64_t sign_bits(Type type) { return type.pair ? 0x80008000u : 1ull << (type.bits - 1); }
 
 uint64_t flushed_input(const Instruction& i, uint64_t a) {
   return i.flags & kFlushDenormals && i.type.bits == 32 ? flushed(a) : a;
@@ -182,8 +177,9 @@ void set_predicate(Machine&, Thread& t, const Instruction& i) { set_comparison(t
 
 void set_number(Machine&, Thread& t, const Instruction& i) {
   const bool yes = holds(t, i);
-  t.set(i.out, !yes ? 0 : i.type.is_float() ? bits_of_number(1, i.type)
-                                            : low_bits(~0ull, i.type.bits));
+  t.set(i.out, !yes                ? 0
+               : i.type.is_float() ? bits_of_number(1, i.type)
+                                   : low_bits(~0ull, i.type.bits));
 }
 
 enum Property : uint8_t { kInfinite, kFinite, kNumber, kNotANumber, kNormal, kSubnormal };
@@ -192,7 +188,11 @@ void test_property(Machine&, Thread& t, const Instruction& i) {
   const double x = number_of(t.get(i.in[0]), i.type);
   const double least = i.type.bits == 32 ? 0x1p-126 : 0x1p-1022;
   const bool finite = std::isfinite(x);
-  const bool answer[] = {std::isinf(x), finite, x == x, x != x, finite && std::fabs(x) >= least,
+  const bool answer[] = {std::isinf(x),
+                         finite,
+                         x == x,
+                         x != x,
+                         finite && std::fabs(x) >= least,
                          x != 0 && std::fabs(x) < least};
   t.set(i.out, answer[i.detail]);
 }
@@ -269,8 +269,8 @@ Handler pick_float(const Statement& s, Instruction& i) {
   if (op == "cos") return elementary<std::cos>;
   if (op == "testp") {
     static const std::map<std::string, Property> kNames = {
-        {"infinite", kInfinite},        {"finite", kFinite}, {"number", kNumber},
-        {"notanumber", kNotANumber},    {"normal", kNormal}, {"subnormal", kSubnormal}};
+        {"infinite", kInfinite},     {"finite", kFinite}, {"number", kNumber},
+        {"notanumber", kNotANumber}, {"normal", kNormal}, {"subnormal", kSubnormal}};
     i.detail = kNames.at(s.modifiers[0]);
     return test_property;
   }

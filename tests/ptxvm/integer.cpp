@@ -158,8 +158,8 @@ struct ShiftRight {
 struct SetPredicate {
   template <class T>
   static void run(Machine&, Thread& t, const Instruction& i) {
-    set_comparison(t, i, compare(static_cast<Compare>(i.detail), read<T>(t, i.in[0]),
-                                 read<T>(t, i.in[1])));
+    set_comparison(
+        t, i, compare(static_cast<Compare>(i.detail), read<T>(t, i.in[0]), read<T>(t, i.in[1])));
   }
 };
 
@@ -190,9 +190,7 @@ void or_predicates(Machine&, Thread& t, const Instruction& i) {
 void xor_predicates(Machine&, Thread& t, const Instruction& i) {
   t.set(i.out, t.truth(i.in[0]) != t.truth(i.in[1]));
 }
-void not_predicate(Machine&, Thread& t, const Instruction& i) {
-  t.set(i.out, !t.truth(i.in[0]));
-}
+void not_predicate(Machine&, Thread& t, const Instruction& i) { t.set(i.out, !t.truth(i.in[0])); }
 
 void select(Machine&, Thread& t, const Instruction& i) {
   t.set(i.out, low_bits(t.get(t.truth(i.in[2]) ? i.in[0] : i.in[1]), i.type.bits));
@@ -220,8 +218,9 @@ void extract_bits(Machine&, Thread& t, const Instruction& i) {
     const int64_t shifted = static_cast<int64_t>(v) >> std::min(at, 63);
     const int kept = std::min(length, std::max(w - at, 0));
     // Beyond the top the sign goes on.
-    const int64_t field = length == 0 ? 0 : kept <= 0 ? static_cast<int64_t>(v) >> 63
-                                                      : sign_extended(shifted, kept);
+    const int64_t field = length == 0 ? 0
+                          : kept <= 0 ? static_cast<int64_t>(v) >> 63
+                                      : sign_extended(shifted, kept);
     t.set(i.out, low_bits(field, w));
   } else {
     t.set(i.out, at >= w ? 0 : low_bits(v >> at, length));

@@ -146,7 +146,7 @@ struct Block {
 
 struct Options {
   uint64_t seed = 1;
-  int quantum = 64;              // instructions a thread runs at most before another's turn
+  int quantum = 64;  // instructions a thread runs at most before another's turn
   uint64_t max_steps = 1ull << 36;
   uint64_t max_idle = 1ull << 25;  // instructions without any progress before a livelock is called
   bool races = true, uninitialised = true, stale = true;
@@ -270,9 +270,9 @@ struct Machine {
   }
 
   std::vector<unsigned char> parameters_;
-  std::vector<Buffer*> buffers_;         // by address
-  std::vector<uint32_t> last_buffer_;    // by instruction
-  std::vector<Buffer> own_buffers_;      // the module's variables, the grid's barrier
+  std::vector<Buffer*> buffers_;       // by address
+  std::vector<uint32_t> last_buffer_;  // by instruction
+  std::vector<Buffer> own_buffers_;    // the module's variables, the grid's barrier
   std::vector<unsigned char> grid_workspace_;
   std::vector<uint64_t> registers_;
   std::vector<Thread*> ready_;

@@ -106,9 +106,8 @@ Buffer& Machine::buffer_at(const Thread& t, const Instruction& i, uint64_t addre
     return address - b.address() <= b.size - bytes && b.size >= static_cast<uint64_t>(bytes);
   };
   if (last < buffers_.size() && holds(*buffers_[last])) return *buffers_[last];
-  const auto above = std::upper_bound(
-      buffers_.begin(), buffers_.end(), address,
-      [](uint64_t a, const Buffer* b) { return a < b->address(); });
+  const auto above = std::upper_bound(buffers_.begin(), buffers_.end(), address,
+                                      [](uint64_t a, const Buffer* b) { return a < b->address(); });
   if (above != buffers_.begin() && holds(**(above - 1))) {
     last = above - 1 - buffers_.begin();
     return **(above - 1);
@@ -116,8 +115,8 @@ Buffer& Machine::buffer_at(const Thread& t, const Instruction& i, uint64_t addre
   std::string near = "no buffer is near";
   if (above != buffers_.begin()) {
     const Buffer& b = **(above - 1);
-    near = std::to_string(address - b.address()) + " bytes behind the start of " + b.name +
-           " of " + std::to_string(b.size) + " bytes";
+    near = std::to_string(address - b.address()) + " bytes behind the start of " + b.name + " of " +
+           std::to_string(b.size) + " bytes";
   }
   if (above != buffers_.end() && (*above)->address() - address < 4096)
     near += ", " + std::to_string((*above)->address() - address) + " before " + (*above)->name;
@@ -135,8 +134,8 @@ unsigned char* Machine::global(Thread& t, const Instruction& i, uint64_t address
   if (options.races) {
     if (!b.cells) b.cells = new_cells(b.size);
     // Cells are those of aligned words, wherever the buffer begins.
-    check_order(t, {b.cells.get(), offset + (b.address() & 3), address, bytes, use,
-                    strength_of(i), i.place, &b});
+    check_order(t, {b.cells.get(), offset + (b.address() & 3), address, bytes, use, strength_of(i),
+                    i.place, &b});
   }
   if (!b.written.empty()) {
     if (use != Use::kWrite && options.uninitialised && !all_set(&b.written[offset], bytes))
@@ -169,12 +168,12 @@ void Machine::conflict(const Thread& t, Mark before, const Touch& touch, bool wr
   message += wrote ? " not ordered behind the write" : " not ordered behind the read";
   message += " by block " + std::to_string(who / stride) + " thread " +
              std::to_string(who % stride) + " at " + where(before.place());
-  if (copied)
-    fault_at("race", t, touch.place, message + ", an asynchronous copy not waited for");
+  if (copied) fault_at("race", t, touch.place, message + ", an asynchronous copy not waited for");
   if (order.would_have_happened_before(t, before.thread(), before.epoch()))
     fault_at("weak memory", t, touch.place,
-             message + "; the threads met at atomic or volatile accesses, but a release, an "
-                       "acquire or a fence (of this scope) is missing on the way");
+             message +
+                 "; the threads met at atomic or volatile accesses, but a release, an "
+                 "acquire or a fence (of this scope) is missing on the way");
   fault_at("race", t, touch.place, message);
 }
 
@@ -244,8 +243,8 @@ void Machine::check_order(Thread& t, const Touch& touch, const AsyncReader* copi
       Mark& writer = cell.writers[half];
       // A plain store takes away what came with the strong one.
       if (touch.strength == Strength::kWeak && is_strong(writer.strength()))
-        for (int byte = 0; byte < 4; ++byte) strong_.erase((touch.key & ~3ull) + at -
-                                                           (touch.offset & ~3ull) + byte);
+        for (int byte = 0; byte < 4; ++byte)
+          strong_.erase((touch.key & ~3ull) + at - (touch.offset & ~3ull) + byte);
       Mark next(actor, epoch, mine, touch.strength, touch.place);
       if (writer && writer.same_thread_and_epoch(next)) next.bits |= writer.bits & Mark::kBytes;
       writer = next;
@@ -340,8 +339,7 @@ void Machine::load(Thread& t, const Instruction& i, uint64_t address, int bytes,
 void Machine::store(Thread& t, const Instruction& i, uint64_t address, int bytes,
                     const unsigned char* from) {
   unsigned char* p = access(t, i, address, bytes, Use::kWrite);
-  if (is_shareable(i, address))
-    strong_store(t, i, address, bytes, p, false);
+  if (is_shareable(i, address)) strong_store(t, i, address, bytes, p, false);
   std::memcpy(p, from, bytes);
 }
 
@@ -354,21 +352,25 @@ void Machine::begin_copy(Thread& t, const Instruction& i, const AsyncCopy& copy)
   if (copy.to % copy.bytes || copy.from % copy.bytes)
     fault("misaligned access", t, "an asynchronous copy of " + std::to_string(copy.bytes));
   if (copy.to + copy.bytes > b.shared.size())
-    fault("out of bounds", t, "an asynchronous copy to shared memory at " +
-                                  std::to_string(copy.to) + " of " +
-                                  std::to_string(b.shared.size()));
+    fault("out of bounds", t,
+          "an asynchronous copy to shared memory at " + std::to_string(copy.to) + " of " +
+              std::to_string(b.shared.size()));
   if (options.races)
-    check_order(t, {b.cells.get(), copy.to, shared_key(b, copy.to), copy.bytes, Use::kWrite,
-                    Strength::kWeak, i.place, nullptr}, &reader);
+    check_order(t,
+                {b.cells.get(), copy.to, shared_key(b, copy.to), copy.bytes, Use::kWrite,
+                 Strength::kWeak, i.place, nullptr},
+                &reader);
   if (copy.from_bytes > 0) {
     Buffer& from = buffer_at(t, i, copy.from, copy.from_bytes, Use::kRead);
     const uint64_t offset = copy.from - from.address();
     if (options.races) {
       if (!from.cells) from.cells = new_cells(from.size);
       for (int at = 0; at < copy.from_bytes; at += 4)
-        check_order(t, {from.cells.get(), offset + at + (from.address() & 3), copy.from + at,
-                        std::min(4, copy.from_bytes - at), Use::kRead, Strength::kWeak, i.place,
-                        &from}, &reader);
+        check_order(
+            t,
+            {from.cells.get(), offset + at + (from.address() & 3), copy.from + at,
+             std::min(4, copy.from_bytes - at), Use::kRead, Strength::kWeak, i.place, &from},
+            &reader);
     }
     if (!from.written.empty() && options.uninitialised &&
         !all_set(&from.written[offset], copy.from_bytes))

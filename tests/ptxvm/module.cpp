@@ -58,11 +58,10 @@ struct Memory {
   }
 };
 
-py::dict launch(const Module& module, const std::string& name,
-                const std::array<uint32_t, 3>& grid, const std::array<uint32_t, 3>& block,
-                uint64_t shared, const std::vector<py::bytes>& arguments, Memory& memory,
-                uint64_t seed, int quantum, uint64_t max_steps, bool races, bool uninitialised,
-                bool stale) {
+py::dict launch(const Module& module, const std::string& name, const std::array<uint32_t, 3>& grid,
+                const std::array<uint32_t, 3>& block, uint64_t shared,
+                const std::vector<py::bytes>& arguments, Memory& memory, uint64_t seed, int quantum,
+                uint64_t max_steps, bool races, bool uninitialised, bool stale) {
   const auto found = module.kernels.find(name);
   if (found == module.kernels.end()) throw std::invalid_argument("no kernel is named " + name);
   const Kernel& kernel = found->second;
@@ -87,7 +86,8 @@ py::dict launch(const Module& module, const std::string& name,
   if (max_steps) options.max_steps = max_steps;
   options.races = races;
   options.uninitialised = uninitialised;
-  options.stale = stale;
+  // Without the marks of accesses, nothing tells when a stale value may come.
+  options.stale = stale && races;
   Statistics statistics;
   {
     py::gil_scoped_release release;
@@ -107,8 +107,7 @@ py::dict launch(const Module& module, const std::string& name,
 
 PYBIND11_MODULE(_ptxvm, m) {
   using namespace ptxvm;
-  static py::handle fault_type =
-      py::exception<Fault>(m, "Fault", PyExc_RuntimeError).release();
+  static py::handle fault_type = py::exception<Fault>(m, "Fault", PyExc_RuntimeError).release();
   py::register_exception_translator([](std::exception_ptr p) {
     try {
       if (p) std::rethrow_exception(p);
@@ -139,9 +138,16 @@ PYBIND11_MODULE(_ptxvm, m) {
              for (const auto& [name, kernel] : module.kernels) {
                std::vector<int> sizes;
                for (const Parameter& p : kernel.parameters) sizes.push_back(p.size);
-               out[py::str(name)] =
-                   py::make_tuple(sizes, kernel.shared_bytes, kernel.max_threads);
+               out[py::str(name)] = py::make_tuple(sizes, kernel.shared_bytes, kernel.max_threads);
              }
+             return out;
+           })
+      .def("unknown",
+           [](const Module& module, const std::string& name) {
+             std::vector<std::string> out;
+             const Kernel& kernel = module.kernels.at(name);
+             for (const Instruction& i : kernel.code)
+               if (!is_known(i)) out.push_back(kernel.origins[i.place].text);
              return out;
            })
       .def("launch", &launch);

@@ -66,9 +66,7 @@ inline uint64_t bits_of_number(double x, Type type) {
 }
 
 // Denormal float32 to zero of its sign.
-inline uint64_t flushed(uint64_t bits) {
-  return bits & 0x7f800000 ? bits : bits & 0x80000000;
-}
+inline uint64_t flushed(uint64_t bits) { return bits & 0x7f800000 ? bits : bits & 0x80000000; }
 
 inline uint64_t low_bits(uint64_t v, int n) { return n >= 64 ? v : v & ((1ull << n) - 1); }
 inline int64_t sign_extended(uint64_t v, int n) {

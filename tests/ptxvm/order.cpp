@@ -37,7 +37,7 @@ Order::Arrival Order::publish(Actor& actor) const {
 }
 
 void Order::meet(const std::vector<Arrival>& arrivals, const std::vector<Actor*>& leaving) const {
-  const auto everyone = [&](const Stamp Arrival::*which) {
+  const auto everyone = [&](const Stamp Arrival::* which) {
     auto clock = std::make_shared<std::vector<uint32_t>>(*(arrivals[0].*which).clock);
     const void* last = (arrivals[0].*which).clock.get();
     for (const Arrival& arrival : arrivals) {

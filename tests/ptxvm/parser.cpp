@@ -12,16 +12,16 @@ namespace ptxvm {
 
 bool type_named(const std::string& name, Type& type) {
   static const std::map<std::string, Type> kTypes = {
-      {"b8", {Kind::kBits, 8}},        {"u8", {Kind::kUnsigned, 8}},
-      {"s8", {Kind::kSigned, 8}},      {"b16", {Kind::kBits, 16}},
-      {"u16", {Kind::kUnsigned, 16}},  {"s16", {Kind::kSigned, 16}},
-      {"b32", {Kind::kBits, 32}},      {"u32", {Kind::kUnsigned, 32}},
-      {"s32", {Kind::kSigned, 32}},    {"b64", {Kind::kBits, 64}},
-      {"u64", {Kind::kUnsigned, 64}},  {"s64", {Kind::kSigned, 64}},
-      {"f16", {Kind::kFloat, 16}},     {"f32", {Kind::kFloat, 32}},
-      {"f64", {Kind::kFloat, 64}},     {"f16x2", {Kind::kFloat, 16, true}},
-      {"bf16", {Kind::kBfloat, 16}},   {"bf16x2", {Kind::kBfloat, 16, true}},
-      {"tf32", {Kind::kTf32, 32}},     {"pred", {Kind::kPredicate, 1}},
+      {"b8", {Kind::kBits, 8}},       {"u8", {Kind::kUnsigned, 8}},
+      {"s8", {Kind::kSigned, 8}},     {"b16", {Kind::kBits, 16}},
+      {"u16", {Kind::kUnsigned, 16}}, {"s16", {Kind::kSigned, 16}},
+      {"b32", {Kind::kBits, 32}},     {"u32", {Kind::kUnsigned, 32}},
+      {"s32", {Kind::kSigned, 32}},   {"b64", {Kind::kBits, 64}},
+      {"u64", {Kind::kUnsigned, 64}}, {"s64", {Kind::kSigned, 64}},
+      {"f16", {Kind::kFloat, 16}},    {"f32", {Kind::kFloat, 32}},
+      {"f64", {Kind::kFloat, 64}},    {"f16x2", {Kind::kFloat, 16, true}},
+      {"bf16", {Kind::kBfloat, 16}},  {"bf16x2", {Kind::kBfloat, 16, true}},
+      {"tf32", {Kind::kTf32, 32}},    {"pred", {Kind::kPredicate, 1}},
       {"b128", {Kind::kBits, 128}},
   };
   const auto found = kTypes.find(name);
@@ -324,7 +324,8 @@ class Parser {
         continue;
       }
       braces += (c == '{') - (c == '}');
-      const bool label = c == ':' && braces == 0 && text.find_first_of(" \t") == std::string::npos;
+      // Not the double colon of L1::no_allocate.
+      const bool label = c == ':' && braces == 0 && text.find_first_of(" \t.") == std::string::npos;
       if (c == ';' || label) {
         body_.push_back({text + (label ? ":" : ""), first, source_});
         text.clear();
@@ -491,11 +492,26 @@ class Parser {
   }
 
   static bool is_special(const std::string& name) {
-    static const std::set<std::string> kNames = {
-        "%tid",    "%ntid",       "%ctaid",       "%nctaid",      "%laneid",      "%warpid",
-        "%nwarpid", "%smid",      "%nsmid",       "%gridid",      "%lanemask_lt", "%lanemask_le",
-        "%lanemask_gt", "%lanemask_ge", "%lanemask_eq", "%dynamic_smem_size",
-        "%total_smem_size", "%envreg1", "%envreg2", "WARP_SZ"};
+    static const std::set<std::string> kNames = {"%tid",
+                                                 "%ntid",
+                                                 "%ctaid",
+                                                 "%nctaid",
+                                                 "%laneid",
+                                                 "%warpid",
+                                                 "%nwarpid",
+                                                 "%smid",
+                                                 "%nsmid",
+                                                 "%gridid",
+                                                 "%lanemask_lt",
+                                                 "%lanemask_le",
+                                                 "%lanemask_gt",
+                                                 "%lanemask_ge",
+                                                 "%lanemask_eq",
+                                                 "%dynamic_smem_size",
+                                                 "%total_smem_size",
+                                                 "%envreg1",
+                                                 "%envreg2",
+                                                 "WARP_SZ"};
     return kNames.count(name.substr(0, name.find('.'))) > 0;
   }
 

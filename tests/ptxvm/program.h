@@ -98,9 +98,9 @@ struct Instruction {
   int32_t target = -1;
   Type type, from;
   Logic logic = Logic::kNone;
-  bool unordered = false;     // a comparison that also holds for NaN
-  int8_t second_out = -1;     // index in `vectors` of a second result, -1 for none
-  uint8_t count = 0;          // scalar operands in `in`
+  bool unordered = false;  // a comparison that also holds for NaN
+  int8_t second_out = -1;  // index in `vectors` of a second result, -1 for none
+  uint8_t count = 0;       // scalar operands in `in`
   std::vector<std::vector<Operand>> vectors;
 };
 
@@ -151,6 +151,9 @@ struct Module {
   std::map<int, std::string> files;  // .file directives
   int target = 0;                    // 80 for sm_80
 };
+
+// Whether the interpreter can run it.
+bool is_known(const Instruction& i);
 
 // Throws std::runtime_error with the line of what it cannot read. An instruction that the
 // interpreter does not know stops only the thread that meets it.

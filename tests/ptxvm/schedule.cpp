@@ -215,7 +215,8 @@ bool Machine::gather(Thread& t, uint32_t members) {
   if (!(members >> t.lane & 1)) fault("warp divergence", t, "the lane is not in its own mask");
   for (uint32_t l = 0; l < lanes; ++l)
     if (members >> l & 1 && b.threads[first + l].state == Thread::State::kDone)
-      fault("warp divergence", t, "the mask names lane " + std::to_string(l) + ", which has exited");
+      fault("warp divergence", t,
+            "the mask names lane " + std::to_string(l) + ", which has exited");
   std::vector<Gathering>& open = b.gatherings[t.warp];
   auto mine = std::find_if(open.begin(), open.end(),
                            [&](const Gathering& g) { return g.members & members; });
@@ -249,16 +250,15 @@ void Machine::arrive(Thread& t, uint32_t id, uint32_t expected, bool whole_block
     fault("barrier divergence", t,
           std::to_string(b.exited) + " threads of the block exited before this barrier");
   if (!whole_block && (expected == 0 || expected % 32))
-    fault("barrier divergence", t, "a barrier takes whole warps, not " +
-                                       std::to_string(expected) + " threads");
+    fault("barrier divergence", t,
+          "a barrier takes whole warps, not " + std::to_string(expected) + " threads");
   if (barrier.arrived == 0) {
     barrier.expected = expected;
     barrier.at = whole_block ? t.at : -1;
   } else if (barrier.expected != expected) {
     fault("barrier divergence", t, "threads wait at this barrier for another number of threads");
   } else if (whole_block && barrier.at >= 0 && barrier.at != t.at) {
-    fault("barrier divergence", t,
-          "other threads of the block wait at " + where(barrier.at - 1));
+    fault("barrier divergence", t, "other threads of the block wait at " + where(barrier.at - 1));
   }
   barrier.arrivals.push_back(order.publish(t));
   if (wait) {

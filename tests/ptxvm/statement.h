@@ -12,9 +12,9 @@ struct Argument {
   enum Form { kScalar, kVector, kAddress, kName };
   Form form = kScalar;
   Operand value;
-  std::vector<Operand> list;    // {a, b}, or a|p
-  int64_t offset = 0;           // [base + offset]
-  std::string name;             // a label or a function
+  std::vector<Operand> list;  // {a, b}, or a|p
+  int64_t offset = 0;         // [base + offset]
+  std::string name;           // a label or a function
 };
 
 struct Statement {

@@ -86,8 +86,9 @@ class Memory:
             writable = array.flags.writeable
         if array.nbytes:
             address = array.ctypes.data
-            self._native.add(name or f"array {len(self._arrays)}", address, array.nbytes,
-                             written, writable)
+            self._native.add(
+                name or f"array {len(self._arrays)}", address, array.nbytes, written, writable
+            )
             self._arrays[address] = array
         return array
 
@@ -177,6 +178,10 @@ class Program:
             raise ValueError(f"{parts} must name one kernel, found {found or 'none'}")
         return found[0]
 
+    def unknown(self, name: str) -> list[str]:
+        """The instructions of a kernel that stop the thread that meets them."""
+        return self._native.unknown(name)
+
     def launch(
         self,
         name: str,
@@ -225,9 +230,15 @@ class Program:
         lent = [memory.add(a) for a in {id(a): a for a in lent}.values() if a not in memory]
         try:
             out = self._native.launch(
-                name, _three(grid), _three(block), shared,
+                name,
+                _three(grid),
+                _three(block),
+                shared,
                 [_as_bytes(a, size) for a, size in zip(args, info.parameter_sizes, strict=True)],
-                memory._native, seed, quantum, max_steps,
+                memory._native,
+                seed,
+                quantum,
+                max_steps,
                 *(check in checks for check in CHECKS),
             )
         finally:

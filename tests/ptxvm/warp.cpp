@@ -11,7 +11,9 @@ namespace {
 
 Thread& lane_of(Thread& t, uint32_t lane) { return t.home->threads[t.warp * 32 + lane]; }
 
-uint32_t mask_at(const Thread& t, const Instruction& i, int operand) { return t.get(i.in[operand]); }
+uint32_t mask_at(const Thread& t, const Instruction& i, int operand) {
+  return t.get(i.in[operand]);
+}
 
 // --- Warp barrier --------------------------------------------------------------------------------
 
@@ -120,8 +122,8 @@ void reduce(Machine& m, Thread& t, const Instruction& i) {
   for (int l = 0; l < 32; ++l) {
     if (!(t.members >> l & 1)) continue;
     const uint64_t bits = lane_of(t, l).get(i.in[0]);
-    const int64_t v = i.type.is_signed() ? sign_extended(bits, 32)
-                                         : static_cast<int64_t>(low_bits(bits, 32));
+    const int64_t v =
+        i.type.is_signed() ? sign_extended(bits, 32) : static_cast<int64_t>(low_bits(bits, 32));
     switch (static_cast<Atomic>(i.detail)) {
       case Atomic::kAdd:
         all += v;
@@ -205,7 +207,7 @@ void multiply(Machine& m, Thread& t, const Instruction& i) {
   if (!m.gather(t, ~0u)) return;
   constexpr int kParts = kKind == Kind::kTf32 ? 1 : 2, kBlock = 4 * kParts;
   const std::vector<Operand>&d = i.vectors[0], &a = i.vectors[1], &b = i.vectors[2],
-                             &c = i.vectors[3];
+        &c = i.vectors[3];
   const int depth = i.detail;
   const bool wide = d.size() == 4;  // float32 sums
   double left[16][16], right[16][8];
@@ -214,8 +216,7 @@ void multiply(Machine& m, Thread& t, const Instruction& i) {
     const int g = l / 4, q = l % 4;
     for (size_t k = 0; k < a.size(); ++k)
       for (int e = 0; e < kParts; ++e)
-        left[g + (k & 1) * 8][kParts * q + e + (k >> 1) * kBlock] =
-            entry<kKind>(lane.get(a[k]), e);
+        left[g + (k & 1) * 8][kParts * q + e + (k >> 1) * kBlock] = entry<kKind>(lane.get(a[k]), e);
     for (size_t k = 0; k < b.size(); ++k)
       for (int e = 0; e < kParts; ++e)
         right[kParts * q + e + k * kBlock][g] = entry<kKind>(lane.get(b[k]), e);
@@ -231,8 +232,8 @@ void multiply(Machine& m, Thread& t, const Instruction& i) {
       const double sum = product[l / 4 + (k >> 1) * 8][2 * (l % 4) + (k & 1)];
       const float before = wide ? float_of(lane.get(c[k]))
                                 : float_of_half(lane.get(c[k / 2]) >> (16 * (k & 1)) & 0xffff);
-      out[k] = wide ? bits_of(static_cast<float>(before + sum))
-                    : half_of(round_to_odd(before + sum));
+      out[k] =
+          wide ? bits_of(static_cast<float>(before + sum)) : half_of(round_to_odd(before + sum));
     }
     for (int k = 0; k < 4; ++k) {
       if (wide) lane.set(d[k], out[k]);

@@ -96,6 +96,53 @@ extern "C" __global__ void hits(int* counts, const int* at, int n) {
   for (int k = threadIdx.x; k < n; k += blockDim.x) atomicAdd(&counts[at[k]], 1);
 }
 
+// Local memory read beyond what was written.
+extern "C" __global__ void partly_local(const int* x, int* out, int filled) {
+  int history[8];
+  for (int k = 0; k < filled; ++k) history[k] = x[threadIdx.x + k];
+  int v = history[x[threadIdx.x] & 7];
+  out[threadIdx.x] = v;
+}
+// Cache hints change nothing: out [6, 64].
+extern "C" __global__ void hints(const float* x, float* out) {
+  const int t = threadIdx.x;
+  const float* from = x + t;
+  float v[6];
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
+  asm volatile("ld.global.nc.L1::no_allocate.f32 %0, [%1];" : "=f"(v[0]) : "l"(from));
+  asm volatile("ld.global.L1::no_allocate.L2::128B.f32 %0, [%1];" : "=f"(v[1]) : "l"(from));
+  v[2] = __ldcg(from);
+  v[3] = __ldcs(from);
+  v[4] = __ldcv(from);
+  asm volatile("ld.relaxed.sys.global.f32 %0, [%1];" : "=f"(v[5]) : "l"(from));
+  for (int k = 0; k < 4; ++k) __stcs(out + k * 64 + t, v[k]);
+  __stwt(out + 256 + t, v[4]);
+  asm volatile("st.relaxed.sys.global.f32 [%0], %1;" ::"l"(out + 320 + t), "f"(v[5]) : "memory");
+}
+// Atomics of each kind and scope: counts [8].
+extern "C" __global__ void atomics(unsigned* counts, unsigned long long* wide, float* sum) {
+  __shared__ unsigned own;
+  const unsigned t = threadIdx.x;
+  if (t == 0) own = 0;
+  __syncthreads();
+  atomicAdd_block(&own, 1u);
+  atomicAdd_system(&counts[0], t);
+  atomicMax(&counts[1], t);
+  atomicMin(&counts[2], t);
+  atomicOr(&counts[3], 1u << (t & 31));
+  atomicXor(&counts[4], t);
+  atomicInc(&counts[5], 9u);
+  unsigned seen = 0, before;
+  do {
+    before = seen;
+    seen = atomicCAS(&counts[7], before, before + 2);
+  } while (seen != before);
+  atomicAdd(wide, 1ull << 33);
+  atomicAdd(sum, 0.5f);
+  __syncthreads();
+  if (t == 0) atomicExch(&counts[6], own);
+}
+
 // --- Barriers ------------------------------------------------------------------------------------
 
 extern "C" __global__ void two_barriers(const float* x, float* out) {

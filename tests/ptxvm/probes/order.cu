@@ -341,6 +341,32 @@ __global__ void pass_on(volatile int* x, volatile unsigned* flag, int* out, int 
 template __global__ void pass_on<true>(volatile int*, volatile unsigned*, int*, int);
 template __global__ void pass_on<false>(volatile int*, volatile unsigned*, int*, int);
 
+// One warp passes 32 numbers to another through shared memory and a flag there.
+template <bool kRelease, bool kAcquire>
+__global__ void shared_flag(const int* x, int* out) {
+  __shared__ int tile[32];
+  __shared__ int flag;
+  const int lane = threadIdx.x % 32;
+  if (threadIdx.x == 0) flag = 0;
+  __syncthreads();
+  if (threadIdx.x < 32) {
+    tile[lane] = x[lane];
+    __syncwarp();
+    if (kRelease) __threadfence_block();
+    if (lane == 0) *static_cast<volatile int*>(&flag) = 1;
+  } else {
+    if (lane == 0)
+      while (*static_cast<volatile int*>(&flag) == 0) {
+      }
+    if (kAcquire) __threadfence_block();
+    __syncwarp();
+    out[lane] = tile[31 - lane];
+  }
+}
+template __global__ void shared_flag<true, true>(const int*, int*);
+template __global__ void shared_flag<false, true>(const int*, int*);
+template __global__ void shared_flag<true, false>(const int*, int*);
+
 #define EXCHANGE(Barrier) \
   template __global__ void exchange<Barrier>(int*, int*, unsigned*, int, int);
 EXCHANGE(ReleaseAcquire)
