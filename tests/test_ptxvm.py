@@ -515,10 +515,11 @@ def test_named_barriers(load: Load, seed: int) -> None:
 
 
 @each_seed
-def test_barriers_that_count(load: Load, seed: int) -> None:
-    x = np.random.default_rng(seed).integers(0, 100, 96).astype(np.int32)
-    out = np.zeros(96, np.int32)
-    load("memory").launch("counts", 1, 96, [x, out], seed=seed)
+@pytest.mark.parametrize("threads", [96, 80])
+def test_barriers_that_count(load: Load, seed: int, threads: int) -> None:
+    x = np.random.default_rng(seed).integers(0, 100, threads).astype(np.int32)
+    out = np.zeros(threads, np.int32)
+    load("memory").launch("counts", 1, threads, [x, out], seed=seed)
     assert (out == (x & 1).sum() * 4 + (x > 98).any() * 2 + 1).all()
 
 

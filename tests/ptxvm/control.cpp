@@ -41,9 +41,7 @@ void barrier(Machine& m, Thread& t, const Instruction& i) {
   const bool reduces = i.detail != kNone;
   const bool counted = i.count > (reduces ? 2 : 1);
   if (reduces && id < 16) t.home->barriers[id].sum += t.truth(i.in[i.count - 1]);
-  const uint32_t threads = t.home->threads.size();
-  // Those of the whole block must be one and the same instruction; named ones may stand anywhere.
-  m.arrive(t, id, counted ? t.get(i.in[1]) : threads, !counted && id == 0, !(i.flags & kArrive));
+  m.arrive(t, id, counted ? static_cast<uint32_t>(t.get(i.in[1])) : 0, !(i.flags & kArrive));
 }
 
 }  // namespace

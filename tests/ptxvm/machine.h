@@ -105,7 +105,6 @@ struct Thread : Actor {
   const uint64_t* banks[2] = {};
   uint32_t at = 0;  // index of the instruction behind the one that runs
   State state = State::kReady;
-  uint8_t barrier = 0;
   Block* home = nullptr;
   uint32_t index = 0, lane = 0, warp = 0;
   uint32_t members = 0;  // of the collective that it takes part in
@@ -127,7 +126,8 @@ struct Gathering {
 
 struct Barrier {
   uint32_t arrived = 0, expected = 0;
-  int64_t at = -1;
+  uint32_t at = 0;        // where the first to arrive stands
+  bool everyone = false;  // no number of threads was given
   std::vector<Thread*> waiting;
   std::vector<Order::Arrival> arrivals;
   uint32_t sum = 0;  // threads whose predicate holds, for barrier.red
@@ -209,8 +209,9 @@ struct Machine {
   // True for the last of `members` to arrive, for whom the collective then runs.
   bool gather(Thread& t, uint32_t members);
   void release_warp(Thread& t);
-  void arrive(Thread& t, uint32_t barrier, uint32_t expected, bool whole_block, bool wait);
-  void finish_barrier(Block& block, Barrier& barrier);
+  // `count` threads, or 0 for the whole block.
+  void arrive(Thread& t, uint32_t id, uint32_t count, bool wait);
+  void finish_barrier(Barrier& barrier);
   void leave(Thread& t);
 
   uint32_t random() {
@@ -263,7 +264,7 @@ struct Machine {
   void observe(Thread& t, const Instruction& i, uint64_t address, int bytes);
   void strong_store(Thread& t, const Instruction& i, uint64_t address, int bytes,
                     const unsigned char* old, bool atomic);
-  [[noreturn]] void report_stuck(const std::string& why) const;
+  [[noreturn]] void report_stuck(std::string message) const;
   bool is_shared(const Instruction& i, uint64_t address) const {
     return i.space == Space::kShared ||
            (i.space == Space::kGlobal && address >= kSharedWindow && address < kLocalWindow);

@@ -181,18 +181,17 @@ Statistics Machine::run() {
     }
     if (t.state == Thread::State::kReady) ready_.push_back(&t);
     if (statistics.instructions > options.max_steps)
-      report_stuck("deadlock: more than max_steps instructions");
+      report_stuck("more than max_steps instructions");
     if (statistics.instructions - last_progress_ > options.max_idle)
-      report_stuck("deadlock: threads run, but none has stored anything or met another for " +
+      report_stuck("threads run, but none has stored anything or met another for " +
                    std::to_string(options.max_idle) + " instructions");
   }
   for (const Block& b : blocks)
-    if (b.exited != b.threads.size()) report_stuck("deadlock: no thread can go on");
+    if (b.exited != b.threads.size()) report_stuck("no thread can go on");
   return statistics;
 }
 
-void Machine::report_stuck(const std::string& why) const {
-  std::string message = why.substr(why.find(": ") + 2);
+void Machine::report_stuck(std::string message) const {
   int listed = 0;
   for (const Block& b : blocks)
     for (const Thread& t : b.threads) {
@@ -242,35 +241,38 @@ void Machine::release_warp(Thread& t) {
 
 // --- Barriers ------------------------------------------------------------------------------------
 
-void Machine::arrive(Thread& t, uint32_t id, uint32_t expected, bool whole_block, bool wait) {
+void Machine::arrive(Thread& t, uint32_t id, uint32_t count, bool wait) {
   Block& b = *t.home;
   if (id >= 16) fault("barrier divergence", t, "barriers are numbered 0 to 15");
   Barrier& barrier = b.barriers[id];
-  if (whole_block && b.exited)
+  const bool everyone = count == 0;
+  const uint32_t expected = everyone ? b.threads.size() : count;
+  if (everyone && b.exited)
     fault("barrier divergence", t,
           std::to_string(b.exited) + " threads of the block exited before this barrier");
-  if (!whole_block && (expected == 0 || expected % 32))
+  if (count % 32)
     fault("barrier divergence", t,
-          "a barrier takes whole warps, not " + std::to_string(expected) + " threads");
+          "a barrier takes whole warps, not " + std::to_string(count) + " threads");
   if (barrier.arrived == 0) {
     barrier.expected = expected;
-    barrier.at = whole_block ? t.at : -1;
+    barrier.everyone = everyone;
+    barrier.at = t.at;
   } else if (barrier.expected != expected) {
     fault("barrier divergence", t, "threads wait at this barrier for another number of threads");
-  } else if (whole_block && barrier.at >= 0 && barrier.at != t.at) {
+  } else if (everyone && id == 0 && barrier.at != t.at) {
+    // __syncthreads() is one place for all; a named barrier may stand in several.
     fault("barrier divergence", t, "other threads of the block wait at " + where(barrier.at - 1));
   }
   barrier.arrivals.push_back(order.publish(t));
   if (wait) {
     t.state = Thread::State::kAtBarrier;
-    t.barrier = id;
     barrier.waiting.push_back(&t);
   }
   progress();
-  if (++barrier.arrived == barrier.expected) finish_barrier(b, barrier);
+  if (++barrier.arrived == barrier.expected) finish_barrier(barrier);
 }
 
-void Machine::finish_barrier(Block&, Barrier& barrier) {
+void Machine::finish_barrier(Barrier& barrier) {
   const std::vector<Actor*> leaving(barrier.waiting.begin(), barrier.waiting.end());
   order.meet(barrier.arrivals, leaving);
   for (Thread* waiting : barrier.waiting) {
@@ -290,9 +292,10 @@ void Machine::leave(Thread& t) {
   t.state = Thread::State::kDone;
   ++b.exited;
   progress();
-  if (b.barriers[0].arrived && b.barriers[0].at >= 0)
-    fault("barrier divergence", t,
-          "the thread exits while others of its block wait at " + where(b.barriers[0].at - 1));
+  for (const Barrier& barrier : b.barriers)
+    if (barrier.arrived && barrier.everyone)
+      fault("barrier divergence", t,
+            "the thread exits while others of its block wait at " + where(barrier.at - 1));
   for (const Gathering& g : b.gatherings[t.warp])
     if (g.members >> t.lane & 1)
       fault("warp divergence", t, "the lane exits while others wait for it at " + where(g.at - 1));

@@ -185,6 +185,7 @@ extern "C" __global__ void produced_unseen(const float* x, float* out) { produce
 extern "C" __global__ void counts(const int* x, int* out) {
   const int odd = __syncthreads_count(x[threadIdx.x] & 1);
   const int any = __syncthreads_or(x[threadIdx.x] > 98), all = __syncthreads_and(x[threadIdx.x] > -1);
+  asm volatile("barrier.sync 3;");
   out[threadIdx.x] = odd * 4 + any * 2 + all;
 }
 extern "C" __global__ void waits_for_ever(volatile int* flag, int* out) {
