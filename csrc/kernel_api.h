@@ -29,9 +29,11 @@ inline __attribute__((always_inline)) int64_t step_at(const Steps& s, int64_t p)
   return s.descending ? s.T - 1 - p : p;
 }
 
-// Blocks of units [begin, end).
+// Blocks of units [begin, end). Steps walk them in turns from the first and from the last: the next
+// step then begins with the weights that are still in the nearest cache.
 struct Blocks {
   int64_t begin, end;
+  bool from_last = false;
 };
 
 // A piece of one position's work. Pieces of one stage may run at once; every stage of every

@@ -270,7 +270,7 @@ def test_several_chunks(isa: str, cell: str) -> None:
 @functools.cache
 def large_case(cell: str) -> tuple[Case, dict[str, Array]]:
     H, T = 6, 47
-    N = 24_000 // (GATES[cell] * H)
+    N = 50_000 // (GATES[cell] * H)
     sizes = np.sort(np.random.default_rng(0).integers(N // 2, N + 1, size=T))[::-1]
     sizes[0] = N
     P = 4 if cell == "lstm_proj" else H

@@ -18,19 +18,31 @@ int64_t columns_block() {
   return kColumnBlocks * Vec<T>::kLanes;
 }
 
-// to[k][i] = from[i][k] for a vector's width of i, of which `inside` exist and the rest are zero:
-// it reads as many streams and writes whole vectors.
+// to[k][i] = from[i][k] for a vector's width of i, of which `inside` exist and the rest are zero.
 template <class T>
 FUSEDRNN_INLINE void transpose(const T* from, int64_t from_ld, int inside, int64_t K, T* to,
                                int64_t to_ld) {
-  constexpr int kLanes = Vec<T>::kLanes;
-  if (inside == kLanes) {
-    for (int64_t k = 0; k < K; ++k)
-      for (int i = 0; i < kLanes; ++i) to[k * to_ld + i] = from[i * from_ld + k];
-  } else {
-    for (int64_t k = 0; k < K; ++k)
-      for (int i = 0; i < kLanes; ++i)
-        to[k * to_ld + i] = i < inside ? from[i * from_ld + k] : T(0);
+  using V = Vec<T>;
+  for (int64_t k = 0; k < K; k += V::kLanes) {
+    const int terms = lanes_at<T>(k, K);
+    V square[V::kLanes];
+    if (inside == V::kLanes && terms == V::kLanes) {
+#pragma GCC unroll 16
+      for (int i = 0; i < V::kLanes; ++i) square[i] = V::load(from + i * from_ld + k);
+    } else {
+#pragma GCC unroll 16
+      for (int i = 0; i < V::kLanes; ++i)
+        square[i] = i < inside ? V::load_partial(from + i * from_ld + k, terms) : V::zero();
+    }
+    transpose_square(square);
+    if (terms == V::kLanes) {
+#pragma GCC unroll 16
+      for (int i = 0; i < V::kLanes; ++i) square[i].store(to + (k + i) * to_ld);
+    } else {
+#pragma GCC unroll 16
+      for (int i = 0; i < V::kLanes; ++i)
+        if (i < terms) square[i].store(to + (k + i) * to_ld);
+    }
   }
 }
 
@@ -74,10 +86,17 @@ void pack_columns(const PackColumnsArgs<T>& a) {
   }
 }
 
-// Terms of a sum that run over one part of a panel, and rows that share it while it is near: 64 KiB
-// with AVX-512, 32 KiB with AVX2, a small part of L2.
-constexpr int64_t kGemmTerms = 256;
-constexpr int64_t kGemmRows = 48;
+constexpr int kCacheLine = 64;
+
+// Terms of a sum that run over one part of a panel, and rows that share it while it is near: with
+// AVX-512 256 KiB of panel and 512 KiB of rows, which L2 holds together. Fewer terms would send c
+// through memory more often.
+constexpr int64_t kGemmTerms = 1024;
+constexpr int64_t kGemmRows = 128;
+
+// The same where a is transposed, and so copied: 64 KiB of panel and 48 KiB of rows.
+constexpr int64_t kTransposedTerms = 256;
+constexpr int64_t kTransposedRows = 48;
 
 // A gradient of weights sums over all T*N rows, and the error of a sum grows with its length: so
 // many terms are summed, then the sums. Sums of about √K of K terms make the least error; more than
@@ -99,60 +118,89 @@ FUSEDRNN_INLINE void store_tile(const T* tile, int64_t rows, int64_t columns, T*
   }
 }
 
-// out[r][v] = Σ_k source[k][r] panel[k][v], in sums of so many terms. sums: as large as out.
-template <class T, int kVectors>
-FUSEDRNN_INLINE void product_in_sums(int64_t rows, const T* source, int64_t K, const T* panel,
-                                     int64_t terms, T* sums, T* out) {
-  using V = Vec<T>;
-  constexpr int kWidth = kVectors * V::kLanes;
-  for (int64_t k0 = 0; k0 < K; k0 += terms) {
-    product<T, kVectors, true>(rows, source + k0 * rows, 0, min64(terms, K - k0),
-                               panel + k0 * kWidth, nullptr, k0 ? sums : out);
-    if (k0 == 0) continue;
-    for (int64_t i = 0; i < rows * kWidth; i += V::kLanes)
-      (V::load(out + i) + V::load(sums + i)).store(out + i);
-  }
+// Brings the part of c that a tile goes to into L1 while the tile is summed.
+template <class T>
+FUSEDRNN_INLINE void prefetch_tile(int64_t rows, int64_t columns, const T* c, int64_t c_ld) {
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t u = 0; u < columns; u += kCacheLine / sizeof(T))
+      __builtin_prefetch(c + r * c_ld + u, 1);
 }
 
+// out[r][v] = Σ_k source[k][r] panel[k][v], in sums of so many terms.
+template <class T, int kVectors>
+FUSEDRNN_INLINE void product_in_sums(int64_t rows, const T* source, int64_t K, const T* panel,
+                                     int64_t terms, T* out) {
+  constexpr int kWidth = kVectors * Vec<T>::kLanes;
+  product<T, kVectors, true>(rows, source, 0, min64(terms, K), panel, {}, out);
+  for (int64_t k0 = terms; k0 < K; k0 += terms)
+    product<T, kVectors, true, true>(rows, source + k0 * rows, 0, min64(terms, K - k0),
+                                     panel + k0 * kWidth, {}, out);
+}
+
+// c (+)= a b, a as it lies.
 template <class T>
-void gemm(const GemmArgs<T>& a) {
+void gemm_rows(const GemmArgs<T>& a) {
   constexpr int kVectors = kColumnBlocks;
   constexpr int kMaxRows = tile_rows(kVectors);
   constexpr int kUnits = kVectors * Vec<T>::kLanes;
   alignas(64) T tile[kMaxRows * kUnits];
-  alignas(64) T sums[kMaxRows * kUnits];
-  alignas(64) T tiles_of_a[kGemmRows * kGemmTerms + Vec<T>::kLanes];
-  static_assert(kMaxRows <= Vec<T>::kLanes);
   for (int64_t m0 = a.m_begin; m0 < a.m_end; m0 += kGemmRows) {
     const int64_t m1 = min64(a.m_end, m0 + kGemmRows);
     for (int64_t k0 = 0; k0 < a.K; k0 += kGemmTerms) {
       const int64_t terms = min64(kGemmTerms, a.K - k0);
-      if (a.a_transposed) {
-        for_tiles<kMaxRows>(m0, m1, [&](int64_t first, int64_t count) {
-          T* to = tiles_of_a + (first - m0) * terms;
-          const T* from = a.a + k0 * a.a_ld + first;
-          // Whole vectors are stored; the next row, the next tile or the slack takes the surplus.
-          for (int64_t k = 0; k < terms; ++k, to += count, from += a.a_ld)
-            Vec<T>::load_partial(from, static_cast<int>(count)).store(to);
-        });
-      }
       for (int64_t block = a.block_begin; block < a.block_end; ++block) {
         const int64_t u = block * kUnits;
         const T* panel = a.panels + (block * a.K + k0) * kUnits;
-        for_tiles<kMaxRows>(m0, m1, [&](int64_t first, int64_t count) {
-          if (a.a_transposed) {
-            product_in_sums<T, kVectors>(count, tiles_of_a + (first - m0) * terms, terms, panel,
-                                         sum_terms(max64(a.K, a.whole_K)), sums, tile);
-          } else {
-            product<T, kVectors>(count, a.a + first * a.a_ld + k0, a.a_ld, terms, panel, nullptr,
-                                 tile);
-          }
+        for_tiles(kMaxRows, m0, m1, [&](int64_t first, int64_t count) {
+          prefetch_tile(count, min64(kUnits, a.N - u), a.c + first * a.c_ld + u, a.c_ld);
+          product<T, kVectors>(count, a.a + first * a.a_ld + k0, a.a_ld, terms, panel, {},
+                               tile);
           store_tile(tile, count, min64(kUnits, a.N - u), a.c + first * a.c_ld + u, a.c_ld,
                      a.accumulate || k0 > 0);
         });
       }
     }
   }
+}
+
+// c (+)= a b, a transposed.
+template <class T>
+void gemm_columns(const GemmArgs<T>& a) {
+  constexpr int kVectors = kColumnBlocks;
+  constexpr int kMaxRows = tile_rows(kVectors);
+  constexpr int kUnits = kVectors * Vec<T>::kLanes;
+  alignas(64) T tile[kMaxRows * kUnits];
+  alignas(64) T tiles_of_a[kTransposedRows * kTransposedTerms + Vec<T>::kLanes];
+  static_assert(kMaxRows <= Vec<T>::kLanes);
+  for (int64_t m0 = a.m_begin; m0 < a.m_end; m0 += kTransposedRows) {
+    const int64_t m1 = min64(a.m_end, m0 + kTransposedRows);
+    for (int64_t k0 = 0; k0 < a.K; k0 += kTransposedTerms) {
+      const int64_t terms = min64(kTransposedTerms, a.K - k0);
+      for_tiles(kMaxRows, m0, m1, [&](int64_t first, int64_t count) {
+        T* to = tiles_of_a + (first - m0) * terms;
+        const T* from = a.a + k0 * a.a_ld + first;
+        // Whole vectors are stored; the next row, the next tile or the slack takes the surplus.
+        for (int64_t k = 0; k < terms; ++k, to += count, from += a.a_ld)
+          Vec<T>::load_partial(from, static_cast<int>(count)).store(to);
+      });
+      for (int64_t block = a.block_begin; block < a.block_end; ++block) {
+        const int64_t u = block * kUnits;
+        const T* panel = a.panels + (block * a.K + k0) * kUnits;
+        for_tiles(kMaxRows, m0, m1, [&](int64_t first, int64_t count) {
+          prefetch_tile(count, min64(kUnits, a.N - u), a.c + first * a.c_ld + u, a.c_ld);
+          product_in_sums<T, kVectors>(count, tiles_of_a + (first - m0) * terms, terms, panel,
+                                       sum_terms(max64(a.K, a.whole_K)), tile);
+          store_tile(tile, count, min64(kUnits, a.N - u), a.c + first * a.c_ld + u, a.c_ld,
+                     a.accumulate || k0 > 0);
+        });
+      }
+    }
+  }
+}
+
+template <class T>
+void gemm(const GemmArgs<T>& a) {
+  a.a_transposed ? gemm_columns(a) : gemm_rows(a);
 }
 
 // Sixteen rows are summed, then sixteen such sums, then those: short sums keep the error small.

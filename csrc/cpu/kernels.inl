@@ -47,6 +47,11 @@ FUSEDRNN_INLINE Position position_at(const Steps& s, int64_t p) {
   return at;
 }
 
+// The blocks of a part in the direction of its step.
+FUSEDRNN_INLINE Blocks in_turns(const Part& part) {
+  return {part.blocks.begin, part.blocks.end, part.position % 2 == 1};
+}
+
 // --- Forward ------------------------------------------------------------------------------------
 
 // Where the states of a position lie; sequence j is at row j of each.
@@ -60,12 +65,84 @@ struct ForwardRows {
   T* emit;   // [., H]
 };
 
+// The cell on one vector of units, from u on, of the sequences [first, first + count). sums: of the
+// first sequence, [count, kStage.gates * kBlocks * lanes]; bias_x: [kStage.gates, kBlocks * lanes].
+// Everything that the loop reads is in locals: what it stores might change anything else.
+template <class T, class Cell, int s, class Units>
+__attribute__((noinline)) void forward_cells(const ForwardArgs<T>& a, const Position& at,
+                                             const ForwardRows<T>& rows, Units units, int64_t u,
+                                             int64_t first, int64_t count, const T* bias_x,
+                                             const T* sums) {
+  using V = Vec<T>;
+  static constexpr Stage kStage = Cell::stage(s);
+  constexpr int kGate = blocks_of(kStage.gates) * V::kLanes;  // from gate to gate in sums
+  constexpr bool kReadsC = Cell::kHasC && s == 0;
+  constexpr bool kLast = s == Cell::kStages - 1;
+  const int64_t H = a.H, P = a.P, y_ld = a.y_ld;
+  const int64_t x_ld = Cell::kGates * H, saved_ld = Cell::kSaved * H;
+  const int64_t staying = max64(0, at.leaving - first);  // those that stay come first
+
+  const T* x = a.gates_x + (at.row + first - a.steps.first_row) * x_ld + kStage.first_gate * H + u;
+  const T* h_in = rows.h_in + first * P + u;
+  const T* c_in = kReadsC ? rows.c_in + first * H + u : nullptr;
+  T* saved_values = rows.saved ? rows.saved + first * saved_ld + u : nullptr;
+  T* y = kLast ? a.y + (at.row + first) * y_ld + u : nullptr;
+  T* h_next = rows.h_next + first * P + u;
+  T* c_next = kReadsC ? rows.c_next + first * H + u : nullptr;
+  T* emitted = kLast ? nullptr : rows.emit + first * H + u;
+
+  V bias[kStage.gates];
+  for (int g = 0; g < kStage.gates; ++g) bias[g] = V::load(bias_x + g * kGate);
+
+  for (int64_t r = 0; r < count; ++r) {
+    if (r == staying) {
+      h_next = a.h + (first + r) * P + u;
+      if constexpr (kReadsC) c_next = a.c + (first + r) * H + u;
+    }
+    V gates_x[kStage.gates], acc[kStage.gates], saved[Cell::kSaved];
+    for (int g = 0; g < kStage.gates; ++g) {
+      acc[g] = V::load(sums + g * kGate);
+      if constexpr (kStage.takes_input) gates_x[g] = units.load(x + g * H) + bias[g];
+    }
+    if constexpr (s > 0 && !kStage.projects) {
+      for (int i = 0; i < kStage.saved_begin; ++i) saved[i] = units.load(saved_values + i * H);
+    }
+    State<V> state;
+    if constexpr (Cell::kReadsH) state.h = units.load(h_in);
+    if constexpr (kReadsC) state.c = units.load(c_in);
+
+    const V emit = Cell::template forward<s>(gates_x, acc, state, saved);
+
+    if constexpr (kReadsC) {
+      units.store(state.c, c_next);
+      c_in += H;
+      c_next += H;
+    }
+    if (saved_values) {
+      for (int i = kStage.saved_begin; i < kStage.saved_end; ++i)
+        units.store(saved[i], saved_values + i * H);
+      saved_values += saved_ld;
+    }
+    if constexpr (kLast) {
+      units.store(emit, y);
+      units.store(emit, h_next);
+      y += y_ld;
+      h_next += P;
+    } else {
+      units.store(emit, emitted);
+      emitted += H;
+    }
+    if constexpr (kStage.takes_input) x += x_ld;
+    if constexpr (Cell::kReadsH) h_in += P;
+    sums += kStage.gates * kGate;
+  }
+}
+
 template <class T, class Cell, int s>
 FUSEDRNN_INLINE void forward_stage(const ForwardArgs<T>& a, const Position& at,
                                    const ForwardRows<T>& rows, Blocks blocks) {
   using V = Vec<T>;
   constexpr Stage kStage = Cell::stage(s);
-  constexpr bool kLast = s == Cell::kStages - 1;
   constexpr int kBlocks = blocks_of(kStage.gates);
   constexpr int kVectors = kStage.gates * kBlocks;
   constexpr int kUnits = kBlocks * V::kLanes;
@@ -74,50 +151,15 @@ FUSEDRNN_INLINE void forward_stage(const ForwardArgs<T>& a, const Position& at,
   const int64_t K = kStage.from_hidden ? a.P : a.H;
   const T* source = kStage.from_hidden ? rows.h_in : rows.emit;
 
-  const auto cell = [&](int64_t block, int64_t j, const T* sums) {
+  const auto cells = [&](int64_t block, int64_t first, int64_t count, const T* sums) {
     const T* bias_x = a.bias[s] + block * 2 * kWidth;
-    const bool stays = j < at.leaving;
-    for (int b = 0; b < kBlocks; ++b) {
-      const int64_t u = block * kUnits + b * V::kLanes;
-      if (u >= width) break;
-      const int lanes = lanes_at<T>(u, width);
-      V gates_x[kStage.gates], acc[kStage.gates], saved[Cell::kSaved];
-      for (int g = 0; g < kStage.gates; ++g) {
-        acc[g] = V::load(sums + (g * kBlocks + b) * V::kLanes);
-        if constexpr (kStage.takes_input) {
-          const int64_t row = at.row + j - a.steps.first_row;
-          const T* x = a.gates_x + (row * Cell::kGates + kStage.first_gate + g) * a.H + u;
-          gates_x[g] = load(x, lanes) + V::load(bias_x + (g * kBlocks + b) * V::kLanes);
-        }
-      }
-      const int64_t at_saved = j * Cell::kSaved * a.H + u;
-      if constexpr (s > 0 && !kStage.projects) {
-        for (int i = 0; i < kStage.saved_begin; ++i)
-          saved[i] = load(rows.saved + at_saved + i * a.H, lanes);
-      }
-      State<V> state;
-      if constexpr (Cell::kReadsH) state.h = load(rows.h_in + j * a.P + u, lanes);
-      if constexpr (Cell::kHasC && s == 0) state.c = load(rows.c_in + j * a.H + u, lanes);
-
-      const V emit = Cell::template forward<s>(gates_x, acc, state, saved);
-
-      if constexpr (Cell::kHasC && s == 0) {
-        store(state.c, (stays ? rows.c_next : a.c) + j * a.H + u, lanes);
-      }
-      if (rows.saved) {
-        for (int i = kStage.saved_begin; i < kStage.saved_end; ++i)
-          store(saved[i], rows.saved + at_saved + i * a.H, lanes);
-      }
-      if constexpr (kLast) {
-        store(emit, a.y + (at.row + j) * a.y_ld + u, lanes);
-        store(emit, (stays ? rows.h_next : a.h) + j * a.P + u, lanes);
-      } else {
-        store(emit, rows.emit + j * a.H + u, lanes);
-      }
-    }
+    for_units<T, kBlocks>(block * kUnits, width, [&](auto units, int64_t u, int b) {
+      forward_cells<T, Cell, s>(a, at, rows, units, u, first, count, bias_x + b * V::kLanes,
+                                sums + b * V::kLanes);
+    });
   };
   products<T, kVectors>(at.begin, at.end, source, K, K, a.panels[s], blocks, a.bias[s] + kWidth,
-                        2 * kWidth, cell);
+                        2 * kWidth, cells);
 }
 
 // Row of h_in at which position p begins: all rows are kept, or two steps take turns.
@@ -158,32 +200,37 @@ void forward(const ForwardArgs<T>& a, const Part& part) {
   }
   rows.saved = a.saved ? a.saved + row * Cell::kSaved * a.H : nullptr;
   rows.emit = a.emit[0] ? a.emit[0] + row * a.H : nullptr;
+  const Blocks blocks = in_turns(part);
   if constexpr (Cell::kStages > 1) {
-    if (part.stage == 1) return forward_stage<T, Cell, 1>(a, at, rows, part.blocks);
+    if (part.stage == 1) return forward_stage<T, Cell, 1>(a, at, rows, blocks);
   }
-  forward_stage<T, Cell, 0>(a, at, rows, part.blocks);
+  forward_stage<T, Cell, 0>(a, at, rows, blocks);
 }
 
 // --- Backward -----------------------------------------------------------------------------------
 
-// Calls each(j, u, lanes, value) with value = Σ over a stage's deltas times its weight, for every
-// sequence of [at.begin, end) and unit of [0, width); zero for the sequences from `product_end` on.
-template <class T, class Each>
+// Calls body(units, u, first, count, sums, sums_ld) for every vector of units of [0, width) and every
+// sequence of [at.begin, end), some at a time, with their sums over a stage's deltas times its
+// weight; zero for the sequences from `product_end` on.
+template <class T, class Body>
 FUSEDRNN_INLINE void backward_product(const T* delta, int64_t ld, int64_t K, const T* panels,
                                       int64_t begin, int64_t product_end, int64_t end,
-                                      int64_t width, Blocks blocks, const Each& each) {
-  using V = Vec<T>;
-  constexpr int kUnits = kColumnBlocks * V::kLanes;
-  const auto body = [&](int64_t block, int64_t j, const T* sums) {
-    const int64_t u0 = block * kUnits;
-    for (int64_t u = u0; u < min64(width, u0 + kUnits); u += V::kLanes)
-      each(j, u, lanes_at<T>(u, width), V::load(sums + (u - u0)));
-  };
-  products<T, kColumnBlocks>(begin, product_end, delta, ld, K, panels, blocks,
-                             static_cast<const T*>(nullptr), 0, body);
-  alignas(64) static constexpr T kNoSums[kUnits] = {};
-  for (int64_t j = product_end; j < end; ++j)
-    for (int64_t block = blocks.begin; block < blocks.end; ++block) body(block, j, kNoSums);
+                                      int64_t width, Blocks blocks, const Body& body) {
+  constexpr int kLanes = Vec<T>::kLanes;
+  constexpr int kUnits = kColumnBlocks * kLanes;
+  products<T, kColumnBlocks>(
+      begin, product_end, delta, ld, K, panels, blocks, static_cast<const T*>(nullptr), 0,
+      [&](int64_t block, int64_t first, int64_t count, const T* sums) {
+        for_units<T, kColumnBlocks>(block * kUnits, width, [&](auto units, int64_t u, int b) {
+          body(units, u, first, count, sums + b * kLanes, kUnits);
+        });
+      });
+  if (product_end >= end) return;
+  alignas(64) const T zeros[kLanes] = {};
+  for (int64_t block = blocks.begin; block < blocks.end; ++block)
+    for_units<T, kColumnBlocks>(block * kUnits, width, [&](auto units, int64_t u, int) {
+      body(units, u, product_end, end - product_end, zeros, 0);
+    });
 }
 
 // The gradient of stage s's product, as the source of the product that takes it one stage back.
@@ -194,9 +241,79 @@ FUSEDRNN_INLINE const T* delta_of(const BackwardArgs<T>& a, int64_t row) {
   return a.delta + ((row - a.steps.first_row) * Cell::kGates + kStage.first_gate) * a.H;
 }
 
+// The cell's derivative on one vector of units, from u on, of the sequences [first, first + count).
+// sums: what the consumer's deltas give to each, sums_ld apart.
+template <class T, class Cell, int s, class Units>
+__attribute__((noinline)) void backward_cells(const BackwardArgs<T>& a, const Position& at,
+                                              Units units, int64_t u, int64_t first, int64_t count,
+                                              const T* sums, int64_t sums_ld) {
+  using V = Vec<T>;
+  static constexpr Stage kStage = Cell::stage(s);
+  constexpr bool kLast = s == Cell::kStages - 1;
+  const int64_t H = a.H, P = a.P, d_y_ld = a.d_y_ld;
+  const int64_t delta_ld = Cell::kGates * H, saved_ld = Cell::kSaved * H;
+  const int64_t alive = max64(0, at.entering - first);  // the others enter, with d_h of their own
+
+  const int64_t row = at.row + first, chunk_row = row - a.steps.first_row;
+  const T* d_y = kLast && a.d_y ? a.d_y + row * d_y_ld + u : nullptr;
+  T* d_h = a.d_h + first * P + u;
+  T* d_c = Cell::kHasC ? a.d_c + first * H + u : nullptr;
+  const T* saved_values = a.saved + row * saved_ld + u;
+  const T* h_in = a.h_in + row * P + u;
+  const T* c_in = Cell::kHasC ? a.c_in + row * H + u : nullptr;
+  T* delta_proj = kStage.projects ? a.delta_proj + chunk_row * P + u : nullptr;
+  T* to_delta = a.delta + chunk_row * delta_ld + u;
+  T* to_delta_x = a.delta_x + chunk_row * delta_ld + u;
+
+  for (int64_t r = 0; r < count; ++r, sums += sums_ld) {
+    V d_emit = V::load(sums);
+    if constexpr (kLast) {
+      if (d_y) {
+        d_emit += units.load(d_y);
+        d_y += d_y_ld;
+      }
+      if (Cell::kCarriesH || r >= alive) d_emit += units.load(d_h);
+    }
+    if constexpr (kStage.projects) {
+      units.store(d_emit, delta_proj);
+      delta_proj += P;
+    } else {
+      V saved[Cell::kSaved], delta[Cell::kGates], delta_x[Cell::kGates];
+      for (int i = 0; i < Cell::kSaved; ++i) saved[i] = units.load(saved_values + i * H);
+      saved_values += saved_ld;
+      State<V> state;
+      Carry<V> carry;
+      if constexpr (Cell::kReadsH) {
+        state.h = units.load(h_in);
+        h_in += P;
+      }
+      if constexpr (Cell::kHasC) {
+        state.c = units.load(c_in);
+        carry.d_c = units.load(d_c);
+        c_in += H;
+      }
+      if constexpr (Cell::kCarriesH) carry.d_h = kLast ? V::zero() : units.load(d_h);
+
+      Cell::template backward<s>(d_emit, saved, state, carry, delta, delta_x);
+
+      if constexpr (Cell::kHasC) {
+        units.store(carry.d_c, d_c);
+        d_c += H;
+      }
+      if constexpr (Cell::kCarriesH) units.store(carry.d_h, d_h);
+      for (int g = kStage.delta_begin; g < kStage.delta_end; ++g) {
+        units.store(delta[g], to_delta + g * H);
+        if constexpr (Cell::kSeparateDeltas) units.store(delta_x[g], to_delta_x + g * H);
+      }
+      to_delta += delta_ld;
+      if constexpr (Cell::kSeparateDeltas) to_delta_x += delta_ld;
+    }
+    d_h += P;
+  }
+}
+
 template <class T, class Cell, int s>
 FUSEDRNN_INLINE void backward_stage(const BackwardArgs<T>& a, const Position& at, Blocks blocks) {
-  using V = Vec<T>;
   constexpr Stage kStage = Cell::stage(s);
   constexpr bool kLast = s == Cell::kStages - 1;
   // Who multiplied what this stage emitted: stage 0 of the step after, or the next stage here.
@@ -210,44 +327,11 @@ FUSEDRNN_INLINE void backward_stage(const BackwardArgs<T>& a, const Position& at
   // Read for the sequences before product_end only.
   const T* delta_in =
       delta_of<T, Cell, kConsumer>(a, product_end > at.begin ? consumer_row : at.row);
-
-  const auto each = [&](int64_t j, int64_t u, int lanes, V d_emit) {
-    const int64_t row = at.row + j;
-    const int64_t chunk_row = row - a.steps.first_row;
-    if constexpr (kLast) {
-      if (a.d_y) d_emit += load(a.d_y + row * a.d_y_ld + u, lanes);
-      if (Cell::kCarriesH || j >= at.entering) d_emit += load(a.d_h + j * a.P + u, lanes);
-    }
-    if constexpr (kStage.projects) {
-      store(d_emit, a.delta_proj + chunk_row * a.P + u, lanes);
-    } else {
-      V saved[Cell::kSaved], delta[Cell::kGates], delta_x[Cell::kGates];
-      for (int i = 0; i < Cell::kSaved; ++i)
-        saved[i] = load(a.saved + (row * Cell::kSaved + i) * a.H + u, lanes);
-      State<V> state;
-      Carry<V> carry;
-      if constexpr (Cell::kReadsH) state.h = load(a.h_in + row * a.P + u, lanes);
-      if constexpr (Cell::kHasC) {
-        state.c = load(a.c_in + row * a.H + u, lanes);
-        carry.d_c = load(a.d_c + j * a.H + u, lanes);
-      }
-      if constexpr (Cell::kCarriesH) {
-        carry.d_h = kLast ? V::zero() : load(a.d_h + j * a.P + u, lanes);
-      }
-
-      Cell::template backward<s>(d_emit, saved, state, carry, delta, delta_x);
-
-      if constexpr (Cell::kHasC) store(carry.d_c, a.d_c + j * a.H + u, lanes);
-      if constexpr (Cell::kCarriesH) store(carry.d_h, a.d_h + j * a.P + u, lanes);
-      for (int g = kStage.delta_begin; g < kStage.delta_end; ++g) {
-        const int64_t at_gate = (chunk_row * Cell::kGates + g) * a.H + u;
-        store(delta[g], a.delta + at_gate, lanes);
-        if constexpr (Cell::kSeparateDeltas) store(delta_x[g], a.delta_x + at_gate, lanes);
-      }
-    }
-  };
-  backward_product<T>(delta_in, ld, K, a.panels[kConsumer], at.begin, product_end, at.end, width,
-                      blocks, each);
+  backward_product<T>(
+      delta_in, ld, K, a.panels[kConsumer], at.begin, product_end, at.end, width, blocks,
+      [&](auto units, int64_t u, int64_t first, int64_t count, const T* sums, int64_t sums_ld) {
+        backward_cells<T, Cell, s>(a, at, units, u, first, count, sums, sums_ld);
+      });
 }
 
 // Sequences that leave take the gradient of the state they came with.
@@ -255,10 +339,15 @@ template <class T, class Cell>
 FUSEDRNN_INLINE void backward_leave(const BackwardArgs<T>& a, const Position& at, Blocks blocks) {
   backward_product<T>(delta_of<T, Cell, 0>(a, at.row), Cell::kGates * a.H,
                       Cell::stage(0).gates * a.H, a.panels[0], at.leaving, at.end, at.end, a.P,
-                      blocks, [&](int64_t j, int64_t u, int lanes, Vec<T> d_h) {
-                        T* out = a.d_h + j * a.P + u;
-                        if constexpr (Cell::kCarriesH) d_h += load(out, lanes);
-                        store(d_h, out, lanes);
+                      blocks,
+                      [&](auto units, int64_t u, int64_t first, int64_t count, const T* sums,
+                          int64_t sums_ld) {
+                        T* out = a.d_h + first * a.P + u;
+                        for (int64_t r = 0; r < count; ++r, out += a.P, sums += sums_ld) {
+                          Vec<T> d_h = Vec<T>::load(sums);
+                          if constexpr (Cell::kCarriesH) d_h += units.load(out);
+                          units.store(d_h, out);
+                        }
                       });
 }
 
@@ -267,11 +356,12 @@ template <class T, class Cell>
 void backward(const BackwardArgs<T>& a, const Part& part) {
   const Position at = position_at(a.steps, part.position);
   if (at.begin == at.end) return;
-  if (part.stage == Cell::kStages) return backward_leave<T, Cell>(a, at, part.blocks);
+  const Blocks blocks = in_turns(part);
+  if (part.stage == Cell::kStages) return backward_leave<T, Cell>(a, at, blocks);
   if constexpr (Cell::kStages > 1) {
-    if (part.stage == 1) return backward_stage<T, Cell, 1>(a, at, part.blocks);
+    if (part.stage == 1) return backward_stage<T, Cell, 1>(a, at, blocks);
   }
-  backward_stage<T, Cell, 0>(a, at, part.blocks);
+  backward_stage<T, Cell, 0>(a, at, blocks);
 }
 
 // --- Table --------------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ struct Plan {
 // them. (One thread, LSTM 100,32,256,256: forward 16.5 ms with 2^20, 15.8 with 2^17; training 53.6
 // with 2^22, 50.1 with 2^18, 52.1 with 2^20.)
 constexpr int64_t kForwardChunkValues = 1 << 17;
-constexpr int64_t kBackwardChunkValues = 1 << 19;
+constexpr int64_t kBackwardChunkValues = 1 << 20;
 
 // Fewer sequences than this, on average, read the panels for too few rows to be worth a thread.
 constexpr int64_t kMinSequencesPerTask = 2;

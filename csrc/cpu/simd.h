@@ -30,6 +30,8 @@
 #endif
 
 #define FUSEDRNN_INLINE inline __attribute__((always_inline))
+// The same for a lambda, between its parameters and its body.
+#define FUSEDRNN_INLINE_LAMBDA __attribute__((always_inline))
 
 namespace fusedrnn {
 namespace {
@@ -141,6 +143,29 @@ struct Vec {
  private:
   static FUSEDRNN_INLINE Bits sign_bit() { return Vec(T(-0.0)).bits(); }
 };
+
+// Rows of a square of vectors become its columns: row i of the result has lane i of every row.
+template <class T>
+FUSEDRNN_INLINE void transpose_square(Vec<T> (&rows)[Vec<T>::kLanes]) {
+  constexpr int kLanes = Vec<T>::kLanes;
+#pragma GCC unroll 4
+  for (int d = 1; d < kLanes; d *= 2) {
+    // Squares of d by d change places across the diagonal of those of 2d by 2d.
+    typename Lanes<T>::Bits low = {}, high = {};
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i) {
+      low[i] = i & d ? kLanes + i - d : i;
+      high[i] = i & d ? kLanes + i : i + d;
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i) {
+      if (i & d) continue;
+      const auto a = rows[i].native, b = rows[i + d].native;
+      rows[i].native = __builtin_shuffle(a, b, low);
+      rows[i + d].native = __builtin_shuffle(a, b, high);
+    }
+  }
+}
 
 // --- What the vector extensions cannot say ------------------------------------------------------
 

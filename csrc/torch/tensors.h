@@ -1,6 +1,10 @@
 // Small words for tensors of the stable ABI: errors, sizes, dtypes, copies.
 #pragma once
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -79,8 +83,25 @@ inline void check_tensor(const Tensor& t, const char* name, ScalarType dtype, co
         shape(sizes_of(t)));
 }
 
+// Asks for huge pages where a tensor has fresh memory: the first touch of 34 MB takes 15 ms in small
+// pages and 2 ms in huge ones. From this size on, as NumPy does it.
+constexpr size_t kHugePagesFrom = size_t{4} << 20;
+
+inline void advise_huge_pages([[maybe_unused]] const Tensor& t) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  const size_t bytes = static_cast<size_t>(t.numel()) * t.element_size();
+  if (bytes < kHugePagesFrom) return;
+  constexpr uintptr_t kPage = 4096;
+  const auto begin = reinterpret_cast<uintptr_t>(t.data_ptr());
+  const uintptr_t first = (begin + kPage - 1) / kPage * kPage;
+  madvise(reinterpret_cast<void*>(first), begin + bytes - first, MADV_HUGEPAGE);
+#endif
+}
+
 inline Tensor empty(const std::vector<int64_t>& sizes, ScalarType dtype) {
-  return torch::stable::empty(sizes, dtype);
+  Tensor t = torch::stable::empty(sizes, dtype);
+  advise_huge_pages(t);
+  return t;
 }
 
 inline Tensor zeros(const std::vector<int64_t>& sizes, ScalarType dtype) {
