@@ -6,6 +6,7 @@ nn.LSTMCell and the others, whose exact types quantize_dynamic replaces.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -28,8 +29,24 @@ _NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 class _FusedCell(RNNCellBase):
     """What the three cells share: the checks and the call."""
 
-    def _run(self, cell: str, input: Any, states: tuple[Any, ...]) -> tuple[Tensor, Tensor | None]:
-        """Runs one step on input [N, I] or [I] and no, one (h) or two (h, c) states."""
+    def _run(self, cell: str, input: Any, states: tuple[Any, ...]) -> Sequence[Tensor]:
+        """Runs one step on input [N, I] or [I] and no, one (h) or two (h, c) states.
+
+        Returns h, then c of a cell that has one.
+        """
+        if ops.may_step():
+            weights = self._weights()
+            h = states[0] if states else None
+            c = states[1] if len(states) == 2 else None
+            if h is not None or not states:
+                try:
+                    return ops.step(input, h, c, weights, self.input_size, self.hidden_size, cell)
+                except Exception:
+                    pass  # the way below says in torch.nn's words what does not fit
+        return self._run_checked(cell, input, states)
+
+    def _run_checked(self, cell: str, input: Any, states: tuple[Any, ...]) -> Sequence[Tensor]:
+        """The same where it is traced or cast, and where something does not fit."""
         if not isinstance(input, Tensor):
             raise AttributeError(f"input must be a Tensor, got {type(input).__name__}")
         rank = input.dim()
@@ -68,7 +85,7 @@ class _FusedCell(RNNCellBase):
         h, c = h.squeeze(0), None if c is None else c.squeeze(0)
         if rank == 1:
             h, c = h.squeeze(0), None if c is None else c.squeeze(0)
-        return h, c
+        return (h,) if c is None else (h, c)
 
     def _weights(self) -> list[Any]:
         """Returns the two weights and no or two biases, as they are now."""
@@ -76,10 +93,17 @@ class _FusedCell(RNNCellBase):
         weights: list[Any]
         try:
             # What getattr would find, without nn.Module.__getattr__.
-            weights = [parameters[name] for name in _NAMES]
+            weights = [
+                parameters["weight_ih"],
+                parameters["weight_hh"],
+                parameters["bias_ih"],
+                parameters["bias_hh"],
+            ]
         except KeyError:
             weights = [getattr(self, name) for name in _NAMES]
-        b_ih, b_hh = weights[2:]
+        b_ih, b_hh = weights[2], weights[3]
+        if b_ih is not None and b_hh is not None:
+            return weights
         if b_ih is None and b_hh is None:
             return weights[:2]
         # torch.nn's cells take one bias without the other; the kernels take both or none.
@@ -178,7 +202,6 @@ class FusedLSTMCell(_FusedCell):
                 raise RuntimeError(f"lstm_cell expects two hidden states in hx, got {len(hx)}")
             states = (hx[0], hx[1])
         h, c = self._run("lstm", input, states)
-        assert c is not None
         return h, c
 
 

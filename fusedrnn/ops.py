@@ -4,7 +4,8 @@
 `torch.ops.fusedrnn.backward`, take every option as an argument and serve every cell. Both are
 registered with autograd, so they may be called, compiled and exported directly; `layer` takes a
 shorter way to them in eager mode (a plain `autograd.Function`, or no Function at all without
-grad), because the registered way costs about 50 µs a call.
+grad), because the registered way costs about 50 µs a call. `step` is a cell's one step by ops of
+its own, which take what a cell has as it is.
 """
 
 from __future__ import annotations
@@ -13,17 +14,23 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import _C, Tensor
 from torch.autograd import forward_ad
+from torch.compiler import is_compiling
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from . import _reference
 from ._library import CELLS
 
-__all__ = ["layer"]
+__all__ = ["layer", "may_step", "step"]
 
 _forward = torch.ops.fusedrnn.forward
 _backward = torch.ops.fusedrnn.backward
+# For eager mode, the functions inside the overloads, whose own call is a tenth of a cell's step.
+_forward_now = _forward.default._op
+_backward_now = _backward.default._op
+_step = torch.ops.fusedrnn._step.default._op
+_step_backward = torch.ops.fusedrnn._step_backward.default._op
 
 # Options that travel unchanged through forward, backward and double backward:
 # batch (N), cell, bidirectional.
@@ -77,18 +84,69 @@ def layer(
         or (h0 is not None and h0.requires_grad)
         or (c0 is not None and c0.requires_grad)
     )
-    if torch.compiler.is_compiling():
+    if is_compiling():
         y, h_n, c_n, _ = _forward(x, h0, c0, weights, batch_sizes, lengths, *options, needs_grad)
-    elif torch._C._are_functorch_transforms_active():
+    elif _C._are_functorch_transforms_active():
         y, h_n, c_n, _ = _FunctorchLayer.apply(x, h0, c0, batch_sizes, lengths, options, *weights)
     elif needs_grad:
-        y, h_n, c_n = _Layer.apply(x, h0, c0, batch_sizes, lengths, options, *weights)
+        y, h_n, c_n = _apply_layer(x, h0, c0, batch_sizes, lengths, options, *weights)
     else:
         if forward_ad._current_level >= 0:
             _refuse_dual(x, h0, c0, *weights)
-        with torch._C._AutoDispatchBelowAutograd():
-            y, h_n, c_n, _ = _forward(x, h0, c0, weights, batch_sizes, lengths, *options, False)
+        with _C._AutoDispatchBelowAutograd():
+            y, h_n, c_n, _ = _forward_now(x, h0, c0, weights, batch_sizes, lengths, *options, False)
     return y, h_n, c_n if CELLS[cell].has_c else None
+
+
+def may_step() -> bool:
+    """Whether `step` may be called: nobody traces, transforms or casts what runs now."""
+    return not (
+        is_compiling()
+        or _C._are_functorch_transforms_active()
+        or _C._len_torch_dispatch_stack()
+        or _C._is_any_autocast_enabled()
+        or forward_ad._current_level >= 0
+    )
+
+
+def step(
+    x: Tensor,
+    h: Tensor | None,
+    c: Tensor | None,
+    weights: Sequence[Tensor],
+    input_size: int,
+    hidden_size: int,
+    cell: str,
+) -> Sequence[Tensor]:
+    """Run one step of a cell without projection, where `may_step` allows it.
+
+    Args:
+        x: [N, I] or [I].
+        h: [N, H], without N for [I]; zeros where None.
+        c: as h, and only with h; None for cells without a cell state.
+        weights: as `layer`'s, of one direction.
+        input_size: I.
+        hidden_size: H.
+        cell: a key of `fusedrnn._library.CELLS`.
+
+    Returns:
+        [h] or [h, c] after the step, of the shapes of the states.
+
+    Raises:
+        RuntimeError: whatever does not fit, in the op's own words.
+    """
+    if torch.is_grad_enabled() and (
+        weights[0].requires_grad  # most often, and then no generator is made
+        or x.requires_grad
+        or any(w.requires_grad for w in weights)
+        or (h is not None and h.requires_grad)
+        or (c is not None and c.requires_grad)
+    ):
+        stepped: tuple[Tensor, ...]
+        stepped = _apply_step(x, h, c, (input_size, hidden_size, cell), *weights)
+        return stepped
+    result: list[Tensor] = _step(x, h, c, weights, input_size, hidden_size, cell, False)
+    return result
 
 
 def _refuse_dual(*tensors: Tensor | None) -> None:
@@ -112,8 +170,8 @@ class _Layer(torch.autograd.Function):
         options: _Options,
         *weights: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        with torch._C._AutoDispatchBelowAutograd():
-            y, h_n, c_n, reserve = _forward(
+        with _C._AutoDispatchBelowAutograd():
+            y, h_n, c_n, reserve = _forward_now(
                 x, h0, c0, weights, batch_sizes, lengths, *options, True
             )
         ctx.set_materialize_grads(False)
@@ -130,6 +188,61 @@ class _Layer(torch.autograd.Function):
             grads, ctx.saved_tensors, ctx.options, need_x, need_h, need_c, any(need_weights)
         )
         return (d_x, d_h0, d_c0, None, None, None, *d_weights)
+
+
+class _Step(torch.autograd.Function):
+    """A cell's step in eager mode."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        h: Tensor | None,
+        c: Tensor | None,
+        options: tuple[int, int, str],
+        *weights: Tensor,
+    ) -> tuple[Tensor, ...]:
+        *states, reserve = _step(x, h, c, weights, *options, True)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, h, c, reserve, *weights)
+        ctx.options = options
+        return tuple(states)
+
+    @staticmethod
+    def backward(ctx: Any, grad_h: Tensor | None, grad_c: Tensor | None = None) -> tuple[Any, ...]:
+        need_x, need_h, need_c, _, *need_weights = ctx.needs_input_grad
+        x, h, c, reserve, *weights = ctx.saved_tensors
+        if torch.is_grad_enabled() or not may_step():  # to be derived again, or traced: as a layer
+            lead = (1,) if x.dim() == 2 else (1, 1)
+
+            def raised(t: Tensor | None) -> Tensor | None:
+                return None if t is None else t.reshape(*lead, *t.shape)
+
+            d_x, d_h, d_c, d_weights = _gradients(
+                (None, raised(grad_h), raised(grad_c)),
+                (raised(x), raised(h), raised(c), None, None, reserve, *weights),
+                (x.shape[0] if x.dim() == 2 else 1, ctx.options[2], False),
+                *(need_x, need_h, need_c, any(need_weights)),
+            )
+            d_x, d_h, d_c = (
+                None if d is None else d.reshape(d.shape[len(lead) :]) for d in (d_x, d_h, d_c)
+            )
+        elif grad_h is None and grad_c is None:
+            d_x, d_h, d_c, d_weights = None, None, None, []
+        else:
+            d_x, d_h, d_c, d_weights = _step_backward(
+                *(grad_h, grad_c, x, weights, reserve, *ctx.options),
+                *(need_x, need_h or need_c, any(need_weights)),
+            )
+        return (
+            *(d_x, d_h if need_h else None, d_c if need_c else None, None),
+            *(d_weights or [None] * len(weights)),
+        )
+
+
+# Function.apply would look for transforms of torch.func first, for 2 µs; both callers have.
+_apply_layer = super(torch.autograd.Function, _Layer).apply
+_apply_step = super(torch.autograd.Function, _Step).apply
 
 
 class _FunctorchLayer(_Layer):
@@ -202,15 +315,15 @@ def _gradients(
     needs = (need_x, need_h or need_c, need_weights)
     before = (grad_y, grad_h, grad_c, x, h0, c0)
     after = (reserve, batch_sizes, lengths)
-    if torch._C._are_functorch_transforms_active():
+    if _C._are_functorch_transforms_active():
         d_x, d_h0, d_c0, *d_weights = _FunctorchBackward.apply(
             *before, *after, (*options, *needs), *weights
         )
-    elif torch.is_grad_enabled() or torch.compiler.is_compiling():  # to be derived again
+    elif torch.is_grad_enabled() or is_compiling():  # to be derived again
         d_x, d_h0, d_c0, d_weights = _backward(*before, weights, *after, *options, *needs)
     else:
-        with torch._C._AutoDispatchBelowAutograd():
-            d_x, d_h0, d_c0, d_weights = _backward(*before, weights, *after, *options, *needs)
+        with _C._AutoDispatchBelowAutograd():
+            d_x, d_h0, d_c0, d_weights = _backward_now(*before, weights, *after, *options, *needs)
     return (
         d_x if need_x else None,
         d_h0 if need_h else None,
@@ -440,7 +553,7 @@ def _double_backward(
 ) -> list[Tensor]:
     """`_second_derivative` as one node of a traced graph: its loop depends on the lengths."""
     # The kernel of an op runs with autograd shut out; this one needs it.
-    with torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.AutogradFunctionality, False):
+    with _C._SetExcludeDispatchKeyGuard(_C.DispatchKey.AutogradFunctionality, False):
         result = _second_derivative(
             grads, primals, grad_grads, batch_sizes, lengths, cell, bidirectional, False
         )

@@ -19,15 +19,20 @@ from tests.native.build import native
 
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> set[str]:
-    """The cells that layers were run with since."""
+    """The cells that layers and steps were run with since."""
     names: set[str] = set()
-    layer = ops.layer
+    layer, step = ops.layer, ops.step
 
     def recording(*args: Any, cell: str, **kwargs: Any) -> Any:
         names.add(cell)
         return layer(*args, cell=cell, **kwargs)
 
+    def recording_step(*args: Any) -> Any:
+        names.add(args[-1])
+        return step(*args)
+
     monkeypatch.setattr(ops, "layer", recording)
+    monkeypatch.setattr(ops, "step", recording_step)
     return names
 
 

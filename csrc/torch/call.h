@@ -10,14 +10,15 @@ namespace fusedrnn {
 
 // The arguments that forward and backward share, checked for everything memory safety needs.
 struct Call {
-  CellKind cell;
-  int64_t I, H, P, D, T, N;
-  bool bias;
-  ScalarType dtype;    // of the tensors
-  ScalarType compute;  // float or double
-  std::optional<PaddedRows> padded;
-  Sequences packed;             // where not padded
-  std::vector<Tensor> weights;  // in the compute dtype
+  const Tensor& x;  // as it came; new tensors are made like it
+  CellKind cell = {};
+  int64_t I = 0, H = 0, P = 0, D = 0, T = 0, N = 0;
+  bool bias = false;
+  ScalarType dtype = ScalarType::Float;    // of the tensors
+  ScalarType compute = ScalarType::Float;  // float or double
+  std::optional<PaddedRows> padded = {};
+  Sequences packed = {};             // where not padded
+  std::vector<Tensor> weights = {};  // in the compute dtype
 
   const CellInfo& info() const { return kCellInfo[static_cast<int>(cell)]; }
   const Sequences& sequences() const { return padded ? padded->sequences : packed; }
@@ -32,11 +33,10 @@ struct Call {
 };
 
 inline CellKind cell_named(const std::string& name) {
-  std::string choices;
-  for (int i = 0; i < kCellCount; ++i) {
+  for (int i = 0; i < kCellCount; ++i)
     if (name == kCellInfo[i].name) return static_cast<CellKind>(i);
-    choices.append(i ? ", " : "").append(kCellInfo[i].name);
-  }
+  std::string choices;
+  for (int i = 0; i < kCellCount; ++i) choices.append(i ? ", " : "").append(kCellInfo[i].name);
   fail("cell must be one of ", choices, ", got '", name, "'");
 }
 
@@ -56,7 +56,7 @@ inline void read_sequences(Call& call, const Tensor& x, const OptionalTensor& ba
   check(batch >= 0, "batch must be N >= 0, got ", batch);
   if (batch_sizes) {
     check(!lengths, "batch_sizes and lengths cannot be given together");
-    check(x.dim() == 2, "x must be [S, I] where batch_sizes is given, got ", shape(sizes_of(x)));
+    check(x.dim() == 2, "x must be [S, I] where batch_sizes is given, got ", shape(x));
     std::vector<int64_t> sizes = read_int64(*batch_sizes, "batch_sizes");
     check(!sizes.empty(), "batch_sizes must have at least one step");
     int64_t rows = 0;
@@ -73,7 +73,7 @@ inline void read_sequences(Call& call, const Tensor& x, const OptionalTensor& ba
     call.T = call.packed.T;
     return;
   }
-  check(x.dim() == 3, "x must be [T, N, I], got ", shape(sizes_of(x)));
+  check(x.dim() == 3, "x must be [T, N, I], got ", shape(x));
   call.T = x.size(0);
   check(x.size(1) == batch, "batch must be x.size(1) = ", x.size(1), ", got ", batch);
   if (!lengths) {
@@ -100,7 +100,7 @@ inline void read_weights(Call& call, const Tensor& x, const std::vector<Tensor>&
         weights.size(), " for ", call.D, call.D == 1 ? " direction" : " directions");
   call.bias = per_direction == least + 2;
   check(weights[0].dim() == 2 && weights[0].size(0) > 0 && weights[0].size(0) % info.gates == 0,
-        "weight_ih must be [", info.gates, "H, I], got ", shape(sizes_of(weights[0])));
+        "weight_ih must be [", info.gates, "H, I], got ", shape(weights[0]));
   call.H = weights[0].size(0) / info.gates;
   call.I = x.size(x.dim() - 1);
   check(call.I > 0, "x must have I > 0 features, got 0");
@@ -108,8 +108,7 @@ inline void read_weights(Call& call, const Tensor& x, const std::vector<Tensor>&
   call.P = call.H;
   if (info.projects) {
     const Tensor& w_hr = weights[per_direction - 1];
-    check(w_hr.dim() == 2 && w_hr.size(0) > 0, "weight_hr must be [P, H], got ",
-          shape(sizes_of(w_hr)));
+    check(w_hr.dim() == 2 && w_hr.size(0) > 0, "weight_hr must be [P, H], got ", shape(w_hr));
     call.P = w_hr.size(0);
   }
   for (int64_t d = 0; d < call.D; ++d) {
@@ -124,24 +123,53 @@ inline void read_weights(Call& call, const Tensor& x, const std::vector<Tensor>&
       check_tensor(w[per_direction - 1], "weight_hr", call.dtype, "[P, H]", {call.P, call.H});
     }
   }
+  call.weights.reserve(weights.size());
   for (const Tensor& w : weights) call.weights.push_back(prepare(w, call.compute));
 }
 
-inline Call read_call(const Tensor& x, const std::vector<Tensor>& weights,
-                      const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
-                      int64_t batch, const std::string& cell, bool bidirectional) {
-  Call call;
+// The beginning of every call: cell, device and dtypes.
+inline Call begin_call(const Tensor& x, const std::string& cell, int64_t directions) {
+  Call call{x};
   call.cell = cell_named(cell);
-  call.D = bidirectional ? 2 : 1;
+  call.D = directions;
   check(x.is_cpu(), "x must be on the CPU");
   call.dtype = x.scalar_type();
   check(call.dtype == ScalarType::Float || call.dtype == ScalarType::Double ||
             call.dtype == ScalarType::BFloat16 || call.dtype == ScalarType::Half,
         "x must be float64, float32, bfloat16 or float16, got ", name_of(call.dtype));
   call.compute = call.dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  return call;
+}
+
+inline Call read_call(const Tensor& x, const std::vector<Tensor>& weights,
+                      const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
+                      int64_t batch, const std::string& cell, bool bidirectional) {
+  Call call = begin_call(x, cell, bidirectional ? 2 : 1);
   read_sequences(call, x, batch_sizes, lengths, batch);
   read_weights(call, x, weights);
   return call;
+}
+
+// One step: x [N, I], or [I] for N = 1. input_size and hidden_size are what I and H must be.
+inline Call read_step(const Tensor& x, const std::vector<Tensor>& weights, int64_t input_size,
+                      int64_t hidden_size, const std::string& cell) {
+  Call call = begin_call(x, cell, 1);
+  const int64_t rank = x.dim();
+  check(rank == 1 || rank == 2, "x must be [N, I] or [I], got ", shape(x));
+  check(!call.info().projects, "cell must be one without projection, got ", call.info().name);
+  call.T = 1;
+  call.N = rank == 2 ? x.size(0) : 1;
+  call.packed = from_batch_sizes(std::vector<int64_t>(call.N ? 1 : 0, call.N), call.N);
+  read_weights(call, x, weights);
+  check(call.I == input_size, "x must have I = ", input_size, " features, got ", call.I);
+  check(call.H == hidden_size, "weight_ih must have rows for H = ", hidden_size, ", got ", call.H);
+  return call;
+}
+
+// Sizes of a state of one step, [N, H], or [H] where x is [I].
+inline std::vector<int64_t> step_sizes(const Call& call, int64_t width) {
+  if (call.x.dim() == 1) return {width};
+  return {call.N, width};
 }
 
 template <class T>
@@ -161,7 +189,7 @@ Weights<T> pointers(const Call& call, const std::vector<Tensor>& tensors, int64_
 inline Tensor packed_rows(const Call& call, const Tensor& rows, int64_t width) {
   const Tensor ready = prepare(rows, call.compute);
   if (!call.padded) return ready;
-  Tensor packed = empty({call.sequences().rows(), width}, call.compute);
+  Tensor packed = empty(call.x, {call.sequences().rows(), width}, call.compute);
   pack_rows(*call.padded, ready.data_ptr(), packed.data_ptr(), width * ready.element_size());
   return packed;
 }
@@ -169,7 +197,7 @@ inline Tensor packed_rows(const Call& call, const Tensor& rows, int64_t width) {
 // The way back: packed rows to the shape and dtype of the op's output, zero beyond a length.
 inline Tensor output_rows(const Call& call, const Tensor& packed, int64_t width) {
   if (!call.padded) return in_dtype(packed, call.dtype);
-  Tensor padded = zeros({call.T, call.N, width}, call.compute);
+  Tensor padded = zeros(call.x, {call.T, call.N, width}, call.compute);
   unpack_rows(*call.padded, packed.data_ptr(), padded.data_ptr(), width * packed.element_size());
   return in_dtype(padded, call.dtype);
 }
@@ -177,13 +205,12 @@ inline Tensor output_rows(const Call& call, const Tensor& packed, int64_t width)
 // A state or its gradient in packed order and the compute dtype, always a tensor of its own: the
 // engine updates it in place. Absent: zeros.
 inline Tensor own_state(const Call& call, const OptionalTensor& state, const char* name,
-                        const char* meaning, int64_t width) {
-  const std::vector<int64_t> sizes = {call.D, call.N, width};
-  if (!state) return zeros(sizes, call.compute);
+                        const char* meaning, Sizes sizes) {
+  if (!state) return zeros(call.x, sizes, call.compute);
   check_tensor(*state, name, call.dtype, meaning, sizes);
   const Tensor ready = prepare(*state, call.compute);
-  Tensor own = empty(sizes, call.compute);
-  const int64_t bytes = width * own.element_size();
+  Tensor own = empty(call.x, sizes, call.compute);
+  const int64_t bytes = sizes.back() * own.element_size();
   if (call.padded) {
     sort_states(*call.padded, ready.data_ptr(), own.data_ptr(), call.D, bytes);
   } else if (call.D * call.N > 0) {
@@ -194,7 +221,7 @@ inline Tensor own_state(const Call& call, const OptionalTensor& state, const cha
 
 inline Tensor output_state(const Call& call, const Tensor& own, int64_t width) {
   if (!call.padded) return in_dtype(own, call.dtype);
-  Tensor out = empty({call.D, call.N, width}, call.compute);
+  Tensor out = empty(call.x, {call.D, call.N, width}, call.compute);
   unsort_states(*call.padded, own.data_ptr(), out.data_ptr(), call.D, width * out.element_size());
   return in_dtype(out, call.dtype);
 }

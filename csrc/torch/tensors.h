@@ -1,24 +1,25 @@
 // Small words for tensors of the stable ABI: errors, sizes, dtypes, copies.
 #pragma once
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
+#include <torch/csrc/inductor/aoti_torch/generated/c_shim_aten.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <cstring>
 #include <optional>
 #include <sstream>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
+#include "huge_pages.h"
+
 namespace fusedrnn {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
+using Sizes = torch::headeronly::IntHeaderOnlyArrayRef;
 using OptionalTensor = std::optional<Tensor>;
 
 template <class... Parts>
@@ -45,16 +46,17 @@ inline std::string take_string(StringHandle handle) {
   return copy;
 }
 
-inline std::string shape(const std::vector<int64_t>& sizes) {
-  std::string text = "[";
-  for (size_t i = 0; i < sizes.size(); ++i)
-    text.append(i ? ", " : "").append(std::to_string(sizes[i]));
-  return text.append("]");
-}
+// Sizes as a message shows them; a call that fails nowhere makes no text of them.
+struct Shape {
+  Sizes sizes;
+};
 
-inline std::vector<int64_t> sizes_of(const Tensor& t) {
-  const auto sizes = t.sizes();
-  return std::vector<int64_t>(sizes.begin(), sizes.end());
+inline Shape shape(const Tensor& t) { return {t.sizes()}; }
+
+inline std::ostream& operator<<(std::ostream& out, const Shape& shape) {
+  out << "[";
+  for (size_t i = 0; i < shape.sizes.size(); ++i) out << (i ? ", " : "") << shape.sizes[i];
+  return out << "]";
 }
 
 inline const char* name_of(ScalarType dtype) {
@@ -75,38 +77,33 @@ inline const char* name_of(ScalarType dtype) {
 }
 
 inline void check_tensor(const Tensor& t, const char* name, ScalarType dtype, const char* meaning,
-                         const std::vector<int64_t>& expected) {
+                         Sizes expected) {
   check(t.is_cpu(), name, " must be on the CPU");
-  check(t.scalar_type() == dtype, name, " must be ", name_of(dtype), ", got ",
-        name_of(t.scalar_type()));
-  check(sizes_of(t) == expected, name, " must be ", meaning, " = ", shape(expected), ", got ",
-        shape(sizes_of(t)));
+  const ScalarType got = t.scalar_type();
+  if (got != dtype) fail(name, " must be ", name_of(dtype), ", got ", name_of(got));
+  check(t.sizes() == expected, name, " must be ", meaning, " = ", Shape{expected}, ", got ",
+        shape(t));
 }
 
-// Asks for huge pages where a tensor has fresh memory: the first touch of 34 MB takes 15 ms in small
-// pages and 2 ms in huge ones. From this size on, as NumPy does it.
-constexpr size_t kHugePagesFrom = size_t{4} << 20;
-
-inline void advise_huge_pages([[maybe_unused]] const Tensor& t) {
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-  const size_t bytes = static_cast<size_t>(t.numel()) * t.element_size();
-  if (bytes < kHugePagesFrom) return;
-  constexpr uintptr_t kPage = 4096;
-  const auto begin = reinterpret_cast<uintptr_t>(t.data_ptr());
-  const uintptr_t first = (begin + kPage - 1) / kPage * kPage;
-  madvise(reinterpret_cast<void*>(first), begin + bytes - first, MADV_HUGEPAGE);
-#endif
-}
-
-inline Tensor empty(const std::vector<int64_t>& sizes, ScalarType dtype) {
-  Tensor t = torch::stable::empty(sizes, dtype);
-  advise_huge_pages(t);
+// Uninitialised, on the device of `like`. (Not stable::empty, which looks the op up by its name and
+// takes twice as long; and not aoti_torch_empty_strided, which knows nothing of
+// torch.utils.deterministic.fill_uninitialized_memory.)
+inline Tensor empty(const Tensor& like, Sizes sizes, ScalarType dtype) {
+  auto code = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
+  AtenTensorHandle made = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_aten_new_empty(like.get(), sizes.data(),
+                                                          static_cast<int64_t>(sizes.size()), &code,
+                                                          nullptr, nullptr, 0, nullptr, &made));
+  const Tensor t(made);
+  advise_huge_pages(t.data_ptr(), static_cast<size_t>(t.numel()) * t.element_size());
   return t;
 }
 
-inline Tensor zeros(const std::vector<int64_t>& sizes, ScalarType dtype) {
-  Tensor t = empty(sizes, dtype);
-  return torch::stable::zero_(t);
+inline Tensor zeros(const Tensor& like, Sizes sizes, ScalarType dtype) {
+  Tensor t = empty(like, sizes, dtype);
+  const size_t bytes = static_cast<size_t>(t.numel()) * t.element_size();
+  if (bytes > 0) std::memset(t.data_ptr(), 0, bytes);
+  return t;
 }
 
 // t in `dtype`, contiguous; t itself where it is that already.
