@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from tests.cuda import build
-from tests.cuda.device import STORAGE, Device, from_device, to_device
+from tests.cuda.device import STORAGE, Device, Limits, from_device, to_device
 from tests.native.build import native
 from tests.numpy_reference import GATES, WEIGHTS, Array
 from tests.test_kernels import Case
@@ -25,6 +25,7 @@ pytestmark = pytest.mark.skipif(build.nvcc() is None, reason="no nvcc: kernels c
 CELLS = list(GATES)
 DTYPES = ["f32", "f64", "f16", "bf16"]
 EPS = {"f32": 2.0**-23, "f64": 2.0**-52, "f16": 2.0**-10, "bf16": 2.0**-7}
+EPS_OF_TF32 = 2.0**-10
 # Largest error over the largest value of a tensor, in eps.
 EPS_OF_OUTPUTS = {"f32": 12, "f64": 12, "f16": 2, "bf16": 2}
 EPS_OF_GRADIENTS = {"f32": 32, "f64": 32, "f16": 8, "bf16": 8}
@@ -45,8 +46,7 @@ class DeviceCase(Case):
 
     @functools.cached_property
     def inputs(self) -> dict[str, Any]:
-        inputs = {k: v if k == "batch_sizes" else self._round(v) for k, v in super().inputs.items()}
-        return inputs
+        return {k: v if k == "batch_sizes" else self._round(v) for k, v in super().inputs.items()}
 
     @functools.cached_property
     def loss_weights(self) -> dict[str, Array]:
@@ -132,7 +132,9 @@ def _doubles(results: dict[str, Array]) -> dict[str, Array]:
     return {name: np.array(value, np.float64) for name, value in results.items()}
 
 
-def assert_close(actual: dict[str, Array], expected: dict[str, Array], case: DeviceCase) -> None:
+def assert_close(
+    actual: dict[str, Array], expected: dict[str, Array], case: DeviceCase, eps: float
+) -> None:
     """Errors relative to the largest value or, where gradients cancel, to that of one term, 1."""
     assert actual.keys() == expected.keys()
     for name, got in actual.items():
@@ -141,7 +143,7 @@ def assert_close(actual: dict[str, Array], expected: dict[str, Array], case: Dev
         if got.size == 0:
             continue
         scale = max(1.0, np.abs(wanted).max())
-        error = np.abs(got - wanted).max() / scale / EPS[case.dtype]
+        error = np.abs(got - wanted).max() / scale / eps
         gradient = name.startswith("d_")
         limit = (EPS_OF_GRADIENTS if gradient else EPS_OF_OUTPUTS)[case.dtype]
         assert error <= limit, f"{name} is off by {error:.1f} eps: {case}"
@@ -183,16 +185,19 @@ def gradients_of(case: DeviceCase, reserve: Array) -> dict[str, Array]:
     return {name: value for name, value in result.items() if value is not None}
 
 
-def assert_right(got: Run, case: DeviceCase) -> None:
+def assert_right(got: Run, case: DeviceCase, eps: float | None = None) -> None:
     """Outputs are those of numpy; so are gradients, given what forward kept.
 
     Rounding to 16 bits moves a relu's argument across zero, where its gradient jumps: only
     gradients at the same point can be compared.
+
+    Args:
+        eps: of the products, where it is not the dtype's.
     """
     gradients = gradients_of(case, reserve_values(case, got.reserve))
-    assert_close(got.results, case.expected | gradients, case)
-    if case.dtype in ("f32", "f64"):
-        assert_close(got.results, case.expected, case)
+    assert_close(got.results, case.expected | gradients, case, eps or EPS[case.dtype])
+    if case.dtype in ("f32", "f64") and eps is None:
+        assert_close(got.results, case.expected, case, EPS[case.dtype])
 
 
 def some_cases(cell: str, dtype: str) -> Iterator[DeviceCase]:
@@ -237,13 +242,51 @@ def test_reserve_is_the_cpu_engines(cell: str, dtype: type) -> None:
 RESIDENT_CELLS = [cell for cell in CELLS if cell != "lstm_proj"]
 
 
+def check_resident(case: DeviceCase, cores: str, seed: int, sms: int = 4) -> Device:
+    """Runs a case in the resident regime and checks that its cores were the expected ones."""
+    limits, tf32 = Limits(sms=sms), cores == "mma_tf32"
+    how = {"regime": "resident", "allow_tf32": tf32}
+    got = run_on(case, Device(build.ptx(80), seed, limits), **how)
+    names = {name for name in got.device.launches if name.startswith("resident")}
+    assert names == {f"resident_forward_{cores}", f"resident_backward_{cores}"}
+    assert_right(got, case, EPS_OF_TF32 if tf32 else None)
+    plain = run_on(case, Device(build.ptx(80), seed + 1, limits), keep=False, **how)
+    assert all((plain.results[k] == got.results[k]).all() for k in plain.results)
+    return got.device
+
+
 @pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
 @pytest.mark.parametrize("cell", RESIDENT_CELLS)
 def test_resident(cell: str, dtype: str) -> None:
     for case in some_cases(cell, dtype):
-        got = run_on(case, Device(build.ptx(80)), regime="resident")
-        names = {name for name in got.device.launches if name.startswith("resident")}
-        assert names == {f"resident_forward_fma_{dtype}", f"resident_backward_fma_{dtype}"}
-        assert_right(got, case)
-        plain = run_on(case, Device(build.ptx(80), seed=2), keep=False, regime="resident")
-        assert all((plain.results[k] == got.results[k]).all() for k in plain.results)
+        check_resident(case, f"fma_{dtype}", seed=1)
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
+@pytest.mark.parametrize("cell", RESIDENT_CELLS)
+def test_resident_on_tensor_cores(cell: str, dtype: str) -> None:
+    cores = "mma_tf32" if dtype == "f32" else f"mma_{dtype}"
+    for D, N, H, sizes, bias in [
+        (1, 8, 16, (8, 8), True),
+        (2, 19, 21, (19, 11, 3), True),
+        (1, 9, 37, (9,), False),
+    ]:
+        check_resident(DeviceCase(cell, N, 3, H, H, D, bias, sizes, dtype), cores, seed=1)
+
+
+@pytest.mark.parametrize(
+    ("cores", "case", "sms"),
+    [
+        # More weights than registers hold, so that shared memory has its part.
+        ("fma_f32", DeviceCase("lstm", 2, 3, 70, 70, 1, True, (2, 1)), 2),
+        ("fma_bf16", DeviceCase("gru", 2, 3, 70, 70, 1, True, (2, 1), "bf16"), 1),
+        ("mma_tf32", DeviceCase("rnn_tanh", 8, 3, 530, 530, 1, True, (8, 8)), 9),
+        ("mma_f16", DeviceCase("lstm", 9, 3, 135, 135, 1, True, (9, 8), "f16"), 9),
+        # More sequences than a block takes.
+        ("fma_f32", DeviceCase("lstm", 70, 3, 8, 8, 2, True, (70, 41, 3)), 4),
+        ("mma_bf16", DeviceCase("gru", 40, 3, 16, 16, 1, True, (40, 23, 3), "bf16"), 4),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_resident_sizes(cores: str, case: DeviceCase, sms: int) -> None:
+    check_resident(case, cores, seed=3, sms=sms)

@@ -21,7 +21,7 @@ SEEDS = [0, 1, 2, 3, 4]
 Array = np.ndarray[Any, Any]
 Load = Callable[[str], Program]
 
-pytestmark = pytest.mark.skipif(ptxvm.nvcc() is None, reason="nvcc is not on PATH")
+pytestmark = pytest.mark.skipif(ptxvm.nvcc() is None, reason="no nvcc: it compiles the probes")
 each_seed = pytest.mark.parametrize("seed", SEEDS)
 
 
@@ -229,6 +229,44 @@ def test_branches_and_local_memory(load: Load, arch: str) -> None:
         v = x * (x & 7)
         v = [v + 11, v * 3, v - int(a[(k + 1) % 100]), v ^ 0x55, -v, v << 2, v * v + 1, 7][x & 7]
         assert out[k] == int32((v * 0x123456789ABCDEF + x >> 50) + v)
+
+
+# Registers share places; these must not, though nothing reads them in between.
+REGISTERS = """
+.version 9.0
+.target sm_80
+.visible .entry k(.param .u64 out) {
+  .reg .b32 %r<8>; .reg .b64 %rd<3>; .reg .pred %p<3>;
+  ld.param.u64 %rd0, [out];
+  mov.u32 %r5, %tid.x;
+  mov.u32 %r0, 5;
+  setp.eq.u32 %p0, %r5, 1;
+  @%p0 mov.u32 %r0, 7;
+  mov.u32 %r4, 0;
+  mov.u32 %r7, 0;
+again:
+  @%p0 bra skip;
+  add.u32 %r1, %r4, 1;
+  mul.lo.u32 %r2, %r1, 3;
+  add.u32 %r7, %r7, %r2;
+skip:
+  mov.u32 %r3, 1000;
+  add.u32 %r4, %r4, 1;
+  setp.lt.u32 %p1, %r4, 4;
+  @%p1 bra again;
+  add.u32 %r6, %r0, %r7;
+  add.u32 %r6, %r6, %r3;
+  mad.wide.u32 %rd1, %r5, 4, %rd0;
+  st.global.u32 [%rd1], %r6;
+  ret;
+}
+"""
+
+
+def test_registers_that_share_places() -> None:
+    out = np.zeros(3, np.int32)
+    Program(REGISTERS).launch("k", 1, 3, [out])
+    assert out.tolist() == [1005 + 30, 1007, 1005 + 30]
 
 
 # --- Warps ---------------------------------------------------------------------------------------

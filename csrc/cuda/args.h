@@ -72,10 +72,10 @@ struct SumRowsArgs {
 // --- The resident regime ------------------------------------------------------------------------
 
 // A thread keeps the states of this many (sequence, unit) pairs in registers.
-constexpr int kPairs = 4;
+constexpr int kPairs = 2;
 // Sequences whose products are summed at once.
 constexpr int kFmaRows = 8;
-constexpr int kMmaRows = 32;
+constexpr int kMmaRows = 16;
 // Row tiles of 16 that a warp sums at once, and so the most that a stage may have.
 constexpr int kMmaTiles = 4;
 // Of each thread's part of stage 0's weights, what stays in registers, in steps of its sum; the

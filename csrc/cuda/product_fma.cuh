@@ -68,10 +68,13 @@ class FmaProduct {
       if (i >= held) {
         rest[(i - held) * kThreads] = p;
       } else {
-        // Registers have no index: unrolled, so that only the right one is written.
+        // Registers have no index, so all of them are written, all but one with what they hold.
 #pragma unroll
-        for (int j = 0; j < kFmaHeld; ++j)
-          if (i == j) held_[j] = p;
+        for (int j = 0; j < kFmaHeld; ++j) {
+#pragma unroll
+          for (int v = 0; v < int(sizeof(S)); ++v)
+            held_[j].word[v] = i == j ? p.word[v] : held_[j].word[v];
+        }
       }
     }
   }
@@ -143,7 +146,7 @@ class FmaProduct {
 
   const ResidentShape& shape_;
   char* shared_;
-  Packed<S> held_[kFmaHeld];
+  Packed<S> held_[kFmaHeld] = {};
 };
 
 }  // namespace fusedrnn::cuda

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -51,7 +52,7 @@ def _lock() -> Iterator[None]:
 @functools.cache
 def host() -> ModuleType:
     """The module of tests/cuda/module.cpp, built first where a source is newer."""
-    units = dict.fromkeys([*sorted((CSRC / "cuda").glob("*.cpp")), HERE / "module.cpp"], [])
+    units = {key: [] for key in [*sorted((CSRC / "cuda").glob("*.cpp")), HERE / "module.cpp"]}
     # Not ours to keep free of warnings.
     headers = [pybind11.get_include(), sysconfig.get_path("include")]
     flags = [
@@ -100,8 +101,12 @@ def ptx(arch: int, csrc: Path = CSRC, build_dir: Path = BUILD_DIR) -> list[Path]
             partial = folder.with_suffix(".partial")
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
-            for source in kernel_sources(csrc):
+
+            def compile_one(source: Path) -> None:
                 output = partial / f"{source.stem}.ptx"
                 compile_kernel(source, output, f"-arch=compute_{arch}", "-ptx")
+
+            with ThreadPoolExecutor(setup_build.jobs()) as pool:
+                list(pool.map(compile_one, kernel_sources(csrc)))
             partial.rename(folder)
     return sorted(folder.glob("*.ptx"))

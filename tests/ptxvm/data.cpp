@@ -18,14 +18,14 @@ void move_whole(Machine&, Thread& t, const Instruction& i) { t.set(i.out, t.get(
 void move_predicate(Machine&, Thread& t, const Instruction& i) { t.set(i.out, t.truth(i.in[0])); }
 
 void unpack(Machine&, Thread& t, const Instruction& i) {
-  const std::vector<Operand>& parts = i.vectors[0];
+  const std::vector<Operand>& parts = i.vector(0);
   const int width = i.type.bits / static_cast<int>(parts.size());
   const uint64_t whole = t.get(i.in[0]);
   for (size_t k = 0; k < parts.size(); ++k) t.set(parts[k], low_bits(whole >> (width * k), width));
 }
 
 void pack(Machine&, Thread& t, const Instruction& i) {
-  const std::vector<Operand>& parts = i.vectors[0];
+  const std::vector<Operand>& parts = i.vector(0);
   const int width = i.type.bits / static_cast<int>(parts.size());
   uint64_t whole = 0;
   for (size_t k = 0; k < parts.size(); ++k)
@@ -78,7 +78,7 @@ void load(Machine& m, Thread& t, const Instruction& i) {
 
 void load_vector(Machine& m, Thread& t, const Instruction& i) {
   unsigned char bytes[32];
-  const std::vector<Operand>& parts = i.vectors[0];
+  const std::vector<Operand>& parts = i.vector(0);
   const int size = i.type.bytes();
   m.load(t, i, m.address(t, i), size * static_cast<int>(parts.size()), bytes);
   for (size_t k = 0; k < parts.size(); ++k) t.set(parts[k], number_at(bytes + size * k, i.type));
@@ -91,7 +91,7 @@ void store(Machine& m, Thread& t, const Instruction& i) {
 
 void store_vector(Machine& m, Thread& t, const Instruction& i) {
   unsigned char bytes[32];
-  const std::vector<Operand>& parts = i.vectors[0];
+  const std::vector<Operand>& parts = i.vector(0);
   const int size = i.type.bytes();
   for (size_t k = 0; k < parts.size(); ++k) {
     const uint64_t v = t.get(parts[k]);
@@ -179,7 +179,7 @@ void nothing(Machine&, Thread&, const Instruction&) {}
 Handler pick_move(Instruction& i) {
   if (i.type.kind == Kind::kPredicate) return move_predicate;
   if (i.type.bits > 64) return nullptr;
-  if (i.vectors.empty()) return i.type.bits == 64 ? move_whole : move;
+  if (!i.has_vectors()) return i.type.bits == 64 ? move_whole : move;
   // {a, b} = c has its result first, and took c as the first input.
   return i.count > 0 ? unpack : pack;
 }
@@ -192,10 +192,10 @@ Handler pick_data(const Statement& s, Instruction& i) {
   if (op == "cvta") return s.has("to") ? to_space : to_generic;
   if (op == "isspacep") return is_in_space;
   if (op == "ld" || op == "ldu" || op == "st") {
-    const size_t parts = i.vectors.empty() ? 1 : i.vectors[0].size();
+    const size_t parts = i.has_vectors() ? i.vector(0).size() : 1;
     if (i.type.bits > 64 || parts * i.type.bytes() > 32) return nullptr;
-    if (op == "st") return i.vectors.empty() ? store : store_vector;
-    return i.vectors.empty() ? load : load_vector;
+    if (op == "st") return i.has_vectors() ? store_vector : store;
+    return i.has_vectors() ? load_vector : load;
   }
   if (op == "atom" || op == "red") {
     static const std::map<std::string, Atomic> kNames = {
@@ -203,7 +203,7 @@ Handler pick_data(const Statement& s, Instruction& i) {
         {"inc", Atomic::kInc}, {"dec", Atomic::kDec},   {"min", Atomic::kMin},
         {"max", Atomic::kMax}, {"and", Atomic::kAnd},   {"or", Atomic::kOr},
         {"xor", Atomic::kXor}};
-    if (!i.vectors.empty() || i.type.bits > 64) return nullptr;
+    if (i.has_vectors() || i.type.bits > 64) return nullptr;
     for (const std::string& m : s.modifiers)
       if (const auto found = kNames.find(m); found != kNames.end()) {
         i.detail = static_cast<uint8_t>(found->second);

@@ -69,6 +69,11 @@ bool has_result(const Statement& s) {
   return !kNone.count(s.opcode);
 }
 
+void add_list(Instruction& i, const std::vector<Operand>& list) {
+  if (!i.lists) i.lists = std::make_unique<std::vector<std::vector<Operand>>>();
+  i.lists->push_back(list);
+}
+
 void take_arguments(const Statement& s, Instruction& i) {
   bool result = has_result(s);
   bool addressed = false;
@@ -77,24 +82,26 @@ void take_arguments(const Statement& s, Instruction& i) {
       case Argument::kScalar:
         if (result) {
           i.out = a.value;
+          i.result = Result::kScalar;
           if (!a.list.empty()) {
-            i.second_out = static_cast<int8_t>(i.vectors.size());
-            i.vectors.push_back(a.list);
+            i.second_out = 0;
+            add_list(i, a.list);
           }
         } else if (i.count < 4) {
           i.in[i.count++] = a.value;
         }
         break;
       case Argument::kVector:
-        i.vectors.push_back(a.list);
+        if (result) i.result = Result::kVector;
+        add_list(i, a.list);
         break;
       case Argument::kAddress:
         if (addressed) {
           i.in[i.count++] = a.value;
-          i.second_offset = a.offset;
+          i.second_offset = static_cast<int32_t>(a.offset);
         } else {
           i.address = a.value;
-          i.offset = a.offset;
+          i.offset = static_cast<int32_t>(a.offset);
         }
         addressed = true;
         break;
@@ -136,7 +143,7 @@ void set_comparison(Thread& t, const Instruction& i, bool holds) {
     opposite = combine(opposite);
   }
   t.set(i.out, holds);
-  if (i.second_out >= 0) t.set(i.vectors[i.second_out][0], opposite);
+  if (i.second_out >= 0) t.set(i.vector(i.second_out)[0], opposite);
 }
 
 void decode(const Statement& s, Kernel& kernel, Instruction& i) {

@@ -264,6 +264,7 @@ class Parser {
         kernel_.branch_tables.back().push_back(labels_.at(label));
     }
     for (size_t i = 0; i < kernel_.code.size(); ++i) kernel_.code[i].place = i;
+    share_registers(kernel_);
     module_->kernels[kernel_.name] = std::move(kernel_);
   }
 

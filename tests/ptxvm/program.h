@@ -14,7 +14,7 @@ enum class Kind : uint8_t { kBits, kUnsigned, kSigned, kFloat, kBfloat, kTf32, k
 
 struct Type {
   Kind kind = Kind::kBits;
-  int bits = 32;
+  uint8_t bits = 32;
   bool pair = false;  // f16x2, bf16x2: two numbers in one register
 
   int bytes() const { return bits < 8 ? 1 : bits / 8; }
@@ -34,10 +34,13 @@ constexpr uint64_t kParameterWindow = 3ull << 56;
 
 // Where a value is read or written. Constants are numbers of the kernel, registers of the thread.
 struct Operand {
-  enum Bank : uint8_t { kRegister, kConstant };
-  uint32_t index = 0;
-  Bank bank = kRegister;
-  bool negated = false;  // !%p
+  enum Bank : uint32_t { kRegister, kConstant };
+  uint32_t index : 30 = 0;
+  uint32_t bank : 1 = kRegister;
+  uint32_t negated : 1 = 0;  // !%p
+
+  Operand() = default;
+  Operand(uint32_t index, Bank bank) : index(index & 0x3fffffff), bank(bank) {}
 };
 
 enum Flag : uint32_t {
@@ -79,8 +82,12 @@ struct Thread;
 struct Instruction;
 using Handler = void (*)(Machine&, Thread&, const Instruction&);
 
-// One decoded instruction. `in` holds the scalar operands behind the result; the operands of an
-// address stand in `address` and `offset`, those in braces in `vectors`.
+// What an instruction writes: nothing, `out`, or the operands of `vectors[0]`.
+enum class Result : uint8_t { kNone, kScalar, kVector };
+
+// One decoded instruction, kept small: an unrolled kernel has a hundred thousand. `in` holds the
+// scalar operands behind the result; the operands of an address stand in `address` and `offset`,
+// those in braces in `vectors`.
 struct Instruction {
   Handler run = nullptr;
   int32_t guard = -1;  // predicate register
@@ -88,20 +95,24 @@ struct Instruction {
   Space space = Space::kGlobal;
   Scope scope = Scope::kWeak;
   uint8_t detail = 0;  // a Compare, Atomic, Shuffle or Vote; a count; a table of lop3
-  uint32_t flags = 0;
-  uint32_t place = 0;  // index in the kernel's code
   Operand out;
   Operand in[4];
   Operand address;
-  int64_t offset = 0;
-  int64_t second_offset = 0;  // of a second address, whose base is in[0]
-  int32_t target = -1;
+  int32_t offset = 0;
+  uint32_t flags = 0;
+  uint32_t place = 0;  // index in the kernel's code
   Type type, from;
   Logic logic = Logic::kNone;
+  Result result = Result::kNone;
   bool unordered = false;  // a comparison that also holds for NaN
   int8_t second_out = -1;  // index in `vectors` of a second result, -1 for none
   uint8_t count = 0;       // scalar operands in `in`
-  std::vector<std::vector<Operand>> vectors;
+  int32_t target = -1;
+  int32_t second_offset = 0;  // of a second address, whose base is in[0]
+  std::unique_ptr<std::vector<std::vector<Operand>>> lists;
+
+  bool has_vectors() const { return lists != nullptr; }
+  const std::vector<Operand>& vector(size_t k) const { return (*lists)[k]; }
 };
 
 struct SourceLine {
@@ -151,6 +162,10 @@ struct Module {
   std::map<int, std::string> files;  // .file directives
   int target = 0;                    // 80 for sm_80
 };
+
+// Gives registers whose values are never needed together one place. nvcc's PTX has tens of
+// thousands of registers for each thread, few of them live at a time.
+void share_registers(Kernel& kernel);
 
 // Whether the interpreter can run it.
 bool is_known(const Instruction& i);

@@ -71,7 +71,7 @@ void shuffle(Machine& m, Thread& t, const Instruction& i) {
   for (int l = 0; l < 32; ++l) {
     if (!(t.members >> l & 1)) continue;
     lane_of(t, l).set(i.out, values[l]);
-    if (i.second_out >= 0) lane_of(t, l).set(i.vectors[i.second_out][0], inside[l]);
+    if (i.second_out >= 0) lane_of(t, l).set(i.vector(i.second_out)[0], inside[l]);
   }
   m.release_warp(t);
 }
@@ -185,7 +185,7 @@ void load_matrix(Machine& m, Thread& t, const Instruction& i) {
       const auto& matrix = matrices[k];
       const uint32_t pair = i.flags & kTranspose ? matrix[c][r] | matrix[c + 1][r] << 16
                                                  : matrix[r][c] | matrix[r][c + 1] << 16;
-      lane_of(t, l).set(i.vectors.empty() ? i.out : i.vectors[0][k], pair);
+      lane_of(t, l).set(i.has_vectors() ? i.vector(0)[k] : i.out, pair);
     }
   m.release_warp(t);
 }
@@ -206,8 +206,7 @@ void multiply(Machine& m, Thread& t, const Instruction& i) {
   check_whole_warp(m, t);
   if (!m.gather(t, ~0u)) return;
   constexpr int kParts = kKind == Kind::kTf32 ? 1 : 2, kBlock = 4 * kParts;
-  const std::vector<Operand>&d = i.vectors[0], &a = i.vectors[1], &b = i.vectors[2],
-        &c = i.vectors[3];
+  const std::vector<Operand>&d = i.vector(0), &a = i.vector(1), &b = i.vector(2), &c = i.vector(3);
   const int depth = i.detail;
   const bool wide = d.size() == 4;  // float32 sums
   double left[16][16], right[16][8];
@@ -251,8 +250,8 @@ Handler pick_multiply(const Statement& s, Instruction& i) {
     if (type_named(modifier, type)) types.push_back(modifier);
     if (modifier.rfind("m16n8k", 0) == 0) shape = modifier;
   }
-  if (shape.empty() || types.size() != 4 || types[1] != types[2] || i.vectors.size() != 4 ||
-      s.modifiers[0] == "sp")
+  if (shape.empty() || types.size() != 4 || types[1] != types[2] || !i.has_vectors() ||
+      i.lists->size() != 4 || s.modifiers[0] == "sp")
     return nullptr;
   i.detail = static_cast<uint8_t>(std::stoi(shape.substr(6)));
   const bool sums = types[0] == types[3] && (types[0] == "f32" || types[0] == "f16");

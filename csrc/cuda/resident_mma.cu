@@ -1,0 +1,7 @@
+// The resident regime on the tensor cores: 16-bit types, and float32 where TF32 is allowed.
+#include "product_mma.cuh"
+#include "resident.cuh"
+
+FUSEDRNN_RESIDENT(mma_tf32, fusedrnn::cuda::MmaProduct<float>)
+FUSEDRNN_RESIDENT(mma_f16, fusedrnn::cuda::MmaProduct<fusedrnn::cuda::Half>)
+FUSEDRNN_RESIDENT(mma_bf16, fusedrnn::cuda::MmaProduct<fusedrnn::cuda::BFloat16>)
