@@ -41,6 +41,10 @@ STABLE_TORCH_LIBRARY(fusedrnn, m) {
       "int input_size, int hidden_size, str cell, bool need_x, bool need_state, bool need_weights) "
       "-> (Tensor? d_x, Tensor? d_h, Tensor? d_c, Tensor[] d_weights)");
   m.def("info() -> str");
+  m.def("cuda_info() -> str");
+  // Whether float32 products on a GPU may use TF32, as torch is set when a kernel runs. Python has
+  // the answer: the stable ABI has no way to ask.
+  m.def("_allow_tf32() -> bool");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fusedrnn, CPU, m) {
