@@ -68,9 +68,10 @@ def run_on(
     keep: bool = True,
     regime: str = "per_step",
     allow_tf32: bool = False,
+    gates_bytes: int = 1 << 26,
 ) -> Run:
     """Outputs and, if kept, gradients, by the names of tests.test_kernels.run."""
-    how = (regime, allow_tf32)
+    how = (regime, allow_tf32, gates_bytes)
     dtype, i = case.dtype, case.inputs
     real = "f64" if dtype == "f64" else "f32"
     host = build.host()
@@ -290,3 +291,77 @@ def test_resident_on_tensor_cores(cell: str, dtype: str) -> None:
 )
 def test_resident_sizes(cores: str, case: DeviceCase, sms: int) -> None:
     check_resident(case, cores, seed=3, sms=sms)
+
+
+@pytest.mark.parametrize("cores", ["fma_f32", "mma_bf16"])
+@pytest.mark.parametrize("cell", RESIDENT_CELLS)
+def test_the_order_of_threads_changes_no_bit(cell: str, cores: str) -> None:
+    mma, dtype = cores.split("_")
+    N = 9 if mma == "mma" else 3
+    case = DeviceCase(cell, N, 3, 18, 18, 2, True, (N, 2), dtype)
+    runs = [
+        run_on(case, Device(build.ptx(80), seed), regime="resident").results for seed in range(4)
+    ]
+    for other in runs[1:]:
+        assert all((other[name] == value).all() for name, value in runs[0].items())
+
+
+def test_the_regimes_agree() -> None:
+    """Whichever regime forward had, either can take its reserve back."""
+    case = DeviceCase("gru", 3, 4, 19, 19, 2, True, (3, 2, 2))
+    per_step, resident = (
+        run_on(case, Device(build.ptx(80)), regime=regime) for regime in ("per_step", "resident")
+    )
+    np.testing.assert_allclose(
+        reserve_values(case, per_step.reserve),
+        reserve_values(case, resident.reserve),
+        rtol=0,
+        atol=8 * EPS["f32"],
+    )
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    case = DeviceCase("lstm_proj", 2, 3, 8, 4, 1, True, (2,))
+    with pytest.raises(ValueError, match="resident regime was asked for, but a projection"):
+        run_on(case, Device(build.ptx(80)), regime="resident")
+    case = DeviceCase("lstm", 2, 3, 200, 200, 1, True, (2,))
+    with pytest.raises(ValueError, match="do not fit"):
+        run_on(case, Device(build.ptx(80), limits=Limits(sms=1)), regime="resident")
+    assert not any(
+        name.startswith("resident")
+        for name in run_on(
+            case, Device(build.ptx(80), limits=Limits(sms=1)), regime=""
+        ).device.launches
+    )
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru_reset_before"])
+@pytest.mark.parametrize("regime", ["per_step", "resident"])
+def test_chunks_of_steps(regime: str, cell: str) -> None:
+    """x W of a few steps at a time: states go on from launch to launch."""
+    case = DeviceCase(cell, 3, 3, 6, 6, 2, True, (3, 3, 3, 2, 2, 1, 1))
+    step = 2 * 3 * GATES[cell] * 6 * 4
+    for steps in (1, 3, 6):
+        got = run_on(case, Device(build.ptx(80)), regime=regime, gates_bytes=steps * step)
+        if regime == "resident":
+            assert got.device.launches.count("resident_forward_fma_f32") == -(-7 // steps)
+        assert_right(got, case)
+
+
+def test_offsets_of_long_sequences_travel_in_parts() -> None:
+    case = DeviceCase("rnn_tanh", 2, 1, 2, 2, 1, True, (2,) * 300 + (1,) * 400)
+    device = Device(build.ptx(80))
+    got = run_on(case, device, regime="resident")
+    assert device.launches.count("write_offsets") == 2 * 2
+    assert_right(got, case)
+
+
+@pytest.mark.parametrize("regime", ["per_step", "resident"])
+def test_no_rows(regime: str) -> None:
+    """Sequences without steps: states are their own result, gradients of weights are zero."""
+    case = DeviceCase("gru", 2, 3, 4, 4, 2, True, ())
+    got = run_on(case, Device(build.ptx(80)), regime=regime)
+    np.testing.assert_array_equal(got.results["h_n"], case.inputs["h0"])
+    np.testing.assert_array_equal(got.results["d_h0"], case.loss_weights["h_n"])
+    assert not got.results["d_w_hh 1"].any()
+    assert got.device.launches == []

@@ -10,10 +10,6 @@
 namespace fusedrnn::cuda {
 namespace {
 
-// x W of as many steps as fit this comes at once: enough rows for an efficient product, and no more
-// memory, however long the sequences are.
-constexpr int64_t kGatesBytes = int64_t(64) << 20;
-
 template <class S>
 size_t align_for_real(size_t bytes) {
   return (bytes + sizeof(Real<S>) - 1) / sizeof(Real<S>) * sizeof(Real<S>);
@@ -113,10 +109,10 @@ Dim3 units_grid(int64_t n, int64_t width) {
 
 // Steps of x W that come at once.
 template <class S>
-int64_t chunk_steps(const Layer& layer) {
+int64_t chunk_steps(const Layer& layer, const Options& options) {
   const Sequences& seq = layer.sequences;
   const int64_t step_bytes = seq.widest() * layer.gate_columns() * int64_t(sizeof(Real<S>));
-  return std::clamp<int64_t>(kGatesBytes / (layer.D * step_bytes), 1, seq.T);
+  return std::clamp<int64_t>(options.gates_bytes / (layer.D * step_bytes), 1, seq.T);
 }
 
 // Packed rows [begin, end) of some positions; position p is step T - 1 - p if descending.
@@ -141,12 +137,13 @@ void input_product(const Layer& layer, Launcher& launcher, const LayerForward<S>
 // --- Per step -----------------------------------------------------------------------------------
 
 template <class S>
-void forward_per_step(const Layer& layer, Launcher& launcher, const LayerForward<S>& args) {
+void forward_per_step(const Layer& layer, Launcher& launcher, const Options& options,
+                      const LayerForward<S>& args) {
   using V = Real<S>;
   const Sequences& seq = layer.sequences;
   const CellInfo& info = layer.info();
   const int64_t N = seq.N, H = layer.H, P = layer.P, columns = layer.gate_columns();
-  const int64_t chunk = chunk_steps<S>(layer);
+  const int64_t chunk = chunk_steps<S>(layer, options);
   const bool keep = args.reserve != nullptr, several = info.stages > 1;
 
   V* gates_x = scratch<V>(launcher, seq.row_offset[chunk] * columns);
@@ -324,11 +321,11 @@ void launch_resident(const Plan& plan, Launcher& launcher, const std::string& ke
 }
 
 template <class S>
-void forward_resident(const Layer& layer, Launcher& launcher, const Plan& plan,
-                      const LayerForward<S>& args) {
+void forward_resident(const Layer& layer, Launcher& launcher, const Options& options,
+                      const Plan& plan, const LayerForward<S>& args) {
   const Sequences& seq = layer.sequences;
   const CellInfo& info = layer.info();
-  const int64_t columns = layer.gate_columns(), chunk = chunk_steps<S>(layer);
+  const int64_t columns = layer.gate_columns(), chunk = chunk_steps<S>(layer, options);
   ResidentForwardArgs<S> a = {};
   describe_block(layer, plan, put_offsets(seq, launcher), a);
   put_exchange<S>(plan, launcher, a);
@@ -480,9 +477,9 @@ void layer_forward(const Layer& layer, Launcher& launcher, const Options& option
   if (layer.sequences.rows() == 0) return;  // h and c are their own result
   const Plan plan = checked_plan<S>(layer, launcher, false, options);
   if (plan.regime == Regime::kResident) {
-    forward_resident(layer, launcher, plan, args);
+    forward_resident(layer, launcher, options, plan, args);
   } else {
-    forward_per_step(layer, launcher, args);
+    forward_per_step(layer, launcher, options, args);
   }
 }
 

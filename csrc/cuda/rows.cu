@@ -1,4 +1,5 @@
 // What surrounds the time loop beside matrix products: rounding states, sums over rows.
+#include "kernels.h"
 #include "storage.cuh"
 
 namespace fusedrnn::cuda {
@@ -59,3 +60,9 @@ extern "C" __global__ void __launch_bounds__(fusedrnn::cuda::kThreads)
   for (int i = threadIdx.x; i < args.count; i += fusedrnn::cuda::kThreads)
     args.to[i] = args.values[i];
 }
+
+const std::vector<fusedrnn::cuda::Kernel> fusedrnn::cuda::kRowsKernels = {
+    FUSEDRNN_KERNEL(sum_rows_f32),  FUSEDRNN_KERNEL(sum_rows_f64), FUSEDRNN_KERNEL(sum_rows_f16),
+    FUSEDRNN_KERNEL(sum_rows_bf16), FUSEDRNN_KERNEL(round_f16),    FUSEDRNN_KERNEL(round_bf16),
+    FUSEDRNN_KERNEL(write_offsets),
+};

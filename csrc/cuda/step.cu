@@ -1,4 +1,5 @@
 // The per-step regime: what is left of a step beside its matrix products, one thread a value.
+#include "kernels.h"
 #include "storage.cuh"
 
 namespace fusedrnn::cuda {
@@ -139,3 +140,10 @@ FUSEDRNN_STEP(f64, double)
 FUSEDRNN_STEP(f16, fusedrnn::cuda::Half)
 FUSEDRNN_STEP(bf16, fusedrnn::cuda::BFloat16)
 #undef FUSEDRNN_STEP
+
+const std::vector<fusedrnn::cuda::Kernel> fusedrnn::cuda::kStepKernels = {
+    FUSEDRNN_KERNEL(step_forward_f32),  FUSEDRNN_KERNEL(step_backward_f32),
+    FUSEDRNN_KERNEL(step_forward_f64),  FUSEDRNN_KERNEL(step_backward_f64),
+    FUSEDRNN_KERNEL(step_forward_f16),  FUSEDRNN_KERNEL(step_backward_f16),
+    FUSEDRNN_KERNEL(step_forward_bf16), FUSEDRNN_KERNEL(step_backward_bf16),
+};
