@@ -189,9 +189,9 @@ MUTATIONS = [
         "a unit beyond the last",
         "step.cu",
         "step.cu",
-        "if (u >= width) return;",
-        "if (u > width) return;",
-        ("race", "out of bounds"),
+        "i < n * width;",
+        "i <= n * width;",
+        ("race", "out of bounds", "read-only memory"),
         FMA,
     ),
 ]

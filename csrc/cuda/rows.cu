@@ -13,16 +13,22 @@ __device__ __forceinline__ void round_values(const RoundArgs<S>& a) {
 }
 
 // A block sums 32 columns: each warp takes every eighth row, then one warp adds the eight sums.
+// Runs of rows are summed by themselves first, so that no sum has many more terms than another.
 template <class S>
 __device__ __forceinline__ void sum_rows(const SumRowsArgs<S>& a) {
-  constexpr int kWarps = kThreads / 32;
+  constexpr int kWarps = kThreads / 32, kRun = 64 * kWarps;
   __shared__ Real<S> sums[kWarps][32];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int64_t column = int64_t(blockIdx.x) * 32 + lane;
   Real<S> sum = 0;
   if (column < a.columns) {
-    for (int64_t row = warp; row < a.rows; row += kWarps)
-      sum += real(a.m[row * a.columns + column]);
+    for (int64_t begin = 0; begin < a.rows; begin += kRun) {
+      const int64_t end = min(a.rows, begin + kRun);
+      Real<S> run = 0;
+      for (int64_t row = begin + warp; row < end; row += kWarps)
+        run += real(a.m[row * a.columns + column]);
+      sum += run;
+    }
   }
   sums[warp][lane] = sum;
   __syncthreads();

@@ -5,13 +5,13 @@
 namespace fusedrnn::cuda {
 namespace {
 
-// Calls body(j, u) for every sequence j of [0, n) and unit u of [0, width): a grid of blocks of
-// units (x) and of sequences (y, which has no more than 65,535 and goes round).
+// Calls body(j, u) for every sequence j of [0, n) and unit u of [0, width), units beside each
+// other.
 template <class Body>
 __device__ __forceinline__ void for_units(int64_t n, int64_t width, const Body& body) {
-  const int64_t u = int64_t(blockIdx.x) * kThreads + threadIdx.x;
-  if (u >= width) return;
-  for (int64_t j = blockIdx.y; j < n; j += gridDim.y) body(j, u);
+  const int64_t threads = int64_t(gridDim.x) * kThreads;
+  for (int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x; i < n * width; i += threads)
+    body(i / width, i % width);
 }
 
 template <class S, class Cell, int s>
