@@ -68,9 +68,13 @@ def run_on(
     keep: bool = True,
     regime: str = "per_step",
     allow_tf32: bool = False,
+    gates_bytes: int = 1 << 26,
+    want_x: bool = True,
+    want_weights: bool = True,
+    with_d_y: bool = True,
 ) -> Run:
     """Outputs and, if kept, gradients, by the names of tests.test_kernels.run."""
-    how = (regime, allow_tf32)
+    how = (regime, allow_tf32, gates_bytes)
     dtype, i = case.dtype, case.inputs
     real = "f64" if dtype == "f64" else "f32"
     host = build.host()
@@ -99,15 +103,19 @@ def run_on(
     results = {"y": from_device(y, dtype), "h_n": h} | ({} if c is None else {"c_n": c})
     if reserve is None:
         return Run(_doubles(results), b"", device)
+    assert memory.written(reserve).all() or dtype in ("f16", "bf16")  # gaps before c_in
     before = reserve.tobytes()
-    d_y = device.put(case.loss_weights["y"], dtype, "d_y")
+    d_y = device.put(case.loss_weights["y"], dtype, "d_y") if with_d_y else None
     d_h, d_c = (
         device.put(case.loss_weights.get(f"{name}_n"), real, f"d_{name}", writable=True)
         for name in ("h", "c")
     )
-    d_x = memory.empty(x.shape, x.dtype, "d_x")
+    d_x = memory.empty(x.shape, x.dtype, "d_x") if want_x else None
     d_weights = [
-        [None if w is None else memory.empty(w.shape, w.dtype, "d_weight") for w in direction]
+        [
+            None if w is None or not want_weights else memory.empty(w.shape, w.dtype, "d_weight")
+            for w in direction
+        ]
         for direction in weights
     ]
     getattr(host, f"layer_backward_{dtype}")(
@@ -117,7 +125,9 @@ def run_on(
         *how,
     )
     assert reserve.tobytes() == before
-    results |= {"d_x": from_device(d_x, dtype), "d_h0": d_h}
+    results["d_h0"] = d_h
+    if d_x is not None:
+        results["d_x"] = from_device(d_x, dtype)
     if d_c is not None:
         results["d_c0"] = d_c
     for d, direction in enumerate(d_weights):
@@ -290,3 +300,138 @@ def test_resident_on_tensor_cores(cell: str, dtype: str) -> None:
 )
 def test_resident_sizes(cores: str, case: DeviceCase, sms: int) -> None:
     check_resident(case, cores, seed=3, sms=sms)
+
+
+@pytest.mark.parametrize("cores", ["fma_f32", "mma_bf16"])
+@pytest.mark.parametrize("cell", RESIDENT_CELLS)
+def test_the_order_of_threads_changes_no_bit(cell: str, cores: str) -> None:
+    mma, dtype = cores.split("_")
+    N = 9 if mma == "mma" else 3
+    case = DeviceCase(cell, N, 3, 18, 18, 2, True, (N, 2), dtype)
+    runs = [
+        run_on(case, Device(build.ptx(80), seed), regime="resident").results for seed in range(4)
+    ]
+    for other in runs[1:]:
+        assert all((other[name] == value).all() for name, value in runs[0].items())
+
+
+def test_the_regimes_agree() -> None:
+    """Whichever regime forward had, either can take its reserve back."""
+    case = DeviceCase("gru", 3, 4, 19, 19, 2, True, (3, 2, 2))
+    per_step, resident = (
+        run_on(case, Device(build.ptx(80)), regime=regime) for regime in ("per_step", "resident")
+    )
+    np.testing.assert_allclose(
+        reserve_values(case, per_step.reserve),
+        reserve_values(case, resident.reserve),
+        rtol=0,
+        atol=8 * EPS["f32"],
+    )
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    case = DeviceCase("lstm_proj", 2, 3, 8, 4, 1, True, (2,))
+    with pytest.raises(ValueError, match="resident regime was asked for, but a projection"):
+        run_on(case, Device(build.ptx(80)), regime="resident")
+    case = DeviceCase("lstm", 2, 3, 200, 200, 1, True, (2,))
+    with pytest.raises(ValueError, match="do not fit"):
+        run_on(case, Device(build.ptx(80), limits=Limits(sms=1)), regime="resident")
+    assert not any(
+        name.startswith("resident")
+        for name in run_on(
+            case, Device(build.ptx(80), limits=Limits(sms=1)), regime=""
+        ).device.launches
+    )
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru_reset_before"])
+@pytest.mark.parametrize("regime", ["per_step", "resident"])
+def test_chunks_of_steps(regime: str, cell: str) -> None:
+    """x W of a few steps at a time: states go on from launch to launch."""
+    case = DeviceCase(cell, 3, 3, 6, 6, 2, True, (3, 3, 3, 2, 2, 1, 1))
+    step = 2 * 3 * GATES[cell] * 6 * 4
+    for steps in (1, 3, 6):
+        got = run_on(case, Device(build.ptx(80)), regime=regime, gates_bytes=steps * step)
+        if regime == "resident":
+            assert got.device.launches.count("resident_forward_fma_f32") == -(-7 // steps)
+        assert_right(got, case)
+
+
+def test_offsets_of_long_sequences_travel_in_parts() -> None:
+    case = DeviceCase("rnn_tanh", 2, 1, 2, 2, 1, True, (2,) * 300 + (1,) * 400)
+    device = Device(build.ptx(80))
+    got = run_on(case, device, regime="resident")
+    assert device.launches.count("write_offsets") == 2 * 2
+    assert_right(got, case)
+
+
+@pytest.mark.parametrize("regime", ["per_step", "resident"])
+def test_no_rows(regime: str) -> None:
+    """Sequences without steps: states are their own result, gradients of weights are zero."""
+    case = DeviceCase("gru", 2, 3, 4, 4, 2, True, ())
+    got = run_on(case, Device(build.ptx(80)), regime=regime)
+    np.testing.assert_array_equal(got.results["h_n"], case.inputs["h0"])
+    np.testing.assert_array_equal(got.results["d_h0"], case.loss_weights["h_n"])
+    assert not got.results["d_w_hh 1"].any()
+    assert got.device.launches == []
+
+
+ALL_CORES = ["per_step", "fma", "mma"]
+
+
+def run_with(cores: str, case: DeviceCase, seed: int = 1, **options: Any) -> Run:
+    regime = "per_step" if cores == "per_step" else "resident"
+    got = run_on(case, Device(build.ptx(80), seed), regime=regime, **options)
+    if regime == "resident":
+        assert any(f"_{cores}_" in name for name in got.device.launches)
+    return got
+
+
+@pytest.mark.parametrize("cores", ALL_CORES)
+@pytest.mark.parametrize("cell", RESIDENT_CELLS)
+def test_nan_stays_in_its_sequence(cell: str, cores: str) -> None:
+    N = 9 if cores == "mma" else 3
+    case = DeviceCase(cell, N, 3, 18, 18, 2, True, (N, N - 1), "bf16")
+    clean = run_with(cores, case)
+    sick = dataclasses.replace(case)  # computes its inputs anew
+    sick.inputs["x"][[1, N + 1]] = sick.inputs["h0"][:, 1] = np.nan
+    got = run_with(cores, sick)
+    assert np.isnan(got.results["y"][[1, N + 1]]).all()
+    for name in ("y", "d_x"):
+        others = [np.delete(r.results[name], [1, N + 1], axis=0) for r in (got, clean)]
+        np.testing.assert_array_equal(*others)
+    for name in ("h_n", "c_n", "d_h0", "d_c0"):
+        if name in clean.results:
+            others = [np.delete(r.results[name], 1, axis=1) for r in (got, clean)]
+            np.testing.assert_array_equal(*others)
+
+
+@pytest.mark.parametrize("cores", ALL_CORES)
+def test_gradients_that_are_not_wanted(cores: str) -> None:
+    """An absent gradient of y is zero; those not asked for leave the others as they are."""
+    N = 9 if cores == "mma" else 3
+    case = DeviceCase("gru", N, 3, 18, 18, 2, True, (N, 2), "bf16")
+    whole = run_with(cores, case).results
+    for options in ({"want_x": False}, {"want_weights": False}):
+        part = run_with(cores, case, **options).results
+        assert part.keys() < whole.keys()
+        assert all((whole[name] == value).all() for name, value in part.items())
+    silent = dataclasses.replace(case)
+    silent.loss_weights["y"][...] = 0
+    without = run_with(cores, case, with_d_y=False).results
+    for name, value in run_with(cores, silent).results.items():
+        np.testing.assert_array_equal(value, without[name])
+
+
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+@pytest.mark.parametrize("cell", CELLS)
+def test_the_oldest_gpu(cell: str, dtype: str) -> None:
+    """The PTX of sm_75, with its 64 KB of shared memory: no tensor cores."""
+    limits = Limits(75, 4, 1024, 65536, 65536, 65536, 0)
+    case = DeviceCase(cell, 9, 3, 18, 12 if cell == "lstm_proj" else 18, 1, True, (9, 4), dtype)
+    device = Device(build.ptx(75), limits=limits)
+    got = run_on(case, device, regime="")
+    resident = {name for name in device.launches if name.startswith("resident")}
+    wanted = {f"resident_forward_fma_{dtype}", f"resident_backward_fma_{dtype}"}
+    assert resident == (set() if cell == "lstm_proj" else wanted)
+    assert_right(got, case)

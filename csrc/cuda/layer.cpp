@@ -1,18 +1,17 @@
 #include "layer.h"
 
 #include <algorithm>
+#include <cstdio>
+#include <cstdlib>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
 
 #include "args.h"
+#include "estimate.h"
 
 namespace fusedrnn::cuda {
 namespace {
-
-// x W of as many steps as fit this comes at once: enough rows for an efficient product, and no more
-// memory, however long the sequences are.
-constexpr int64_t kGatesBytes = int64_t(64) << 20;
 
 template <class S>
 size_t align_for_real(size_t bytes) {
@@ -105,18 +104,17 @@ S* scratch(Launcher& launcher, int64_t values) {
   return static_cast<S*>(launcher.scratch(static_cast<size_t>(values) * sizeof(S)));
 }
 
-// Blocks of units by sequences; the kernels go round where there are more sequences.
-Dim3 units_grid(int64_t n, int64_t width) {
-  return {static_cast<unsigned>(ceil_div(width, kThreads)),
-          static_cast<unsigned>(std::min<int64_t>(n, 65535))};
+// Blocks for `count` values, one a thread. The kernels go round where there are more.
+Dim3 grid_for(int64_t count) {
+  return {static_cast<unsigned>(std::min<int64_t>(ceil_div(count, kThreads), 1 << 20))};
 }
 
 // Steps of x W that come at once.
 template <class S>
-int64_t chunk_steps(const Layer& layer) {
+int64_t chunk_steps(const Layer& layer, const Options& options) {
   const Sequences& seq = layer.sequences;
   const int64_t step_bytes = seq.widest() * layer.gate_columns() * int64_t(sizeof(Real<S>));
-  return std::clamp<int64_t>(kGatesBytes / (layer.D * step_bytes), 1, seq.T);
+  return std::clamp<int64_t>(options.gates_bytes / (layer.D * step_bytes), 1, seq.T);
 }
 
 // Packed rows [begin, end) of some positions; position p is step T - 1 - p if descending.
@@ -141,12 +139,13 @@ void input_product(const Layer& layer, Launcher& launcher, const LayerForward<S>
 // --- Per step -----------------------------------------------------------------------------------
 
 template <class S>
-void forward_per_step(const Layer& layer, Launcher& launcher, const LayerForward<S>& args) {
+void forward_per_step(const Layer& layer, Launcher& launcher, const Options& options,
+                      const LayerForward<S>& args) {
   using V = Real<S>;
   const Sequences& seq = layer.sequences;
   const CellInfo& info = layer.info();
   const int64_t N = seq.N, H = layer.H, P = layer.P, columns = layer.gate_columns();
-  const int64_t chunk = chunk_steps<S>(layer);
+  const int64_t chunk = chunk_steps<S>(layer, options);
   const bool keep = args.reserve != nullptr, several = info.stages > 1;
 
   V* gates_x = scratch<V>(launcher, seq.row_offset[chunk] * columns);
@@ -157,8 +156,7 @@ void forward_per_step(const Layer& layer, Launcher& launcher, const LayerForward
   if constexpr (kRounds<S>) {
     const int64_t count = layer.D * N * P;
     h_rounded = scratch<S>(launcher, count);
-    launch(launcher, "round", DtypeOf<S>::kDtype,
-           {static_cast<unsigned>(std::min<int64_t>(ceil_div(count, kThreads), 1024))},
+    launch(launcher, "round", DtypeOf<S>::kDtype, grid_for(count),
            RoundArgs<S>{count, args.h, h_rounded});
   }
 
@@ -203,7 +201,7 @@ void forward_per_step(const Layer& layer, Launcher& launcher, const LayerForward
                    false);
           a.stage = s;
           launch(launcher, "step_forward", DtypeOf<S>::kDtype,
-                 units_grid(a.n, stage.projects ? P : H), a);
+                 grid_for(a.n * (stage.projects ? P : H)), a);
         }
       }
     }
@@ -251,7 +249,7 @@ void backward_per_step(const Layer& layer, Launcher& launcher, const LayerBackwa
         const Stage& stage = info.stage[s];
         a.stage = s;
         launch(launcher, "step_backward", DtypeOf<S>::kDtype,
-               units_grid(a.n, stage.projects ? P : H), a);
+               grid_for(a.n * (stage.projects ? P : H)), a);
         const StageWeight<S> w = stage_weight(layer, stage, args.w[d]);
         const S* delta = stage.projects ? a.delta_proj : a.delta + stage.first_gate * H;
         V* out = s == 0 ? a.d_h : d_emit;
@@ -324,11 +322,11 @@ void launch_resident(const Plan& plan, Launcher& launcher, const std::string& ke
 }
 
 template <class S>
-void forward_resident(const Layer& layer, Launcher& launcher, const Plan& plan,
-                      const LayerForward<S>& args) {
+void forward_resident(const Layer& layer, Launcher& launcher, const Options& options,
+                      const Plan& plan, const LayerForward<S>& args) {
   const Sequences& seq = layer.sequences;
   const CellInfo& info = layer.info();
-  const int64_t columns = layer.gate_columns(), chunk = chunk_steps<S>(layer);
+  const int64_t columns = layer.gate_columns(), chunk = chunk_steps<S>(layer, options);
   ResidentForwardArgs<S> a = {};
   describe_block(layer, plan, put_offsets(seq, launcher), a);
   put_exchange<S>(plan, launcher, a);
@@ -384,10 +382,23 @@ void backward_resident(const Layer& layer, Launcher& launcher, const Plan& plan,
   launch_resident(plan, launcher, resident_kernel(true, plan.cores, DtypeOf<S>::kDtype), a);
 }
 
+void log_plan(const Layer& layer, Dtype dtype, bool backward, const Plan& plan) {
+  static const char* wanted = std::getenv("FUSEDRNN_LOG");
+  if (!wanted || *wanted != '1') return;
+  const Sequences& seq = layer.sequences;
+  std::fprintf(stderr, "fusedrnn: cuda %s %s %s T=%lld N=%lld I=%lld H=%lld P=%lld D=%lld: %s\n",
+               layer.info().name, name_of(dtype), backward ? "backward" : "forward",
+               static_cast<long long>(seq.T), static_cast<long long>(seq.N),
+               static_cast<long long>(layer.I), static_cast<long long>(layer.H),
+               static_cast<long long>(layer.P), static_cast<long long>(layer.D),
+               describe(plan).c_str());
+}
+
 // The plan of a pass, or an error where what was asked for cannot run.
 template <class S>
 Plan checked_plan(const Layer& layer, Launcher& launcher, bool backward, const Options& options) {
   const Plan plan = plan_layer(layer, launcher, DtypeOf<S>::kDtype, backward, options);
+  log_plan(layer, DtypeOf<S>::kDtype, backward, plan);
   if (options.regime == Regime::kResident && plan.regime != Regime::kResident)
     throw std::invalid_argument("the resident regime was asked for, but " + plan.why_per_step +
                                 ": leave the choice to the library");
@@ -480,9 +491,9 @@ void layer_forward(const Layer& layer, Launcher& launcher, const Options& option
   if (layer.sequences.rows() == 0) return;  // h and c are their own result
   const Plan plan = checked_plan<S>(layer, launcher, false, options);
   if (plan.regime == Regime::kResident) {
-    forward_resident(layer, launcher, plan, args);
+    forward_resident(layer, launcher, options, plan, args);
   } else {
-    forward_per_step(layer, launcher, args);
+    forward_per_step(layer, launcher, options, args);
   }
 }
 

@@ -17,6 +17,9 @@ namespace fusedrnn::cuda {
 struct Options {
   bool allow_tf32 = false;       // float32 products on tensor cores, with 10 bits of mantissa
   std::optional<Regime> regime;  // an error where it cannot run; by default what fits
+  // x W of as many steps as fit this comes at once: enough rows for an efficient product, and no
+  // more memory, however long the sequences are.
+  int64_t gates_bytes = int64_t(64) << 20;
 };
 
 template <class S>

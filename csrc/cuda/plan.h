@@ -57,6 +57,9 @@ inline int blocks_per_sm(const Device& device, int registers, size_t shared_byte
   return static_cast<int>(blocks);
 }
 
+// Fewer sequences leave a product's columns empty.
+constexpr int64_t kLeastRows = 8;
+
 // Fewer units leave lanes and tensor core rows empty, and make more blocks wait for each other.
 inline int64_t least_units(Cores cores, bool backward, int gates) {
   const int64_t rows = cores == Cores::kMma ? 16 : 8;
@@ -89,7 +92,7 @@ inline std::optional<ResidentShape> make_shape(const CellInfo& info, Cores cores
       tile.steps = static_cast<int>(ceil_div(tile.K_pad / 4, tile.slices));
       const int64_t in_shared = std::max<int64_t>(0, tile.steps - (s == 0 ? kFmaHeld : 0));
       at += in_shared * kThreads * 4 * value_bytes;
-      staged = std::max(staged, int64_t(kFmaRows) * tile.K_pad * 4);
+      staged = std::max(staged, std::min<int64_t>(rows, kFmaRows) * tile.K_pad * 4);
     } else {
       const int64_t tiles = ceil_div(R, 16), group = 64 / value_bytes;
       if (tiles > kMmaTiles) return std::nullopt;
@@ -113,25 +116,27 @@ inline std::optional<ResidentShape> make_shape(const CellInfo& info, Cores cores
   return shape;
 }
 
-// The smallest blocks that all run together, `per_sm` on each multiprocessor, in as few blocks of
-// rows as can be: each of these has its own copy of the weights.
+// The smallest blocks of units that all run together, `per_sm` on each multiprocessor, and then as
+// many blocks of sequences beside each other as fit: each has its own copy of the weights and waits
+// only for the blocks of its own sequences.
 inline bool fit_resident(const PlanRequest& q, Cores cores, int per_sm, Plan& plan) {
   const CellInfo& info = kCellInfo[static_cast<int>(q.cell)];
   const int registers = cores == Cores::kMma ? q.registers_mma : q.registers_fma;
   const int64_t at_once = per_sm * int64_t(q.device.sms) / q.D;
+  bool found = false;
   for (int64_t row_blocks = 1; row_blocks <= std::min(q.N, at_once); ++row_blocks) {
     const int64_t rows = ceil_div(q.N, row_blocks);
     if (ceil_div(q.N, rows) != row_blocks) continue;  // the last would have none
     const int64_t units = std::max(ceil_div(q.H, at_once / row_blocks),
                                    std::min(q.H, least_units(cores, q.backward, info.gates)));
+    if (found && (rows < kLeastRows || units > plan.shape.units)) break;
     const auto shape = make_shape(info, cores, q.backward, q.dtype, q.H, units, rows);
-    if (!shape) continue;
-    const int64_t unit_blocks = ceil_div(q.H, units);
-    if (blocks_per_sm(q.device, registers, shape->shared_bytes) < per_sm) continue;
+    if (!shape || blocks_per_sm(q.device, registers, shape->shared_bytes) < per_sm) continue;
+    found = true;
     plan.regime = Regime::kResident;
     plan.cores = cores;
     plan.shape = *shape;
-    plan.grid = {static_cast<unsigned>(unit_blocks), static_cast<unsigned>(row_blocks),
+    plan.grid = {static_cast<unsigned>(ceil_div(q.H, units)), static_cast<unsigned>(row_blocks),
                  static_cast<unsigned>(q.D)};
     plan.blocks_per_sm = per_sm;
     const int64_t exchange_rows = 2 * q.D * row_blocks * shape->rows_pad;
@@ -139,9 +144,8 @@ inline bool fit_resident(const PlanRequest& q, Cores cores, int per_sm, Plan& pl
       plan.exchange_bytes[s] =
           static_cast<size_t>(exchange_rows * shape->tile[s].K_pad) * size_of(q.dtype);
     plan.arrival_bytes = static_cast<size_t>(q.D * row_blocks) * kArrivalStride * sizeof(unsigned);
-    return true;
   }
-  return false;
+  return found;
 }
 
 inline bool fit_resident(const PlanRequest& q, Cores cores, Plan& plan) {

@@ -1,4 +1,5 @@
 // What surrounds the time loop beside matrix products: rounding states, sums over rows.
+#include "kernels.h"
 #include "storage.cuh"
 
 namespace fusedrnn::cuda {
@@ -12,16 +13,22 @@ __device__ __forceinline__ void round_values(const RoundArgs<S>& a) {
 }
 
 // A block sums 32 columns: each warp takes every eighth row, then one warp adds the eight sums.
+// Runs of rows are summed by themselves first, so that no sum has many more terms than another.
 template <class S>
 __device__ __forceinline__ void sum_rows(const SumRowsArgs<S>& a) {
-  constexpr int kWarps = kThreads / 32;
+  constexpr int kWarps = kThreads / 32, kRun = 64 * kWarps;
   __shared__ Real<S> sums[kWarps][32];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int64_t column = int64_t(blockIdx.x) * 32 + lane;
   Real<S> sum = 0;
   if (column < a.columns) {
-    for (int64_t row = warp; row < a.rows; row += kWarps)
-      sum += real(a.m[row * a.columns + column]);
+    for (int64_t begin = 0; begin < a.rows; begin += kRun) {
+      const int64_t end = min(a.rows, begin + kRun);
+      Real<S> run = 0;
+      for (int64_t row = begin + warp; row < end; row += kWarps)
+        run += real(a.m[row * a.columns + column]);
+      sum += run;
+    }
   }
   sums[warp][lane] = sum;
   __syncthreads();
@@ -59,3 +66,9 @@ extern "C" __global__ void __launch_bounds__(fusedrnn::cuda::kThreads)
   for (int i = threadIdx.x; i < args.count; i += fusedrnn::cuda::kThreads)
     args.to[i] = args.values[i];
 }
+
+const std::vector<fusedrnn::cuda::Kernel> fusedrnn::cuda::kRowsKernels = {
+    FUSEDRNN_KERNEL(sum_rows_f32),  FUSEDRNN_KERNEL(sum_rows_f64), FUSEDRNN_KERNEL(sum_rows_f16),
+    FUSEDRNN_KERNEL(sum_rows_bf16), FUSEDRNN_KERNEL(round_f16),    FUSEDRNN_KERNEL(round_bf16),
+    FUSEDRNN_KERNEL(write_offsets),
+};

@@ -1,16 +1,17 @@
 // The per-step regime: what is left of a step beside its matrix products, one thread a value.
+#include "kernels.h"
 #include "storage.cuh"
 
 namespace fusedrnn::cuda {
 namespace {
 
-// Calls body(j, u) for every sequence j of [0, n) and unit u of [0, width): a grid of blocks of
-// units (x) and of sequences (y, which has no more than 65,535 and goes round).
+// Calls body(j, u) for every sequence j of [0, n) and unit u of [0, width), units beside each
+// other.
 template <class Body>
 __device__ __forceinline__ void for_units(int64_t n, int64_t width, const Body& body) {
-  const int64_t u = int64_t(blockIdx.x) * kThreads + threadIdx.x;
-  if (u >= width) return;
-  for (int64_t j = blockIdx.y; j < n; j += gridDim.y) body(j, u);
+  const int64_t threads = int64_t(gridDim.x) * kThreads;
+  for (int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x; i < n * width; i += threads)
+    body(i / width, i % width);
 }
 
 template <class S, class Cell, int s>
@@ -139,3 +140,10 @@ FUSEDRNN_STEP(f64, double)
 FUSEDRNN_STEP(f16, fusedrnn::cuda::Half)
 FUSEDRNN_STEP(bf16, fusedrnn::cuda::BFloat16)
 #undef FUSEDRNN_STEP
+
+const std::vector<fusedrnn::cuda::Kernel> fusedrnn::cuda::kStepKernels = {
+    FUSEDRNN_KERNEL(step_forward_f32),  FUSEDRNN_KERNEL(step_backward_f32),
+    FUSEDRNN_KERNEL(step_forward_f64),  FUSEDRNN_KERNEL(step_backward_f64),
+    FUSEDRNN_KERNEL(step_forward_f16),  FUSEDRNN_KERNEL(step_backward_f16),
+    FUSEDRNN_KERNEL(step_forward_bf16), FUSEDRNN_KERNEL(step_backward_bf16),
+};

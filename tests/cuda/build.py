@@ -6,6 +6,7 @@ import fcntl
 import functools
 import hashlib
 import importlib.util
+import re
 import shutil
 import subprocess
 import sys
@@ -38,6 +39,18 @@ NVCC_FLAGS = [
 def nvcc() -> str | None:
     """The CUDA compiler; None where there is none."""
     return shutil.which("nvcc")
+
+
+def cuda_include() -> Path:
+    """The folder of the CUDA toolkit's headers, as nvcc names it."""
+    compiler = nvcc()
+    assert compiler is not None
+    done = subprocess.run(
+        [compiler, "--dryrun", "-E", "-x", "cu", "/dev/null"], capture_output=True, text=True
+    )
+    found = re.search(r'INCLUDES="-I([^"]+)"', done.stderr)
+    assert found is not None, done.stderr
+    return Path(found[1].strip())
 
 
 @contextmanager

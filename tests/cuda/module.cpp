@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "cpu/rows.h"
+#include "cuda/estimate.h"
 #include "cuda/layer.h"
 
 namespace fusedrnn_test {
@@ -78,18 +79,108 @@ class PythonLauncher final : public Launcher {
   Device device_ = {};
 };
 
+CellKind cell_named(const std::string& name) {
+  for (int i = 0; i < kCellCount; ++i)
+    if (name == kCellInfo[i].name) return static_cast<CellKind>(i);
+  throw std::invalid_argument("no cell is named " + name);
+}
+
+std::optional<Regime> regime_of(const std::string& name) {
+  if (name.empty()) return std::nullopt;
+  return name == "resident" ? Regime::kResident : Regime::kPerStep;
+}
+
 // regime: "per_step", "resident", or empty for what fits.
-Options options_of(const std::string& regime, bool allow_tf32) {
+Options options_of(const std::string& regime, bool allow_tf32, int64_t gates_bytes) {
   Options options;
+  options.gates_bytes = gates_bytes;
   options.allow_tf32 = allow_tf32;
   if (!regime.empty()) options.regime = regime == "resident" ? Regime::kResident : Regime::kPerStep;
   return options;
 }
 
-CellKind cell_named(const std::string& name) {
-  for (int i = 0; i < kCellCount; ++i)
-    if (name == kCellInfo[i].name) return static_cast<CellKind>(i);
-  throw std::invalid_argument("no cell is named " + name);
+Dtype dtype_named(const std::string& name) {
+  for (const Dtype dtype : {Dtype::kFloat32, Dtype::kFloat64, Dtype::kFloat16, Dtype::kBFloat16})
+    if (name == name_of(dtype)) return dtype;
+  throw std::invalid_argument("no dtype is named " + name);
+}
+
+const Architecture& architecture(const std::string& name) {
+  const Architecture* found = architecture_named(name);
+  if (!found) throw std::invalid_argument("no architecture is named " + name);
+  return *found;
+}
+
+PlanRequest request(const std::string& cell, const std::string& dtype,
+                    const std::vector<int64_t>& sizes, const std::string& arch, bool backward,
+                    bool allow_tf32, const std::string& regime, int registers) {
+  if (sizes.size() != 6) throw std::invalid_argument("sizes must be T, N, I, H, P, D");
+  return {.cell = cell_named(cell),
+          .dtype = dtype_named(dtype),
+          .T = sizes[0],
+          .N = sizes[1],
+          .I = sizes[2],
+          .H = sizes[3],
+          .P = sizes[4],
+          .D = sizes[5],
+          .backward = backward,
+          .allow_tf32 = allow_tf32,
+          .regime = regime_of(regime),
+          .device = architecture(arch).device,
+          .registers_fma = registers,
+          .registers_mma = registers};
+}
+
+py::dict device_dict(const Device& d) {
+  py::dict out;
+  out["capability"] = d.capability;
+  out["sms"] = d.sms;
+  out["threads_per_sm"] = d.threads_per_sm;
+  out["registers_per_sm"] = d.registers_per_sm;
+  out["shared_per_block"] = d.shared_per_block;
+  out["shared_per_sm"] = d.shared_per_sm;
+  out["shared_reserved"] = d.shared_reserved;
+  return out;
+}
+
+py::dict plan(const std::string& cell, const std::string& dtype, const std::vector<int64_t>& sizes,
+              const std::string& arch, bool backward, bool allow_tf32, const std::string& regime,
+              int registers) {
+  const PlanRequest q = request(cell, dtype, sizes, arch, backward, allow_tf32, regime, registers);
+  const Plan plan = make_plan(q);
+  const Estimate e = estimate(q, plan, architecture(arch));
+  py::dict out;
+  out["regime"] = plan.regime == Regime::kResident ? "resident" : "per_step";
+  out["why_per_step"] = plan.why_per_step;
+  out["cores"] = plan.cores == Cores::kMma ? "mma" : "fma";
+  out["grid"] = py::make_tuple(plan.grid.x, plan.grid.y, plan.grid.z);
+  out["blocks_per_sm"] = plan.blocks_per_sm;
+  out["units"] = plan.shape.units;
+  out["rows"] = plan.shape.rows;
+  out["rows_pad"] = plan.shape.rows_pad;
+  out["shared_bytes"] = plan.shape.shared_bytes;
+  out["workspace_bytes"] = plan.workspace_bytes();
+  py::list tiles;
+  for (int s = 0; s < kCellInfo[static_cast<int>(q.cell)].stages; ++s) {
+    const ResidentTile& tile = plan.shape.tile[s];
+    py::dict t;
+    t["R"] = tile.R;
+    t["ld"] = tile.ld;
+    t["slices"] = tile.slices;
+    t["steps"] = tile.steps;
+    t["K_pad"] = tile.K_pad;
+    t["weights"] = tile.weights;
+    tiles.append(t);
+  }
+  out["tiles"] = tiles;
+  out["partials"] = plan.shape.partials;
+  out["staged"] = plan.shape.staged;
+  out["bias"] = plan.shape.bias;
+  out["step_us"] = e.step();
+  out["total_us"] = e.total();
+  out["limit"] = e.limit();
+  out["text"] = describe(q, architecture(arch));
+  return out;
 }
 
 // Sizes of a call.
@@ -129,7 +220,7 @@ void read_weights(const Addresses& addresses, Weights<S>* w) {
 template <class S>
 void forward(py::object launcher_object, const Call& call, Address x, const Addresses& weights,
              Address h, Address c, Address y, Address reserve, const std::string& regime,
-             bool allow_tf32) {
+             bool allow_tf32, int64_t gates_bytes) {
   PythonLauncher launcher(std::move(launcher_object));
   LayerForward<S> args = {};
   args.x = at<S>(x);
@@ -138,13 +229,14 @@ void forward(py::object launcher_object, const Call& call, Address x, const Addr
   args.c = at<Real<S>>(c);
   args.y = at<S>(y);
   args.reserve = at<void>(reserve);
-  layer_forward<S>(call.layer(), launcher, options_of(regime, allow_tf32), args);
+  layer_forward<S>(call.layer(), launcher, options_of(regime, allow_tf32, gates_bytes), args);
 }
 
 template <class S>
 void backward(py::object launcher_object, const Call& call, Address x, const Addresses& weights,
               Address reserve, Address d_y, Address d_h, Address d_c, Address d_x,
-              const Addresses& d_weights, const std::string& regime, bool allow_tf32) {
+              const Addresses& d_weights, const std::string& regime, bool allow_tf32,
+              int64_t gates_bytes) {
   PythonLauncher launcher(std::move(launcher_object));
   LayerBackward<S> args = {};
   args.x = at<S>(x);
@@ -155,7 +247,7 @@ void backward(py::object launcher_object, const Call& call, Address x, const Add
   args.d_c = at<Real<S>>(d_c);
   args.d_x = at<S>(d_x);
   read_weights(d_weights, args.d_w);
-  layer_backward<S>(call.layer(), launcher, options_of(regime, allow_tf32), args);
+  layer_backward<S>(call.layer(), launcher, options_of(regime, allow_tf32, gates_bytes), args);
 }
 
 template <class S>
@@ -176,6 +268,17 @@ PYBIND11_MODULE(_cuda_host, m) {
                                            int64_t, int64_t, int64_t, int64_t>(),
                                   py::arg("cell"), py::arg("batch_sizes"), py::arg("N"),
                                   py::arg("I"), py::arg("H"), py::arg("P"), py::arg("D"));
+  m.def("architectures", [] {
+    py::dict out;
+    for (const Architecture& arch : kArchitectures) out[arch.name] = device_dict(arch.device);
+    return out;
+  });
+  m.def("plan", plan, py::arg("cell"), py::arg("dtype"), py::arg("sizes"), py::arg("arch"),
+        py::kw_only(), py::arg("backward") = false, py::arg("allow_tf32") = false,
+        py::arg("regime") = "", py::arg("registers") = 255);
+  m.def("blocks_per_sm", [](const std::string& arch, int registers, size_t shared) {
+    return blocks_per_sm(architecture(arch).device, registers, shared);
+  });
   define_for<float>(m, "f32");
   define_for<double>(m, "f64");
   define_for<Half>(m, "f16");
