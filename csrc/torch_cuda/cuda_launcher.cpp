@@ -107,7 +107,7 @@ std::string way_out(cudaError_t error, const DeviceFacts& device) {
 KernelFacts& kernel_facts(DeviceFacts& device, const std::string& name) {
   const auto known = device.kernels.find(name);
   if (known != device.kernels.end()) return known->second;
-  const void* function = kernel_named(name);
+  const void* function = any_kernel_named(name);
   check(function, "no CUDA kernel is named ", name);
   cudaFuncAttributes attributes;
   const cudaError_t error = cudaFuncGetAttributes(&attributes, function);
@@ -136,6 +136,8 @@ cudaStream_t current_stream(int index) {
 }
 
 }  // namespace
+
+const char* compiled_architectures() { return FUSEDRNN_CUDA_ARCHITECTURES; }
 
 CudaLauncher::CudaLauncher(const Tensor& x)
     : TorchLauncher(x), index_(index_of(x)), guard_(index_), facts_(device_facts(index_)) {

@@ -1,14 +1,17 @@
-// The kernels of this library, by name.
+// The kernels that a launcher can start: the engine's and those of the bindings.
 #pragma once
 
-#include <string>
+#include "../cuda/kernels.h"
 
 namespace fusedrnn::cuda {
 
-// As the CUDA runtime knows it; null where no kernel is named so.
-const void* kernel_named(const std::string& name);
+extern const std::vector<Kernel> kBindingKernels;
 
-// Machine code and PTX in the library, as in FUSEDRNN_CUDA_ARCH: "80;90+PTX".
-const char* compiled_architectures();
+// Null where there is no kernel of that name.
+inline const void* any_kernel_named(const std::string& name) {
+  for (const Kernel& kernel : kBindingKernels)
+    if (name == kernel.name) return kernel.function;
+  return kernel_named(name);
+}
 
 }  // namespace fusedrnn::cuda

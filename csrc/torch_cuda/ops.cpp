@@ -2,7 +2,6 @@
 #include "../torch/passes.h"
 #include "cuda_launcher.h"
 #include "gpu_engine.h"
-#include "kernels.h"
 
 namespace fusedrnn {
 namespace {

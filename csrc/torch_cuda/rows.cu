@@ -1,5 +1,6 @@
 // What the bindings need around the engine: rows in and out of packed order, sums.
 #include "../cuda/storage.cuh"
+#include "kernels.h"
 #include "rows.h"
 
 namespace fusedrnn::cuda {
@@ -77,3 +78,14 @@ FUSEDRNN_ADD(f64, double)
 FUSEDRNN_ADD(f16, fusedrnn::cuda::Half)
 FUSEDRNN_ADD(bf16, fusedrnn::cuda::BFloat16)
 #undef FUSEDRNN_ADD
+
+namespace fusedrnn::cuda {
+
+const std::vector<Kernel> kBindingKernels = {
+    FUSEDRNN_KERNEL(pack_rows_b16),   FUSEDRNN_KERNEL(pack_rows_b32),
+    FUSEDRNN_KERNEL(pack_rows_b64),   FUSEDRNN_KERNEL(unpack_rows_b16),
+    FUSEDRNN_KERNEL(unpack_rows_b32), FUSEDRNN_KERNEL(unpack_rows_b64),
+    FUSEDRNN_KERNEL(add_f32),         FUSEDRNN_KERNEL(add_f64),
+    FUSEDRNN_KERNEL(add_f16),         FUSEDRNN_KERNEL(add_bf16)};
+
+}  // namespace fusedrnn::cuda
