@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 import subprocess
 from pathlib import Path
@@ -82,6 +83,37 @@ def test_registers_and_spills(arch: int) -> None:
         # Nothing but sum_rows has shared memory of its own: the plan counts the rest.
         assert (kernel.shared > 0) == name.startswith("sum_rows"), (name, kernel)
         assert kernel.shared <= 48 << 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", [80, 90])
+def test_the_grids_fit(arch: int) -> None:
+    """With the registers that the kernels have, blocks of a resident launch run together."""
+    device = build.host().architectures()[f"sm_{arch}"]
+    resident = 0
+    for cores, dtype, way, H, N, D in itertools.product(
+        ["fma", "mma"],
+        ["f32", "f16", "bf16"],
+        ["forward", "backward"],
+        [64, 512, 1024],
+        [4, 32],
+        [1, 2],
+    ):
+        name = f"resident_{way}_{cores}_{'tf32' if (cores, dtype) == ('mma', 'f32') else dtype}"
+        registers = assembled(arch)[name].registers
+        plan = build.host().plan(
+            *("lstm", dtype, [150, N, H, H, H, D], f"sm_{arch}"),
+            backward=way == "backward",
+            allow_tf32=True,
+            registers=registers,
+        )
+        if plan["regime"] == "per_step" or plan["cores"] != cores:
+            continue
+        resident += 1
+        together = build.host().blocks_per_sm(f"sm_{arch}", registers, plan["shared_bytes"])
+        x, y, z = plan["grid"]
+        assert x * y * z <= together * device["sms"], (name, plan)
+    assert resident > 40
 
 
 def test_tensor_cores_are_used_where_the_plan_says_so() -> None:

@@ -435,3 +435,32 @@ def test_the_oldest_gpu(cell: str, dtype: str) -> None:
     wanted = {f"resident_forward_fma_{dtype}", f"resident_backward_fma_{dtype}"}
     assert resident == (set() if cell == "lstm_proj" else wanted)
     assert_right(got, case)
+
+
+def random_case(rng: np.random.Generator) -> tuple[DeviceCase, dict[str, Any], Limits]:
+    """A call of small sizes, options for it, and a device of few multiprocessors."""
+    cell, dtype = CELLS[rng.integers(len(CELLS))], DTYPES[rng.integers(len(DTYPES))]
+    N, H, T, D = (int(rng.integers(1, most)) for most in (30, 60, 5, 3))
+    sizes = np.sort(rng.integers(1, N + 1, size=T))[::-1] if rng.random() < 0.6 else [N] * T
+    P = max(1, int(H * rng.uniform(0.2, 1))) if cell == "lstm_proj" else H
+    bias = bool(rng.random() < 0.7)
+    case = DeviceCase(
+        cell, N, int(rng.integers(1, 6)), H, P, D, bias, tuple(map(int, sizes)), dtype
+    )
+    options = {
+        "allow_tf32": bool(rng.integers(2)),
+        "gates_bytes": int(rng.integers(1, 1 << 16)),
+    }
+    return case, options, Limits(sms=int(rng.integers(D, 9)))
+
+
+def test_random_sizes() -> None:
+    rng = np.random.default_rng(0)
+    started: set[str] = set()
+    for seed in range(300):
+        case, options, limits = random_case(rng)
+        got = run_on(case, Device(build.ptx(80), seed, limits), regime="", **options)
+        started |= set(got.device.launches)
+        tf32 = any("tf32" in name for name in got.device.launches)
+        assert_right(got, case, EPS_OF_TF32 if tf32 else None)
+    assert started == set(Device(build.ptx(80)).kernels)

@@ -59,7 +59,7 @@ __device__ __forceinline__ void for_pairs(const Args& a, const Place<Args>& plac
   }
 }
 
-// The block's rows of a stage's exchange in one of its two buffers, from column first_u on.
+// The block's sequences in one of the two buffers of a stage's exchange.
 template <class Args>
 __device__ __forceinline__ auto exchange_rows(const Args& a, const Place<Args>& place, int s,
                                               int buffer) {
@@ -138,7 +138,8 @@ __device__ __forceinline__ void resident_forward(
       constexpr int s = decltype(stage_constant)::value;
       barrier.wait();
       product.template multiply<s>(exchange_rows(a, place, s, turn), step.n);
-      S* next = exchange_rows(a, place, s == kLast ? 0 : s + 1, s == kLast ? turn ^ 1 : turn);
+      constexpr int kTo = s == kLast ? 0 : s + 1;  // the stage that reads what this one emits
+      S* next = exchange_rows(a, place, kTo, s == kLast ? turn ^ 1 : turn);
       V emit[kPairs];
       for_pairs(a, place, step.n, [&](int i, int j, int u) {
         constexpr Stage kStage = Cell::stage(s);
@@ -159,7 +160,7 @@ __device__ __forceinline__ void resident_forward(
       // Sequences that are not alive hand on the state with which they begin or ended.
       for_pairs(a, place, s == kLast ? place.rows : step.n, [&](int i, int j, int u) {
         const V value = s == kLast ? h[i] : emit[i];
-        next[int64_t(j) * a.shape.tile[0].K_pad + place.first_u + u] = Product::exchanged(value);
+        next[int64_t(j) * a.shape.tile[kTo].K_pad + place.first_u + u] = Product::exchanged(value);
       });
       barrier.arrive();
       if constexpr (s != kLast) {

@@ -73,6 +73,10 @@ class Device:
         self._kernels = {name: p for p in programs for name in p.kernels}
         self._scratch: list[Array] = []
 
+    @property
+    def kernels(self) -> list[str]:
+        return list(self._kernels)
+
     def put(self, values: Array | None, dtype: str, name: str, writable: bool = False) -> Any:
         """A copy on the device, rounded; None for None."""
         if values is None:
