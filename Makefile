@@ -16,7 +16,7 @@ STATE := $(VENV)/.fusedrnn
 PYTEST_FLAGS := -q -p no:cacheprovider --durations=15 $(if $(filter-out 0,$(WORKERS)),-n $(WORKERS))
 BENCH ?= --set core --rivals torch,ort,openvino,jax
 RESULTS ?= benchmarks/results/core.json
-CXX_FILES = $(shell find csrc tests benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.inl')
+CXX_FILES = $(shell find csrc tests benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: build demo test bench bench-report lint sanitize environment clean
 
@@ -51,7 +51,7 @@ sanitize: $(STATE)/requirements
 environment: $(STATE)/requirements-dev
 
 clean:
-	rm -rf build dist fusedrnn.egg-info fusedrnn/_C.so
+	rm -rf build dist fusedrnn.egg-info fusedrnn/_C.so fusedrnn/_cuda.so
 
 $(PY):
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("fusedrnn needs Python 3.10")'

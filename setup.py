@@ -1,4 +1,4 @@
-"""Builds fusedrnn/_C.so and tags the wheel; the metadata stands in pyproject.toml."""
+"""Builds fusedrnn/_C.so and _cuda.so and tags the wheel; the metadata stands in pyproject.toml."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from setuptools.errors import BaseError
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import setup_build
 
+CUDA_LIBRARY = "fusedrnn._cuda"
+
 
 class NinjaBuild(build_ext):
     """build_ext whose compiling and linking is setup_build's."""
@@ -27,9 +29,22 @@ class NinjaBuild(build_ext):
         # The library serves every Python, so its name says nothing of one.
         return os.path.join(*fullname.split(".")) + ".so"
 
-    def build_extension(self, ext: Extension) -> None:
+    def run(self) -> None:
         try:
-            library = setup_build.build_library()
+            with_cuda, why = setup_build.cuda_choice()
+        except setup_build.BuildError as error:
+            raise BaseError(str(error)) from None
+        print(f"fusedrnn: {'with' if with_cuda else 'without'} the CUDA library: {why}")
+        if not with_cuda:
+            self.extensions = [ext for ext in self.extensions if ext.name != CUDA_LIBRARY]
+        super().run()
+
+    def build_extension(self, ext: Extension) -> None:
+        build = {CUDA_LIBRARY: setup_build.build_cuda_library}.get(
+            ext.name, setup_build.build_library
+        )
+        try:
+            library = build()
         except setup_build.BuildError as error:
             raise BaseError(str(error)) from None
         target = self.get_ext_fullpath(ext.name)
@@ -45,6 +60,6 @@ class AnyPythonWheel(bdist_wheel):
 
 
 setup(
-    ext_modules=[Extension("fusedrnn._C", sources=[])],
+    ext_modules=[Extension("fusedrnn._C", sources=[]), Extension(CUDA_LIBRARY, sources=[])],
     cmdclass={"build_ext": NinjaBuild, "bdist_wheel": AnyPythonWheel},
 )

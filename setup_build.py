@@ -1,7 +1,7 @@
-"""Compiles csrc/ with ninja and one C++ compiler.
+"""Compiles csrc/ with ninja, a C++ compiler and, for the CUDA library, nvcc.
 
-setup.py builds fusedrnn/_C.so with it; tests/native and tests/sanitize build binaries of their own
-from the same sources and flags. It needs neither setuptools nor an import of torch.
+setup.py builds fusedrnn/_C.so and fusedrnn/_cuda.so with it; several tests build binaries of their
+own from the same sources and flags. It needs neither setuptools nor an import of torch.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent
 CSRC = ROOT / "csrc"
 BUILD_DIR = ROOT / "build" / "library"
+CUDA_BUILD_DIR = ROOT / "build" / "cuda"
 
 # The oldest torch that the library is tested with.
 OLDEST_TORCH = (2, 13)
@@ -36,6 +37,16 @@ _X86_ISAS = {
         *("-mavx2", "-mfma", "-mf16c"),
     ],
 }
+
+EXPORTS = CSRC / "torch" / "exports.map"
+
+# What FUSEDRNN_CUDA_ARCH is by default: machine code for each generation of GPUs, and PTX from
+# which the driver makes it for those to come.
+RELEASE_ARCHITECTURES = "75;80;90;100;120+PTX"
+# The first generation that the kernels' instructions exist on.
+OLDEST_ARCHITECTURE = 75
+# The first nvcc that compiles for all of RELEASE_ARCHITECTURES.
+OLDEST_NVCC = (12, 8)
 
 # What gets compiled: each source file and the flags that it alone gets.
 Units = Mapping[Path, Iterable[str]]
@@ -108,16 +119,121 @@ def engine_units() -> dict[Path, list[str]]:
     return units
 
 
-def torch_units() -> dict[Path, list[str]]:
-    """The bindings: every file of csrc/torch, on torch's stable ABI."""
+def torch_flags() -> list[str]:
+    """The flags of sources that include torch's headers."""
     include = torch_dir() / "include"
-    flags = [
+    return [
         f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}",
         # torch's headers are not ours to keep free of warnings.
         *("-isystem", str(include)),
         f"-ffile-prefix-map={include}/=",
     ]
-    return dict.fromkeys(sorted((CSRC / "torch").glob("*.cpp")), flags)
+
+
+def torch_units() -> dict[Path, list[str]]:
+    """The bindings: every file of csrc/torch, on torch's stable ABI."""
+    return dict.fromkeys(sorted((CSRC / "torch").glob("*.cpp")), torch_flags())
+
+
+def nvcc() -> str | None:
+    """The CUDA compiler: $CUDA_HOME's, else that on PATH; None where there is neither."""
+    home = os.environ.get("CUDA_HOME", "")
+    return shutil.which("nvcc", path=f"{home}/bin") if home else shutil.which("nvcc")
+
+
+def cuda_choice() -> tuple[bool, str]:
+    """Whether the CUDA library is built, and why."""
+    asked = _switch("FUSEDRNN_CUDA")
+    if asked is False:
+        return False, "FUSEDRNN_CUDA=0"
+    compiler = nvcc()
+    where = f"not in CUDA_HOME={home}" if (home := os.environ.get("CUDA_HOME")) else "not on PATH"
+    if asked:
+        if compiler is None:
+            raise BuildError(
+                f"FUSEDRNN_CUDA=1, but nvcc is {where}: install the CUDA toolkit, set CUDA_HOME to "
+                "it, or unset FUSEDRNN_CUDA"
+            )
+        return True, f"FUSEDRNN_CUDA=1, {compiler}"
+    if not (torch_dir() / "lib" / "libtorch_cuda.so").exists():
+        return False, "this torch computes on the CPU only; FUSEDRNN_CUDA=1 builds it anyway"
+    if compiler is None:
+        return False, f"nvcc is {where}; FUSEDRNN_CUDA=1 makes that an error"
+    return True, f"torch has CUDA, {compiler}"
+
+
+def architectures() -> tuple[list[int], int | None]:
+    """What FUSEDRNN_CUDA_ARCH asks for: architectures of machine code, and that of the PTX."""
+    value = os.environ.get("FUSEDRNN_CUDA_ARCH") or RELEASE_ARCHITECTURES
+    codes: list[int] = []
+    ptx = None
+    for word in filter(None, re.split(r"[;,\s]+", value)):
+        match = re.fullmatch(r"(\d+)\.?(\d)(\+PTX)?", word, re.IGNORECASE)
+        if match is None:
+            raise BuildError(
+                f'FUSEDRNN_CUDA_ARCH must be like "80;90" or "8.0;9.0+PTX", got {value!r}'
+            )
+        code = int(match[1] + match[2])
+        if code < OLDEST_ARCHITECTURE:
+            raise BuildError(
+                f"FUSEDRNN_CUDA_ARCH must be {OLDEST_ARCHITECTURE} or later, got {code}"
+            )
+        codes.append(code)
+        ptx = code if match[3] else ptx
+    return sorted(set(codes)), ptx
+
+
+def _nvcc_says(compiler: str, *arguments: str) -> str:
+    done = subprocess.run([compiler, *arguments], capture_output=True, text=True)
+    return done.stdout + done.stderr
+
+
+def cuda_folders(compiler: str) -> tuple[list[str], list[str]]:
+    """Where this nvcc finds headers and libraries, as compiler and as linker flags."""
+    said = _nvcc_says(compiler, "--dryrun", "-c", "none.cu")
+    found = {
+        name: shlex.split(text) for name, text in re.findall(r"#\$ (INCLUDES|LIBRARIES)=(.*)", said)
+    }
+    includes = [word.removeprefix("-I") for word in found.get("INCLUDES", ())]
+    if not includes or "LIBRARIES" not in found:
+        raise BuildError(f"{compiler} --dryrun does not name its folders:\n{said}")
+    return [word for folder in includes for word in ("-isystem", folder)], found["LIBRARIES"]
+
+
+def nvcc_flags() -> list[str]:
+    """The flags of every kernel, but for its architectures."""
+    return [
+        *("-std=c++20", "-O3", "-lineinfo"),
+        # Cells' constants are constexpr functions.
+        "--expt-relaxed-constexpr",
+        # A multiply-add is fused only where the source says so, as on the CPU.
+        "-fmad=false",
+        *("-Xcompiler", "-fPIC,-fvisibility=hidden"),
+        *(["-Werror=all-warnings"] if _switch("FUSEDRNN_WERROR") else []),
+        f"-I{CSRC}",
+    ]
+
+
+def architecture_flags() -> list[str]:
+    """The flags by which nvcc knows of FUSEDRNN_CUDA_ARCH."""
+    codes, ptx = architectures()
+    targets = [f"arch=compute_{code},code=sm_{code}" for code in codes]
+    if ptx is not None:
+        targets.append(f"arch=compute_{ptx},code=compute_{ptx}")
+    return [word for target in targets for word in ("-gencode", target)]
+
+
+def cuda_units(includes: list[str]) -> dict[Path, list[str]]:
+    """The CUDA engine, its kernels, and its bindings: csrc/cuda and csrc/torch_cuda."""
+    codes, ptx = architectures()
+    compiled = ";".join(f"{code}+PTX" if code == ptx else str(code) for code in codes)
+    bindings = [*torch_flags(), *includes, f'-DFUSEDRNN_CUDA_ARCHITECTURES="{compiled}"']
+    kernels = [*nvcc_flags(), *architecture_flags()]
+    units: dict[Path, list[str]] = {}
+    for folder, flags in (("cuda", []), ("torch_cuda", bindings)):
+        units |= dict.fromkeys(sorted((CSRC / folder).glob("*.cpp")), flags)
+        units |= dict.fromkeys(sorted((CSRC / folder).glob("*.cu")), kernels)
+    return units
 
 
 def compiler() -> list[str]:
@@ -169,8 +285,8 @@ def ninja_build(
     Args:
         build_dir: holds build.ninja and `<folder>/<name>.o` for each source.
         target: file name of the result.
-        units: the sources, each with flags of its own.
-        flags: compiler flags for all sources.
+        units: the sources, each with flags of its own; a .cu file is nvcc's, with these alone.
+        flags: compiler flags for all sources of C++.
         link_flags: flags that follow the objects in the link command, libraries included.
         link_inputs: files besides the objects whose change means a new link.
 
@@ -188,9 +304,15 @@ def ninja_build(
     lines = [
         "ninja_required_version = 1.3",
         f"cxx = {_variable(compiler())}",
+        f"nvcc = {_variable([nvcc() or 'nvcc'])}",
         f"flags = {_variable(flags)}",
         "rule compile",
         "  command = $cxx $flags $own_flags -MMD -MF $out.d -c $in -o $out",
+        "  description = compile $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        "rule compile_kernels",
+        "  command = $nvcc -ccbin $cxx $own_flags -MMD -MF $out.d -c $in -o $out",
         "  description = compile $out",
         "  depfile = $out.d",
         "  deps = gcc",
@@ -199,8 +321,9 @@ def ninja_build(
         "  description = link $out",
     ]
     for source, own_flags in units.items():
+        rule = "compile_kernels" if source.suffix == ".cu" else "compile"
         lines += [
-            f"build {_escape(objects[source])}: compile {_escape(source)}",
+            f"build {_escape(objects[source])}: {rule} {_escape(source)}",
             f"  own_flags = {_variable(own_flags)}",
         ]
     inputs = " ".join(map(_escape, objects.values()))
@@ -218,27 +341,51 @@ def ninja_build(
     return build_dir / target
 
 
+def library_link_flags() -> list[str]:
+    """Linker flags of both libraries."""
+    return [
+        # Python needs no symbol of them: their initialisers register the ops.
+        *("-shared", f"-Wl,--version-script={EXPORTS}"),
+        *("-Wl,--no-undefined", "-Wl,--as-needed"),
+        # No rpath: torch is always loaded before these libraries.
+        *(f"-L{torch_dir() / 'lib'}", "-ltorch_cpu"),
+    ]
+
+
 def build_library() -> Path:
     """Compiles and links the shared library of the CPU engine and its torch bindings."""
-    if _switch("FUSEDRNN_CUDA"):
-        raise BuildError(
-            "FUSEDRNN_CUDA=1, but this version of fusedrnn has no CUDA library yet: "
-            "unset it or set FUSEDRNN_CUDA=0"
-        )
-    # Python needs no symbol of the library: its initialisers register the ops.
-    exports = CSRC / "torch" / "exports.map"
+    units = {**engine_units(), **torch_units()}
     library = ninja_build(
-        BUILD_DIR,
-        "_C.so",
-        {**engine_units(), **torch_units()},
+        BUILD_DIR, "_C.so", units, common_flags(), library_link_flags(), [EXPORTS]
+    )
+    print(f"fusedrnn: built {library.name} for {', '.join(isa_flags())}")
+    return library
+
+
+def build_cuda_library() -> Path:
+    """Compiles and links the shared library of the CUDA engine; no GPU is needed for it."""
+    compiler = nvcc()
+    assert compiler is not None, "cuda_choice() says whether there is one"
+    version = re.search(r"release (\d+)\.(\d+)", said := _nvcc_says(compiler, "--version"))
+    if version is None or tuple(map(int, version.groups())) < OLDEST_NVCC:
+        oldest = ".".join(map(str, OLDEST_NVCC))
+        got = f"{version[1]}.{version[2]}" if version else repr(said)
+        raise BuildError(f"the CUDA library needs nvcc {oldest} or later, {compiler} is {got}")
+    includes, libraries = cuda_folders(compiler)
+    library = ninja_build(
+        CUDA_BUILD_DIR,
+        "_cuda.so",
+        cuda_units(includes),
         common_flags(),
         [
-            *("-shared", f"-Wl,--version-script={exports}"),
-            *("-Wl,--no-undefined", "-Wl,--as-needed"),
-            # No rpath: torch is always loaded before this library.
-            *(f"-L{torch_dir() / 'lib'}", "-ltorch_cpu"),
+            *library_link_flags(),
+            # The CUDA runtime comes along: torch's is another version's on many a machine.
+            *(*libraries, "-lcudart_static", "-ldl", "-lrt", "-lpthread"),
+            "-Wl,--exclude-libs,ALL",
         ],
-        [exports],
+        [EXPORTS],
     )
-    print(f"fusedrnn: built {library.name} for {', '.join(isa_flags())}; no CUDA library yet")
+    codes, ptx = architectures()
+    made = ", ".join([f"sm_{code}" for code in codes] + ([f"PTX of {ptx}"] if ptx else []))
+    print(f"fusedrnn: built {library.name} for {made}")
     return library

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from ._library import CELLS
+from ._library import CELLS, CUDA, cuda_problem
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -167,13 +167,33 @@ def check_kernels(x: Tensor) -> None:
         raise NotImplementedError(
             f"input must be float32, float64, bfloat16 or float16, got {x.dtype}"
         )
-    kind = x.device.type
-    if kind not in ("cpu", "meta"):
-        reason = "has no CUDA library yet" if kind == "cuda" else f"has no kernels for {kind}"
+    device = x.device
+    if device.type == "cuda":
+        if device.index not in _GPUS_THAT_FIT:
+            _check_gpu(device)
+    elif device.type not in ("cpu", "meta"):
         raise NotImplementedError(
-            f"input is on {x.device}, but this version of fusedrnn {reason}; move input and "
+            f"input is on {device}, but fusedrnn has no kernels for {device.type}; move input and "
             "module to the CPU, or use torch.nn there"
         )
+
+
+# Indices of GPUs that were found to run the kernels.
+_GPUS_THAT_FIT: set[int | None] = set()
+
+
+def _check_gpu(device: torch.device) -> None:
+    """Raises where the kernels cannot run on a GPU, before they try."""
+    if CUDA.path is not None and (torch.compiler.is_compiling() or not torch.cuda.is_available()):
+        # A fake tensor, which needs no GPU. Where kernels run after all they look themselves.
+        return
+    problem = cuda_problem(device.index)
+    if problem:
+        raise NotImplementedError(
+            f"input is on {device}, but {problem}. Or move input and module to the CPU, or use "
+            "torch.nn on the GPU"
+        )
+    _GPUS_THAT_FIT.add(device.index)
 
 
 def check_state(

@@ -1,4 +1,4 @@
-"""Loads the compiled library and says what is in it."""
+"""Loads the compiled libraries and says what is in them."""
 
 from __future__ import annotations
 
@@ -22,6 +22,28 @@ class CellSpec:
     has_c: bool  # whether there is a cell state beside h
     stages: int  # products in a step
     projects: bool  # whether h is projected to P < H
+
+
+@dataclasses.dataclass(frozen=True)
+class CudaLibrary:
+    """The library of the CUDA kernels, or why there is none."""
+
+    path: Path | None  # None where it is not loaded
+    missing: str = ""  # why it is not
+    codes: tuple[int, ...] = ()  # architectures that it has machine code for: 80 is sm_80
+    ptx: int | None = None  # architecture of its PTX, which the driver compiles for later ones
+    runtime: str = ""  # version of the CUDA runtime in it
+
+    def runs_on(self, capability: int) -> bool:
+        """Whether there are kernels for a compute capability, 86 for 8.6."""
+        # Machine code runs on the same major version from its own minor version on.
+        same = (code // 10 == capability // 10 and code <= capability for code in self.codes)
+        return any(same) or (self.ptx is not None and self.ptx <= capability)
+
+    def architectures(self) -> str:
+        """What it was compiled for, in words."""
+        words = [f"sm_{code}" for code in self.codes]
+        return ", ".join(words + ([f"PTX of sm_{self.ptx}"] if self.ptx else []))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,8 +80,70 @@ def _load() -> Library:
     return Library(path, isa, compiled, cells)
 
 
+def _load_cuda() -> CudaLibrary:
+    path = Path(__file__).with_name("_cuda.so")
+    if torch.version.cuda is None:
+        return CudaLibrary(None, f"torch {torch.__version__} computes on the CPU only")
+    if not path.exists():
+        return CudaLibrary(
+            None,
+            f"{path.name} is not in {path.parent}; build fusedrnn again where nvcc is on PATH, "
+            "with FUSEDRNN_CUDA=1",
+        )
+    try:
+        torch.ops.load_library(str(path))
+    except OSError as error:
+        return CudaLibrary(None, f"{path} cannot be loaded: {error}")
+    said = dict(line.split(" ", 1) for line in torch.ops.fusedrnn.cuda_info().splitlines())
+    words = said["architectures"].split(";")
+    codes = tuple(int(word.removesuffix("+PTX")) for word in words)
+    ptx = [code for code, word in zip(codes, words, strict=True) if word.endswith("+PTX")]
+    return CudaLibrary(path, "", codes, ptx[0] if ptx else None, said["runtime"])
+
+
+def _allow_tf32() -> bool:
+    """Whether torch is set to compute float32 products in TF32; asked by the CUDA kernels."""
+    # Of torch's three settings of this, the one that can be read whichever of them was set.
+    return torch.backends.cuda.matmul.fp32_precision == "tf32"
+
+
 LIBRARY = _load()
+CUDA = _load_cuda()
 CELLS = LIBRARY.cells
+
+_implementations = torch.library.Library("fusedrnn", "IMPL")
+_implementations.impl("_allow_tf32", _allow_tf32, "CompositeExplicitAutograd")
+
+
+def cuda_problem(index: int) -> str:
+    """What keeps the kernels from running on a GPU, with the way out; "" where nothing does."""
+    if CUDA.path is None:
+        return f"the CUDA library of fusedrnn is not loaded: {CUDA.missing}"
+    major, minor = torch.cuda.get_device_capability(index)
+    capability = 10 * major + minor
+    if CUDA.runs_on(capability):
+        return ""
+    name = f"cuda:{index} is {torch.cuda.get_device_name(index)} (sm_{capability})"
+    if capability < 75:
+        return f"{name}; fusedrnn needs sm_75 or later"
+    return (
+        f"{name}, but the CUDA library was compiled for {CUDA.architectures()}: build fusedrnn "
+        f"again with FUSEDRNN_CUDA_ARCH={capability}"
+    )
+
+
+def _cuda_devices() -> str:
+    """The GPUs that are there, and whether the kernels run on them."""
+    if torch.version.cuda is None:
+        return "none: torch computes on the CPU only"
+    if not torch.cuda.is_available():
+        return "none: torch finds no GPU or no driver"
+    found = []
+    for index in range(torch.cuda.device_count()):
+        major, minor = torch.cuda.get_device_capability(index)
+        fit = "" if CUDA.path and CUDA.runs_on(10 * major + minor) else " (no kernels for it)"
+        found.append(f"{torch.cuda.get_device_name(index)} sm_{major}{minor}{fit}")
+    return ", ".join(found)
 
 
 def config() -> str:
@@ -78,7 +162,12 @@ def config() -> str:
         "instruction set chosen": LIBRARY.isa + (" (FUSEDRNN_ISA)" if forced else ""),
         "threads": str(torch.get_num_threads()),
         "cells": ", ".join(CELLS),
-        "CUDA library": "not there: this version computes on the CPU only",
+        "CUDA library": (
+            f"{CUDA.architectures()}, CUDA runtime {CUDA.runtime}, {CUDA.path}"
+            if CUDA.path
+            else f"not loaded: {CUDA.missing}"
+        ),
+        "CUDA devices": _cuda_devices(),
     }
     width = max(map(len, lines))
     return "\n".join(f"{key:<{width}}  {value}" for key, value in lines.items())

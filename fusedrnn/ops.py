@@ -67,7 +67,8 @@ def layer(
         y [T, N, D*P] (zero beyond a length) or [S, D*P], h_n [D, N, P], c_n [D, N, H] or None.
 
     Raises:
-        RuntimeError: shapes, dtypes or sizes that do not fit; the message says which.
+        RuntimeError: shapes, dtypes or sizes that do not fit; the message says which. A lack of
+            GPU memory is a torch.OutOfMemoryError, which is one.
         NotImplementedError: under forward-mode AD.
     """
     if batch is None:
@@ -88,14 +89,27 @@ def layer(
         y, h_n, c_n, _ = _forward(x, h0, c0, weights, batch_sizes, lengths, *options, needs_grad)
     elif _C._are_functorch_transforms_active():
         y, h_n, c_n, _ = _FunctorchLayer.apply(x, h0, c0, batch_sizes, lengths, options, *weights)
-    elif needs_grad:
-        y, h_n, c_n = _apply_layer(x, h0, c0, batch_sizes, lengths, options, *weights)
     else:
-        if forward_ad._current_level >= 0:
-            _refuse_dual(x, h0, c0, *weights)
-        with _C._AutoDispatchBelowAutograd():
-            y, h_n, c_n, _ = _forward_now(x, h0, c0, weights, batch_sizes, lengths, *options, False)
+        try:
+            if needs_grad:
+                y, h_n, c_n = _apply_layer(x, h0, c0, batch_sizes, lengths, options, *weights)
+            else:
+                if forward_ad._current_level >= 0:
+                    _refuse_dual(x, h0, c0, *weights)
+                with _C._AutoDispatchBelowAutograd():
+                    y, h_n, c_n, _ = _forward_now(
+                        x, h0, c0, weights, batch_sizes, lengths, *options, False
+                    )
+        except RuntimeError as error:
+            raise _as_torch_raises(error) from None
     return y, h_n, c_n if CELLS[cell].has_c else None
+
+
+def _as_torch_raises(error: RuntimeError) -> RuntimeError:
+    """Return torch's exception for a lack of GPU memory, of which an op can only pass the text."""
+    if "CUDA out of memory" not in str(error) or isinstance(error, torch.OutOfMemoryError):
+        return error
+    return torch.OutOfMemoryError(f"{error}. A smaller batch or shorter sequences need less.")
 
 
 def may_step() -> bool:
@@ -322,8 +336,13 @@ def _gradients(
     elif torch.is_grad_enabled() or is_compiling():  # to be derived again
         d_x, d_h0, d_c0, d_weights = _backward(*before, weights, *after, *options, *needs)
     else:
-        with _C._AutoDispatchBelowAutograd():
-            d_x, d_h0, d_c0, d_weights = _backward_now(*before, weights, *after, *options, *needs)
+        try:
+            with _C._AutoDispatchBelowAutograd():
+                d_x, d_h0, d_c0, d_weights = _backward_now(
+                    *before, weights, *after, *options, *needs
+                )
+        except RuntimeError as error:
+            raise _as_torch_raises(error) from None
     return (
         d_x if need_x else None,
         d_h0 if need_h else None,
@@ -358,8 +377,24 @@ def _check_devices(x: Tensor, on_cpu: Sequence[Tensor | None], **others: Any) ->
             raise RuntimeError(f"fusedrnn: {name} must be on the CPU, got {t.device}")
 
 
-def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
+def _empty_reserve(x: Tensor, cell: str, sizes: tuple[Any, Any, Any, Any]) -> Tensor:
+    """Return what forward keeps for rows of states; sizes = rows, D, H, P."""
+    spec = CELLS[cell]
+    rows, directions, hidden, width = sizes
+    of_dtype = rows * ((spec.saved + (spec.stages > 1)) * hidden + width)
+    of_state = rows * spec.has_c * hidden
+    if x.device.type != "cuda":
+        compute = torch.float64 if x.dtype == torch.float64 else torch.float32
+        return x.new_empty([directions * (of_dtype + of_state)], dtype=compute)
+    # Bytes: all in the dtype of x but c, which is float32 for the 16-bit types, and aligned.
+    if x.dtype.itemsize == 2:
+        before_c = rows * (spec.saved * hidden + width) * 2
+        padding = (before_c % 4) if spec.has_c else 0
+        one = before_c + padding + of_state * 4 + rows * (spec.stages > 1) * hidden * 2
+        one = (one + 3) // 4 * 4
+    else:
+        one = (of_dtype + of_state) * x.dtype.itemsize
+    return x.new_empty([directions * one], dtype=torch.uint8)
 
 
 @torch.library.register_fake("fusedrnn::forward")
@@ -381,12 +416,11 @@ def _forward_fake(
     rows: Any = 1
     for size in lead:
         rows = rows * size
-    per_row = (spec.saved + spec.has_c + (spec.stages > 1)) * hidden + width
     return (
         x.new_empty([*lead, directions * width]),
         x.new_empty([directions, batch, width]),
         x.new_empty([directions, batch, hidden] if spec.has_c else [0]),
-        x.new_empty([directions * rows * per_row if keep else 0], dtype=_compute_dtype(x.dtype)),
+        _empty_reserve(x, cell, (rows if keep else 0, directions, hidden, width)),
     )
 
 
@@ -453,6 +487,12 @@ def _backward_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) 
     ctx.options = tuple(options)
 
 
+def _without_autocast(tensors: Sequence[Tensor | None]) -> torch.autocast:
+    """Return a context in which nothing on the device of the tensors is cast."""
+    kind = next(t.device.type for t in tensors if t is not None)
+    return torch.autocast("cuda" if kind == "cuda" else "cpu", enabled=False)
+
+
 def _derive(
     outputs: Sequence[tuple[Tensor, Tensor]], inputs: Sequence[Tensor | None], create_graph: bool
 ) -> list[Tensor | None]:
@@ -504,7 +544,7 @@ def _second_derivative(
             return None
         return t.view_as(t) if t.requires_grad else t.detach().requires_grad_()
 
-    with torch.enable_grad(), torch.autocast("cpu", enabled=False):
+    with torch.enable_grad(), _without_autocast(primals):
         outer = [alias(g) for g in grads]
         inner = [alias(t) for t in primals]
         x, h0, c0, *weights = inner

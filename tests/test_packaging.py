@@ -9,10 +9,12 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import struct
 import subprocess
 import sys
 import tarfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,7 @@ import setup_build
 
 ROOT = setup_build.ROOT
 LIBRARY = ROOT / "fusedrnn" / "_C.so"
+CUDA_LIBRARY = ROOT / "fusedrnn" / "_cuda.so"
 
 # Replaces torch's LSTM by ours, in a process that knows nothing but the unpacked wheel.
 SMOKE_TEST = """
@@ -40,6 +43,7 @@ for layer in (theirs, ours):
 torch.testing.assert_close(ours(x)[0], theirs(x)[0])
 torch.testing.assert_close(ours.weight_hh_l0.grad, theirs.weight_hh_l0.grad)
 print(torch.__version__, fusedrnn.__version__)
+fusedrnn.show_config()
 """
 
 
@@ -60,10 +64,17 @@ def symbols(path: Path, *options: str) -> list[tuple[str, str]]:
     return [(fields[1], fields[0]) for fields in map(str.split, lines) if len(fields) >= 2]
 
 
-def dynamic_section() -> str:
+def dynamic_section(library: Path) -> str:
     if shutil.which("readelf") is None:
         pytest.skip("needs readelf (binutils)")
-    return run("readelf", "--dynamic", "--wide", LIBRARY)
+    return run("readelf", "--dynamic", "--wide", library)
+
+
+@pytest.fixture(params=[LIBRARY, CUDA_LIBRARY], ids=lambda path: path.name)
+def library(request: pytest.FixtureRequest) -> Path:
+    if not request.param.exists():
+        pytest.skip(f"{request.param.name} was not built")
+    return request.param
 
 
 @pytest.mark.parametrize("isa", setup_build.isa_flags())
@@ -91,8 +102,8 @@ def test_every_kernel_file_has_flags_and_every_instruction_set_a_file():
     assert {f"kernels_{isa}" for isa in setup_build.isa_flags()} <= compiled
 
 
-def test_library_asks_only_for_the_stable_abi_and_the_runtime():
-    undefined = symbols(LIBRARY, "--dynamic", "--undefined-only")
+def test_library_asks_only_for_the_stable_abi_and_the_runtime(library):
+    undefined = symbols(library, "--dynamic", "--undefined-only")
     assert undefined
     for kind, name in undefined:
         bare, _, version = name.partition("@")
@@ -104,12 +115,12 @@ def test_library_asks_only_for_the_stable_abi_and_the_runtime():
             assert bare.startswith(("aoti_torch_", "torch_")), f"{name} is not the stable ABI's"
 
 
-def test_library_defines_no_dynamic_symbol():
-    assert symbols(LIBRARY, "--dynamic", "--defined-only") == []
+def test_library_defines_no_dynamic_symbol(library):
+    assert symbols(library, "--dynamic", "--defined-only") == []
 
 
-def test_library_needs_torch_cpu_and_no_other_library_of_torch_or_python():
-    section = dynamic_section()
+def test_library_needs_torch_cpu_and_no_other_library_of_torch_python_or_cuda(library):
+    section = dynamic_section(library)
     needed = set(re.findall(r"\(NEEDED\).*\[(.*)\]", section))
     assert "libtorch_cpu.so" in needed
     runtime = {"libstdc++.so.6", "libgcc_s.so.1", "libm.so.6", "libc.so.6", "ld-linux-x86-64.so.2"}
@@ -121,8 +132,6 @@ def test_library_needs_torch_cpu_and_no_other_library_of_torch_or_python():
 @pytest.mark.parametrize(
     ("variable", "value", "message"),
     [
-        ("FUSEDRNN_CUDA", "1", "FUSEDRNN_CUDA=1, but this version of fusedrnn has no CUDA library"),
-        ("FUSEDRNN_CUDA", "yes", "FUSEDRNN_CUDA must be 0 or 1, got 'yes'"),
         ("FUSEDRNN_WERROR", "on", "FUSEDRNN_WERROR must be 0 or 1, got 'on'"),
         ("MAX_JOBS", "0", "MAX_JOBS must be a positive integer, got '0'"),
         ("CXX", "no-such-compiler", "'no-such-compiler' is not on PATH"),
@@ -134,6 +143,123 @@ def test_build_names_the_variable_that_is_wrong(monkeypatch, variable, value, me
     monkeypatch.setenv(variable, value)
     with pytest.raises(setup_build.BuildError, match=re.escape(message)):
         setup_build.build_library()
+
+
+@pytest.fixture
+def torch_and_nvcc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[bool, bool], None]:
+    """Makes the build see a torch with CUDA or without, and a folder with nvcc in it or without."""
+
+    def choose(torch_has_cuda: bool, has_nvcc: bool) -> None:
+        (tmp_path / "lib").mkdir()
+        (tmp_path / "bin").mkdir()
+        if torch_has_cuda:
+            (tmp_path / "lib" / "libtorch_cuda.so").touch()
+        if has_nvcc:
+            (tmp_path / "bin" / "nvcc").touch(mode=0o755)
+        monkeypatch.setattr(setup_build, "torch_dir", lambda: tmp_path)
+        monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+
+    return choose
+
+
+@pytest.mark.parametrize(
+    ("asked", "torch_has_cuda", "has_nvcc", "builds", "why"),
+    [
+        ("", True, True, True, "torch has CUDA, .*nvcc"),
+        ("", True, False, False, "nvcc is not in CUDA_HOME=.*; FUSEDRNN_CUDA=1 makes that an err"),
+        ("", False, True, False, "this torch computes on the CPU only; FUSEDRNN_CUDA=1 builds it"),
+        ("1", False, True, True, "FUSEDRNN_CUDA=1, .*nvcc"),
+        ("0", True, True, False, "FUSEDRNN_CUDA=0"),
+    ],
+)
+def test_when_the_cuda_library_is_built(
+    torch_and_nvcc, monkeypatch, asked, torch_has_cuda, has_nvcc, builds, why
+):
+    torch_and_nvcc(torch_has_cuda, has_nvcc)
+    monkeypatch.setenv("FUSEDRNN_CUDA", asked)
+    chosen, said = setup_build.cuda_choice()
+    assert chosen == builds
+    assert re.match(why, said)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("FUSEDRNN_CUDA", "yes", "FUSEDRNN_CUDA must be 0 or 1, got 'yes'"),
+        ("FUSEDRNN_CUDA", "1", "FUSEDRNN_CUDA=1, but nvcc is not in CUDA_HOME"),
+        ("FUSEDRNN_CUDA_ARCH", "70", "FUSEDRNN_CUDA_ARCH must be 75 or later, got 70"),
+        ("FUSEDRNN_CUDA_ARCH", "sm_80", 'FUSEDRNN_CUDA_ARCH must be like "80;90"'),
+    ],
+)
+def test_cuda_build_names_the_variable_that_is_wrong(
+    torch_and_nvcc, monkeypatch, variable, value, message
+):
+    torch_and_nvcc(torch_has_cuda=True, has_nvcc=False)
+    monkeypatch.delenv("FUSEDRNN_CUDA", raising=False)
+    monkeypatch.setenv(variable, value)
+    reads = {
+        "FUSEDRNN_CUDA": setup_build.cuda_choice,
+        "FUSEDRNN_CUDA_ARCH": setup_build.architectures,
+    }
+    with pytest.raises(setup_build.BuildError, match=re.escape(message)):
+        reads[variable]()
+
+
+def test_architectures(monkeypatch):
+    monkeypatch.delenv("FUSEDRNN_CUDA_ARCH", raising=False)
+    assert setup_build.architectures() == ([75, 80, 90, 100, 120], 120)
+    for value in ("8.0;9.0", "80 90", "90,80"):
+        monkeypatch.setenv("FUSEDRNN_CUDA_ARCH", value)
+        assert setup_build.architectures() == ([80, 90], None)
+    monkeypatch.setenv("FUSEDRNN_CUDA_ARCH", "80;12.0+PTX")
+    flags = " ".join(setup_build.architecture_flags())
+    assert flags.count("code=sm_") == 2
+    assert "arch=compute_120,code=compute_120" in flags
+
+
+def test_an_nvcc_that_is_too_old_is_refused(monkeypatch, tmp_path):
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "nvcc").write_text("#!/bin/sh\necho Cuda compilation tools, release 11.8\n")
+    (tmp_path / "bin" / "nvcc").chmod(0o755)
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    with pytest.raises(setup_build.BuildError, match=r"needs nvcc 12.8 or later, .*nvcc is 11.8"):
+        setup_build.build_cuda_library()
+
+
+def device_code(library: Path) -> set[tuple[str, int]]:
+    """("sm" or "ptx", architecture) of each piece of device code, from the fat binaries in it."""
+    found = set()
+    content = library.read_bytes()
+    at = 0
+    # struct { magic, version: 16 bits, header: 16 bits, size: 64 bits }, then its pieces.
+    while (at := content.find(b"\x50\xed\x55\xba", at)) >= 0:
+        version, header, size = struct.unpack_from("<HHQ", content, at + 4)
+        piece, end = at + header, at + header + size
+        at += 4
+        if version != 1 or end > len(content):
+            continue  # the four bytes mean something else here
+        while piece < end:
+            # struct { kind: 16 bits, 16 bits, header: 32 bits, size: 64 bits, ..., arch at 28 }
+            kind, _, its_header, its_size = struct.unpack_from("<HHIQ", content, piece)
+            (arch,) = struct.unpack_from("<I", content, piece + 28)
+            found.add(({1: "ptx", 2: "sm"}[kind], arch))
+            piece += its_header + its_size
+    return found
+
+
+def test_cuda_library_holds_the_code_that_it_says():
+    if not CUDA_LIBRARY.exists():
+        pytest.skip(f"{CUDA_LIBRARY.name} was not built")
+    # In a process of its own, so that this one's ops stay what they are.
+    program = "import sys, torch; [torch.ops.load_library(p) for p in sys.argv[1:]]; "
+    said = run(
+        *(sys.executable, "-c", program + "print(torch.ops.fusedrnn.cuda_info())"),
+        *(LIBRARY, CUDA_LIBRARY),
+    )
+    words = re.search("architectures (.*)", said)[1].split(";")
+    expected = {("sm", int(word.removesuffix("+PTX"))) for word in words}
+    expected |= {("ptx", int(word[:-4])) for word in words if word.endswith("+PTX")}
+    assert device_code(CUDA_LIBRARY) == expected
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +310,10 @@ def test_wheel_serves_every_python_and_holds_the_package_alone(wheel):
     assert "Root-Is-Purelib: false" in lines
     assert "Tag: py3-none-linux_x86_64" in lines
     package = {name for name in names if ".dist-info/" not in name}
-    assert package == files_under(ROOT, "fusedrnn") | {"fusedrnn/_C.so"}
+    libraries = {"fusedrnn/_C.so"}
+    if setup_build.cuda_choice()[0]:
+        libraries.add("fusedrnn/_cuda.so")
+    assert package == files_under(ROOT, "fusedrnn") | libraries
     assert "fusedrnn/py.typed" in package
 
 

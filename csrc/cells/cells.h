@@ -28,6 +28,7 @@ struct CellInfo {
   int gates;
   int saved;
   bool has_c;
+  bool carries_h;
   bool separate_deltas;
   bool projects;
   int stages;
@@ -40,6 +41,7 @@ constexpr CellInfo describe() {
                    .gates = Cell::kGates,
                    .saved = Cell::kSaved,
                    .has_c = Cell::kHasC,
+                   .carries_h = Cell::kCarriesH,
                    .separate_deltas = Cell::kSeparateDeltas,
                    .projects = false,
                    .stages = Cell::kStages,

@@ -1,5 +1,7 @@
-// The arguments that the ops share, checked for everything that memory safety needs, and the ways
-// in and out: rows and states in packed order and in the dtype in which the layer computes.
+// The arguments that the ops share, checked for everything that memory safety needs.
+//
+// An Engine says on which device its tensors are and in which dtypes it takes them; passes.h has
+// what else it does.
 #pragma once
 
 #include "../cpu/layer.h"
@@ -8,17 +10,18 @@
 
 namespace fusedrnn {
 
-// The arguments that forward and backward share, checked for everything memory safety needs.
+// What forward and backward are called with.
 struct Call {
   const Tensor& x;  // as it came; new tensors are made like it
   CellKind cell = {};
   int64_t I = 0, H = 0, P = 0, D = 0, T = 0, N = 0;
   bool bias = false;
   ScalarType dtype = ScalarType::Float;    // of the tensors
-  ScalarType compute = ScalarType::Float;  // float or double
+  ScalarType compute = ScalarType::Float;  // of states, float or double
+  ScalarType stored = ScalarType::Float;   // of rows and weights as the engine takes them
   std::optional<PaddedRows> padded = {};
   Sequences packed = {};             // where not padded
-  std::vector<Tensor> weights = {};  // in the compute dtype
+  std::vector<Tensor> weights = {};  // stored
 
   const CellInfo& info() const { return kCellInfo[static_cast<int>(cell)]; }
   const Sequences& sequences() const { return padded ? padded->sequences : packed; }
@@ -96,7 +99,18 @@ inline void read_sequences(Call& call, const Tensor& x, const OptionalTensor& ba
   call.padded = from_lengths(values.data(), batch);
 }
 
-inline void read_weights(Call& call, const Tensor& x, const std::vector<Tensor>& weights) {
+template <class Engine>
+void check_tensor(const Engine& engine, const Tensor& t, const char* name, ScalarType dtype,
+                  const char* meaning, Sizes expected) {
+  engine.check_device(t, name);
+  const ScalarType got = t.scalar_type();
+  if (got != dtype) fail(name, " must be ", name_of(dtype), ", got ", name_of(got));
+  check(t.sizes() == expected, name, " must be ", meaning, " = ", Shape{expected}, ", got ",
+        shape(t));
+}
+
+template <class Engine>
+void read_weights(Engine& engine, Call& call, const Tensor& x, const std::vector<Tensor>& weights) {
   const CellInfo& info = call.info();
   const int64_t per_direction = static_cast<int64_t>(weights.size()) / call.D;
   const int64_t least = info.projects ? 3 : 2;
@@ -119,54 +133,58 @@ inline void read_weights(Call& call, const Tensor& x, const std::vector<Tensor>&
   }
   for (int64_t d = 0; d < call.D; ++d) {
     const Tensor* w = weights.data() + d * per_direction;
-    check_tensor(w[0], "weight_ih", call.dtype, "[G*H, I]", {columns, call.I});
-    check_tensor(w[1], "weight_hh", call.dtype, "[G*H, P]", {columns, call.P});
+    check_tensor(engine, w[0], "weight_ih", call.dtype, "[G*H, I]", {columns, call.I});
+    check_tensor(engine, w[1], "weight_hh", call.dtype, "[G*H, P]", {columns, call.P});
     if (call.bias) {
-      check_tensor(w[2], "bias_ih", call.dtype, "[G*H]", {columns});
-      check_tensor(w[3], "bias_hh", call.dtype, "[G*H]", {columns});
+      check_tensor(engine, w[2], "bias_ih", call.dtype, "[G*H]", {columns});
+      check_tensor(engine, w[3], "bias_hh", call.dtype, "[G*H]", {columns});
     }
     if (info.projects) {
-      check_tensor(w[per_direction - 1], "weight_hr", call.dtype, "[P, H]", {call.P, call.H});
+      check_tensor(engine, w[per_direction - 1], "weight_hr", call.dtype, "[P, H]",
+                   {call.P, call.H});
     }
   }
   call.weights.reserve(weights.size());
-  for (const Tensor& w : weights) call.weights.push_back(prepare(w, call.compute));
+  for (const Tensor& w : weights) call.weights.push_back(engine.prepare(w, call.stored));
 }
 
-// The beginning of every call: cell, device and dtypes.
-inline Call begin_call(const Tensor& x, const std::string& cell, int64_t directions) {
+// The beginning of every call: cell and dtypes.
+template <class Engine>
+Call begin_call(const Tensor& x, const std::string& cell, int64_t directions) {
   Call call{x};
   call.cell = cell_named(cell);
   call.D = directions;
-  check(x.is_cpu(), "x must be on the CPU");
   call.dtype = x.scalar_type();
   check(call.dtype == ScalarType::Float || call.dtype == ScalarType::Double ||
             call.dtype == ScalarType::BFloat16 || call.dtype == ScalarType::Half,
         "x must be float64, float32, bfloat16 or float16, got ", name_of(call.dtype));
   call.compute = call.dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  call.stored = Engine::kStoresAsComputed ? call.compute : call.dtype;
   return call;
 }
 
-inline Call read_call(const Tensor& x, const std::vector<Tensor>& weights,
-                      const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
-                      int64_t batch, const std::string& cell, bool bidirectional) {
-  Call call = begin_call(x, cell, bidirectional ? 2 : 1);
+template <class Engine>
+Call read_call(Engine& engine, const Tensor& x, const std::vector<Tensor>& weights,
+               const OptionalTensor& batch_sizes, const OptionalTensor& lengths, int64_t batch,
+               const std::string& cell, bool bidirectional) {
+  Call call = begin_call<Engine>(x, cell, bidirectional ? 2 : 1);
   read_sequences(call, x, batch_sizes, lengths, batch);
-  read_weights(call, x, weights);
+  read_weights(engine, call, x, weights);
   return call;
 }
 
 // One step: x [N, I], or [I] for N = 1. input_size and hidden_size are what I and H must be.
-inline Call read_step(const Tensor& x, const std::vector<Tensor>& weights, int64_t input_size,
-                      int64_t hidden_size, const std::string& cell) {
-  Call call = begin_call(x, cell, 1);
+template <class Engine>
+Call read_step(Engine& engine, const Tensor& x, const std::vector<Tensor>& weights,
+               int64_t input_size, int64_t hidden_size, const std::string& cell) {
+  Call call = begin_call<Engine>(x, cell, 1);
   const int64_t rank = x.dim();
   check(rank == 1 || rank == 2, "x must be [N, I] or [I], got ", shape(x));
   check(!call.info().projects, "cell must be one without projection, got ", call.info().name);
   call.T = 1;
   call.N = rank == 2 ? x.size(0) : 1;
   call.packed = from_batch_sizes(std::vector<int64_t>(call.N ? 1 : 0, call.N), call.N);
-  read_weights(call, x, weights);
+  read_weights(engine, call, x, weights);
   check(call.I == input_size, "x must have I = ", input_size, " features, got ", call.I);
   check(call.H == hidden_size, "weight_ih must have rows for H = ", hidden_size, ", got ", call.H);
   return call;
@@ -178,6 +196,7 @@ inline std::vector<int64_t> step_sizes(const Call& call, int64_t width) {
   return {call.N, width};
 }
 
+// One direction's of the weights or their gradients.
 template <class T>
 Weights<T> pointers(const Call& call, const std::vector<Tensor>& tensors, int64_t d) {
   const int64_t per_direction = static_cast<int64_t>(tensors.size()) / call.D;
@@ -191,45 +210,22 @@ Weights<T> pointers(const Call& call, const std::vector<Tensor>& tensors, int64_
   return p;
 }
 
-// x or a gradient of y as packed rows in the compute dtype.
-inline Tensor packed_rows(const Call& call, const Tensor& rows, int64_t width) {
-  const Tensor ready = prepare(rows, call.compute);
-  if (!call.padded) return ready;
-  Tensor packed = empty(call.x, {call.sequences().rows(), width}, call.compute);
-  pack_rows(*call.padded, ready.data_ptr(), packed.data_ptr(), width * ready.element_size());
-  return packed;
-}
-
-// The way back: packed rows to the shape and dtype of the op's output, zero beyond a length.
-inline Tensor output_rows(const Call& call, const Tensor& packed, int64_t width) {
-  if (!call.padded) return in_dtype(packed, call.dtype);
-  Tensor padded = zeros(call.x, {call.T, call.N, width}, call.compute);
-  unpack_rows(*call.padded, packed.data_ptr(), padded.data_ptr(), width * packed.element_size());
-  return in_dtype(padded, call.dtype);
-}
-
-// A state or its gradient in packed order and the compute dtype, always a tensor of its own: the
-// engine updates it in place. Absent: zeros.
-inline Tensor own_state(const Call& call, const OptionalTensor& state, const char* name,
-                        const char* meaning, Sizes sizes) {
-  if (!state) return zeros(call.x, sizes, call.compute);
-  check_tensor(*state, name, call.dtype, meaning, sizes);
-  const Tensor ready = prepare(*state, call.compute);
-  Tensor own = empty(call.x, sizes, call.compute);
-  const int64_t bytes = sizes.back() * own.element_size();
-  if (call.padded) {
-    sort_states(*call.padded, ready.data_ptr(), own.data_ptr(), call.D, bytes);
-  } else if (call.D * call.N > 0) {
-    copy_row(ready.data_ptr(), 0, own.data_ptr(), 0, call.D * call.N * bytes);
-  }
-  return own;
-}
-
-inline Tensor output_state(const Call& call, const Tensor& own, int64_t width) {
-  if (!call.padded) return in_dtype(own, call.dtype);
-  Tensor out = empty(call.x, {call.D, call.N, width}, call.compute);
-  unsort_states(*call.padded, own.data_ptr(), out.data_ptr(), call.D, width * out.element_size());
-  return in_dtype(out, call.dtype);
-}
+// What an engine's passes take, in packed order and the engine's dtypes.
+struct ForwardTensors {
+  const Tensor& x;
+  const Tensor& h;          // in: h_0, out: h_n
+  const OptionalTensor& c;  // the same; absent without c
+  void* y;
+  const OptionalTensor& reserve;
+};
+struct BackwardTensors {
+  const Tensor& x;
+  const Tensor& reserve;
+  const OptionalTensor& d_y;
+  const Tensor& d_h;          // in: of h_n, out: of h_0
+  const OptionalTensor& d_c;  // the same; absent without c
+  const OptionalTensor& d_x;
+  const std::vector<Tensor>& d_weights;  // empty where not wanted
+};
 
 }  // namespace fusedrnn

@@ -1,4 +1,4 @@
-// What a layer needs from its surroundings, given by torch: threads and memory.
+// What a layer on the CPU needs from its surroundings, given by torch: threads and memory.
 #pragma once
 
 #include <algorithm>
@@ -42,6 +42,13 @@ class Crowd {
   inline static std::atomic<Clock::rep> until_{0};
 };
 
+// As new_empty, in huge pages where it is large.
+inline Tensor empty_on_cpu(const Tensor& like, Sizes sizes, ScalarType dtype) {
+  const Tensor t = new_empty(like, sizes, dtype);
+  advise_huge_pages(t.data_ptr(), bytes_of(t));
+  return t;
+}
+
 class TorchRuntime final : public Runtime {
  public:
   // work: multiply-adds of the call, about.
@@ -79,7 +86,7 @@ class TorchRuntime final : public Runtime {
 
   void* scratch(size_t bytes) override {
     if (void* mapped = mapping_.map(bytes)) return mapped;
-    scratch_.push_back(empty(like_, {static_cast<int64_t>(bytes) + 64}, ScalarType::Byte));
+    scratch_.push_back(empty_on_cpu(like_, {static_cast<int64_t>(bytes) + 64}, ScalarType::Byte));
     const auto address = reinterpret_cast<uintptr_t>(scratch_.back().data_ptr());
     return reinterpret_cast<void*>((address + 63) / 64 * 64);
   }

@@ -6,14 +6,18 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include <cstring>
 #include <optional>
 #include <sstream>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
-#include "huge_pages.h"
+// In torch's headers where a library asks for version 2.13 of the ABI. Every torch that we support
+// has them, and what else we call needs less.
+extern "C" {
+AOTITorchError torch_stream_native_handle(StreamHandle stream, void** native_handle);
+const char* torch_exception_get_what_without_backtrace();
+}
 
 namespace fusedrnn {
 
@@ -76,40 +80,25 @@ inline const char* name_of(ScalarType dtype) {
   }
 }
 
-inline void check_tensor(const Tensor& t, const char* name, ScalarType dtype, const char* meaning,
-                         Sizes expected) {
-  check(t.is_cpu(), name, " must be on the CPU");
-  const ScalarType got = t.scalar_type();
-  if (got != dtype) fail(name, " must be ", name_of(dtype), ", got ", name_of(got));
-  check(t.sizes() == expected, name, " must be ", meaning, " = ", Shape{expected}, ", got ",
-        shape(t));
+// Throws with torch's own words where a call of its C interface failed.
+inline void check_torch(AOTITorchError code) {
+  if (code != TORCH_SUCCESS) fail(torch_exception_get_what_without_backtrace());
 }
 
 // Uninitialised, on the device of `like`. (Not stable::empty, which looks the op up by its name and
 // takes twice as long; and not aoti_torch_empty_strided, which knows nothing of
 // torch.utils.deterministic.fill_uninitialized_memory.)
-inline Tensor empty(const Tensor& like, Sizes sizes, ScalarType dtype) {
+inline Tensor new_empty(const Tensor& like, Sizes sizes, ScalarType dtype) {
   auto code = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
   AtenTensorHandle made = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_aten_new_empty(like.get(), sizes.data(),
-                                                          static_cast<int64_t>(sizes.size()), &code,
-                                                          nullptr, nullptr, 0, nullptr, &made));
-  const Tensor t(made);
-  advise_huge_pages(t.data_ptr(), static_cast<size_t>(t.numel()) * t.element_size());
-  return t;
+  check_torch(aoti_torch_aten_new_empty(like.get(), sizes.data(),
+                                        static_cast<int64_t>(sizes.size()), &code, nullptr, nullptr,
+                                        0, nullptr, &made));
+  return Tensor(made);
 }
 
-inline Tensor zeros(const Tensor& like, Sizes sizes, ScalarType dtype) {
-  Tensor t = empty(like, sizes, dtype);
-  const size_t bytes = static_cast<size_t>(t.numel()) * t.element_size();
-  if (bytes > 0) std::memset(t.data_ptr(), 0, bytes);
-  return t;
-}
-
-// t in `dtype`, contiguous; t itself where it is that already.
-inline Tensor prepare(const Tensor& t, ScalarType dtype) {
-  Tensor out = t.scalar_type() == dtype ? t : torch::stable::to(t, dtype);
-  return out.is_contiguous() ? out : torch::stable::contiguous(out);
+inline size_t bytes_of(const Tensor& t) {
+  return static_cast<size_t>(t.numel()) * t.element_size();
 }
 
 inline Tensor in_dtype(const Tensor& t, ScalarType dtype) {

@@ -1,0 +1,165 @@
+// The argument structs of the kernels, one a kernel, filled by the host. S: as stored, Real<S>: as
+// computed. Rows are packed rows, see kernel_api.h; the pointers of a step begin at its first row.
+#pragma once
+
+#include "../kernel_api.h"
+#include "dtype.h"
+
+namespace fusedrnn::cuda {
+
+constexpr int kThreads = 256;  // of a block, every kernel
+
+// One stage of one step in one direction, after its product. State is updated in place, so that
+// sequences that have ended, or not begun, keep theirs.
+template <class S>
+struct StepForwardArgs {
+  CellKind cell;
+  int stage;
+  int64_t n;  // sequences of this step
+  int64_t H, P;
+  const Real<S>* gates_x;  // [n, G*H] x W
+  const Real<S>* acc;      // [n, gates of the stage * H], or [n, P]: its product
+  const S* b_ih;           // [G*H] or null
+  const S* b_hh;           // [G*H] or null
+  Real<S>* h;              // [N, P]
+  S* h_rounded;            // [N, P] h as the next product reads it; null where S is Real<S>
+  Real<S>* c;              // [N, H] or null
+  S* y;                    // [n, y_ld]
+  int64_t y_ld;
+  S* h_in;        // [n, P] gets h_{t-1}; null if not kept
+  Real<S>* c_in;  // [n, H] gets c_{t-1}; null if not kept
+  S* saved;       // [n, kSaved*H]; null if not kept, but for cells of several stages
+  S* emit;        // [n, H] what a stage hands to the next
+};
+
+// One stage of one step in one direction, before the product that takes its gradient back.
+template <class S>
+struct StepBackwardArgs {
+  CellKind cell;
+  int stage;
+  int64_t n;
+  int64_t H, P;
+  const Real<S>* d_emit;  // [n, H] gradient of what a stage emitted; not for the last stage
+  const S* d_y;           // [n, d_y_ld] or null
+  int64_t d_y_ld;
+  Real<S>* d_h;         // [N, P] in: of h_t from later steps; out: what goes to h_{t-1} elementwise
+  Real<S>* d_c;         // [N, H] in: of c_t; out: of c_{t-1}
+  const S* saved;       // [n, kSaved*H]
+  const S* h_in;        // [n, P]
+  const Real<S>* c_in;  // [n, H]
+  S* delta;             // [n, G*H] gradient of h U + b_hh
+  S* delta_x;           // [n, G*H] gradient of x W + b_ih, only where it differs
+  S* delta_proj;        // [n, P] gradient of the projection's product
+};
+
+// to[i] = from[i], rounded.
+template <class S>
+struct RoundArgs {
+  int64_t count;
+  const Real<S>* from;  // [count]
+  S* to;                // [count]
+};
+
+// out[j] = Σ_rows m[row, j], always in the same order.
+template <class S>
+struct SumRowsArgs {
+  int64_t rows, columns;
+  const S* m;  // [rows, columns]
+  S* out;      // [columns]
+  S* again;    // [columns] gets the same, or null
+};
+
+// --- The resident regime ------------------------------------------------------------------------
+
+// A thread keeps the states of this many (sequence, unit) pairs in registers.
+constexpr int kPairs = 2;
+// Sequences whose products are summed at once.
+constexpr int kFmaRows = 8;
+constexpr int kMmaRows = 16;
+// Row tiles of 16 that a warp sums at once, and so the most that a stage may have.
+constexpr int kMmaTiles = 4;
+// Of each thread's part of stage 0's weights, what stays in registers, in steps of its sum; the
+// rest is in shared memory. 64 registers (the compiler unpacks 16-bit values once, outside the
+// loop).
+constexpr int kFmaHeld = 16;  // vectors of 4 values
+constexpr int kMmaHeld = 2;   // groups of 64 bytes by kMmaTiles row tiles
+
+// A block's product of one stage: R rows of weights times the source, both K long.
+struct ResidentTile {
+  int R;        // forward: gates of the stage * units; backward: units
+  int ld;       // of the partial sums of one slice and sequence: R, padded
+  int slices;   // parts of K that are summed by themselves
+  int steps;    // of a slice's sum
+  int K_pad;    // values of a source row in the exchange, zero from K on
+  int weights;  // byte offset in shared memory
+};
+
+// How a layer is cut into blocks: the grid is [unit_blocks, row_blocks, D].
+struct ResidentShape {
+  int units;     // of a block; the last block may have fewer
+  int rows;      // sequences of a block, the same
+  int rows_pad;  // rows of a block in the exchange
+  ResidentTile tile[kMaxStages];
+  int partials;  // byte offsets in shared memory: [slices][rows_pad][ld] of the widest stage,
+  int staged;    // [kFmaRows][K_pad] of the widest stage, and
+  int bias;      // [2][G][units] b_ih, then b_hh
+  int shared_bytes;
+};
+
+// One launch for all positions [begin, end) of all directions.
+template <class S>
+struct ResidentForwardArgs {
+  CellKind cell;
+  ResidentShape shape;
+  int64_t T, N, H, D;
+  int64_t begin, end;
+  const int64_t* row_offset;  // [T + 1]; null where every step has N rows
+  int64_t first_row[2];       // packed row at which gates_x begins
+  const S* w_hh[2];           // [G*H, H]
+  const S* b_ih[2];           // [G*H] or null
+  const S* b_hh[2];           // [G*H] or null
+  const Real<S>* gates_x[2];  // [chunk rows, G*H] x W
+  Real<S>* h;                 // [D, N, H] in and out
+  Real<S>* c;                 // [D, N, H] in and out; null without c
+  S* y;                       // [rows, D*H]
+  S* saved[2];                // [rows, kSaved*H]; this and the next three null if not kept
+  S* h_in[2];                 // [rows, H]
+  Real<S>* c_in[2];           // [rows, H]
+  S* emit[2];                 // [rows, H]
+  S* exchange[kMaxStages];    // sources of the stages: [2, D, row_blocks * rows_pad, K_pad]
+  unsigned* arrivals;         // [D * row_blocks * kArrivalStride], zero
+};
+
+// The same backwards, over all positions.
+template <class S>
+struct ResidentBackwardArgs {
+  CellKind cell;
+  ResidentShape shape;
+  int64_t T, N, H, D;
+  const int64_t* row_offset;  // [T + 1] or null
+  const S* w_hh[2];           // [G*H, H]
+  const S* saved[2];          // [rows, kSaved*H]
+  const S* h_in[2];           // [rows, H]
+  const Real<S>* c_in[2];     // [rows, H]
+  const S* d_y;               // [rows, D*H] or null
+  Real<S>* d_h;               // [D, N, H] in and out
+  Real<S>* d_c;               // [D, N, H] in and out; null without c
+  S* delta[2];                // [rows, G*H] gradient of h U + b_hh
+  S* delta_x[2];              // [rows, G*H] gradient of x W + b_ih, only where it differs
+  S* exchange[kMaxStages];    // deltas of the stages: [2, D, row_blocks * rows_pad, K_pad]
+  unsigned* arrivals;         // [D * row_blocks * kArrivalStride], zero
+};
+
+// Counters of arrivals lie in cache lines of their own.
+constexpr int kArrivalStride = 32;
+
+// Writes a few numbers of the host to device memory. They travel with the launch, so that a CUDA
+// graph keeps them and no copy has to wait for the host.
+constexpr int kOffsetsPerLaunch = 480;  // arguments of a kernel are limited to 4 KiB
+struct OffsetsArgs {
+  int count;
+  int64_t* to;  // [count]
+  int64_t values[kOffsetsPerLaunch];
+};
+
+}  // namespace fusedrnn::cuda

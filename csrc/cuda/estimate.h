@@ -1,0 +1,227 @@
+// The analytic model behind a printed plan: what a pass should take on an architecture, and which
+// term limits it. Nothing here was measured by us and nothing is decided by it.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstdio>
+#include <string>
+
+#include "plan.h"
+
+namespace fusedrnn::cuda {
+
+// A representative of each architecture, with its vendor's figures.
+struct Architecture {
+  const char* name;
+  const char* device_name;
+  Device device;
+  double ghz;       // boost clock
+  double hbm_gb_s;  // memory bandwidth
+  double l2_mb;
+  double fma_flops;   // float32 operations per clock and multiprocessor
+  double half_flops;  // the same of 16-bit mma.sync, float32 sums; 0 where the plan uses none
+  double tf32_flops;
+  double double_flops;
+};
+
+// Shared memory: CUDA C++ Programming Guide, table of technical specifications. sm_90 and later
+// reach their full tensor rate only with instructions that these kernels do not use: half_flops is
+// that of mma.sync, taken as sm_80's per clock.
+inline constexpr std::array<Architecture, 7> kArchitectures = {{
+    {"sm_75", "T4", {75, 40, 1024, 65536, 65536, 65536, 0}, 1.59, 320, 4, 128, 0, 0, 4},
+    {"sm_80",
+     "A100 SXM 40 GB",
+     {80, 108, 2048, 65536, 166912, 167936, 1024},
+     1.41,
+     1555,
+     40,
+     128,
+     2048,
+     1024,
+     64},
+    {"sm_86",
+     "RTX 3090",
+     {86, 82, 1536, 65536, 101376, 102400, 1024},
+     1.70,
+     936,
+     6,
+     256,
+     512,
+     256,
+     4},
+    {"sm_89",
+     "RTX 4090",
+     {89, 128, 1536, 65536, 101376, 102400, 1024},
+     2.52,
+     1008,
+     72,
+     256,
+     512,
+     256,
+     4},
+    {"sm_90",
+     "H100 SXM",
+     {90, 132, 2048, 65536, 232448, 233472, 1024},
+     1.83,
+     3350,
+     50,
+     256,
+     2048,
+     1024,
+     128},
+    {"sm_100",
+     "B200",
+     {100, 148, 2048, 65536, 232448, 233472, 1024},
+     1.85,
+     8000,
+     126,
+     256,
+     2048,
+     1024,
+     64},
+    {"sm_120",
+     "RTX 5090",
+     {120, 170, 1536, 65536, 101376, 102400, 1024},
+     2.41,
+     1792,
+     96,
+     256,
+     512,
+     256,
+     4},
+}};
+
+// The architecture of a name as in sm_90, or null.
+inline const Architecture* architecture_named(const std::string& name) {
+  for (const Architecture& arch : kArchitectures)
+    if (name == arch.name) return &arch;
+  return nullptr;
+}
+
+// Assumed: an arrival, the poll that sees it and the load that follows are three trips to L2 of
+// about 0.35 us; two dependent launches on one stream are about 2 us apart; L2 serves 40 of the 64
+// bytes per clock that a multiprocessor's port could take.
+constexpr double kBarrierUs = 1.05;
+constexpr double kLaunchUs = 2.0;
+constexpr double kL2BytesPerClock = 40;
+constexpr double kSharedBytesPerClock = 128;
+
+struct Estimate {
+  // Microseconds of a step: those of barriers or launches, and the largest of the others.
+  double barrier = 0, launch = 0, l2 = 0, hbm = 0, cores = 0, shared = 0;
+  double outside = 0;  // of the products outside the time loop, in all
+  double steps = 0;
+
+  double step() const { return barrier + launch + std::max({l2, hbm, cores, shared}); }
+  double total() const { return steps * step() + outside; }
+  const char* limit() const {
+    const std::pair<double, const char*> terms[] = {
+        {barrier, "barrier"}, {launch, "launches"}, {l2, "L2"},
+        {hbm, "memory"},      {cores, "cores"},     {shared, "shared memory"}};
+    return std::max_element(std::begin(terms), std::end(terms))->second;
+  }
+};
+
+inline Estimate estimate(const PlanRequest& q, const Plan& plan, const Architecture& arch) {
+  const CellInfo& info = kCellInfo[static_cast<int>(q.cell)];
+  const double value = static_cast<double>(size_of(q.dtype)), real = std::max(value, 4.0);
+  const double N = static_cast<double>(q.N), H = static_cast<double>(q.H);
+  const double P = static_cast<double>(q.P), D = static_cast<double>(q.D);
+  const double I = static_cast<double>(q.I), rows = static_cast<double>(q.T) * N;
+  const double columns = info.gates * H;
+  const double clock = arch.ghz * 1e3;  // per microsecond
+  const double of_sm = clock * arch.device.sms;
+  const bool tensor = arch.half_flops > 0;
+  const double gemm_flops = q.dtype == Dtype::kFloat64 ? arch.double_flops
+                            : q.dtype == Dtype::kFloat32 && q.allow_tf32 && tensor ? arch.tf32_flops
+                            : q.dtype == Dtype::kFloat32 || !tensor ? arch.fma_flops
+                                                                    : arch.half_flops;
+  Estimate e;
+  e.steps = static_cast<double>(q.T);
+  // What a step reads and writes beside h: x W, y and what is kept; backward that and the deltas.
+  const double kept = info.saved * H * value + P * value + info.has_c * H * real;
+  const double streamed = q.backward ? kept + (columns + P) * value : columns * real + kept;
+  e.hbm = D * N * streamed / (arch.hbm_gb_s * 1e3);
+  for (int s = 0; s < info.stages; ++s) {
+    const Stage& stage = info.stage[s];
+    const double K = stage.from_hidden ? P : H, width = stage.projects ? P : stage.gates * H;
+    if (plan.regime == Regime::kPerStep) {
+      e.launch += 2 * kLaunchUs * D;
+      e.cores += D * 2 * N * K * width / (gemm_flops * of_sm);
+      const double weights = D * K * width * value;
+      if (weights > arch.l2_mb * 1e6) {
+        e.hbm += weights / (arch.hbm_gb_s * 1e3);
+      } else {
+        e.l2 += weights / (kL2BytesPerClock * of_sm);
+      }
+      continue;
+    }
+    const ResidentTile& tile = plan.shape.tile[s];
+    const bool mma = plan.cores == Cores::kMma;
+    const double per_sm = std::max(
+        1.0, plan.grid.x * plan.grid.y * plan.grid.z / static_cast<double>(arch.device.sms));
+    const double block_rows = plan.shape.rows_pad;
+    const double source = block_rows * tile.K_pad * value;
+    const double R = mma ? static_cast<double>(round_up(tile.R, 16)) : tile.R;
+    const double held = s == 0 ? (mma ? kMmaHeld : kFmaHeld) : 0;
+    const double passes = static_cast<double>(ceil_div(plan.shape.rows, mma ? kMmaRows : kFmaRows));
+    const double flops = !mma                         ? arch.fma_flops
+                         : q.dtype == Dtype::kFloat32 ? arch.tf32_flops
+                                                      : arch.half_flops;
+    e.barrier += kBarrierUs;
+    e.l2 += per_sm * source / (kL2BytesPerClock * clock);
+    e.cores += per_sm * 2 * block_rows * R * tile.K_pad / (flops * clock);
+    e.shared += per_sm * passes * R * tile.K_pad * value * std::max(0.0, 1 - held / tile.steps) /
+                (kSharedBytesPerClock * clock);
+  }
+  // Forward: x W. Backward: d_x and dW, and dU.
+  const double inner = q.backward ? 2 * I + P : I;
+  e.outside = D * std::max(2 * rows * columns * inner / (gemm_flops * of_sm),
+                           rows * (columns + inner) * value / (arch.hbm_gb_s * 1e3));
+  return e;
+}
+
+inline std::string text(const char* format, auto... values) {
+  char line[256];
+  std::snprintf(line, sizeof(line), format, values...);
+  return line;
+}
+
+inline std::string describe(const Plan& plan) {
+  if (plan.regime == Regime::kPerStep)
+    return "per step: one product and one pointwise kernel a stage (" + plan.why_per_step + ")";
+  const ResidentShape& shape = plan.shape;
+  return text("resident, %s: %u x %u x %u blocks (units, sequences, directions) of %d threads, ",
+              plan.cores == Cores::kMma ? "mma.sync" : "FMA", plan.grid.x, plan.grid.y, plan.grid.z,
+              kThreads) +
+         text("each %d units of %d sequences with %d bytes of shared memory, %d a multiprocessor; ",
+              shape.units, shape.rows, shape.shared_bytes, plan.blocks_per_sm) +
+         text("workspace %zu bytes", plan.workspace_bytes());
+}
+
+inline std::string describe(const Estimate& e) {
+  return text(
+             "estimate: %.1f us a step (barrier %.1f, launches %.1f, then the longest of L2 %.1f, ",
+             e.step(), e.barrier, e.launch, e.l2) +
+         text("memory %.1f, cores %.1f, shared memory %.1f), limited by %s; ", e.hbm, e.cores,
+              e.shared, e.limit()) +
+         text("%.0f us in %.0f steps and %.0f us in products outside: %.0f us", e.steps * e.step(),
+              e.steps, e.outside, e.total());
+}
+
+// What would run on an architecture, and how long it should take.
+inline std::string describe(PlanRequest q, const Architecture& arch) {
+  q.device = arch.device;
+  const Plan plan = make_plan(q);
+  const CellInfo& info = kCellInfo[static_cast<int>(q.cell)];
+  return text("%s %s %s on %s (%s): T=%lld N=%lld I=%lld ", info.name, name_of(q.dtype),
+              q.backward ? "backward" : "forward", arch.name, arch.device_name,
+              static_cast<long long>(q.T), static_cast<long long>(q.N),
+              static_cast<long long>(q.I)) +
+         text("H=%lld P=%lld D=%lld\n", static_cast<long long>(q.H), static_cast<long long>(q.P),
+              static_cast<long long>(q.D)) +
+         describe(plan) + "\n" + describe(estimate(q, plan, arch)) + "\n";
+}
+
+}  // namespace fusedrnn::cuda

@@ -1,0 +1,32 @@
+// The kernels of the library by name, for a launcher that starts them with the CUDA runtime.
+#pragma once
+
+#include <string>
+#include <vector>
+
+namespace fusedrnn::cuda {
+
+struct Kernel {
+  const char* name;
+  const void* function;  // as cudaLaunchKernel and cudaFuncGetAttributes take it
+};
+
+// Those of the file of that name.
+extern const std::vector<Kernel> kStepKernels;
+extern const std::vector<Kernel> kRowsKernels;
+extern const std::vector<Kernel> kResidentFmaKernels;
+extern const std::vector<Kernel> kResidentMmaKernels;
+
+// Null where there is no kernel of that name.
+inline const void* kernel_named(const std::string& name) {
+  for (const auto* table :
+       {&kStepKernels, &kRowsKernels, &kResidentFmaKernels, &kResidentMmaKernels})
+    for (const Kernel& kernel : *table)
+      if (name == kernel.name) return kernel.function;
+  return nullptr;
+}
+
+}  // namespace fusedrnn::cuda
+
+// An entry of such a table.
+#define FUSEDRNN_KERNEL(name) {#name, reinterpret_cast<const void*>(&name)}

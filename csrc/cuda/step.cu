@@ -1,0 +1,149 @@
+// The per-step regime: what is left of a step beside its matrix products, one thread a value.
+#include "kernels.h"
+#include "storage.cuh"
+
+namespace fusedrnn::cuda {
+namespace {
+
+// Calls body(j, u) for every sequence j of [0, n) and unit u of [0, width), units beside each
+// other.
+template <class Body>
+__device__ __forceinline__ void for_units(int64_t n, int64_t width, const Body& body) {
+  const int64_t threads = int64_t(gridDim.x) * kThreads;
+  for (int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x; i < n * width; i += threads)
+    body(i / width, i % width);
+}
+
+template <class S, class Cell, int s>
+__device__ __forceinline__ void forward_stage(const StepForwardArgs<S>& a) {
+  using V = Real<S>;
+  const int64_t width = Cell::stage(s).projects ? a.P : a.H;
+  for_units(a.n, width, [&](int64_t j, int64_t u) {
+    constexpr Stage kStage = Cell::stage(s);
+    constexpr bool kLast = s == Cell::kStages - 1;
+    V gates_x[kStage.gates], acc[kStage.gates], saved[Cell::kSaved];
+    for (int g = 0; g < kStage.gates; ++g) {
+      acc[g] = a.acc[(j * kStage.gates + g) * width + u];
+      if constexpr (!kStage.projects) {
+        const int64_t column = (kStage.first_gate + g) * a.H + u;
+        if (a.b_hh) acc[g] += real(a.b_hh[column]);
+        gates_x[g] = a.gates_x[j * Cell::kGates * a.H + column];
+        if (a.b_ih) gates_x[g] += real(a.b_ih[column]);
+      }
+    }
+    S* kept = a.saved ? a.saved + j * Cell::kSaved * a.H + u : nullptr;
+    if constexpr (s > 0 && !kStage.projects) {
+      for (int i = 0; i < kStage.saved_begin; ++i) saved[i] = real(kept[i * a.H]);
+    }
+    State<V> state;
+    if constexpr (Cell::kReadsH) state.h = a.h[j * a.P + u];
+    if constexpr (Cell::kHasC && s == 0) {
+      state.c = a.c[j * a.H + u];
+      if (a.c_in) a.c_in[j * a.H + u] = state.c;
+    }
+
+    const V emit = Cell::template forward<s>(gates_x, acc, state, saved);
+
+    if constexpr (Cell::kHasC && s == 0) a.c[j * a.H + u] = state.c;
+    if (kept) {
+      for (int i = kStage.saved_begin; i < kStage.saved_end; ++i)
+        kept[i * a.H] = stored<S>(saved[i]);
+    }
+    if constexpr (kLast) {
+      if (a.h_in) a.h_in[j * a.P + u] = stored<S>(a.h[j * a.P + u]);
+      a.h[j * a.P + u] = emit;
+      if constexpr (kRounds<S>) a.h_rounded[j * a.P + u] = stored<S>(emit);
+      a.y[j * a.y_ld + u] = stored<S>(emit);
+    } else {
+      a.emit[j * a.H + u] = stored<S>(emit);
+    }
+  });
+}
+
+template <class S, class Cell, int s>
+__device__ __forceinline__ void backward_stage(const StepBackwardArgs<S>& a) {
+  using V = Real<S>;
+  for_units(a.n, Cell::stage(s).projects ? a.P : a.H, [&](int64_t j, int64_t u) {
+    constexpr Stage kStage = Cell::stage(s);
+    constexpr bool kLast = s == Cell::kStages - 1;
+    V d_emit;
+    if constexpr (kLast) {
+      d_emit = a.d_h[j * a.P + u];
+      if (a.d_y) d_emit += real(a.d_y[j * a.d_y_ld + u]);
+    } else {
+      d_emit = a.d_emit[j * a.H + u];
+    }
+    if constexpr (kStage.projects) {
+      a.delta_proj[j * a.P + u] = stored<S>(d_emit);
+    } else {
+      V saved[Cell::kSaved], delta[Cell::kGates], delta_x[Cell::kGates];
+      for (int i = 0; i < Cell::kSaved; ++i)
+        saved[i] = real(a.saved[(j * Cell::kSaved + i) * a.H + u]);
+      State<V> state;
+      Carry<V> carry;
+      if constexpr (Cell::kReadsH) state.h = real(a.h_in[j * a.P + u]);
+      if constexpr (Cell::kHasC) {
+        state.c = a.c_in[j * a.H + u];
+        carry.d_c = a.d_c[j * a.H + u];
+      }
+      if constexpr (Cell::kCarriesH) carry.d_h = kLast ? V(0) : a.d_h[j * a.P + u];
+
+      Cell::template backward<s>(d_emit, saved, state, carry, delta, delta_x);
+
+      if constexpr (Cell::kHasC) a.d_c[j * a.H + u] = carry.d_c;
+      if constexpr (Cell::kCarriesH) a.d_h[j * a.P + u] = carry.d_h;
+      for (int g = kStage.delta_begin; g < kStage.delta_end; ++g) {
+        const int64_t at = (j * Cell::kGates + g) * a.H + u;
+        a.delta[at] = stored<S>(delta[g]);
+        if constexpr (Cell::kSeparateDeltas) a.delta_x[at] = stored<S>(delta_x[g]);
+      }
+    }
+  });
+}
+
+template <class S>
+__device__ __forceinline__ void step_forward(const StepForwardArgs<S>& a) {
+  with_cell(a.cell, [&](auto cell) {
+    using Cell = decltype(cell);
+    if constexpr (Cell::kStages > 1) {
+      if (a.stage == 1) return forward_stage<S, Cell, 1>(a);
+    }
+    forward_stage<S, Cell, 0>(a);
+  });
+}
+
+template <class S>
+__device__ __forceinline__ void step_backward(const StepBackwardArgs<S>& a) {
+  with_cell(a.cell, [&](auto cell) {
+    using Cell = decltype(cell);
+    if constexpr (Cell::kStages > 1) {
+      if (a.stage == 1) return backward_stage<S, Cell, 1>(a);
+    }
+    backward_stage<S, Cell, 0>(a);
+  });
+}
+
+}  // namespace
+}  // namespace fusedrnn::cuda
+
+#define FUSEDRNN_STEP(name, S)                                                                 \
+  extern "C" __global__ void __launch_bounds__(fusedrnn::cuda::kThreads)                       \
+      step_forward_##name(const __grid_constant__ fusedrnn::cuda::StepForwardArgs<S> args) {   \
+    fusedrnn::cuda::step_forward(args);                                                        \
+  }                                                                                            \
+  extern "C" __global__ void __launch_bounds__(fusedrnn::cuda::kThreads)                       \
+      step_backward_##name(const __grid_constant__ fusedrnn::cuda::StepBackwardArgs<S> args) { \
+    fusedrnn::cuda::step_backward(args);                                                       \
+  }
+FUSEDRNN_STEP(f32, float)
+FUSEDRNN_STEP(f64, double)
+FUSEDRNN_STEP(f16, fusedrnn::cuda::Half)
+FUSEDRNN_STEP(bf16, fusedrnn::cuda::BFloat16)
+#undef FUSEDRNN_STEP
+
+const std::vector<fusedrnn::cuda::Kernel> fusedrnn::cuda::kStepKernels = {
+    FUSEDRNN_KERNEL(step_forward_f32),  FUSEDRNN_KERNEL(step_backward_f32),
+    FUSEDRNN_KERNEL(step_forward_f64),  FUSEDRNN_KERNEL(step_backward_f64),
+    FUSEDRNN_KERNEL(step_forward_f16),  FUSEDRNN_KERNEL(step_backward_f16),
+    FUSEDRNN_KERNEL(step_forward_bf16), FUSEDRNN_KERNEL(step_backward_bf16),
+};

@@ -1,0 +1,48 @@
+// Values between memory and registers: 16-bit types become float on the way in and are rounded to
+// nearest on the way out.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include "args.h"
+
+namespace fusedrnn::cuda {
+
+__device__ __forceinline__ float real(float x) { return x; }
+__device__ __forceinline__ double real(double x) { return x; }
+__device__ __forceinline__ float real(Half x) { return __half2float(__ushort_as_half(x.bits)); }
+__device__ __forceinline__ float real(BFloat16 x) {
+  return __bfloat162float(__ushort_as_bfloat16(x.bits));
+}
+
+template <class S>
+__device__ __forceinline__ S stored(Real<S> x) {
+  return x;
+}
+template <>
+__device__ __forceinline__ Half stored<Half>(float x) {
+  return {__half_as_ushort(__float2half_rn(x))};
+}
+template <>
+__device__ __forceinline__ BFloat16 stored<BFloat16>(float x) {
+  return {__bfloat16_as_ushort(__float2bfloat16_rn(x))};
+}
+
+// A number as a type, for a generic lambda to be called with.
+template <int n>
+struct Constant {
+  static constexpr int value = n;
+};
+
+// Calls body(Cell()) for the cell that a kernel was started for: the branch is the same for all
+// threads, and one kernel serves all cells.
+template <class Body>
+__device__ __forceinline__ void with_cell(CellKind kind, const Body& body) {
+#define FUSEDRNN_CASE(name, type) \
+  if (kind == CellKind::name) return body(type());
+  FUSEDRNN_CELLS(FUSEDRNN_CASE)
+#undef FUSEDRNN_CASE
+}
+
+}  // namespace fusedrnn::cuda

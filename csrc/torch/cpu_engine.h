@@ -1,0 +1,136 @@
+// The ops on the CPU. A layer computes in float (for float, bfloat16 and float16) or double;
+// everything is in contiguous copies of that dtype where it is not already, and outputs go back to
+// the dtype of x.
+#pragma once
+
+#include <cstring>
+#include <memory>
+
+#include "../cpu/dispatch.h"
+#include "call.h"
+#include "runtime.h"
+
+namespace fusedrnn {
+
+class CpuEngine {
+ public:
+  static constexpr bool kStoresAsComputed = true;
+
+  explicit CpuEngine(const Tensor& x) : x_(x) { check_device(x, "x"); }
+
+  void check_device(const Tensor& t, const char* name) const {
+    check(t.is_cpu(), name, " must be on the CPU");
+  }
+
+  Tensor empty(Sizes sizes, ScalarType dtype) const { return empty_on_cpu(x_, sizes, dtype); }
+
+  // t in `dtype`, contiguous; t itself where it is that already.
+  Tensor prepare(const Tensor& t, ScalarType dtype) const {
+    const Tensor out = in_dtype(t, dtype);
+    return out.is_contiguous() ? out : torch::stable::contiguous(out);
+  }
+
+  // Zeroes what follows the first bytes.
+  void zero_from(const Tensor& t, size_t begin) const {
+    const size_t bytes = bytes_of(t);
+    if (begin < bytes) std::memset(data<char>(t) + begin, 0, bytes - begin);
+  }
+
+  ScalarType reserve_dtype(const Call& call) const { return call.compute; }
+  int64_t reserve_size(const Call& call, int64_t rows) const {
+    return fusedrnn::reserve_size(call.layer(), rows);
+  }
+
+  Tensor packed_rows(const Call& call, const Tensor& rows, int64_t width) const {
+    const Tensor ready = prepare(rows, call.stored);
+    if (!call.padded) return ready;
+    Tensor packed = empty({call.sequences().rows(), width}, call.stored);
+    pack_rows(*call.padded, ready.data_ptr(), packed.data_ptr(), width * ready.element_size());
+    return packed;
+  }
+
+  Tensor output_rows(const Call& call, const Tensor& packed, int64_t width) const {
+    if (!call.padded) return in_dtype(packed, call.dtype);
+    Tensor padded = empty({call.T, call.N, width}, call.stored);
+    zero_from(padded, 0);
+    unpack_rows(*call.padded, packed.data_ptr(), padded.data_ptr(), width * packed.element_size());
+    return in_dtype(padded, call.dtype);
+  }
+
+  Tensor own_state(const Call& call, const OptionalTensor& state, Sizes sizes) const {
+    Tensor own = empty(sizes, call.compute);
+    if (!state) {
+      zero_from(own, 0);
+      return own;
+    }
+    const Tensor ready = prepare(*state, call.compute);
+    const int64_t bytes = sizes.back() * own.element_size();
+    if (call.padded) {
+      sort_states(*call.padded, ready.data_ptr(), own.data_ptr(), call.D, bytes);
+    } else if (call.D * call.N > 0) {
+      copy_row(ready.data_ptr(), 0, own.data_ptr(), 0, call.D * call.N * bytes);
+    }
+    return own;
+  }
+
+  Tensor output_state(const Call& call, const Tensor& own, int64_t width) const {
+    if (!call.padded) return in_dtype(own, call.dtype);
+    Tensor out = empty({call.D, call.N, width}, call.compute);
+    unsort_states(*call.padded, own.data_ptr(), out.data_ptr(), call.D, width * out.element_size());
+    return in_dtype(out, call.dtype);
+  }
+
+  // Memory for values of the compute dtype that nobody wants.
+  class Spare {
+   public:
+    Spare(CpuEngine&, const Call& call, int64_t values)
+        : memory_(std::make_unique_for_overwrite<std::byte[]>(
+              values * (call.compute == ScalarType::Double ? sizeof(double) : sizeof(float)))) {}
+    void* data() const { return memory_.get(); }
+
+   private:
+    std::unique_ptr<std::byte[]> memory_;
+  };
+
+  void forward(const Call& call, const ForwardTensors& t) const {
+    call.compute == ScalarType::Double ? run<double>(call, t) : run<float>(call, t);
+  }
+  void backward(const Call& call, const BackwardTensors& t) const {
+    call.compute == ScalarType::Double ? run<double>(call, t) : run<float>(call, t);
+  }
+
+ private:
+  template <class T>
+  void run(const Call& call, const ForwardTensors& t) const {
+    LayerForward<T> args = {};
+    args.x = data<T>(t.x);
+    for (int64_t d = 0; d < call.D; ++d) args.w[d] = pointers<const T>(call, call.weights, d);
+    args.h = data<T>(t.h);
+    args.c = t.c ? data<T>(*t.c) : nullptr;
+    args.y = static_cast<T*>(t.y);
+    args.reserve = t.reserve ? data<T>(*t.reserve) : nullptr;
+    TorchRuntime runtime(x_, call.work());
+    layer_forward<T>(call.layer(), kernels_of<T>(kernels()), runtime, args);
+  }
+
+  template <class T>
+  void run(const Call& call, const BackwardTensors& t) const {
+    LayerBackward<T> args = {};
+    args.x = data<T>(t.x);
+    args.reserve = data<T>(t.reserve);
+    args.d_y = t.d_y ? data<T>(*t.d_y) : nullptr;
+    args.d_h = data<T>(t.d_h);
+    args.d_c = t.d_c ? data<T>(*t.d_c) : nullptr;
+    args.d_x = t.d_x ? data<T>(*t.d_x) : nullptr;
+    for (int64_t d = 0; d < call.D; ++d) {
+      args.w[d] = pointers<const T>(call, call.weights, d);
+      if (!t.d_weights.empty()) args.d_w[d] = pointers<T>(call, t.d_weights, d);
+    }
+    TorchRuntime runtime(x_, call.work());
+    layer_backward<T>(call.layer(), kernels_of<T>(kernels()), runtime, args);
+  }
+
+  const Tensor& x_;
+};
+
+}  // namespace fusedrnn

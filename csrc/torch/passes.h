@@ -1,0 +1,188 @@
+// What runs behind the ops, on any device: check, bring rows and states into packed order and the
+// engine's dtypes, run, bring back.
+//
+// An Engine lives through one op call and knows the device of x:
+//   Engine(x)                        throws where x is on another kind of device
+//   check_device(t, name)            throws where t is not where x is
+//   empty(sizes, dtype), prepare(t, dtype), zero_from(t, byte)
+//   kStoresAsComputed                whether it takes rows and weights in the compute dtype
+//   reserve_dtype(call), reserve_size(call, rows)
+//   packed_rows, output_rows         x, y and their gradients: as the caller has them, packed
+//   own_state, output_state          states: a copy, in packed order and the compute dtype, updated
+//                                    in place (zeros where absent), and the way back
+//   Spare(engine, call, values)      memory for an output that nobody wants
+//   forward(call, tensors), backward(call, tensors)
+#pragma once
+
+#include <tuple>
+
+#include "call.h"
+
+namespace fusedrnn {
+
+// What forward keeps for backward. With lengths its size is that of the padded batch, since the
+// shape of an output must not depend on values; the part that no live row fills is zero.
+template <class Engine>
+Tensor empty_reserve(Engine& engine, const Call& call) {
+  const Tensor reserve =
+      engine.empty({engine.reserve_size(call, call.reserve_rows())}, engine.reserve_dtype(call));
+  if (call.padded)
+    engine.zero_from(reserve, engine.reserve_size(call, call.sequences().rows()) *
+                                  static_cast<int64_t>(reserve.element_size()));
+  return reserve;
+}
+
+template <class Engine>
+void check_reserve(const Engine& engine, const Call& call, const Tensor& reserve) {
+  check_tensor(engine, reserve, "reserve", engine.reserve_dtype(call), "what forward kept",
+               {engine.reserve_size(call, call.reserve_rows())});
+  check(reserve.is_contiguous(), "reserve must be contiguous");
+}
+
+template <class Engine>
+Tensor own_state(Engine& engine, const Call& call, const OptionalTensor& state, const char* name,
+                 const char* meaning, Sizes sizes) {
+  if (state) check_tensor(engine, *state, name, call.dtype, meaning, sizes);
+  return engine.own_state(call, state, sizes);
+}
+
+// For the gradients of the weights, none where they are not wanted.
+template <class Engine>
+std::vector<Tensor> empty_gradients(Engine& engine, const Call& call, bool wanted) {
+  std::vector<Tensor> gradients;
+  if (!wanted) return gradients;
+  gradients.reserve(call.weights.size());
+  for (const Tensor& w : call.weights) gradients.push_back(engine.empty(w.sizes(), call.stored));
+  return gradients;
+}
+
+template <class Engine>
+std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& x, OptionalTensor h0,
+                                                   OptionalTensor c0, std::vector<Tensor> weights,
+                                                   OptionalTensor batch_sizes,
+                                                   OptionalTensor lengths, int64_t batch,
+                                                   StringHandle cell, bool bidirectional,
+                                                   bool keep) {
+  const std::string name = take_string(cell);
+  Engine engine(x);
+  const Call call = read_call(engine, x, weights, batch_sizes, lengths, batch, name, bidirectional);
+  const bool has_c = call.info().has_c;
+  check(has_c || !c0, "c0 must be absent: ", call.info().name, " has no cell state");
+  const int64_t width = call.D * call.P;
+
+  const Tensor rows = engine.packed_rows(call, x, call.I);
+  const Tensor h = own_state(engine, call, h0, "h0", "[D, N, P]", {call.D, call.N, call.P});
+  OptionalTensor c;
+  if (has_c) c = own_state(engine, call, c0, "c0", "[D, N, H]", {call.D, call.N, call.H});
+  const Tensor y = engine.empty(call.padded ? std::vector<int64_t>{call.sequences().rows(), width}
+                                            : call.rows_shape(batch_sizes.has_value(), width),
+                                call.stored);
+  OptionalTensor reserve;
+  if (keep) reserve = empty_reserve(engine, call);
+  engine.forward(call, {rows, h, c, y.data_ptr(), reserve});
+  return {engine.output_rows(call, y, width), engine.output_state(call, h, call.P),
+          has_c ? engine.output_state(call, *c, call.H) : engine.empty({0}, call.dtype),
+          reserve ? *reserve : engine.empty({0}, engine.reserve_dtype(call))};
+}
+
+template <class Engine>
+std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> backward(
+    OptionalTensor grad_y, OptionalTensor grad_h, OptionalTensor grad_c, const Tensor& x,
+    OptionalTensor h0, OptionalTensor c0, std::vector<Tensor> weights, const Tensor& reserve,
+    OptionalTensor batch_sizes, OptionalTensor lengths, int64_t batch, StringHandle cell,
+    bool bidirectional, bool need_x, bool need_state, bool need_weights) {
+  // h0 and c0 are in the reserve; the op takes them for its own derivative, which recomputes.
+  (void)h0;
+  (void)c0;
+  const std::string name = take_string(cell);
+  Engine engine(x);
+  const Call call = read_call(engine, x, weights, batch_sizes, lengths, batch, name, bidirectional);
+  const bool has_c = call.info().has_c;
+  const int64_t width = call.D * call.P;
+  check(has_c || !grad_c, "grad_c must be absent: ", call.info().name, " has no cell state");
+  check_reserve(engine, call, reserve);
+
+  const Tensor rows = engine.packed_rows(call, x, call.I);
+  OptionalTensor d_y, d_c, d_x;
+  if (grad_y) {
+    check_tensor(engine, *grad_y, "grad_y", call.dtype, "the shape of y",
+                 call.rows_shape(batch_sizes.has_value(), width));
+    d_y = engine.packed_rows(call, *grad_y, width);
+  }
+  const Tensor d_h =
+      own_state(engine, call, grad_h, "grad_h", "[D, N, P]", {call.D, call.N, call.P});
+  if (has_c) d_c = own_state(engine, call, grad_c, "grad_c", "[D, N, H]", {call.D, call.N, call.H});
+  if (need_x) {
+    const int64_t rows_alone[] = {call.sequences().rows(), call.I};
+    d_x = engine.empty(call.padded ? Sizes(rows_alone) : x.sizes(), call.stored);
+  }
+  std::vector<Tensor> d_weights = empty_gradients(engine, call, need_weights);
+
+  engine.backward(call, {rows, reserve, d_y, d_h, d_c, d_x, d_weights});
+  for (Tensor& w : d_weights) w = in_dtype(w, call.dtype);
+  const auto none = [&] { return engine.empty({0}, call.dtype); };
+  return {need_x ? engine.output_rows(call, *d_x, call.I) : none(),
+          need_state ? engine.output_state(call, d_h, call.P) : none(),
+          need_state && has_c ? engine.output_state(call, *d_c, call.H) : none(), d_weights};
+}
+
+// forward for one step. Returns h, then c of a cell that has one, then what is kept if `keep`.
+template <class Engine>
+std::vector<Tensor> step(const Tensor& x, const OptionalTensor& h0, const OptionalTensor& c0,
+                         const std::vector<Tensor>& weights, int64_t input_size,
+                         int64_t hidden_size, StringHandle cell, bool keep) {
+  const std::string name = take_string(cell);
+  Engine engine(x);
+  const Call call = read_step(engine, x, weights, input_size, hidden_size, name);
+  const bool has_c = call.info().has_c;
+  check(has_c || !c0, "c must be absent: ", call.info().name, " has no cell state");
+  check(!has_c || h0.has_value() == c0.has_value(), "h and c must both be there, or neither");
+
+  const std::vector<int64_t> sizes = step_sizes(call, call.H);
+  const Tensor rows = engine.prepare(x, call.stored);
+  const Tensor h = own_state(engine, call, h0, "h", "[N, H]", sizes);
+  OptionalTensor c;
+  if (has_c) c = own_state(engine, call, c0, "c", "[N, H]", sizes);
+  OptionalTensor reserve;
+  if (keep) reserve = empty_reserve(engine, call);
+  // y is h once more.
+  const typename Engine::Spare y(engine, call, h.numel());
+  engine.forward(call, {rows, h, c, y.data(), reserve});
+  std::vector<Tensor> result;
+  result.reserve(3);
+  result.push_back(in_dtype(h, call.dtype));
+  if (has_c) result.push_back(in_dtype(*c, call.dtype));
+  if (keep) result.push_back(*reserve);
+  return result;
+}
+
+// backward for one step; what is not wanted is absent.
+template <class Engine>
+std::tuple<OptionalTensor, OptionalTensor, OptionalTensor, std::vector<Tensor>> step_backward(
+    const OptionalTensor& grad_h, const OptionalTensor& grad_c, const Tensor& x,
+    const std::vector<Tensor>& weights, const Tensor& reserve, int64_t input_size,
+    int64_t hidden_size, StringHandle cell, bool need_x, bool need_state, bool need_weights) {
+  const std::string name = take_string(cell);
+  Engine engine(x);
+  const Call call = read_step(engine, x, weights, input_size, hidden_size, name);
+  const bool has_c = call.info().has_c;
+  check(has_c || !grad_c, "grad_c must be absent: ", call.info().name, " has no cell state");
+  check_reserve(engine, call, reserve);
+
+  const std::vector<int64_t> sizes = step_sizes(call, call.H);
+  const Tensor rows = engine.prepare(x, call.stored);
+  const Tensor d_h = own_state(engine, call, grad_h, "grad_h", "[N, H]", sizes);
+  OptionalTensor d_c, d_x;
+  if (has_c) d_c = own_state(engine, call, grad_c, "grad_c", "[N, H]", sizes);
+  if (need_x) d_x = engine.empty(x.sizes(), call.stored);
+  std::vector<Tensor> d_weights = empty_gradients(engine, call, need_weights);
+  engine.backward(call, {rows, reserve, std::nullopt, d_h, d_c, d_x, d_weights});
+  for (Tensor& w : d_weights) w = in_dtype(w, call.dtype);
+  const auto wanted = [&](bool need, const OptionalTensor& t) -> OptionalTensor {
+    if (!need || !t) return std::nullopt;
+    return in_dtype(*t, call.dtype);
+  };
+  return {wanted(need_x, d_x), wanted(need_state, d_h), wanted(need_state, d_c), d_weights};
+}
+
+}  // namespace fusedrnn

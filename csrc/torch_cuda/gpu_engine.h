@@ -1,0 +1,211 @@
+// The ops on a GPU: tensors in their own dtype, states in the dtype that a cell computes in. All
+// that happens on the device is asked of a launcher `L`, a TorchLauncher made of x: on a GPU the
+// CUDA runtime, in the tests the PTX interpreter.
+#pragma once
+
+#include <algorithm>
+#include <cstdlib>
+
+#include "../cuda/layer.h"
+#include "../torch/call.h"
+#include "rows.h"
+#include "torch_launcher.h"
+
+namespace fusedrnn {
+
+// What the environment asks for: FUSEDRNN_CUDA_REGIME.
+inline std::optional<cuda::Regime> regime_asked_for() {
+  const char* value = std::getenv("FUSEDRNN_CUDA_REGIME");
+  const std::string name = value ? value : "";
+  if (name.empty()) return std::nullopt;
+  check(name == "resident" || name == "per_step",
+        "FUSEDRNN_CUDA_REGIME must be resident or per_step, got '", name, "'");
+  return name == "resident" ? cuda::Regime::kResident : cuda::Regime::kPerStep;
+}
+
+template <class L>
+class GpuEngine {
+ public:
+  static constexpr bool kStoresAsComputed = false;
+
+  explicit GpuEngine(const Tensor& x) : launcher_(x) {}
+
+  void check_device(const Tensor& t, const char* name) const { launcher_.check_device(t, name); }
+
+  Tensor empty(Sizes sizes, ScalarType dtype) { return launcher_.empty(sizes, dtype); }
+
+  // t in `dtype`, contiguous; t itself where it is that already.
+  Tensor prepare(const Tensor& t, ScalarType dtype) {
+    if (t.scalar_type() == dtype && t.is_contiguous()) return t;
+    Tensor own = empty(t.sizes(), dtype);
+    torch::stable::copy_(own, t);
+    return own;
+  }
+
+  // Zeroes what follows the first bytes.
+  void zero_from(const Tensor& t, size_t begin) {
+    const size_t bytes = bytes_of(t);
+    if (begin < bytes) launcher_.zero(data<char>(t) + begin, bytes - begin);
+  }
+
+  ScalarType reserve_dtype(const Call&) const { return ScalarType::Byte; }
+  int64_t reserve_size(const Call& call, int64_t rows) const {
+    return with_storage(call, [&](auto s) {
+      return static_cast<int64_t>(cuda::reserve_bytes<decltype(s)>(call.layer(), rows));
+    });
+  }
+
+  Tensor packed_rows(const Call& call, const Tensor& rows, int64_t width) {
+    const Tensor ready = prepare(rows, call.stored);
+    if (!call.padded) return ready;
+    const Tensor packed = empty({call.sequences().rows(), width}, call.stored);
+    move_rows("pack", rows_of(call, width), ready, packed);
+    return packed;
+  }
+
+  Tensor output_rows(const Call& call, const Tensor& packed, int64_t width) {
+    if (!call.padded) return packed;
+    const Tensor padded = empty({call.T, call.N, width}, call.stored);
+    move_rows("unpack", rows_of(call, width), packed, padded);
+    return padded;
+  }
+
+  Tensor own_state(const Call& call, const OptionalTensor& state, Sizes sizes) {
+    Tensor own = empty(sizes, call.compute);
+    if (!state) {
+      zero_from(own, 0);
+    } else if (call.padded) {
+      move_rows("pack", states_of(call, sizes.back()), prepare(*state, call.compute), own);
+    } else {
+      torch::stable::copy_(own, *state);
+    }
+    return own;
+  }
+
+  Tensor output_state(const Call& call, const Tensor& own, int64_t width) {
+    if (!call.padded) return in_dtype(own, call.dtype);
+    const Tensor out = empty({call.D, call.N, width}, call.compute);
+    move_rows("unpack", states_of(call, width), own, out);
+    return in_dtype(out, call.dtype);
+  }
+
+  // Memory for values of the dtype of x that nobody wants.
+  class Spare {
+   public:
+    Spare(GpuEngine& engine, const Call& call, int64_t values)
+        : memory_(engine.empty({values}, call.stored)) {}
+    void* data() const { return memory_.data_ptr(); }
+
+   private:
+    Tensor memory_;
+  };
+
+  void forward(const Call& call, const ForwardTensors& t) {
+    with_storage(call, [&](auto s) {
+      using S = decltype(s);
+      cuda::LayerForward<S> args = {};
+      args.x = data<S>(t.x);
+      for (int64_t d = 0; d < call.D; ++d) args.w[d] = pointers<const S>(call, call.weights, d);
+      args.h = data<cuda::Real<S>>(t.h);
+      args.c = t.c ? data<cuda::Real<S>>(*t.c) : nullptr;
+      args.y = static_cast<S*>(t.y);
+      args.reserve = t.reserve ? t.reserve->data_ptr() : nullptr;
+      cuda::layer_forward<S>(call.layer(), launcher_, options(call), args);
+    });
+  }
+
+  void backward(const Call& call, const BackwardTensors& t) {
+    with_storage(call, [&](auto s) {
+      using S = decltype(s);
+      cuda::LayerBackward<S> args = {};
+      args.x = data<S>(t.x);
+      args.reserve = t.reserve.data_ptr();
+      args.d_y = t.d_y ? data<S>(*t.d_y) : nullptr;
+      args.d_h = data<cuda::Real<S>>(t.d_h);
+      args.d_c = t.d_c ? data<cuda::Real<S>>(*t.d_c) : nullptr;
+      args.d_x = t.d_x ? data<S>(*t.d_x) : nullptr;
+      for (int64_t d = 0; d < call.D; ++d) {
+        args.w[d] = pointers<const S>(call, call.weights, d);
+        if (!t.d_weights.empty()) args.d_w[d] = pointers<S>(call, t.d_weights, d);
+      }
+      cuda::layer_backward<S>(call.layer(), launcher_, options(call), args);
+    });
+  }
+
+ private:
+  // body(S()) with the type in which tensors of the call are stored.
+  template <class Body>
+  static auto with_storage(const Call& call, const Body& body) {
+    switch (call.dtype) {
+      case ScalarType::Double:
+        return body(double());
+      case ScalarType::Half:
+        return body(cuda::Half());
+      case ScalarType::BFloat16:
+        return body(cuda::BFloat16());
+      default:
+        return body(float());
+    }
+  }
+
+  static cuda::Options options(const Call& call) {
+    return {.allow_tf32 = call.dtype == ScalarType::Float && cuda::torch_allows_tf32(),
+            .regime = regime_asked_for()};
+  }
+
+  // Numbers of the host in device memory. They travel as arguments of a kernel, so that nothing
+  // waits and a CUDA graph keeps them.
+  const int64_t* put(const std::vector<int64_t>& numbers) {
+    const auto count = static_cast<int64_t>(numbers.size());
+    auto* to = static_cast<int64_t*>(launcher_.scratch(count * sizeof(int64_t)));
+    for (int64_t begin = 0; begin < count; begin += cuda::kOffsetsPerLaunch) {
+      cuda::OffsetsArgs args = {};
+      args.count = static_cast<int>(std::min<int64_t>(cuda::kOffsetsPerLaunch, count - begin));
+      args.to = to + begin;
+      std::copy_n(numbers.data() + begin, args.count, args.values);
+      launcher_.launch({.kernel = "write_offsets",
+                        .grid = {},
+                        .block = {cuda::kThreads},
+                        .args = &args,
+                        .args_bytes = sizeof(args)});
+    }
+    return to;
+  }
+
+  const int64_t* order(const Call& call) {
+    if (!order_) order_ = put(call.padded->order);
+    return order_;
+  }
+
+  cuda::PackArgs rows_of(const Call& call, int64_t width) {
+    const Sequences& packed = call.sequences();
+    if (!row_offset_) row_offset_ = put(packed.row_offset);
+    return {call.T, call.N, width, packed.T, row_offset_, order(call), nullptr, nullptr};
+  }
+
+  cuda::PackArgs states_of(const Call& call, int64_t width) {
+    return {call.D, call.N, width, call.D, nullptr, order(call), nullptr, nullptr};
+  }
+
+  // how: "pack" or "unpack".
+  void move_rows(const char* how, cuda::PackArgs args, const Tensor& from, const Tensor& to) {
+    const bool packs = std::string(how) == "pack";
+    const int64_t values = (packs ? args.steps : args.T) * args.N * args.width;
+    if (values == 0) return;
+    args.from = from.data_ptr();
+    args.to = to.data_ptr();
+    const int64_t blocks = (values + cuda::kThreads - 1) / cuda::kThreads;
+    launcher_.launch(
+        {.kernel = std::string(how).append("_rows_b").append(std::to_string(8 * to.element_size())),
+         .grid = {static_cast<unsigned>(std::min<int64_t>(blocks, 65535))},
+         .block = {cuda::kThreads},
+         .args = &args,
+         .args_bytes = sizeof(args)});
+  }
+
+  L launcher_;
+  const int64_t* order_ = nullptr;       // [N], on the device
+  const int64_t* row_offset_ = nullptr;  // [steps + 1]
+};
+
+}  // namespace fusedrnn

@@ -1,0 +1,33 @@
+// The ops on a GPU. Their schemas are in csrc/torch/ops.cpp.
+#include "../torch/passes.h"
+#include "cuda_launcher.h"
+#include "gpu_engine.h"
+
+namespace fusedrnn {
+namespace {
+
+using CudaEngine = GpuEngine<cuda::CudaLauncher>;
+
+// Lines of `key value`, read by fusedrnn._library. Touches no device.
+std::string cuda_info() {
+  int runtime = 0;
+  cudaRuntimeGetVersion(&runtime);
+  std::ostringstream text;
+  text << "architectures " << cuda::compiled_architectures() << "\n";
+  text << "runtime " << runtime / 1000 << "." << runtime % 1000 / 10 << "\n";
+  return text.str();
+}
+
+}  // namespace
+}  // namespace fusedrnn
+
+STABLE_TORCH_LIBRARY_IMPL(fusedrnn, CUDA, m) {
+  m.impl("forward", TORCH_BOX(&fusedrnn::forward<fusedrnn::CudaEngine>));
+  m.impl("backward", TORCH_BOX(&fusedrnn::backward<fusedrnn::CudaEngine>));
+  m.impl("_step", TORCH_BOX(&fusedrnn::step<fusedrnn::CudaEngine>));
+  m.impl("_step_backward", TORCH_BOX(&fusedrnn::step_backward<fusedrnn::CudaEngine>));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fusedrnn, CompositeExplicitAutograd, m) {
+  m.impl("cuda_info", TORCH_BOX(&fusedrnn::cuda_info));
+}

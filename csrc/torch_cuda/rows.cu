@@ -1,0 +1,91 @@
+// What the bindings need around the engine: rows in and out of packed order, sums.
+#include "../cuda/storage.cuh"
+#include "kernels.h"
+#include "rows.h"
+
+namespace fusedrnn::cuda {
+namespace {
+
+// body(i) for every i in [0, n), over the whole grid.
+template <class Body>
+__device__ __forceinline__ void for_each(int64_t n, const Body& body) {
+  const int64_t threads = int64_t(gridDim.x) * kThreads;
+  for (int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x; i < n; i += threads) body(i);
+}
+
+// body(padded value, packed value, whether there is one) for every value of the first T steps.
+template <class Body>
+__device__ __forceinline__ void for_rows(const PackArgs& a, int64_t T, const Body& body) {
+  for_each(T * a.N * a.width, [&](int64_t i) {
+    const int64_t row = i / a.width, column = i % a.width;
+    const int64_t t = row / a.N, j = row % a.N;
+    int64_t begin = t * a.N;
+    bool live = t < a.steps;
+    if (live && a.row_offset) {
+      begin = a.row_offset[t];
+      live = j < a.row_offset[t + 1] - begin;
+    }
+    body((t * a.N + a.order[j]) * a.width + column, (begin + j) * a.width + column, live);
+  });
+}
+
+template <class V>
+__device__ __forceinline__ void pack(const PackArgs& a) {
+  for_rows(a, a.steps, [&](int64_t padded, int64_t packed, bool live) {
+    if (live) static_cast<V*>(a.to)[packed] = static_cast<const V*>(a.from)[padded];
+  });
+}
+
+template <class V>
+__device__ __forceinline__ void unpack(const PackArgs& a) {
+  for_rows(a, a.T, [&](int64_t padded, int64_t packed, bool live) {
+    static_cast<V*>(a.to)[padded] = live ? static_cast<const V*>(a.from)[packed] : V(0);
+  });
+}
+
+template <class S>
+__device__ __forceinline__ void add(const AddArgs<S>& a) {
+  for_each(a.rows * a.columns, [&](int64_t i) {
+    S& to = a.to[i / a.columns * a.ld + i % a.columns];
+    to = stored<S>(real(to) + a.from[i]);
+  });
+}
+
+}  // namespace
+}  // namespace fusedrnn::cuda
+
+#define FUSEDRNN_PACK(bits)                                                        \
+  extern "C" __global__ void __launch_bounds__(fusedrnn::cuda::kThreads)           \
+      pack_rows_b##bits(const __grid_constant__ fusedrnn::cuda::PackArgs args) {   \
+    fusedrnn::cuda::pack<uint##bits##_t>(args);                                    \
+  }                                                                                \
+  extern "C" __global__ void __launch_bounds__(fusedrnn::cuda::kThreads)           \
+      unpack_rows_b##bits(const __grid_constant__ fusedrnn::cuda::PackArgs args) { \
+    fusedrnn::cuda::unpack<uint##bits##_t>(args);                                  \
+  }
+FUSEDRNN_PACK(16)
+FUSEDRNN_PACK(32)
+FUSEDRNN_PACK(64)
+#undef FUSEDRNN_PACK
+
+#define FUSEDRNN_ADD(name, S)                                               \
+  extern "C" __global__ void __launch_bounds__(fusedrnn::cuda::kThreads)    \
+      add_##name(const __grid_constant__ fusedrnn::cuda::AddArgs<S> args) { \
+    fusedrnn::cuda::add(args);                                              \
+  }
+FUSEDRNN_ADD(f32, float)
+FUSEDRNN_ADD(f64, double)
+FUSEDRNN_ADD(f16, fusedrnn::cuda::Half)
+FUSEDRNN_ADD(bf16, fusedrnn::cuda::BFloat16)
+#undef FUSEDRNN_ADD
+
+namespace fusedrnn::cuda {
+
+const std::vector<Kernel> kBindingKernels = {
+    FUSEDRNN_KERNEL(pack_rows_b16),   FUSEDRNN_KERNEL(pack_rows_b32),
+    FUSEDRNN_KERNEL(pack_rows_b64),   FUSEDRNN_KERNEL(unpack_rows_b16),
+    FUSEDRNN_KERNEL(unpack_rows_b32), FUSEDRNN_KERNEL(unpack_rows_b64),
+    FUSEDRNN_KERNEL(add_f32),         FUSEDRNN_KERNEL(add_f64),
+    FUSEDRNN_KERNEL(add_f16),         FUSEDRNN_KERNEL(add_bf16)};
+
+}  // namespace fusedrnn::cuda

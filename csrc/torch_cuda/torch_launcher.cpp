@@ -1,0 +1,119 @@
+#include "torch_launcher.h"
+
+#include <algorithm>
+#include <array>
+
+#include "rows.h"
+
+namespace fusedrnn::cuda {
+namespace {
+
+namespace stable = torch::stable::detail;
+
+ScalarType scalar_type(Dtype dtype) {
+  switch (dtype) {
+    case Dtype::kFloat32:
+      return ScalarType::Float;
+    case Dtype::kFloat64:
+      return ScalarType::Double;
+    case Dtype::kFloat16:
+      return ScalarType::Half;
+    default:
+      return ScalarType::BFloat16;
+  }
+}
+
+template <class S>
+void add(Launcher& launcher, const Product& p, const void* product) {
+  const AddArgs<S> args = {p.M, p.N, static_cast<const Real<S>*>(product), static_cast<S*>(p.c),
+                           p.c_ld};
+  const int64_t blocks = (p.M * p.N + kThreads - 1) / kThreads;
+  launcher.launch({.kernel = std::string("add_").append(name_of(p.c_dtype)),
+                   .grid = {static_cast<unsigned>(std::min<int64_t>(blocks, 4096))},
+                   .block = {kThreads},
+                   .args = &args,
+                   .args_bytes = sizeof(args)});
+}
+
+}  // namespace
+
+TorchLauncher::TorchLauncher(const Tensor& like) : like_(like) {
+  check_torch(aoti_torch_get_device_type(like.get(), &device_type_));
+  check_torch(aoti_torch_get_device_index(like.get(), &device_index_));
+}
+
+Tensor TorchLauncher::empty(Sizes sizes, ScalarType dtype) {
+  return new_empty(like_, sizes, dtype);
+}
+
+void* TorchLauncher::scratch(size_t bytes) {
+  const int64_t size = static_cast<int64_t>(bytes);
+  kept_.push_back(empty({size}, ScalarType::Byte));
+  return kept_.back().data_ptr();
+}
+
+Tensor TorchLauncher::matrix(const void* at, Dtype dtype, int64_t rows, int64_t columns, int64_t ld,
+                             bool transposed) const {
+  std::array<int64_t, 2> sizes = {rows, columns}, strides = {ld, 1};
+  if (transposed) {
+    std::swap(sizes[0], sizes[1]);
+    std::swap(strides[0], strides[1]);
+  }
+  AtenTensorHandle made = nullptr;
+  check_torch(aoti_torch_create_tensor_from_blob(
+      const_cast<void*>(at), 2, sizes.data(), strides.data(), 0,
+      stable::to<int32_t>(stable::from(scalar_type(dtype))), device_type_, device_index_, &made));
+  return Tensor(made);
+}
+
+void TorchLauncher::mm(const Tensor& a, const Tensor& b, const Tensor& out) {
+  const ScalarType dtype = out.scalar_type();
+  if (dtype == a.scalar_type()) {
+    std::array<StableIValue, 3> stack = {stable::from(a), stable::from(b), stable::from(out)};
+    check_torch(torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION));
+    stable::to<Tensor>(stack[0]);
+  } else {
+    std::array<StableIValue, 4> stack = {stable::from(a), stable::from(b), stable::from(dtype),
+                                         stable::from(out)};
+    check_torch(torch_call_dispatcher("aten::mm", "dtype_out", stack.data(), TORCH_ABI_VERSION));
+    stable::to<Tensor>(stack[0]);
+  }
+}
+
+void TorchLauncher::multiply(const Product& p) {
+  const Tensor a = p.a_transposed ? matrix(p.a, p.dtype, p.K, p.M, p.a_ld, true)
+                                  : matrix(p.a, p.dtype, p.M, p.K, p.a_ld, false);
+  const Tensor b = p.b_transposed ? matrix(p.b, p.dtype, p.N, p.K, p.b_ld, true)
+                                  : matrix(p.b, p.dtype, p.K, p.N, p.b_ld, false);
+  if (!p.accumulate) return mm(a, b, matrix(p.c, p.c_dtype, p.M, p.N, p.c_ld, false));
+
+  // The stable ABI cannot call addmm: it has no word for a Scalar.
+  const Dtype real = p.c_dtype == Dtype::kFloat64 ? Dtype::kFloat64 : Dtype::kFloat32;
+  const size_t bytes = static_cast<size_t>(p.M * p.N) * size_of(real);
+  if (bytes > product_bytes_) {
+    product_ = scratch(bytes);
+    product_bytes_ = bytes;
+  }
+  mm(a, b, matrix(product_, real, p.M, p.N, p.N, false));
+  switch (p.c_dtype) {
+    case Dtype::kFloat32:
+      return add<float>(*this, p, product_);
+    case Dtype::kFloat64:
+      return add<double>(*this, p, product_);
+    case Dtype::kFloat16:
+      return add<Half>(*this, p, product_);
+    case Dtype::kBFloat16:
+      return add<BFloat16>(*this, p, product_);
+  }
+}
+
+bool torch_allows_tf32() {
+  StableIValue answer = 0;
+  // Python answers; a process without it has set nothing.
+  if (torch_call_dispatcher("fusedrnn::_allow_tf32", "", &answer, TORCH_ABI_VERSION) !=
+      TORCH_SUCCESS)
+    return false;
+  return stable::to<bool>(answer);
+}
+
+}  // namespace fusedrnn::cuda

@@ -1,0 +1,125 @@
+"""Builds what the tests of the CUDA engine need: its host side as a module, its kernels as PTX."""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import hashlib
+import importlib.util
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+
+import pybind11
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+CSRC = ROOT / "csrc"
+BUILD_DIR = ROOT / "build" / "cuda_tests"
+
+sys.path.insert(0, str(ROOT))
+import setup_build
+
+NVCC_FLAGS = [
+    *("-std=c++20", "-O3", "-lineinfo", "-Werror=all-warnings"),
+    # Cells' constants are constexpr functions.
+    "--expt-relaxed-constexpr",
+    # A multiply-add is fused only where the source says so, as on the CPU.
+    "-fmad=false",
+]
+
+
+def nvcc() -> str | None:
+    """The CUDA compiler; None where there is none."""
+    return shutil.which("nvcc")
+
+
+def cuda_include() -> Path:
+    """The folder of the CUDA toolkit's headers, as nvcc names it."""
+    compiler = nvcc()
+    assert compiler is not None
+    done = subprocess.run(
+        [compiler, "--dryrun", "-E", "-x", "cu", "/dev/null"], capture_output=True, text=True
+    )
+    found = re.search(r'INCLUDES="-I([^"]+)"', done.stderr)
+    assert found is not None, done.stderr
+    return Path(found[1].strip())
+
+
+@contextmanager
+def _lock() -> Iterator[None]:
+    """Test processes that run side by side take turns."""
+    BUILD_DIR.mkdir(parents=True, exist_ok=True)
+    with open(BUILD_DIR / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@functools.cache
+def host() -> ModuleType:
+    """The module of tests/cuda/module.cpp, built first where a source is newer."""
+    units = {key: [] for key in [*sorted((CSRC / "cuda").glob("*.cpp")), HERE / "module.cpp"]}
+    # Not ours to keep free of warnings.
+    headers = [pybind11.get_include(), sysconfig.get_path("include")]
+    flags = [
+        *setup_build.common_flags(),
+        *(word for path in headers for word in ("-isystem", path)),
+    ]
+    with _lock():
+        path = setup_build.ninja_build(BUILD_DIR, "_cuda_host.so", units, flags, ["-shared"])
+    spec = importlib.util.spec_from_file_location("_cuda_host", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def kernel_sources(csrc: Path = CSRC) -> list[Path]:
+    return sorted((csrc / "cuda").glob("*.cu"))
+
+
+def _digest(csrc: Path) -> str:
+    """Of every file that a kernel may be made of."""
+    digest = hashlib.sha256(" ".join(NVCC_FLAGS).encode())
+    for path in sorted(csrc.rglob("*")):
+        if path.suffix in (".cu", ".cuh", ".h"):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def compile_kernel(source: Path, output: Path, *flags: str) -> str:
+    """Runs nvcc on one file of kernels; what it printed."""
+    compiler = nvcc()
+    assert compiler is not None
+    command = [compiler, *NVCC_FLAGS, f"-I{source.parent.parent}", *flags]
+    done = subprocess.run(
+        [*command, str(source), "-o", str(output)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}{done.stderr}"
+    return done.stdout + done.stderr
+
+
+def ptx(arch: int, csrc: Path = CSRC, build_dir: Path = BUILD_DIR) -> list[Path]:
+    """The kernels' PTX for an architecture (80 is sm_80), one file for each source."""
+    folder = build_dir / f"ptx_{arch}_{_digest(csrc)}"
+    with _lock():
+        if not folder.exists():
+            partial = folder.with_suffix(".partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+
+            def compile_one(source: Path) -> None:
+                output = partial / f"{source.stem}.ptx"
+                compile_kernel(source, output, f"-arch=compute_{arch}", "-ptx")
+
+            with ThreadPoolExecutor(setup_build.jobs()) as pool:
+                list(pool.map(compile_one, kernel_sources(csrc)))
+            partial.rename(folder)
+    return sorted(folder.glob("*.ptx"))

@@ -1,0 +1,137 @@
+"""A GPU made of the PTX interpreter and numpy, for the host side of the CUDA engine to drive."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tests.ptxvm import Memory, Program
+
+Array = np.ndarray[Any, Any]
+
+# Of the numpy arrays in which values are stored; bfloat16 is kept as its bits.
+STORAGE = {"f32": np.float32, "f64": np.float64, "f16": np.float16, "bf16": np.uint16}
+
+
+def to_device(values: Array, dtype: str) -> Array:
+    """Values as they are stored, rounded to nearest even."""
+    if dtype != "bf16":
+        return np.ascontiguousarray(values, STORAGE[dtype])
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
+    return np.where(np.isnan(values), 0x7FC0, rounded).astype(np.uint16)
+
+
+def from_device(values: Array, dtype: str) -> Array:
+    """Stored values as float32 or float64."""
+    if dtype == "bf16":
+        return (values.astype(np.uint32) << 16).view(np.float32)
+    return values.astype(np.float64 if dtype == "f64" else np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What a device can hold, as in csrc/cuda/launcher.h."""
+
+    capability: int = 80
+    sms: int = 4
+    threads_per_sm: int = 2048
+    registers_per_sm: int = 65536
+    shared_per_block: int = 166912
+    shared_per_sm: int = 167936
+    shared_reserved: int = 1024
+
+
+@functools.cache
+def _program(path: Path) -> Program:
+    return Program(path.read_text())
+
+
+class Device:
+    """Starts kernels in the interpreter; a Launcher to the host side.
+
+    Args:
+        ptx: files of kernels.
+        seed: of the order in which threads run.
+        limits: what the host side takes this device to be.
+    """
+
+    # Of a thread of each kernel; the resident ones may have them all.
+    REGISTERS = 255
+
+    def __init__(self, ptx: list[Path], seed: int = 1, limits: Limits | None = None) -> None:
+        self.device = limits or Limits()
+        self.seed = seed
+        self.memory = Memory()
+        self.launches: list[str] = []
+        self.instructions = 0
+        programs = [_program(path) for path in ptx]
+        self._kernels = {name: p for p in programs for name in p.kernels}
+        self._scratch: list[Array] = []
+
+    @property
+    def kernels(self) -> list[str]:
+        return list(self._kernels)
+
+    def put(self, values: Array | None, dtype: str, name: str, writable: bool = False) -> Any:
+        """A copy on the device, rounded; None for None."""
+        if values is None:
+            return None
+        return self.memory.copy(to_device(values, dtype), name, writable=writable)
+
+    def _matrix(self, operand: tuple[int, int, int, int, bool], dtype: str) -> Array:
+        address, rows, columns, ld, _ = operand
+        assert rows > 0 and columns > 0 and ld >= columns, operand
+        flat = self.memory.view(address, (rows - 1) * ld + columns, STORAGE[dtype])
+        return np.lib.stride_tricks.as_strided(
+            flat, (rows, columns), (ld * flat.itemsize, flat.itemsize)
+        )
+
+    # --- What a Launcher does -------------------------------------------------------------------
+
+    def scratch(self, size: int) -> int:
+        self._scratch.append(self.memory.empty((size,), np.uint8, "scratch"))
+        return int(self._scratch[-1].ctypes.data)
+
+    def zero(self, address: int, size: int) -> None:
+        view = self.memory.view(address, size, np.uint8)
+        view[:] = 0
+        self.memory.mark_written(view)
+
+    def registers_of(self, kernel: str) -> int:
+        return self.REGISTERS
+
+    def multiply(self, dtype: str, c_dtype: str, a: Any, b: Any, c: Any, accumulate: bool) -> None:
+        # What no kernel wrote is NaN, and spreads.
+        left, right = (from_device(self._matrix(m, dtype), dtype) for m in (a, b))
+        left, right = left.T if a[4] else left, right.T if b[4] else right
+        out = self._matrix(c, c_dtype)
+        product = left @ right
+        if accumulate:
+            product = product + from_device(out, c_dtype)
+        out[...] = to_device(product, c_dtype)
+        for row in out:
+            self.memory.mark_written(row)
+
+    def launch(
+        self,
+        kernel: str,
+        grid: tuple[int, int, int],
+        block: tuple[int, int, int],
+        shared: int,
+        args: bytes,
+        cooperative: bool,
+    ) -> None:
+        limits = self.device
+        self.launches.append(kernel)
+        assert shared <= limits.shared_per_block, (kernel, shared)
+        assert not cooperative or np.prod(grid) <= limits.sms, (kernel, grid)
+        assert cooperative == kernel.startswith("resident")
+        run = self._kernels[kernel].launch(
+            kernel, grid, block, [args], shared=shared, memory=self.memory, seed=self.seed
+        )
+        self.instructions += run.instructions

@@ -1,0 +1,73 @@
+// Branches, barriers, fences, the end of a thread.
+#include "handlers.h"
+#include "numbers.h"
+
+namespace ptxvm {
+
+namespace {
+
+void nothing(Machine&, Thread&, const Instruction&) {}
+
+void branch(Machine&, Thread& t, const Instruction& i) { t.at = i.target; }
+
+void branch_by_table(Machine& m, Thread& t, const Instruction& i) {
+  const std::vector<int>& table = m.kernel.branch_tables[i.target];
+  const uint32_t index = t.get(i.in[0]);
+  if (index >= table.size()) m.fault("out of bounds", t, "a branch behind the end of its table");
+  t.at = table[index];
+}
+
+void leave(Machine& m, Thread& t, const Instruction&) { m.leave(t); }
+
+void trap(Machine& m, Thread& t, const Instruction&) {
+  m.fault("trap", t, "the kernel stopped itself");
+}
+
+void failed_assert(Machine& m, Thread& t, const Instruction&) {
+  m.fault("assert", t, "a device assert does not hold");
+}
+
+void called(Machine& m, Thread& t, const Instruction&) {
+  m.fault("unsupported", t, "calls are not interpreted: the function must be inlined");
+}
+
+void fence(Machine& m, Thread& t, const Instruction& i) { m.order.fence(t, i.scope); }
+
+enum Reduction : uint8_t { kNone, kCount, kAll, kAny };
+
+// bar.sync id{, threads}; bar.red takes a predicate behind them.
+void barrier(Machine& m, Thread& t, const Instruction& i) {
+  const uint32_t id = i.count > 0 ? t.get(i.in[0]) : 0;
+  const bool reduces = i.detail != kNone;
+  const bool counted = i.count > (reduces ? 2 : 1);
+  if (reduces && id < 16) t.home->barriers[id].sum += t.truth(i.in[i.count - 1]);
+  m.arrive(t, id, counted ? static_cast<uint32_t>(t.get(i.in[1])) : 0, !(i.flags & kArrive));
+}
+
+}  // namespace
+
+Handler pick_control(const Statement& s, Instruction& i) {
+  const std::string& op = s.opcode;
+  if (op == "bra") return branch;
+  if (op == "brx") return branch_by_table;
+  if (op == "ret" || op == "exit") return leave;
+  if (op == "trap") return trap;
+  if (op == "call") {
+    const std::string& what = s.arguments.at(0).name;
+    if (what.find("__assertfail") != std::string::npos) return failed_assert;
+    // printf prints nothing here.
+    return what.find("vprintf") != std::string::npos ? nothing : called;
+  }
+  if (op == "membar") return fence;
+  if (op == "fence") return s.has("proxy") ? nothing : s.has("mbarrier_init") ? nullptr : fence;
+  if (op == "bar" || op == "barrier") {
+    if (s.has("warp") || (s.has("cluster"))) return nullptr;
+    if (s.has("red")) i.detail = s.has("popc") ? kCount : s.has("and") ? kAll : kAny;
+    return barrier;
+  }
+  if (op == "nanosleep" || op == "griddepcontrol" || op == "pmevent" || op == "setmaxnreg")
+    return nothing;
+  return nullptr;
+}
+
+}  // namespace ptxvm

@@ -1,0 +1,589 @@
+// PTX text to modules.
+#include <cctype>
+#include <cstring>
+#include <set>
+#include <sstream>
+#include <stdexcept>
+
+#include "program.h"
+#include "statement.h"
+
+namespace ptxvm {
+
+bool type_named(const std::string& name, Type& type) {
+  static const std::map<std::string, Type> kTypes = {
+      {"b8", {Kind::kBits, 8}},       {"u8", {Kind::kUnsigned, 8}},
+      {"s8", {Kind::kSigned, 8}},     {"b16", {Kind::kBits, 16}},
+      {"u16", {Kind::kUnsigned, 16}}, {"s16", {Kind::kSigned, 16}},
+      {"b32", {Kind::kBits, 32}},     {"u32", {Kind::kUnsigned, 32}},
+      {"s32", {Kind::kSigned, 32}},   {"b64", {Kind::kBits, 64}},
+      {"u64", {Kind::kUnsigned, 64}}, {"s64", {Kind::kSigned, 64}},
+      {"f16", {Kind::kFloat, 16}},    {"f32", {Kind::kFloat, 32}},
+      {"f64", {Kind::kFloat, 64}},    {"f16x2", {Kind::kFloat, 16, true}},
+      {"bf16", {Kind::kBfloat, 16}},  {"bf16x2", {Kind::kBfloat, 16, true}},
+      {"tf32", {Kind::kTf32, 32}},    {"pred", {Kind::kPredicate, 1}},
+      {"b128", {Kind::kBits, 128}},
+  };
+  const auto found = kTypes.find(name);
+  if (found == kTypes.end()) return false;
+  type = found->second;
+  return true;
+}
+
+namespace {
+
+std::string trimmed(const std::string& s) {
+  const size_t first = s.find_first_not_of(" \t\r\n");
+  if (first == std::string::npos) return "";
+  return s.substr(first, s.find_last_not_of(" \t\r\n") - first + 1);
+}
+
+bool starts(const std::string& s, const char* prefix) { return s.rfind(prefix, 0) == 0; }
+
+// Splits at `separator` outside brackets; no empty part at the end.
+std::vector<std::string> split(const std::string& s, char separator) {
+  std::vector<std::string> parts;
+  std::string part;
+  int depth = 0;
+  for (char c : s) {
+    if (c == '[' || c == '{' || c == '(') ++depth;
+    if (c == ']' || c == '}' || c == ')') --depth;
+    if (c == separator && depth == 0) {
+      parts.push_back(trimmed(part));
+      part.clear();
+    } else {
+      part += c;
+    }
+  }
+  if (!trimmed(part).empty()) parts.push_back(trimmed(part));
+  return parts;
+}
+
+// Comments become spaces; line ends stay, for the line numbers.
+std::string without_comments(const std::string& text) {
+  std::string out;
+  out.reserve(text.size());
+  for (size_t i = 0; i < text.size(); ++i) {
+    if (text.compare(i, 2, "//") == 0) {
+      while (i < text.size() && text[i] != '\n') ++i;
+      out += '\n';
+    } else if (text.compare(i, 2, "/*") == 0) {
+      for (; i < text.size() && text.compare(i, 2, "*/") != 0; ++i)
+        if (text[i] == '\n') out += '\n';
+      ++i;
+    } else {
+      out += text[i];
+    }
+  }
+  return out;
+}
+
+// A declared variable: ".shared .align 16 .b8 name[64]", with its initialiser.
+struct Declaration {
+  std::string space, name, initial;
+  uint64_t align = 0, element = 4, count = 1;
+  bool open_ended = false;  // extern __shared__
+
+  uint64_t bytes() const { return element * count; }
+};
+
+Declaration declaration(const std::string& statement) {
+  Declaration d;
+  std::string left = statement;
+  if (const size_t equals = statement.find('='); equals != std::string::npos) {
+    left = statement.substr(0, equals);
+    d.initial = trimmed(statement.substr(equals + 1));
+  }
+  std::istringstream words(left);
+  std::string word;
+  Type type;
+  while (words >> word) {
+    if (word == ".align") {
+      words >> d.align;
+    } else if (word == ".shared" || word == ".global" || word == ".const" || word == ".local" ||
+               word == ".param") {
+      d.space = word.substr(1);
+    } else if (word[0] == '.') {
+      if (type_named(word.substr(1), type)) d.element = type.bytes();
+    } else {
+      d.name += word;
+    }
+  }
+  for (size_t at; (at = d.name.find('[')) != std::string::npos;) {
+    const size_t end = d.name.find(']', at);
+    const std::string size = trimmed(d.name.substr(at + 1, end - at - 1));
+    d.open_ended |= size.empty();
+    d.count *= size.empty() ? 0 : std::stoull(size);
+    d.name.erase(at, end - at + 1);
+  }
+  if (d.align == 0) d.align = d.element;
+  return d;
+}
+
+uint64_t round_up(uint64_t n, uint64_t to) { return (n + to - 1) / to * to; }
+
+uint64_t literal(const std::string& s) {
+  if (s.size() > 2 && s[0] == '0' && std::strchr("fFdD", s[1]))
+    return std::stoull(s.substr(2), nullptr, 16);
+  const std::string digits = s.back() == 'U' ? s.substr(0, s.size() - 1) : s;
+  return digits[0] == '-' ? static_cast<uint64_t>(std::stoll(digits, nullptr, 0))
+                          : std::stoull(digits, nullptr, 0);
+}
+
+class Parser {
+ public:
+  explicit Parser(const std::string& text)
+      : text_(without_comments(text)), module_(std::make_unique<Module>()) {}
+
+  std::unique_ptr<Module> run() {
+    std::string head;
+    while (at_ < text_.size()) {
+      const char c = text_[at_];
+      if (c == '\n' && is_line_directive(trimmed(head))) {
+        line_directive(trimmed(head));
+        head.clear();
+      } else if (c == ';') {
+        module_variable(trimmed(head));
+        head.clear();
+      } else if (c == '{' && head.find('=') == std::string::npos) {
+        next();
+        const size_t entry = head.find(".entry");
+        if (entry == std::string::npos) {
+          skip_braces();
+        } else {
+          kernel(head.substr(entry + 6));
+        }
+        head.clear();
+        continue;
+      } else {
+        head += c;
+      }
+      next();
+    }
+    return std::move(module_);
+  }
+
+ private:
+  [[noreturn]] void fail(const std::string& what, int line) const {
+    throw std::runtime_error("PTX line " + std::to_string(line) + ": " + what);
+  }
+
+  char next() {
+    if (text_[at_] == '\n') ++line_;
+    return text_[at_++];
+  }
+
+  void skip_braces() {
+    for (int depth = 1; depth > 0;) {
+      const char c = next();
+      depth += (c == '{') - (c == '}');
+    }
+  }
+
+  // Directives that end with their line, without a semicolon.
+  static bool is_line_directive(const std::string& s) {
+    for (const char* name : {".version", ".target", ".address_size", ".file", ".loc"})
+      if (starts(s, name)) return true;
+    return false;
+  }
+
+  void line_directive(const std::string& s) {
+    if (starts(s, ".file")) {
+      const size_t from = s.find('"'), to = s.rfind('"');
+      module_->files[std::stoi(s.substr(5))] = s.substr(from + 1, to - from - 1);
+    } else if (starts(s, ".target")) {
+      if (const size_t sm = s.find("sm_"); sm != std::string::npos)
+        module_->target = std::stoi(s.substr(sm + 3));
+    } else if (starts(s, ".loc")) {
+      source_ = {};
+      std::istringstream(s.substr(4)) >> source_.file >> source_.line;
+      if (const size_t inlined = s.find("inlined_at"); inlined != std::string::npos)
+        std::istringstream(s.substr(inlined + 10)) >> source_.outer_file >> source_.outer_line;
+    }
+  }
+
+  void module_variable(const std::string& s) {
+    if (s.empty() || s.find(".func") != std::string::npos) return;
+    const Declaration d = declaration(s);
+    if (d.space == "shared") {
+      shared_[d.name] = d;
+    } else if (d.space == "global" || d.space == "const") {
+      auto variable = std::make_unique<Variable>();
+      variable->name = d.name;
+      variable->bytes.resize(d.bytes());
+      unsigned char* to = variable->bytes.data();
+      if (!d.initial.empty()) {
+        const bool list = d.initial[0] == '{';
+        const std::string values = list ? d.initial.substr(1, d.initial.rfind('}') - 1) : d.initial;
+        for (const std::string& value : split(values, ',')) {
+          const uint64_t number = literal(value);
+          std::memcpy(to, &number, d.element);
+          to += d.element;
+        }
+      }
+      module_->variables[d.name] = std::move(variable);
+    }
+  }
+
+  // --- Kernels -----------------------------------------------------------------------------------
+
+  void kernel(const std::string& head) {
+    const size_t open = head.find('(');
+    kernel_ = {};
+    kernel_.name = trimmed(head.substr(0, open));
+    registers_.assign(1, {});
+    labels_.clear();
+    branches_.clear();
+    symbols_.clear();
+    constants_.clear();
+    specials_.clear();
+    table_branches_.clear();
+    tables_.clear();
+    source_ = {};
+    kernel_.registers = 1;  // register 0 takes what nobody reads
+    if (open != std::string::npos) {
+      const size_t close = head.find(')', open);
+      parameters(head.substr(open + 1, close - open - 1));
+      directives(head.substr(close + 1));
+    }
+    collect_body();
+    lay_out_shared();
+    for (const Line& line : body_) instruction(line);
+    Statement end;
+    end.opcode = "ret";
+    end.text = "(end)";
+    add(end, line_, source_);
+    for (const auto& [place, label] : branches_) {
+      if (!labels_.count(label)) fail("no label " + label, kernel_.origins[place].ptx_line);
+      kernel_.code[place].target = labels_[label];
+    }
+    for (const auto& [place, table] : table_branches_) {
+      kernel_.code[place].target = kernel_.branch_tables.size();
+      kernel_.branch_tables.emplace_back();
+      for (const std::string& label : tables_[table])
+        kernel_.branch_tables.back().push_back(labels_.at(label));
+    }
+    for (size_t i = 0; i < kernel_.code.size(); ++i) kernel_.code[i].place = i;
+    share_registers(kernel_);
+    module_->kernels[kernel_.name] = std::move(kernel_);
+  }
+
+  void parameters(const std::string& list) {
+    int offset = 0;
+    for (const std::string& text : split(list, ',')) {
+      const Declaration d = declaration(text);
+      offset = round_up(offset, d.align);
+      symbols_[d.name] = offset;
+      kernel_.parameters.push_back({offset, static_cast<int>(d.bytes())});
+      offset += d.bytes();
+    }
+    kernel_.parameter_bytes = offset;
+  }
+
+  void directives(const std::string& text) {
+    for (const char* name : {".maxntid", ".reqntid"}) {
+      const size_t at = text.find(name);
+      if (at == std::string::npos) continue;
+      std::string sizes = text.substr(at + 8, text.find('.', at + 1) - at - 8);
+      for (char& c : sizes) c = c == ',' ? ' ' : c;
+      std::istringstream words(sizes);
+      int threads = 1;
+      for (int size; words >> size;) threads *= size;
+      kernel_.max_threads = threads;
+    }
+  }
+
+  // One statement of a kernel's body, a label or a scope's brace.
+  struct Line {
+    std::string text;
+    int line;
+    SourceLine source;
+  };
+
+  void collect_body() {
+    body_.clear();
+    std::string text;
+    int first = line_, scopes = 1, braces = 0;
+    while (scopes > 0) {
+      const char c = text_[at_];
+      if (text.empty() && std::isspace(static_cast<unsigned char>(c))) {
+        next();
+        first = line_;
+        continue;
+      }
+      if (text.empty() && (c == '{' || c == '}')) {
+        scopes += c == '{' ? 1 : -1;
+        body_.push_back({std::string(1, c), line_, source_});
+        next();
+        continue;
+      }
+      if (text.empty()) first = line_;
+      if (c == '\n' && starts(text, ".loc")) {
+        line_directive(text);
+        text.clear();
+        next();
+        continue;
+      }
+      braces += (c == '{') - (c == '}');
+      // Not the double colon of L1::no_allocate.
+      const bool label = c == ':' && braces == 0 && text.find_first_of(" \t.") == std::string::npos;
+      if (c == ';' || label) {
+        body_.push_back({text + (label ? ":" : ""), first, source_});
+        text.clear();
+        next();
+        continue;
+      }
+      text += next();
+    }
+  }
+
+  // Gives an address to each shared variable that the body names. Dynamic shared memory follows
+  // the static one.
+  void lay_out_shared() {
+    std::map<std::string, Declaration> mine = shared_;
+    std::set<std::string> used;
+    for (const Line& line : body_) {
+      if (starts(line.text, ".shared")) {
+        const Declaration d = declaration(line.text);
+        mine[d.name] = d;
+      }
+      std::string word;
+      for (char c : line.text + " ") {
+        if (std::isalnum(static_cast<unsigned char>(c)) || std::strchr("_$%.", c)) {
+          word += c;
+        } else {
+          if (mine.count(word)) used.insert(word);
+          word.clear();
+        }
+      }
+    }
+    uint64_t top = 0;
+    for (const std::string& name : used) {
+      const Declaration& d = mine.at(name);
+      if (d.open_ended) continue;
+      top = round_up(top, d.align);
+      symbols_[name] = top;
+      top += d.bytes();
+    }
+    top = round_up(top, 16);
+    for (const std::string& name : used)
+      if (mine.at(name).open_ended) {
+        top = round_up(top, mine.at(name).align);
+        symbols_[name] = top;
+      }
+    kernel_.shared_bytes = top;
+  }
+
+  void instruction(const Line& line) {
+    const std::string text = trimmed(line.text);
+    if (text == "{") {
+      registers_.emplace_back();
+    } else if (text == "}") {
+      if (registers_.size() > 1) registers_.pop_back();
+    } else if (text.back() == ':') {
+      labels_[text.substr(0, text.size() - 1)] = kernel_.code.size();
+      last_label_ = text.substr(0, text.size() - 1);
+    } else if (text[0] == '.') {
+      directive(text, line.line);
+    } else {
+      operation(text, line);
+    }
+  }
+
+  void directive(const std::string& text, int line) {
+    if (starts(text, ".reg")) {
+      declare_registers(text.substr(4));
+    } else if (starts(text, ".local") || starts(text, ".param")) {
+      const Declaration d = declaration(text);
+      uint64_t& top = d.space == "local" ? kernel_.local_bytes : kernel_.scratch_bytes;
+      top = round_up(top, d.space == "local" ? d.align : 16);
+      symbols_[d.name] = d.space == "local" ? top : kScratch + top;
+      top += d.bytes();
+    } else if (starts(text, ".branchtargets")) {
+      tables_[last_label_] = split(text.substr(14), ',');
+    } else if (!starts(text, ".shared") && !starts(text, ".pragma") &&
+               !starts(text, ".callprototype")) {
+      fail("directive " + text + " is not known", line);
+    }
+  }
+
+  void declare_registers(const std::string& text) {
+    std::istringstream words(text);
+    std::string type, names;
+    words >> type;
+    std::getline(words, names);
+    for (const std::string& name : split(names, ',')) {
+      const size_t range = name.find('<');
+      if (range == std::string::npos) {
+        registers_.back()[name] = kernel_.registers++;
+      } else {
+        const int count = std::stoi(name.substr(range + 1));
+        for (int i = 0; i < count; ++i)
+          registers_.back()[name.substr(0, range) + std::to_string(i)] = kernel_.registers++;
+      }
+    }
+  }
+
+  void operation(const std::string& whole, const Line& line) {
+    std::string text = whole;
+    int32_t guard = -1;
+    bool negated = false;
+    if (text[0] == '@') {
+      const size_t end = text.find_first_of(" \t");
+      negated = text[1] == '!';
+      const std::string name = text.substr(negated ? 2 : 1, end - (negated ? 2 : 1));
+      guard = register_named(name);
+      if (guard < 0) fail("no register " + name, line.line);
+      text = trimmed(text.substr(end));
+    }
+    Statement s;
+    s.text = whole;
+    const size_t end = std::min(text.find_first_of(" \t\n"), text.size());
+    std::istringstream words(text.substr(0, end));
+    std::getline(words, s.opcode, '.');
+    for (std::string word; std::getline(words, word, '.');)
+      if (!word.empty()) s.modifiers.push_back(word);
+    const std::string rest = trimmed(text.substr(end));
+    if (s.opcode == "bra") {
+      branches_.emplace_back(kernel_.code.size(), rest);
+    } else if (s.opcode == "call") {
+      s.arguments.push_back({});
+      s.arguments.back().form = Argument::kName;
+      s.arguments.back().name = rest;
+    } else if (s.opcode == "brx") {
+      const std::vector<std::string> parts = split(rest, ',');
+      s.arguments.push_back(argument(parts.at(0)));
+      table_branches_.emplace_back(kernel_.code.size(), parts.at(1));
+    } else {
+      try {
+        for (const std::string& part : split(rest, ',')) s.arguments.push_back(argument(part));
+      } catch (const std::exception&) {
+        s.opcode = "?";  // decoded as an instruction that is not known
+      }
+    }
+    add(s, line.line, line.source);
+    kernel_.code.back().guard = guard;
+    kernel_.code.back().guard_negated = negated;
+  }
+
+  void add(const Statement& statement, int line, const SourceLine& source) {
+    kernel_.code.emplace_back();
+    kernel_.origins.push_back({statement.text, line, source});
+    decode(statement, kernel_, kernel_.code.back());
+  }
+
+  // --- Operands ----------------------------------------------------------------------------------
+
+  int32_t register_named(const std::string& name) const {
+    for (auto scope = registers_.rbegin(); scope != registers_.rend(); ++scope)
+      if (const auto found = scope->find(name); found != scope->end()) return found->second;
+    return -1;
+  }
+
+  Operand constant(uint64_t value) {
+    const auto [found, fresh] = constants_.emplace(value, kernel_.constants.size());
+    if (fresh) kernel_.constants.push_back(value);
+    return {found->second, Operand::kConstant};
+  }
+
+  Operand special(const std::string& name) {
+    const auto [found, fresh] = specials_.emplace(name, kernel_.registers);
+    if (fresh) kernel_.special.emplace_back(kernel_.registers++, name);
+    return {found->second, Operand::kRegister};
+  }
+
+  static bool is_special(const std::string& name) {
+    static const std::set<std::string> kNames = {"%tid",
+                                                 "%ntid",
+                                                 "%ctaid",
+                                                 "%nctaid",
+                                                 "%laneid",
+                                                 "%warpid",
+                                                 "%nwarpid",
+                                                 "%smid",
+                                                 "%nsmid",
+                                                 "%gridid",
+                                                 "%lanemask_lt",
+                                                 "%lanemask_le",
+                                                 "%lanemask_gt",
+                                                 "%lanemask_ge",
+                                                 "%lanemask_eq",
+                                                 "%dynamic_smem_size",
+                                                 "%total_smem_size",
+                                                 "%envreg1",
+                                                 "%envreg2",
+                                                 "WARP_SZ"};
+    return kNames.count(name.substr(0, name.find('.'))) > 0;
+  }
+
+  Operand scalar(const std::string& text) {
+    if (text[0] == '!') {
+      Operand operand = scalar(trimmed(text.substr(1)));
+      operand.negated = true;
+      return operand;
+    }
+    if (text == "_") return {};
+    if (const int32_t found = register_named(text); found >= 0)
+      return {static_cast<uint32_t>(found), Operand::kRegister};
+    if (is_special(text)) return special(text);
+    if (std::isdigit(static_cast<unsigned char>(text[0])) || text[0] == '-')
+      return constant(literal(text));
+    if (const auto found = symbols_.find(text); found != symbols_.end())
+      return constant(found->second);
+    if (const auto found = module_->variables.find(text); found != module_->variables.end())
+      return constant(found->second->address());
+    throw std::runtime_error("what is " + text + "?");
+  }
+
+  Argument argument(const std::string& text) {
+    Argument a;
+    if (text.empty()) throw std::runtime_error("an operand is missing");
+    if (text[0] == '{') {
+      a.form = Argument::kVector;
+      for (const std::string& part : split(text.substr(1, text.rfind('}') - 1), ','))
+        a.list.push_back(scalar(part));
+    } else if (text[0] == '[') {
+      a.form = Argument::kAddress;
+      const std::string inside = trimmed(text.substr(1, text.rfind(']') - 1));
+      const size_t sign = inside.find_first_of("+-", 1);
+      a.value = scalar(trimmed(inside.substr(0, sign)));
+      if (sign != std::string::npos) {
+        const std::string number = trimmed(inside.substr(sign + 1));
+        a.offset = std::stoll(number, nullptr, 0) * (inside[sign] == '-' ? -1 : 1);
+      }
+    } else if (const size_t bar = text.find('|'); bar != std::string::npos) {
+      a.value = scalar(trimmed(text.substr(0, bar)));
+      a.list = {scalar(trimmed(text.substr(bar + 1)))};
+    } else {
+      a.value = scalar(text);
+    }
+    return a;
+  }
+
+  // Where the .param variables of calls begin, above every kernel's parameters.
+  static constexpr uint64_t kScratch = 1 << 20;
+
+  std::string text_;
+  size_t at_ = 0;
+  int line_ = 1;
+  std::unique_ptr<Module> module_;
+  std::map<std::string, Declaration> shared_;
+  SourceLine source_;
+
+  Kernel kernel_;  // the one being read, and what belongs to it
+  std::vector<Line> body_;
+  std::vector<std::map<std::string, uint32_t>> registers_;  // by scope
+  std::map<std::string, int> labels_;
+  std::vector<std::pair<size_t, std::string>> branches_, table_branches_;
+  std::map<std::string, std::vector<std::string>> tables_;
+  std::string last_label_;
+  std::map<std::string, uint64_t> symbols_;  // parameters, shared and local variables
+  std::map<uint64_t, uint32_t> constants_;
+  std::map<std::string, uint32_t> specials_;
+};
+
+}  // namespace
+
+std::unique_ptr<Module> parse(const std::string& text) { return Parser(text).run(); }
+
+}  // namespace ptxvm

@@ -1,0 +1,270 @@
+"""Programs of PTX, memory for them, launches."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import shutil
+import subprocess
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tests.ptxvm.build import native
+
+Array = np.ndarray[Any, Any]
+
+# What a launch checks beside bounds, alignment, barriers and deadlocks, which it always does.
+# "stale" lets an unordered volatile or relaxed load return the value before the last one.
+CHECKS = ("races", "uninitialised", "stale")
+
+# Around an array that Memory allocates: an index off by this much hits no other array.
+_GAP = 1 << 16
+# cudaMalloc aligns so.
+_ALIGN = 256
+
+
+def nvcc() -> str | None:
+    """The CUDA compiler: $CUDA_HOME's, else that on PATH; None where there is neither."""
+    home = os.environ.get("CUDA_HOME", "")
+    return shutil.which("nvcc", path=f"{home}/bin") if home else shutil.which("nvcc")
+
+
+def compile_ptx(
+    source: Path, out_dir: Path, *, arch: str = "compute_80", flags: Sequence[str] = ()
+) -> str:
+    """The PTX of a .cu file, with source lines; compiled once for one source, flags and out_dir.
+
+    Headers that the source includes are not watched: give a fresh out_dir for each test session.
+
+    Raises:
+        RuntimeError: nvcc is missing or refuses the source.
+    """
+    compiler = nvcc()
+    if compiler is None:
+        raise RuntimeError("nvcc is not on PATH: install the CUDA toolkit")
+    command = [compiler, "-ptx", "-lineinfo", "-std=c++17", f"-arch={arch}", *flags]
+    key = hashlib.sha256(repr(command).encode() + source.read_bytes()).hexdigest()[:16]
+    out = out_dir / f"{source.stem}-{arch}-{key}.ptx"
+    if not out.exists():
+        out_dir.mkdir(parents=True, exist_ok=True)
+        part = out.with_suffix(f".{os.getpid()}.part")
+        done = subprocess.run(
+            [*command, str(source), "-o", str(part)], capture_output=True, text=True
+        )
+        if done.returncode != 0:
+            raise RuntimeError(f"nvcc refuses {source}:\n{done.stdout}{done.stderr}")
+        part.rename(out)
+    return out.read_text()
+
+
+class Memory:
+    """Arrays that kernels may touch, and which of their bytes were written, over many launches."""
+
+    def __init__(self) -> None:
+        self._native = native().Memory()
+        self._arrays: dict[int, Array] = {}
+
+    def add(
+        self, array: Array, name: str = "", *, written: bool = True, writable: bool | None = None
+    ) -> Array:
+        """Lets kernels touch a contiguous array where it lies.
+
+        Args:
+            array: the array, kept alive.
+            name: what error messages call it.
+            written: False where its values count as uninitialised until a kernel writes them.
+            writable: whether kernels may write it; None for what numpy says.
+        """
+        if not (array.flags.c_contiguous or array.flags.f_contiguous):
+            raise ValueError(f"{name or 'the array'} must be contiguous")
+        if writable is None:
+            writable = array.flags.writeable
+        if array.nbytes:
+            address = array.ctypes.data
+            self._native.add(
+                name or f"array {len(self._arrays)}", address, array.nbytes, written, writable
+            )
+            self._arrays[address] = array
+        return array
+
+    def empty(self, shape: int | tuple[int, ...], dtype: Any, name: str = "") -> Array:
+        """A new array full of NaN-like bytes, uninitialised to kernels, far from every other."""
+        array = _apart(np.empty(shape, dtype))
+        array.view(np.uint8)[...] = 0xFF
+        return self.add(array, name, written=False)
+
+    def copy(self, array: Any, name: str = "", *, writable: bool = True) -> Array:
+        """A copy, far from every other array."""
+        values = np.asarray(array)
+        out = _apart(values)
+        out[...] = values
+        return self.add(out, name, writable=writable)
+
+    def remove(self, array: Array) -> None:
+        if self._arrays.pop(array.ctypes.data, None) is not None:
+            self._native.remove(array.ctypes.data)
+
+    def __contains__(self, array: Array) -> bool:
+        return not array.nbytes or self._holder(array.ctypes.data, array.nbytes) is not None
+
+    def _holder(self, address: int, nbytes: int) -> Array | None:
+        for start, array in self._arrays.items():
+            if start <= address and address + nbytes <= start + array.nbytes:
+                return array
+        return None
+
+    def written(self, array: Array) -> Array:
+        """Which elements of an array given to add, empty or copy hold values: bool, its shape."""
+        if not array.nbytes:
+            return np.ones(array.shape, bool)
+        flags = self._native.written(array.ctypes.data)
+        return flags.reshape(-1, array.itemsize).all(-1).reshape(array.shape)
+
+    def mark_written(self, array: Array) -> None:
+        """Says that the host wrote `array`, a contiguous part of one that kernels may touch."""
+        if array.nbytes:
+            self._native.mark_written(array.ctypes.data, array.nbytes)
+
+    def view(self, address: int, shape: int | tuple[int, ...], dtype: Any) -> Array:
+        """The array that a pointer points to, for host code that handles pointers."""
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        holder = self._holder(address, size)
+        if holder is None:
+            raise ValueError(f"no array holds {size} bytes at {address:#x}")
+        raw = (ctypes.c_char * size).from_address(address)
+        return np.frombuffer(raw, dtype).reshape(shape)
+
+
+def _apart(like: Array) -> Array:
+    """An array like another, with unused addresses on both sides."""
+    raw = np.empty(like.nbytes + 2 * _GAP + _ALIGN, np.uint8)
+    start = _GAP + -(raw.ctypes.data + _GAP) % _ALIGN
+    return raw[start : start + like.nbytes].view(like.dtype).reshape(like.shape)
+
+
+@dataclass(frozen=True)
+class KernelInfo:
+    parameter_sizes: tuple[int, ...]  # bytes
+    shared_bytes: int  # static
+    max_threads: int  # of a block, by __launch_bounds__; 0 for any
+
+
+@dataclass(frozen=True)
+class Run:
+    instructions: int  # of all threads
+    stale_loads: int  # that returned the value before the last one
+
+
+class Program:
+    """The kernels of one PTX text."""
+
+    def __init__(self, text: str) -> None:
+        self._native = native().Module(text)
+        self.target: int = self._native.target  # 80 for sm_80
+        self.kernels: dict[str, KernelInfo] = {
+            name: KernelInfo(tuple(sizes), shared, threads)
+            for name, (sizes, shared, threads) in self._native.kernels().items()
+        }
+
+    def name_of(self, *parts: str) -> str:
+        """The one kernel whose mangled name has all of `parts` in it."""
+        found = [name for name in self.kernels if all(part in name for part in parts)]
+        if len(found) != 1:
+            raise ValueError(f"{parts} must name one kernel, found {found or 'none'}")
+        return found[0]
+
+    def unknown(self, name: str) -> list[str]:
+        """The instructions of a kernel that stop the thread that meets them."""
+        return self._native.unknown(name)
+
+    def launch(
+        self,
+        name: str,
+        grid: int | Sequence[int],
+        block: int | Sequence[int],
+        args: Sequence[Any],
+        *,
+        shared: int = 0,
+        memory: Memory | None = None,
+        buffers: Iterable[Array] = (),
+        seed: int = 1,
+        quantum: int = 64,
+        checks: Iterable[str] = CHECKS,
+        max_steps: int = 0,
+    ) -> Run:
+        """Runs a kernel to its end.
+
+        Args:
+            name: the kernel's name in the PTX.
+            grid: blocks, in up to three dimensions. All of them are alive at once.
+            block: threads of a block.
+            args: one for each parameter: an array for a pointer to it, None for a null pointer, a
+                number, bytes or a ctypes or numpy structure. Arrays that `memory` lacks are lent
+                for this launch.
+            shared: bytes of dynamic shared memory.
+            memory: what the kernel may touch; none but the arrays of `args` and `buffers` if None.
+            buffers: more arrays to lend, which the kernel finds through pointers in a structure.
+            seed: of the order in which threads run; 0 for turns in their own order.
+            quantum: how many instructions a thread runs at most before another's turn.
+            checks: some of CHECKS.
+            max_steps: of all threads together before a deadlock is called; 0 for no limit.
+
+        Raises:
+            Fault: the kernel did something wrong: kind, block, thread, ptx_line, source.
+        """
+        info = self.kernels.get(name)
+        if info is None:
+            raise ValueError(f"no kernel is named {name!r}, there are {sorted(self.kernels)}")
+        if len(args) != len(info.parameter_sizes):
+            raise ValueError(f"{name} takes {len(info.parameter_sizes)} arguments, got {len(args)}")
+        unknown = set(checks) - set(CHECKS)
+        if unknown:
+            raise ValueError(f"checks must be of {CHECKS}, got {sorted(unknown)}")
+        memory = Memory() if memory is None else memory
+        lent = [a for a in (*args, *buffers) if isinstance(a, np.ndarray) and a.ndim > 0]
+        lent = [memory.add(a) for a in {id(a): a for a in lent}.values() if a not in memory]
+        try:
+            out = self._native.launch(
+                name,
+                _three(grid),
+                _three(block),
+                shared,
+                [_as_bytes(a, size) for a, size in zip(args, info.parameter_sizes, strict=True)],
+                memory._native,
+                seed,
+                quantum,
+                max_steps,
+                *(check in checks for check in CHECKS),
+            )
+        finally:
+            for array in lent:
+                memory.remove(array)
+        return Run(out["instructions"], out["stale_loads"])
+
+
+def _three(size: int | Sequence[int]) -> tuple[int, int, int]:
+    sizes = (size,) if isinstance(size, int | np.integer) else tuple(size)
+    x, y, z = (*(int(n) for n in sizes), 1, 1, 1)[:3]
+    return x, y, z
+
+
+def _as_bytes(value: Any, size: int) -> bytes:
+    """An argument as the kernel's parameter of `size` bytes."""
+    if value is None:
+        return bytes(size)
+    if isinstance(value, np.ndarray) and value.ndim > 0:
+        return int(value.ctypes.data).to_bytes(8, "little")
+    if isinstance(value, bool):
+        return int(value).to_bytes(size, "little")
+    if isinstance(value, int):
+        return (value % (1 << 8 * size)).to_bytes(size, "little")
+    if isinstance(value, float):
+        return np.array(value, np.float32 if size == 4 else np.float64).tobytes()
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tobytes()
+    return bytes(value)

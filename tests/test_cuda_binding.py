@@ -1,0 +1,296 @@
+"""The CUDA ops without a GPU: bindings as they are, CPU tensors, kernels in the interpreter.
+
+Against the CPU's ops. What only a GPU can show is left: the CUDA runtime's launches, cuBLAS.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import fusedrnn
+from fusedrnn import ops
+from fusedrnn._library import CELLS
+from tests.calls import FORMS, make_call
+from tests.cuda.build import compile_kernel, nvcc
+from tests.cuda.device import Limits
+from tests.torch_cuda.build import CSRC, ptx
+from tests.torch_cuda.device import TorchDevice, using
+
+pytestmark = pytest.mark.skipif(nvcc() is None, reason="no nvcc: kernels cannot be compiled")
+
+DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
+# Of the largest value of a tensor.
+TOLERANCE = {
+    torch.float32: 2e-5,
+    torch.float64: 1e-12,
+    torch.float16: 6e-3,
+    torch.bfloat16: 5e-2,
+}
+
+
+@pytest.fixture
+def device() -> TorchDevice:
+    return TorchDevice(ptx(80))
+
+
+@pytest.fixture
+def gpu(device: TorchDevice) -> Iterator[dict[str, Any]]:
+    with using(device) as gpu_ops:
+        yield gpu_ops
+
+
+@pytest.fixture
+def everywhere(gpu: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Modules and functions on CPU tensors run the CUDA ops."""
+    for name, attribute in (
+        ("_forward_now", "forward"),
+        ("_backward_now", "backward"),
+        ("_step", "_step"),
+        ("_step_backward", "_step_backward"),
+    ):
+        monkeypatch.setattr(ops, name, gpu[attribute])
+
+
+def flat(values: Any) -> list[Tensor]:
+    return [t for v in values for t in (v if isinstance(v, (list, tuple)) else [v])]
+
+
+def assert_close(actual: Any, expected: Any, dtype: torch.dtype) -> None:
+    actual, expected = flat(actual), flat(expected)
+    assert len(actual) == len(expected)
+    for k, (got, wanted) in enumerate(zip(actual, expected, strict=True)):
+        assert got.shape == wanted.shape and got.dtype == wanted.dtype, k
+        if got.numel():
+            error = (got.double() - wanted.double()).abs().max()
+            assert error <= TOLERANCE[dtype] * max(1.0, float(wanted.abs().max())), (k, error)
+
+
+def both_ways(forward: Any, backward: Any, call: Any, grads: list[Tensor]) -> tuple[Any, Any]:
+    """Outputs without the reserve, and the gradients of everything."""
+    x, h0, c0, weights, batch_sizes, lengths, *options, keep = call.op_arguments()
+    y, h_n, c_n, reserve = forward(x, h0, c0, weights, batch_sizes, lengths, *options, keep)
+    if not grads:
+        grads += [torch.randn(t.shape, dtype=t.dtype) for t in (y, h_n, c_n)]
+    d_y, d_h, d_c = grads
+    gradients = backward(
+        *(d_y, d_h, d_c if CELLS[call.options["cell"]].has_c else None),
+        *(x, h0, c0, weights, reserve, batch_sizes, lengths, *options, True, True, True),
+    )
+    return (y, h_n, c_n), gradients
+
+
+def assert_same_as_cpu(gpu: dict[str, Any], call: Any, dtype: torch.dtype) -> None:
+    grads: list[Tensor] = []
+    cpu_ops = torch.ops.fusedrnn
+    expected = both_ways(cpu_ops.forward, cpu_ops.backward, call, grads)
+    actual = both_ways(gpu["forward"], gpu["backward"], call, grads)
+    for got, wanted in zip(actual, expected, strict=True):
+        assert_close(got, wanted, dtype)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("cell", CELLS)
+def test_every_cell_and_form(gpu: dict[str, Any], cell: str, form: str) -> None:
+    call = make_call(cell, form, dtype=torch.float32, requires_grad=False)
+    assert_same_as_cpu(gpu, call, torch.float32)
+
+
+@pytest.mark.parametrize("form", ["packed", "lengths"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_dtype(gpu: dict[str, Any], dtype: torch.dtype, form: str) -> None:
+    call = make_call("lstm", form, dtype=dtype, requires_grad=False)
+    assert_same_as_cpu(gpu, call, dtype)
+    call = make_call("gru", form, D=1, bias=False, states=False, dtype=dtype, requires_grad=False)
+    assert_same_as_cpu(gpu, call, dtype)
+
+
+@pytest.mark.parametrize("regime", ["per_step", "resident"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_regimes(
+    gpu: dict[str, Any],
+    device: TorchDevice,
+    monkeypatch: pytest.MonkeyPatch,
+    dtype: torch.dtype,
+    regime: str,
+) -> None:
+    monkeypatch.setenv("FUSEDRNN_CUDA_REGIME", regime)
+    assert_same_as_cpu(gpu, make_call("lstm", N=9, dtype=dtype, requires_grad=False), dtype)
+    resident = [name for name in device.launches if name.startswith("resident")]
+    assert bool(resident) == (regime == "resident")
+
+
+@pytest.mark.parametrize(("precision", "kernel"), [("highest", "fma_f32"), ("high", "mma_tf32")])
+def test_tf32_is_torchs_choice(
+    gpu: dict[str, Any], device: TorchDevice, precision: str, kernel: str
+) -> None:
+    """Read when the op runs, so that a compiled graph goes by it too."""
+    call = make_call("lstm", N=9, dtype=torch.float32, requires_grad=False)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        gpu["forward"](*call.op_arguments())
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert f"resident_forward_{kernel}" in device.launches
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_strided_arguments(gpu: dict[str, Any], form: str) -> None:
+    call = make_call("lstm", form, dtype=torch.float32, requires_grad=False)
+
+    def strided(t: Tensor | None) -> Tensor | None:
+        return None if t is None else torch.stack([t, t], -1)[..., 1]
+
+    call.x, call.h0, call.c0 = strided(call.x), strided(call.h0), strided(call.c0)
+    call.weights = [strided(w) for w in call.weights]
+    assert_same_as_cpu(gpu, call, torch.float32)
+
+
+@pytest.mark.parametrize(("T", "N", "form"), [(1, 1, "plain"), (3, 0, "plain"), (3, 0, "lengths")])
+@pytest.mark.parametrize("cell", ["lstm", "gru_reset_before"])
+def test_small_and_empty(gpu: dict[str, Any], cell: str, T: int, N: int, form: str) -> None:
+    call = make_call(cell, form, T=T, N=N, dtype=torch.float32, requires_grad=False)
+    assert_same_as_cpu(gpu, call, torch.float32)
+
+
+def test_lengths_of_zero(gpu: dict[str, Any]) -> None:
+    call = make_call("lstm", "lengths", dtype=torch.float32, requires_grad=False)
+    for lengths in ([0, 5, 2], [0, 0, 0], [1, 0, 1]):
+        call.options["lengths"] = torch.tensor(lengths)
+        assert_same_as_cpu(gpu, call, torch.float32)
+
+
+def test_padding_is_never_read(gpu: dict[str, Any]) -> None:
+    call = make_call("gru", "lengths", dtype=torch.float32, requires_grad=False)
+    for n, length in enumerate(call.options["lengths"].tolist()):
+        call.x[length:, n] = float("nan")
+    y, h_n, *_ = gpu["forward"](*call.op_arguments())
+    assert y.isfinite().all() and h_n.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("cell", ["lstm", "gru", "gru_reset_before", "rnn_tanh", "rnn_relu"])
+def test_step(gpu: dict[str, Any], cell: str, dtype: torch.dtype) -> None:
+    N, I, H = 3, 4, 6
+    G = CELLS[cell].gates
+    x, h, d_h, d_c = (torch.randn(N, size).to(dtype) for size in (I, H, H, H))
+    c = torch.randn(N, H).to(dtype) if CELLS[cell].has_c else None
+    weights = [torch.randn(size).to(dtype) for size in ((G * H, I), (G * H, H), (G * H,), (G * H,))]
+    results = []
+    for forward, backward in (
+        (torch.ops.fusedrnn._step, torch.ops.fusedrnn._step_backward),
+        (gpu["_step"], gpu["_step_backward"]),
+    ):
+        *states, reserve = forward(x, h, c, weights, I, H, cell, True)
+        gradients = backward(
+            *(d_h, None if c is None else d_c, x, weights, reserve, I, H, cell, True, True, True)
+        )
+        results.append([*states, *(g for g in flat(gradients) if g is not None)])
+    assert_close(results[1], results[0], dtype)
+
+
+def test_a_reserve_of_the_cpu_is_refused(gpu: dict[str, Any]) -> None:
+    call = make_call("lstm", dtype=torch.float32, requires_grad=False)
+    y, _, _, reserve = torch.ops.fusedrnn.forward(*call.op_arguments())
+    x, h0, c0, weights, batch_sizes, lengths, *options, _ = call.op_arguments()
+    with pytest.raises(RuntimeError, match="reserve must be another dtype, got float32"):
+        gpu["backward"](
+            *(y, None, None, x, h0, c0, weights, reserve, batch_sizes, lengths, *options),
+            *(True, True, True),
+        )
+
+
+def test_regime_by_a_wrong_name(gpu: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FUSEDRNN_CUDA_REGIME", "fast")
+    call = make_call("lstm", dtype=torch.float32, requires_grad=False)
+    with pytest.raises(RuntimeError, match="FUSEDRNN_CUDA_REGIME must be resident or per_step, go"):
+        gpu["forward"](*call.op_arguments())
+
+
+def test_regime_that_cannot_run(gpu: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FUSEDRNN_CUDA_REGIME", "resident")
+    call = make_call("lstm_proj", dtype=torch.float32, requires_grad=False)
+    with pytest.raises(ValueError, match="resident regime was asked for, but a projection has"):
+        gpu["forward"](*call.op_arguments())
+
+
+@pytest.mark.usefixtures("everywhere")
+@pytest.mark.parametrize("cell", ["LSTM", "GRU"])
+def test_modules(cell: str) -> None:
+    """A stack of layers in two directions, trained: outputs and gradients are torch.nn's."""
+    theirs = getattr(torch.nn, cell)(3, 5, num_layers=2, bidirectional=True)
+    ours = getattr(fusedrnn, f"Fused{cell}")(3, 5, num_layers=2, bidirectional=True)
+    ours.load_state_dict(theirs.state_dict())
+    inputs = [torch.randn(4, 2, 3, requires_grad=True) for _ in range(2)]
+    inputs[1].data.copy_(inputs[0].data)
+    for layer, x in zip((theirs, ours), inputs, strict=True):
+        layer(x)[0].square().sum().backward()
+    assert_close([inputs[1].grad], [inputs[0].grad], torch.float32)
+    for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert_close([p.grad], [q.grad], torch.float32)
+
+
+@pytest.mark.usefixtures("everywhere")
+def test_gradcheck_and_cells() -> None:
+    layer = fusedrnn.FusedGRU(2, 3, dtype=torch.float64)
+    x = torch.randn(3, 2, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: layer(x)[0], (x,))
+    cell = fusedrnn.FusedLSTMCell(2, 3, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda x: cell(x[0])[0], (x,))
+
+
+def test_order_of_threads_does_not_matter() -> None:
+    call = make_call("lstm", "lengths", N=9, dtype=torch.float32, requires_grad=False)
+    results = []
+    for seed in (1, 2):
+        with using(TorchDevice(ptx(80), seed)) as gpu:
+            results.append(flat(both_ways(gpu["forward"], gpu["backward"], call, [])[0]))
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_device_too_small_runs_step_by_step() -> None:
+    device = TorchDevice(ptx(80), limits=Limits(sms=1, shared_per_block=4096, shared_per_sm=8192))
+    call = make_call("lstm", H=40, N=9, dtype=torch.float32, requires_grad=False)
+    with using(device) as gpu:
+        assert_same_as_cpu(gpu, call, torch.float32)
+    assert "step_forward_f32" in device.launches
+
+
+def test_table_of_kernels_is_complete() -> None:
+    source = CSRC / "torch_cuda" / "rows.cu"
+    listed = re.findall(r"FUSEDRNN_KERNEL\((\w+)\)", source.read_text())
+    (text,) = (path.read_text() for path in ptx(80) if path.parent.name == "ptx_80")
+    assert sorted(listed) == sorted(re.findall(r"\.visible \.entry (\w+)\(", text))
+
+
+def test_kernels_of_the_bindings_compile_for_every_architecture(tmp_path: Any) -> None:
+    for arch in (75, 120):
+        said = compile_kernel(
+            CSRC / "torch_cuda" / "rows.cu",
+            tmp_path / "rows.o",
+            f"-arch=sm_{arch}",
+            "-c",
+            "-Xptxas=-v",
+        )
+        assert "spill" not in said.replace("0 bytes spill stores, 0 bytes spill loads", "")
+
+
+def test_numbers_travel_in_as_many_launches_as_it_takes() -> None:
+    """More sequences than one launch can carry."""
+    device = TorchDevice(ptx(80))
+    N = 500
+    call = make_call(
+        "rnn_tanh", "lengths", T=2, N=N, I=1, H=1, D=1, dtype=torch.float32, requires_grad=False
+    )
+    with using(device) as gpu:
+        assert_same_as_cpu(gpu, call, torch.float32)
+    assert device.launches.count("write_offsets") >= 4
+    assert np.prod(call.x.shape) == 2 * N

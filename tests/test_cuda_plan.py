@@ -1,0 +1,202 @@
+"""How the CUDA engine would run a layer: a pure function of sizes and limits, on random ones."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import setup_build
+from tests.cuda import build
+from tests.numpy_reference import GATES
+
+CELLS = list(GATES)
+DTYPES = ["f32", "f64", "f16", "bf16"]
+SIZE = {"f32": 4, "f64": 8, "f16": 2, "bf16": 2}
+ARCHITECTURES = ["sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"]
+# Gates of each stage's product.
+STAGES = {"gru_reset_before": [2, 1], **{c: [g] for c, g in GATES.items() if c.find("_r") < 0}}
+STAGES |= {"rnn_tanh": [1], "rnn_relu": [1]}
+THREADS, PAIRS = 256, 2 * 256
+FMA_HELD, MMA_HELD = 16, 2
+
+
+def ceil_div(n: int, by: int) -> int:
+    return -(-n // by)
+
+
+def random_request(rng: np.random.Generator) -> dict[str, Any]:
+    cell = CELLS[rng.integers(len(CELLS))]
+    H = int(2 ** rng.uniform(0, 12))
+    sizes = {
+        "T": int(2 ** rng.uniform(0, 14)),
+        "N": int(2 ** rng.uniform(0, 11)),
+        "I": int(2 ** rng.uniform(0, 12)),
+        "H": H,
+        "P": max(1, int(H * rng.uniform(0.1, 1))) if cell == "lstm_proj" else H,
+        "D": int(rng.integers(1, 3)),
+    }
+    return {
+        "cell": cell,
+        "dtype": DTYPES[rng.integers(len(DTYPES))],
+        "arch": ARCHITECTURES[rng.integers(len(ARCHITECTURES))],
+        "sizes": list(sizes.values()),
+        "backward": bool(rng.integers(2)),
+        "allow_tf32": bool(rng.integers(2)),
+        "registers": int(rng.integers(32, 256)),
+    }
+
+
+def assert_layout(request: dict[str, Any], plan: dict[str, Any]) -> None:
+    """The parts of shared memory are large enough and lie beside each other."""
+    H, value = request["sizes"][3], SIZE[request["dtype"]]
+    units, rows, mma = plan["units"], plan["rows"], plan["cores"] == "mma"
+    end = 0
+    partials = staged = 0
+    for s, (gates, tile) in enumerate(zip(STAGES[request["cell"]], plan["tiles"], strict=True)):
+        R = units if request["backward"] else gates * units
+        K = gates * H if request["backward"] else H
+        assert tile["R"] == R
+        assert tile["K_pad"] >= K
+        assert tile["weights"] == end
+        held = (MMA_HELD if mma else FMA_HELD) if s == 0 else 0
+        in_shared = max(0, tile["steps"] - held)
+        if mma:
+            group, row_tiles = 64 // value, ceil_div(R, 16)
+            assert row_tiles <= 4
+            assert tile["slices"] == THREADS // 32
+            assert tile["K_pad"] % group == 0
+            assert tile["steps"] * tile["slices"] * group >= tile["K_pad"]
+            assert tile["ld"] >= row_tiles * 16
+            end += in_shared * tile["slices"] * row_tiles * 16 * 64
+        else:
+            assert tile["slices"] >= 1
+            assert tile["slices"] * R <= THREADS
+            assert tile["K_pad"] % 4 == 0
+            assert tile["steps"] * tile["slices"] * 4 >= tile["K_pad"]
+            assert tile["ld"] >= R
+            end += in_shared * THREADS * 4 * value
+            staged = max(staged, min(rows, 8) * tile["K_pad"] * 4)
+        partials = max(partials, tile["slices"] * plan["rows_pad"] * tile["ld"] * 4)
+    assert plan["rows_pad"] >= rows
+    assert not mma or plan["rows_pad"] % 8 == 0
+    assert plan["partials"] == end
+    assert plan["staged"] % 16 == 0
+    assert plan["staged"] >= plan["partials"] + partials
+    assert plan["bias"] >= plan["staged"] + staged
+    bias = 0 if request["backward"] else 2 * GATES[request["cell"]] * units * 4
+    assert plan["shared_bytes"] >= plan["bias"] + bias
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_fits_and_covers(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    resident = 0
+    for _ in range(500):
+        request = random_request(rng)
+        plan = build.host().plan(**request)
+        _, N, _, H, _, D = request["sizes"]
+        if plan["regime"] == "per_step":
+            assert plan["why_per_step"]
+            continue
+        resident += 1
+        device = build.host().architectures()[request["arch"]]
+        assert request["cell"] != "lstm_proj"
+        assert request["dtype"] != "f64"
+        if plan["cores"] == "mma":
+            assert device["capability"] >= 80
+            assert N >= 8
+            assert request["dtype"] != "f32" or request["allow_tf32"]
+        # Every unit and every sequence has one block.
+        x, y, z = plan["grid"]
+        assert (x - 1) * plan["units"] < H <= x * plan["units"]
+        assert (y - 1) * plan["rows"] < N <= y * plan["rows"]
+        assert z == D
+        assert plan["units"] * plan["rows"] <= PAIRS
+        # All blocks run together.
+        assert plan["shared_bytes"] <= device["shared_per_block"]
+        together = build.host().blocks_per_sm(
+            request["arch"], request["registers"], plan["shared_bytes"]
+        )
+        assert x * y * z <= together * device["sms"], (request, plan)
+        assert_layout(request, plan)
+    assert resident > 100
+
+
+def test_estimates() -> None:
+    limits = set()
+    rng = np.random.default_rng(0)
+    for _ in range(500):
+        request = random_request(rng)
+        plan = build.host().plan(**request)
+        assert 0 < plan["step_us"] <= plan["total_us"] < 1e10
+        limits.add(plan["limit"])
+        assert plan["limit"] in plan["text"]
+        assert request["cell"] in plan["text"]
+    assert limits <= {"barrier", "launches", "L2", "memory", "cores", "shared memory"}
+    assert len(limits) >= 4
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_regime_that_is_asked_for(cell: str) -> None:
+    sizes = [10, 4, 32, 32, 16 if cell == "lstm_proj" else 32, 1]
+    plan = build.host().plan(cell, "f32", sizes, "sm_80", regime="per_step")
+    assert plan["regime"] == "per_step"
+    assert plan["why_per_step"] == "asked for"
+    plan = build.host().plan(cell, "f32", sizes, "sm_80", regime="resident")
+    assert plan["regime"] == ("per_step" if cell == "lstm_proj" else "resident")
+
+
+def test_known_sizes() -> None:
+    def plan(dtype: str, N: int, H: int, arch: str, **options: Any) -> dict[str, Any]:
+        return build.host().plan("lstm", dtype, [150, N, H, H, H, 1], arch, **options)
+
+    h100 = plan("bf16", 32, 1024, "sm_90")
+    assert (h100["regime"], h100["cores"]) == ("resident", "mma")
+    assert plan("f32", 32, 512, "sm_90")["cores"] == "fma"
+    assert plan("f32", 32, 512, "sm_90", allow_tf32=True)["cores"] == "mma"
+    assert plan("bf16", 1, 1024, "sm_90")["cores"] == "fma"
+    assert plan("bf16", 32, 512, "sm_75")["cores"] == "fma"
+    assert "do not fit" in plan("f32", 32, 4096, "sm_90")["why_per_step"]
+
+
+def test_unknown_names_are_refused() -> None:
+    with pytest.raises(ValueError, match="no architecture is named sm_70"):
+        build.host().plan("lstm", "f32", [1] * 6, "sm_70")
+
+
+@pytest.mark.skipif(build.nvcc() is None, reason="no nvcc: no cuda_occupancy.h")
+def test_occupancy_is_nvidias(tmp_path: Path) -> None:
+    """What may run together is what NVIDIA's own header says."""
+    program = tmp_path / "occupancy"
+    include = build.cuda_include()
+    source = build.HERE / "occupancy.cpp"
+    command = [*setup_build.compiler(), "-std=c++20", "-isystem", str(include), str(source)]
+    subprocess.run([*command, "-o", str(program)], check=True)
+    rng = np.random.default_rng(0)
+    for arch, d in build.host().architectures().items():
+        registers = [*range(16, 256), *(255,) * 200]
+        shared = [int(rng.integers(0, d["shared_per_block"] + 1)) for _ in registers]
+        shared[:3] = [0, d["shared_per_block"], d["shared_per_block"] // 2]
+        major, minor = divmod(d["capability"], 10)
+        sizes = [d[k] for k in ("threads_per_sm", "shared_per_block", "shared_per_sm")]
+        done = subprocess.run(
+            [program, *map(str, (major, minor, *sizes, d["shared_reserved"]))],
+            input="\n".join(f"{r} {THREADS} {s}" for r, s in zip(registers, shared, strict=True)),
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        wanted = [int(line) for line in done.stdout.split()]
+        ours = [
+            build.host().blocks_per_sm(arch, r, s) for r, s in zip(registers, shared, strict=True)
+        ]
+        # Where NVIDIA's finer rules allow more, fewer are planned; never the other way.
+        assert len(wanted) == len(ours)
+        assert all(mine <= theirs for mine, theirs in zip(ours, wanted, strict=True)), arch
+        exact = sum(mine == theirs for mine, theirs in itertools.zip_longest(ours, wanted))
+        assert exact > 0.95 * len(ours), arch

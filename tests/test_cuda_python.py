@@ -1,0 +1,187 @@
+"""What Python does for CUDA: which GPUs the library fits, messages, shapes of fake CUDA tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import fusedrnn
+from fusedrnn import _checks, _library, functional, ops
+from fusedrnn._library import CudaLibrary
+from tests.calls import CELLS_AND_FORMS, make_call
+from tests.cuda.build import nvcc
+from tests.torch_cuda.build import ptx
+from tests.torch_cuda.device import TorchDevice, using
+
+HERE = _library.LIBRARY.path
+RELEASE = CudaLibrary(HERE, "", (75, 80, 90, 100, 120), 120, "13.0")
+CI = CudaLibrary(HERE, "", (80, 90), None, "13.0")
+
+
+@pytest.mark.parametrize(
+    ("library", "runs", "does_not"),
+    [
+        (RELEASE, (75, 80, 86, 87, 89, 90, 100, 103, 120, 121, 130), (70, 72)),
+        (CI, (80, 86, 89, 90), (75, 100, 120)),
+        (CudaLibrary(HERE, "", (86,), None, ""), (86, 89), (75, 80, 90)),
+    ],
+)
+def test_which_gpus_a_library_fits(
+    library: CudaLibrary, runs: tuple[int, ...], does_not: tuple[int, ...]
+) -> None:
+    assert [c for c in (*runs, *does_not) if library.runs_on(c)] == list(runs)
+
+
+def use(
+    monkeypatch: pytest.MonkeyPatch, library: CudaLibrary, capability: tuple[int, int] | None = None
+) -> None:
+    """As if this library were loaded, on a machine with a GPU of this capability, or with none."""
+    monkeypatch.setattr(_library, "CUDA", library)
+    monkeypatch.setattr(_checks, "CUDA", library)
+    monkeypatch.setattr(_checks, "_GPUS_THAT_FIT", set())
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: capability is not None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Old GPU")
+
+
+def on_gpu(shape: tuple[int, ...]) -> torch.Tensor:
+    with FakeTensorMode():
+        return torch.empty(shape, device="cuda:0")
+
+
+@pytest.mark.parametrize(
+    ("library", "capability", "message"),
+    [
+        (CI, (7, 5), r"Old GPU \(sm_75\), but .* compiled for sm_80, sm_90: .*CUDA_ARCH=75"),
+        (CI, (7, 0), r"Old GPU \(sm_70\); fusedrnn needs sm_75 or later"),
+        (CudaLibrary(None, "_cuda.so is not in x"), (8, 0), "is not loaded: _cuda.so is not in x"),
+        (CudaLibrary(None, "_cuda.so is not in x"), None, "is not loaded: _cuda.so is not in x"),
+    ],
+)
+def test_a_gpu_that_the_library_does_not_fit(
+    monkeypatch: pytest.MonkeyPatch,
+    library: CudaLibrary,
+    capability: tuple[int, int] | None,
+    message: str,
+) -> None:
+    use(monkeypatch, library, capability)
+    with pytest.raises(NotImplementedError, match=f"input is on cuda:0, but .*{message}"):
+        _checks.check_kernels(on_gpu((2, 3, 4)))
+
+
+def test_a_gpu_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, CI, (8, 6))
+    _checks.check_kernels(on_gpu((2, 3, 4)))
+    assert {0} == _checks._GPUS_THAT_FIT
+
+
+def test_devices_are_not_mixed() -> None:
+    layer = fusedrnn.FusedGRU(4, 5)
+    with pytest.raises(RuntimeError, match="input tensor at cuda:0 and parameter tensor weight_ih"):
+        layer(on_gpu((2, 3, 4)))
+    weights = [on_gpu(tuple(p.shape)) for p in layer.parameters()]
+    with pytest.raises(RuntimeError, match="at cpu and parameter tensor weight_ih_l0 at cuda:0"):
+        functional.gru(torch.empty(2, 3, 4), None, weights)
+
+
+@pytest.mark.parametrize("kind", [fusedrnn.FusedLSTM, fusedrnn.FusedGRU])
+def test_modules_on_fake_gpu_tensors(
+    monkeypatch: pytest.MonkeyPatch, kind: type[torch.nn.Module]
+) -> None:
+    """Shapes, dtypes and devices without a GPU."""
+    use(monkeypatch, CI)
+    layer = kind(4, 5, num_layers=2, bidirectional=True)
+    with FakeTensorMode(), torch.no_grad():
+        x = torch.empty(3, 2, 4, device="cuda")
+        weights = {k: torch.empty(p.shape, device="cuda") for k, p in layer.named_parameters()}
+
+        def run(x: torch.Tensor) -> torch.Tensor:
+            return torch.func.functional_call(layer, weights, (x,))[0]
+
+        y = run(x)
+        assert y.shape == (3, 2, 10) and y.dtype == torch.float32 and y.device.type == "cuda"
+        # torch.autocast turns itself off where there is no GPU.
+        torch.set_autocast_enabled("cuda", True)
+        try:
+            assert run(x).dtype == torch.get_autocast_dtype("cuda") == torch.float16
+        finally:
+            torch.set_autocast_enabled("cuda", False)
+            torch.clear_autocast_cache()
+
+
+@pytest.mark.parametrize(("cell", "form"), CELLS_AND_FORMS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.skipif(nvcc() is None, reason="no nvcc: kernels cannot be compiled")
+def test_fake_reserve_is_as_large_as_the_real_one(cell: str, form: str, dtype: torch.dtype) -> None:
+    call = make_call(cell, form, T=3, N=3, H=5, dtype=dtype, requires_grad=False)
+    x, h0, c0, weights, batch_sizes, lengths, *options = call.op_arguments()
+    with using(TorchDevice(ptx(80))) as gpu:
+        real = gpu["forward"](x, h0, c0, weights, batch_sizes, lengths, *options)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+
+        def fake(t: Any) -> Any:
+            return None if t is None else torch.empty(t.shape, dtype=t.dtype, device="cuda")
+
+        fakes = torch.ops.fusedrnn.forward(
+            *(fake(x), fake(h0), fake(c0), [fake(w) for w in weights]),
+            *(None if t is None else mode.from_tensor(t) for t in (batch_sizes, lengths)),
+            *options,
+        )
+    for got, wanted in zip(fakes, real, strict=True):
+        assert got.shape == wanted.shape and got.dtype == wanted.dtype
+        assert got.device.type == "cuda"
+
+
+def test_lack_of_memory_is_torchs_exception(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> Any:
+        raise RuntimeError("fusedrnn: CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    layer = fusedrnn.FusedRNN(3, 4)
+    x = torch.randn(2, 2, 3)
+    y, _ = layer(x)
+    monkeypatch.setattr(ops, "_forward_now", full)
+    monkeypatch.setattr(ops, "_backward_now", full)
+    for call in (lambda: layer(x), lambda: layer.eval()(x.detach()), lambda: y.sum().backward()):
+        with pytest.raises(torch.OutOfMemoryError, match=r"2.00 GiB. A smaller batch"):
+            call()
+
+
+def test_other_errors_stay_what_they_are() -> None:
+    with pytest.raises(RuntimeError, match="x must be"):
+        ops.layer(torch.randn(2), None, None, [], cell="lstm", batch=1)
+
+
+@pytest.mark.parametrize(
+    ("change", "allowed"),
+    [
+        ({}, False),
+        ({"precision": "high"}, True),
+        ({"precision": "medium"}, True),
+        ({"allow_tf32": True}, True),
+        ({"allow_tf32": False}, False),
+        ({"fp32_precision": "tf32"}, True),
+        ({"fp32_precision": "ieee"}, False),
+    ],
+)
+def test_tf32_by_each_of_torchs_settings(change: dict[str, Any], allowed: bool) -> None:
+    matmul = torch.backends.cuda.matmul
+    before = torch.get_float32_matmul_precision()
+    try:
+        if "precision" in change:
+            torch.set_float32_matmul_precision(change["precision"])
+        if "allow_tf32" in change:
+            matmul.allow_tf32 = change["allow_tf32"]
+        if "fp32_precision" in change:
+            matmul.fp32_precision = change["fp32_precision"]
+        assert torch.ops.fusedrnn._allow_tf32() == allowed
+    finally:
+        matmul.fp32_precision = "ieee"
+        torch.set_float32_matmul_precision(before)
+
+
+def test_config_says_what_there_is_of_cuda() -> None:
+    config = _library.config()
+    assert "CUDA library" in config and "CUDA devices" in config

@@ -1,0 +1,105 @@
+// The ops of csrc/torch_cuda on CPU tensors: kernels are started in the PTX interpreter, through an
+// object of the tests; torch gives memory and products as on a GPU. Built by
+// tests/torch_cuda/build.py; no part of the package.
+#include <pybind11/pybind11.h>
+
+#include "torch/passes.h"
+#include "torch_cuda/gpu_engine.h"
+
+namespace fusedrnn_test {
+namespace {
+
+namespace py = pybind11;
+using namespace fusedrnn;
+
+// The device, with the methods of tests.torch_cuda.device.TorchDevice; None where no test runs.
+PyObject* current = nullptr;
+// What was allocated since then: the interpreter may touch it until the test ends.
+std::vector<Tensor> allocated;
+
+py::object device_object() {
+  check(current, "no test has chosen a device");
+  return py::reinterpret_borrow<py::object>(current);
+}
+
+class InterpreterLauncher final : public cuda::TorchLauncher {
+ public:
+  explicit InterpreterLauncher(const Tensor& x) : TorchLauncher(x) {
+    check_device(x, "x");
+    const py::gil_scoped_acquire gil;
+    const py::object d = device_object().attr("device");
+    device_.capability = d.attr("capability").cast<int>();
+    device_.sms = d.attr("sms").cast<int>();
+    device_.threads_per_sm = d.attr("threads_per_sm").cast<int>();
+    device_.registers_per_sm = d.attr("registers_per_sm").cast<int>();
+    device_.shared_per_block = d.attr("shared_per_block").cast<size_t>();
+    device_.shared_per_sm = d.attr("shared_per_sm").cast<size_t>();
+    device_.shared_reserved = d.attr("shared_reserved").cast<size_t>();
+  }
+
+  void check_device(const Tensor& t, const char* name) const {
+    check(t.is_cpu(), name, " must be on the CPU");
+  }
+
+  const cuda::Device& device() const override { return device_; }
+
+  int registers_of(const std::string& kernel) override {
+    const py::gil_scoped_acquire gil;
+    return device_object().attr("registers_of")(kernel).cast<int>();
+  }
+
+  void launch(const cuda::Launch& l) override {
+    const py::gil_scoped_acquire gil;
+    device_object().attr("launch")(l.kernel, py::make_tuple(l.grid.x, l.grid.y, l.grid.z),
+                                   py::make_tuple(l.block.x, l.block.y, l.block.z), l.shared_bytes,
+                                   py::bytes(static_cast<const char*>(l.args), l.args_bytes),
+                                   l.cooperative);
+  }
+
+  void zero(void* p, size_t bytes) override {
+    const py::gil_scoped_acquire gil;
+    device_object().attr("zero")(reinterpret_cast<uintptr_t>(p), bytes);
+  }
+
+  // Full of NaN, so that what nobody wrote spreads.
+  Tensor empty(Sizes sizes, ScalarType dtype) override {
+    const Tensor t = TorchLauncher::empty(sizes, dtype);
+    std::memset(t.data_ptr(), 0xff, bytes_of(t));
+    allocated.push_back(t);
+    const py::gil_scoped_acquire gil;
+    device_object().attr("lend")(reinterpret_cast<uintptr_t>(t.data_ptr()), bytes_of(t), true);
+    return t;
+  }
+
+ protected:
+  void mm(const Tensor& a, const Tensor& b, const Tensor& out) override {
+    const ScalarType dtype = out.scalar_type();
+    if (dtype == a.scalar_type()) return TorchLauncher::mm(a, b, out);
+    // On a CPU torch has no product into another dtype.
+    Tensor to = out;
+    torch::stable::copy_(to, torch::stable::matmul(in_dtype(a, dtype), in_dtype(b, dtype)));
+  }
+
+ private:
+  cuda::Device device_ = {};
+};
+
+using Engine = GpuEngine<InterpreterLauncher>;
+
+}  // namespace
+}  // namespace fusedrnn_test
+
+STABLE_TORCH_LIBRARY_IMPL(fusedrnn_gpu, CPU, m) {
+  m.impl("forward", TORCH_BOX(&fusedrnn::forward<fusedrnn_test::Engine>));
+  m.impl("backward", TORCH_BOX(&fusedrnn::backward<fusedrnn_test::Engine>));
+  m.impl("_step", TORCH_BOX(&fusedrnn::step<fusedrnn_test::Engine>));
+  m.impl("_step_backward", TORCH_BOX(&fusedrnn::step_backward<fusedrnn_test::Engine>));
+}
+
+PYBIND11_MODULE(_cuda_binding, m) {
+  // The caller keeps the device alive until it chooses another, or None.
+  m.def("use", [](const pybind11::object& device) {
+    fusedrnn_test::current = device.is_none() ? nullptr : device.ptr();
+    fusedrnn_test::allocated.clear();
+  });
+}
