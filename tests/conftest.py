@@ -9,6 +9,7 @@ import hypothesis
 import pytest
 import torch
 
+from fusedrnn._library import cuda_problem
 from tests import parity_table
 
 # One profile everywhere: the same examples on each run, none saved, no time limit per example.
@@ -34,6 +35,19 @@ def _same_start() -> Iterator[None]:
     torch.manual_seed(20250101)
     yield
     torch.set_num_threads(1)
+
+
+@pytest.fixture(params=["cpu", "cuda"])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Each kind of device; skips, and says why, where it is not there."""
+    if request.param == "cuda":
+        if torch.version.cuda is None:
+            pytest.skip(f"torch {torch.__version__} computes on the CPU only")
+        if not torch.cuda.is_available():
+            pytest.skip("torch finds no GPU")
+        if problem := cuda_problem(torch.cuda.current_device()):
+            pytest.skip(problem)
+    return torch.device(request.param)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
