@@ -167,14 +167,29 @@ extern "C" __global__ void branches(const int* a, int* out, int n) {
   for (int i = 0; i < 8; ++i) history[i] = a[k] * i;
   int v = history[a[k] & 7];
   switch (a[k] & 7) {
-    case 0: v += 11; break;
-    case 1: v *= 3; break;
-    case 2: v -= a[(k + 1) % n]; break;
-    case 3: v ^= 0x55; break;
-    case 4: v = -v; break;
-    case 5: v <<= 2; break;
-    case 6: v = v * v + 1; break;
-    default: v = 7;
+    case 0:
+      v += 11;
+      break;
+    case 1:
+      v *= 3;
+      break;
+    case 2:
+      v -= a[(k + 1) % n];
+      break;
+    case 3:
+      v ^= 0x55;
+      break;
+    case 4:
+      v = -v;
+      break;
+    case 5:
+      v <<= 2;
+      break;
+    case 6:
+      v = v * v + 1;
+      break;
+    default:
+      v = 7;
   }
   const __int128 wide = static_cast<__int128>(v) * 0x123456789abcdefll + a[k];
   out[k] = static_cast<int>(wide >> 50) + v;

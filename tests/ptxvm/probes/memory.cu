@@ -184,7 +184,8 @@ extern "C" __global__ void produced(const float* x, float* out) { produce<1>(x, 
 extern "C" __global__ void produced_unseen(const float* x, float* out) { produce<0>(x, out); }
 extern "C" __global__ void counts(const int* x, int* out) {
   const int odd = __syncthreads_count(x[threadIdx.x] & 1);
-  const int any = __syncthreads_or(x[threadIdx.x] > 98), all = __syncthreads_and(x[threadIdx.x] > -1);
+  const int any = __syncthreads_or(x[threadIdx.x] > 98),
+            all = __syncthreads_and(x[threadIdx.x] > -1);
   asm volatile("barrier.sync 3;");
   out[threadIdx.x] = odd * 4 + any * 2 + all;
 }

@@ -70,7 +70,10 @@ struct AtomicPoll {
     __syncthreads();
     if (threadIdx.x == 0) {
       unsigned v;
-      asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;" : "=r"(v) : "l"(count) : "memory");
+      asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;"
+                   : "=r"(v)
+                   : "l"(count)
+                   : "memory");
       do
         asm volatile("atom.acquire.gpu.global.add.u32 %0, [%1], 0;"
                      : "=r"(v)

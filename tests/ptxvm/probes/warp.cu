@@ -21,14 +21,12 @@ extern "C" __global__ void shuffles(const int* x, int* out) {
 }
 
 // a [16, K] by rows, b [K, 8] by columns (stored [8, K]), c and d [16, 8]; T 2 or 4 bytes wide.
-#define FRAGMENTS(K, kPerLane)                                                         \
-  const int g = threadIdx.x / 4, q = threadIdx.x % 4;                                  \
-  const auto a_at = [&](int row, int column) {                                         \
-    return *reinterpret_cast<const unsigned*>(a + row * K + column);                   \
-  };                                                                                   \
-  const auto b_at = [&](int row) {                                                     \
-    return *reinterpret_cast<const unsigned*>(b + g * K + row);                        \
-  };                                                                                   \
+#define FRAGMENTS(K, kPerLane)                                                                    \
+  const int g = threadIdx.x / 4, q = threadIdx.x % 4;                                             \
+  const auto a_at = [&](int row, int column) {                                                    \
+    return *reinterpret_cast<const unsigned*>(a + row * K + column);                              \
+  };                                                                                              \
+  const auto b_at = [&](int row) { return *reinterpret_cast<const unsigned*>(b + g * K + row); }; \
   const int at = kPerLane * q;
 
 extern "C" __global__ void mma_tf32_k8(const float* a, const float* b, const float* c, float* d) {
@@ -40,8 +38,7 @@ extern "C" __global__ void mma_tf32_k8(const float* a, const float* b, const flo
       "{%10,%11,%12,%13};"
       : "=f"(to[0]), "=f"(to[1]), "=f"(to[64]), "=f"(to[65])
       : "r"(a_at(g, at)), "r"(a_at(g + 8, at)), "r"(a_at(g, at + 4)), "r"(a_at(g + 8, at + 4)),
-        "r"(b_at(at)), "r"(b_at(at + 4)), "f"(from[0]), "f"(from[1]), "f"(from[64]),
-        "f"(from[65]));
+        "r"(b_at(at)), "r"(b_at(at + 4)), "f"(from[0]), "f"(from[1]), "f"(from[64]), "f"(from[65]));
 }
 extern "C" __global__ void mma_tf32_k4(const float* a, const float* b, const float* c, float* d) {
   FRAGMENTS(4, 1)
@@ -54,30 +51,30 @@ extern "C" __global__ void mma_tf32_k4(const float* a, const float* b, const flo
       : "r"(a_at(g, at)), "r"(a_at(g + 8, at)), "r"(b_at(at)), "f"(from[0]), "f"(from[1]),
         "f"(from[64]), "f"(from[65]));
 }
-#define MMA_K16(name, type)                                                                     \
-  extern "C" __global__ void name(const uint16_t* a, const uint16_t* b, const float* c,         \
-                                  float* d) {                                                   \
-    FRAGMENTS(16, 2)                                                                            \
-    const float* from = c + g * 8 + 2 * q;                                                      \
-    float* to = d + g * 8 + 2 * q;                                                              \
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." type "." type                         \
-                 ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%11,%12,%13};"               \
-                 : "=f"(to[0]), "=f"(to[1]), "=f"(to[64]), "=f"(to[65])                         \
-                 : "r"(a_at(g, at)), "r"(a_at(g + 8, at)), "r"(a_at(g, at + 8)),                \
-                   "r"(a_at(g + 8, at + 8)), "r"(b_at(at)), "r"(b_at(at + 8)), "f"(from[0]),    \
-                   "f"(from[1]), "f"(from[64]), "f"(from[65]));                                 \
+#define MMA_K16(name, type)                                                                  \
+  extern "C" __global__ void name(const uint16_t* a, const uint16_t* b, const float* c,      \
+                                  float* d) {                                                \
+    FRAGMENTS(16, 2)                                                                         \
+    const float* from = c + g * 8 + 2 * q;                                                   \
+    float* to = d + g * 8 + 2 * q;                                                           \
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." type "." type                      \
+                 ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%11,%12,%13};"            \
+                 : "=f"(to[0]), "=f"(to[1]), "=f"(to[64]), "=f"(to[65])                      \
+                 : "r"(a_at(g, at)), "r"(a_at(g + 8, at)), "r"(a_at(g, at + 8)),             \
+                   "r"(a_at(g + 8, at + 8)), "r"(b_at(at)), "r"(b_at(at + 8)), "f"(from[0]), \
+                   "f"(from[1]), "f"(from[64]), "f"(from[65]));                              \
   }
-#define MMA_K8(name, type)                                                                      \
-  extern "C" __global__ void name(const uint16_t* a, const uint16_t* b, const float* c,         \
-                                  float* d) {                                                   \
-    FRAGMENTS(8, 2)                                                                             \
-    const float* from = c + g * 8 + 2 * q;                                                      \
-    float* to = d + g * 8 + 2 * q;                                                              \
-    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32." type "." type                          \
-                 ".f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%7,%8,%9,%10};"                           \
-                 : "=f"(to[0]), "=f"(to[1]), "=f"(to[64]), "=f"(to[65])                         \
-                 : "r"(a_at(g, at)), "r"(a_at(g + 8, at)), "r"(b_at(at)), "f"(from[0]),         \
-                   "f"(from[1]), "f"(from[64]), "f"(from[65]));                                 \
+#define MMA_K8(name, type)                                                              \
+  extern "C" __global__ void name(const uint16_t* a, const uint16_t* b, const float* c, \
+                                  float* d) {                                           \
+    FRAGMENTS(8, 2)                                                                     \
+    const float* from = c + g * 8 + 2 * q;                                              \
+    float* to = d + g * 8 + 2 * q;                                                      \
+    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32." type "." type                  \
+                 ".f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%7,%8,%9,%10};"                   \
+                 : "=f"(to[0]), "=f"(to[1]), "=f"(to[64]), "=f"(to[65])                 \
+                 : "r"(a_at(g, at)), "r"(a_at(g + 8, at)), "r"(b_at(at)), "f"(from[0]), \
+                   "f"(from[1]), "f"(from[64]), "f"(from[65]));                         \
   }
 MMA_K16(mma_f16_k16, "f16")
 MMA_K16(mma_bf16_k16, "bf16")
@@ -201,8 +198,8 @@ extern "C" __global__ void copies_with_zeros(const float2* x, float2* out, int v
   __shared__ float2 stage[64];
   const int t = threadIdx.x;
   const unsigned to = __cvta_generic_to_shared(&stage[t]);
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;"
-               ::"r"(to), "l"(x + t), "r"(t < valid ? 8 : 0));
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(to), "l"(x + t),
+               "r"(t < valid ? 8 : 0));
   asm volatile("cp.async.wait_all;");
   out[t] = stage[t];
 }
