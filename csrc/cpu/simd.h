@@ -144,19 +144,31 @@ struct Vec {
   static FUSEDRNN_INLINE Bits sign_bit() { return Vec(T(-0.0)).bits(); }
 };
 
+// What makes of a and b the two vectors in which the lanes of b with bit d clear and those of a
+// with it set have changed places. (In numbers of lanes of a, then b.)
+template <class T>
+struct Exchange {
+  typename Lanes<T>::Bits low, high;
+};
+template <class T>
+FUSEDRNN_INLINE Exchange<T> exchange_of(int d) {
+  constexpr int kLanes = Vec<T>::kLanes;
+  Exchange<T> e = {};
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; ++i) {
+    e.low[i] = i & d ? kLanes + i - d : i;
+    e.high[i] = i & d ? kLanes + i : i + d;
+  }
+  return e;
+}
+
 // Rows of a square of vectors become its columns: row i of the result has lane i of every row.
 template <class T>
 FUSEDRNN_INLINE void transpose_square(Vec<T> (&rows)[Vec<T>::kLanes]) {
   constexpr int kLanes = Vec<T>::kLanes;
 #pragma GCC unroll 4
   for (int d = 1; d < kLanes; d *= 2) {
-    // Squares of d by d change places across the diagonal of those of 2d by 2d.
-    typename Lanes<T>::Bits low = {}, high = {};
-#pragma GCC unroll 16
-    for (int i = 0; i < kLanes; ++i) {
-      low[i] = i & d ? kLanes + i - d : i;
-      high[i] = i & d ? kLanes + i : i + d;
-    }
+    const auto [low, high] = exchange_of<T>(d);
 #pragma GCC unroll 16
     for (int i = 0; i < kLanes; ++i) {
       if (i & d) continue;
@@ -173,13 +185,7 @@ FUSEDRNN_INLINE Vec<T> sums_of_rows(Vec<T> (&rows)[Vec<T>::kLanes]) {
   constexpr int kLanes = Vec<T>::kLanes;
 #pragma GCC unroll 4
   for (int d = 1; d < kLanes; d *= 2) {
-    // Lanes whose bit d is clear go on with row i, the others with row i + d.
-    typename Lanes<T>::Bits low = {}, high = {};
-#pragma GCC unroll 16
-    for (int i = 0; i < kLanes; ++i) {
-      low[i] = i & d ? kLanes + i - d : i;
-      high[i] = i & d ? kLanes + i : i + d;
-    }
+    const auto [low, high] = exchange_of<T>(d);
 #pragma GCC unroll 16
     for (int i = 0; i < kLanes; i += 2 * d) {
       const auto a = rows[i].native, b = rows[i + d].native;
