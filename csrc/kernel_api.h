@@ -29,6 +29,9 @@ inline __attribute__((always_inline)) int64_t step_at(const Steps& s, int64_t p)
   return s.descending ? s.T - 1 - p : p;
 }
 
+// The most sequences for which a time loop reads weights as torch stores them.
+constexpr int kFewRows = 3;
+
 // Blocks of units [begin, end). Steps walk them in turns from the first and from the last: the next
 // step then begins with the weights that are still in the nearest cache.
 struct Blocks {
@@ -50,7 +53,9 @@ struct ForwardArgs {
   int64_t N, H, P;
   bool keep;  // keep what backward needs: h_in, c_in, saved and emit then hold every row
 
-  const T* panels[kMaxStages];  // packed recurrent weights, see pack_gates
+  // Recurrent weights of each stage, packed by pack_gates, or as torch stores them, the other null.
+  const T* panels[kMaxStages];
+  const T* weight[kMaxStages];  // [gates * width, K], for at most kFewRows sequences
   const T* bias[kMaxStages];    // [block][2][gates * blocks * lanes]: b_ih, then b_hh; zero padded
   const T* gates_x;             // [chunk rows, G*H]: x W, without bias
 
@@ -69,7 +74,12 @@ struct BackwardArgs {
   Steps steps;
   int64_t N, H, P;
 
-  const T* panels[kMaxStages];  // packed for δ U, see pack_columns
+  // Recurrent weights of each stage, packed by pack_columns, or as torch stores them, the other
+  // null.
+  const T* panels[kMaxStages];
+  const T* weight[kMaxStages];  // [gates * width, K], for at most kFewRows sequences
+  T* few_sums;                  // [kFewRows, few_ld], where weight is used
+  int64_t few_ld;               // at least K of every stage, whole vectors
   const T* saved;               // [S, kSaved*H]
   const T* h_in;                // [S, P]
   const T* c_in;                // [S, H]
@@ -92,8 +102,8 @@ struct PackGatesArgs {
   const T* bias_h;  // [gates * width] or null
   int64_t gates, width, K;
   int64_t block_begin, block_end;
-  T* panels;
-  T* bias;  // [block][2][gates][units], or null where not wanted
+  T* panels;  // or null where not wanted
+  T* bias;    // [block][2][gates][units], or null where not wanted
 };
 
 // Columns of a matrix [K, N] to panels [block][K][units], zero padded.
@@ -122,6 +132,16 @@ struct GemmArgs {
   int64_t whole_K = 0;  // of the whole sum where this product is a part of it, else 0
 };
 
+// Blocks of columns of c = a b^T, b as torch stores a weight.
+template <class T>
+struct GemmAsStoredArgs {
+  const T* a;  // [M, K]
+  const T* b;  // [N, K]
+  T* c;        // [M, N]
+  int64_t M, N, K;
+  int64_t block_begin, block_end;
+};
+
 template <class T>
 struct DtypeKernels {
   // First enter, then for each position the stages in order; backward: the stages from last to
@@ -131,10 +151,11 @@ struct DtypeKernels {
   void (*backward[kCellCount])(const BackwardArgs<T>&, const Part&);
 
   int64_t (*gates_block)(int64_t gates);  // units in a block of pack_gates
-  int64_t (*columns_block)();             // units in a block of pack_columns
+  int64_t (*columns_block)();             // units in a block of pack_columns and gemm_as_stored
   void (*pack_gates)(const PackGatesArgs<T>&);
   void (*pack_columns)(const PackColumnsArgs<T>&);
   void (*gemm)(const GemmArgs<T>&);
+  void (*gemm_as_stored)(const GemmAsStoredArgs<T>&);
 
   // out[j] (+)= Σ_rows m[row, j] for columns [begin, end), rows in fixed blocks.
   void (*sum_rows)(const T* m, int64_t rows, int64_t ld, int64_t begin, int64_t end, T* out,

@@ -58,7 +58,8 @@ void pack_gates(const PackGatesArgs<T>& a) {
       const int64_t u = block * units + column % units;
       const int64_t row = column / units * a.width + u;
       const int inside = static_cast<int>(max64(0, min64(kLanes, a.width - u)));
-      transpose(a.weight + (inside ? row * a.K : 0), a.K, inside, a.K, panel + column, columns);
+      if (a.panels)
+        transpose(a.weight + (inside ? row * a.K : 0), a.K, inside, a.K, panel + column, columns);
       if (!bias) continue;
       for (int i = 0; i < kLanes; ++i) {
         bias[column + i] = i < inside && a.bias_x ? a.bias_x[row + i] : T(0);
@@ -153,8 +154,7 @@ void gemm_rows(const GemmArgs<T>& a) {
         const T* panel = a.panels + (block * a.K + k0) * kUnits;
         for_tiles(kMaxRows, m0, m1, [&](int64_t first, int64_t count) {
           prefetch_tile(count, min64(kUnits, a.N - u), a.c + first * a.c_ld + u, a.c_ld);
-          product<T, kVectors>(count, a.a + first * a.a_ld + k0, a.a_ld, terms, panel, {},
-                               tile);
+          product<T, kVectors>(count, a.a + first * a.a_ld + k0, a.a_ld, terms, panel, {}, tile);
           store_tile(tile, count, min64(kUnits, a.N - u), a.c + first * a.c_ld + u, a.c_ld,
                      a.accumulate || k0 > 0);
         });

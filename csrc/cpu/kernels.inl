@@ -10,6 +10,7 @@
 // is the mirror: the tile is d_h of a block of units, and the derivative of the step before runs on
 // it.
 #include "../kernel_api.h"
+#include "few.h"
 #include "gemm.h"
 #include "tile.h"
 
@@ -158,8 +159,14 @@ FUSEDRNN_INLINE void forward_stage(const ForwardArgs<T>& a, const Position& at,
                                 sums + b * V::kLanes);
     });
   };
-  products<T, kVectors>(at.begin, at.end, source, K, K, a.panels[s], blocks, a.bias[s] + kWidth,
-                        2 * kWidth, cells);
+  const T* bias_h = a.bias[s] + kWidth;
+  if (a.weight[s]) {
+    products_as_stored<T, kStage.gates>(at.begin, at.end, source, K, K, a.weight[s], width, blocks,
+                                        bias_h, 2 * kWidth, cells);
+  } else {
+    products<T, kVectors>(at.begin, at.end, source, K, K, a.panels[s], blocks, bias_h, 2 * kWidth,
+                          cells);
+  }
 }
 
 // Row of h_in at which position p begins: all rows are kept, or two steps take turns.
@@ -209,28 +216,38 @@ void forward(const ForwardArgs<T>& a, const Part& part) {
 
 // --- Backward -----------------------------------------------------------------------------------
 
-// Calls body(units, u, first, count, sums, sums_ld) for every vector of units of [0, width) and every
-// sequence of [at.begin, end), some at a time, with their sums over a stage's deltas times its
+// Calls body(units, u, first, count, sums, sums_ld) for every vector of units of [0, width) and
+// every sequence of [begin, end), some at a time, with their sums over a stage's deltas times its
 // weight; zero for the sequences from `product_end` on.
 template <class T, class Body>
-FUSEDRNN_INLINE void backward_product(const T* delta, int64_t ld, int64_t K, const T* panels,
-                                      int64_t begin, int64_t product_end, int64_t end,
-                                      int64_t width, Blocks blocks, const Body& body) {
+FUSEDRNN_INLINE void backward_product(const BackwardArgs<T>& a, int stage, const T* delta,
+                                      int64_t ld, int64_t K, int64_t begin, int64_t product_end,
+                                      int64_t end, int64_t width, Blocks blocks, const Body& body) {
   constexpr int kLanes = Vec<T>::kLanes;
   constexpr int kUnits = kColumnBlocks * kLanes;
-  products<T, kColumnBlocks>(
-      begin, product_end, delta, ld, K, panels, blocks, static_cast<const T*>(nullptr), 0,
-      [&](int64_t block, int64_t first, int64_t count, const T* sums) {
-        for_units<T, kColumnBlocks>(block * kUnits, width, [&](auto units, int64_t u, int b) {
-          body(units, u, first, count, sums + b * kLanes, kUnits);
-        });
+  const int64_t first_unit = blocks.begin * kUnits, last_unit = min64(width, blocks.end * kUnits);
+  if (a.weight[stage]) {
+    if (begin < product_end) {
+      sum_as_stored(begin, product_end, delta, ld, K, a.weight[stage], width, first_unit, last_unit,
+                    a.few_sums, a.few_ld);
+      for_units_of<T>(first_unit, last_unit, [&](auto units, int64_t u) {
+        body(units, u, begin, product_end - begin, a.few_sums + u, a.few_ld);
       });
+    }
+  } else {
+    products<T, kColumnBlocks>(
+        begin, product_end, delta, ld, K, a.panels[stage], blocks, static_cast<const T*>(nullptr),
+        0, [&](int64_t block, int64_t first, int64_t count, const T* sums) {
+          for_units<T, kColumnBlocks>(block * kUnits, width, [&](auto units, int64_t u, int b) {
+            body(units, u, first, count, sums + b * kLanes, kUnits);
+          });
+        });
+  }
   if (product_end >= end) return;
   alignas(64) const T zeros[kLanes] = {};
-  for (int64_t block = blocks.begin; block < blocks.end; ++block)
-    for_units<T, kColumnBlocks>(block * kUnits, width, [&](auto units, int64_t u, int) {
-      body(units, u, product_end, end - product_end, zeros, 0);
-    });
+  for_units_of<T>(first_unit, last_unit, [&](auto units, int64_t u) {
+    body(units, u, product_end, end - product_end, zeros, 0);
+  });
 }
 
 // The gradient of stage s's product, as the source of the product that takes it one stage back.
@@ -328,7 +345,7 @@ FUSEDRNN_INLINE void backward_stage(const BackwardArgs<T>& a, const Position& at
   const T* delta_in =
       delta_of<T, Cell, kConsumer>(a, product_end > at.begin ? consumer_row : at.row);
   backward_product<T>(
-      delta_in, ld, K, a.panels[kConsumer], at.begin, product_end, at.end, width, blocks,
+      a, kConsumer, delta_in, ld, K, at.begin, product_end, at.end, width, blocks,
       [&](auto units, int64_t u, int64_t first, int64_t count, const T* sums, int64_t sums_ld) {
         backward_cells<T, Cell, s>(a, at, units, u, first, count, sums, sums_ld);
       });
@@ -337,18 +354,17 @@ FUSEDRNN_INLINE void backward_stage(const BackwardArgs<T>& a, const Position& at
 // Sequences that leave take the gradient of the state they came with.
 template <class T, class Cell>
 FUSEDRNN_INLINE void backward_leave(const BackwardArgs<T>& a, const Position& at, Blocks blocks) {
-  backward_product<T>(delta_of<T, Cell, 0>(a, at.row), Cell::kGates * a.H,
-                      Cell::stage(0).gates * a.H, a.panels[0], at.leaving, at.end, at.end, a.P,
-                      blocks,
-                      [&](auto units, int64_t u, int64_t first, int64_t count, const T* sums,
-                          int64_t sums_ld) {
-                        T* out = a.d_h + first * a.P + u;
-                        for (int64_t r = 0; r < count; ++r, out += a.P, sums += sums_ld) {
-                          Vec<T> d_h = Vec<T>::load(sums);
-                          if constexpr (Cell::kCarriesH) d_h += units.load(out);
-                          units.store(d_h, out);
-                        }
-                      });
+  backward_product<T>(
+      a, 0, delta_of<T, Cell, 0>(a, at.row), Cell::kGates * a.H, Cell::stage(0).gates * a.H,
+      at.leaving, at.end, at.end, a.P, blocks,
+      [&](auto units, int64_t u, int64_t first, int64_t count, const T* sums, int64_t sums_ld) {
+        T* out = a.d_h + first * a.P + u;
+        for (int64_t r = 0; r < count; ++r, out += a.P, sums += sums_ld) {
+          Vec<T> d_h = Vec<T>::load(sums);
+          if constexpr (Cell::kCarriesH) d_h += units.load(out);
+          units.store(d_h, out);
+        }
+      });
 }
 
 // Runs stage `part.stage` of one position, or what comes after its stages where that is kStages.
@@ -378,6 +394,7 @@ constexpr DtypeKernels<T> dtype_kernels() {
           .pack_gates = &pack_gates<T>,
           .pack_columns = &pack_columns<T>,
           .gemm = &gemm<T>,
+          .gemm_as_stored = &gemm_as_stored<T>,
           .sum_rows = &sum_rows<T>};
 }
 #undef FUSEDRNN_FORWARD

@@ -86,12 +86,15 @@ void split(Runtime& runtime, int64_t n, int64_t least,
 template <class T>
 class Panels {
  public:
+  // as_stored: the time loop takes the weights themselves; only the biases are packed.
+  explicit Panels(bool as_stored) : as_stored_(as_stored) {}
+
   void lay_out_forward(Arena& arena, const Layer& layer, const DtypeKernels<T>& kernels,
                        const Weights<const T>* w) {
     each_stage(layer, w, [&](int d, int s, const StageWeight<T>& sw) {
       const int64_t units = kernels.gates_block(sw.gates);
       blocks_[d][s] = blocks(sw.width, units);
-      panels_[d][s] = arena.take<T>(blocks_[d][s] * units * sw.gates * sw.K);
+      if (!as_stored_) panels_[d][s] = arena.take<T>(blocks_[d][s] * units * sw.gates * sw.K);
       bias_[d][s] = arena.take<T>(blocks_[d][s] * units * sw.gates * 2);
     });
   }
@@ -101,7 +104,7 @@ class Panels {
     each_stage(layer, w, [&](int d, int s, const StageWeight<T>& sw) {
       const int64_t units = kernels.columns_block();
       blocks_[d][s] = blocks(sw.K, units);
-      panels_[d][s] = arena.take<T>(blocks_[d][s] * units * sw.gates * sw.width);
+      if (!as_stored_) panels_[d][s] = arena.take<T>(blocks_[d][s] * units * sw.gates * sw.width);
     });
   }
 
@@ -117,6 +120,7 @@ class Panels {
 
   void pack_backward(const Layer& layer, const DtypeKernels<T>& kernels, Runtime& runtime,
                      const Weights<const T>* w) const {
+    if (as_stored_) return;
     each_stage(layer, w, [&](int d, int s, const StageWeight<T>& sw) {
       split(runtime, blocks_[d][s], 1, [&](int64_t begin, int64_t end) {
         kernels.pack_columns(
@@ -125,7 +129,15 @@ class Panels {
     });
   }
 
-  const T* panel(int d, int s) const { return panels_[d][s]; }
+  // The weights of a stage in the arguments of a time loop, in one of two forms.
+  template <class Args>
+  void give(const Layer& layer, const Weights<const T>* w, int d, Args& args) const {
+    for (int s = 0; s < layer.info().stages; ++s) {
+      args.panels[s] = panels_[d][s];
+      args.weight[s] =
+          as_stored_ ? stage_weight(layer, layer.info().stage[s], w[d]).weight : nullptr;
+    }
+  }
   const T* bias(int d, int s) const { return bias_[d][s]; }
 
  private:
@@ -136,6 +148,7 @@ class Panels {
         body(d, s, stage_weight(layer, layer.info().stage[s], w[d]));
   }
 
+  const bool as_stored_;
   int64_t blocks_[2][kMaxStages] = {};
   T* panels_[2][kMaxStages] = {};
   T* bias_[2][kMaxStages] = {};
@@ -200,6 +213,15 @@ class Factor {
   int64_t K_ = 0, N_ = 0, blocks_ = 0;
   T* panels_ = nullptr;
 };
+
+// c = a b^T, a [M, K], b [N, K] a weight as torch stores it.
+template <class T>
+void multiply_as_stored(const DtypeKernels<T>& kernels, Runtime& runtime, const T* a, int64_t M,
+                        const T* b, int64_t N, int64_t K, T* c) {
+  split(runtime, blocks(N, kernels.columns_block()), 1, [&](int64_t begin, int64_t end) {
+    kernels.gemm_as_stored({a, b, c, M, N, K, begin, end});
+  });
+}
 
 // What forward keeps of one direction. The same row of each belongs to the same step.
 template <class T>
@@ -334,14 +356,16 @@ void layer_forward(const Layer& layer, const DtypeKernels<T>& kernels, Runtime& 
   const Plan plan = make_plan(seq, columns, P, layer.D, runtime.threads(), kForwardChunkValues);
   log_plan(layer, keep ? "forward for training" : "forward", plan);
 
-  Panels<T> panels;
+  const bool x_as_stored = reads_as_stored(seq.rows(), layer.I);
+
+  Panels<T> panels(plan.as_stored);
   Factor<T> w_ih[2];
   ForwardArgs<T> fwd[2] = {};
   T* gates_x[2] = {};
   allocate(runtime, [&](Arena& arena) {
     panels.lay_out_forward(arena, layer, kernels, args.w);
     for (int d = 0; d < layer.D; ++d) {
-      w_ih[d].lay_out(arena, kernels, layer.I, columns);
+      if (!x_as_stored) w_ih[d].lay_out(arena, kernels, layer.I, columns);
       gates_x[d] = arena.take<T>(widest_chunk(seq, plan) * columns);
       if (keep) continue;
       fwd[d].h_in = arena.take<T>(2 * N * P);
@@ -351,18 +375,13 @@ void layer_forward(const Layer& layer, const DtypeKernels<T>& kernels, Runtime& 
       }
     }
   });
-  panels.pack_forward(layer, kernels, runtime, args.w);
-  for (int d = 0; d < layer.D; ++d)
-    w_ih[d].pack_transposed(kernels, runtime, args.w[d].w_ih, layer.I);
 
   for (int d = 0; d < layer.D; ++d) {
     ForwardArgs<T>& a = fwd[d];
     a.N = N, a.H = H, a.P = P;
     a.keep = keep;
-    for (int s = 0; s < info.stages; ++s) {
-      a.panels[s] = panels.panel(d, s);
-      a.bias[s] = panels.bias(d, s);
-    }
+    panels.give(layer, args.w, d, a);
+    for (int s = 0; s < info.stages; ++s) a.bias[s] = panels.bias(d, s);
     a.gates_x = gates_x[d];
     a.h = args.h + d * N * P;
     a.c = info.has_c ? args.c + d * N * H : nullptr;
@@ -384,16 +403,26 @@ void layer_forward(const Layer& layer, const DtypeKernels<T>& kernels, Runtime& 
     loop.stages.push_back(
         {s, blocks(stage.projects ? P : H, kernels.gates_block(stage.gates)), false});
   }
-  for (int64_t begin = 0; begin < seq.T; begin += plan.chunk_steps) {
-    const int64_t end = std::min(seq.T, begin + plan.chunk_steps);
-    for (int d = 0; d < layer.D; ++d) {
-      fwd[d].steps = chunk_steps(seq, begin, end, d == 1);
-      const int64_t rows = chunk_rows(seq, fwd[d].steps);
-      w_ih[d].multiply(kernels, runtime, args.x + fwd[d].steps.first_row * layer.I, layer.I, false,
-                       rows, gates_x[d], columns, false);
+  runtime.together([&] {
+    panels.pack_forward(layer, kernels, runtime, args.w);
+    for (int d = 0; d < layer.D && !x_as_stored; ++d)
+      w_ih[d].pack_transposed(kernels, runtime, args.w[d].w_ih, layer.I);
+    for (int64_t begin = 0; begin < seq.T; begin += plan.chunk_steps) {
+      const int64_t end = std::min(seq.T, begin + plan.chunk_steps);
+      for (int d = 0; d < layer.D; ++d) {
+        fwd[d].steps = chunk_steps(seq, begin, end, d == 1);
+        const int64_t rows = chunk_rows(seq, fwd[d].steps);
+        const T* x = args.x + fwd[d].steps.first_row * layer.I;
+        if (x_as_stored) {
+          multiply_as_stored(kernels, runtime, x, rows, args.w[d].w_ih, columns, layer.I,
+                             gates_x[d]);
+        } else {
+          w_ih[d].multiply(kernels, runtime, x, layer.I, false, rows, gates_x[d], columns, false);
+        }
+      }
+      run(runtime, plan, loop);
     }
-    run(runtime, plan, loop);
-  }
+  });
 }
 
 template <class T>
@@ -415,7 +444,7 @@ void layer_backward(const Layer& layer, const DtypeKernels<T>& kernels, Runtime&
   const Plan plan = make_plan(seq, columns, P, layer.D, runtime.threads(), kBackwardChunkValues);
   log_plan(layer, "backward", plan);
 
-  Panels<T> panels;
+  Panels<T> panels(plan.as_stored);
   Factor<T> w_ih[2];
   ChunkFactors<T> factors;
   BackwardArgs<T> bwd[2] = {};
@@ -430,18 +459,18 @@ void layer_backward(const Layer& layer, const DtypeKernels<T>& kernels, Runtime&
       bwd[d].delta = arena.take<T>(rows * columns);
       bwd[d].delta_x = info.separate_deltas ? arena.take<T>(rows * columns) : bwd[d].delta;
       if (info.projects) bwd[d].delta_proj = arena.take<T>(rows * P);
+      if (plan.as_stored) {
+        bwd[d].few_ld = blocks(std::max(H, P), kernels.columns_block()) * kernels.columns_block();
+        bwd[d].few_sums = arena.take<T>(kFewRows * bwd[d].few_ld);
+      }
     }
   });
-  panels.pack_backward(layer, kernels, runtime, args.w);
-  for (int d = 0; d < layer.D && args.d_x; ++d)
-    w_ih[d].pack(kernels, runtime, args.w[d].w_ih, layer.I, columns);
-
   Kept<const T> keep[2];
   for (int d = 0; d < layer.D; ++d) {
     BackwardArgs<T>& a = bwd[d];
     keep[d] = kept(layer, args.reserve, d);
     a.N = N, a.H = H, a.P = P;
-    for (int s = 0; s < info.stages; ++s) a.panels[s] = panels.panel(d, s);
+    panels.give(layer, args.w, d, a);
     a.saved = keep[d].saved;
     a.h_in = keep[d].h_in;
     a.c_in = keep[d].c_in;
@@ -460,20 +489,25 @@ void layer_backward(const Layer& layer, const DtypeKernels<T>& kernels, Runtime&
         {s, blocks(info.stage[s].projects ? P : H, kernels.columns_block()), false});
   }
   loop.stages.push_back({info.stages, blocks(P, kernels.columns_block()), true});
-  for (int64_t begin = 0; begin < seq.T; begin += plan.chunk_steps) {
-    const int64_t end = std::min(seq.T, begin + plan.chunk_steps);
-    for (int d = 0; d < layer.D; ++d) bwd[d].steps = chunk_steps(seq, begin, end, d == 0);
-    run(runtime, plan, loop);
-    for (int d = 0; d < layer.D; ++d) {
-      const int64_t first_row = bwd[d].steps.first_row, rows = chunk_rows(seq, bwd[d].steps);
-      if (args.d_x) {
-        w_ih[d].multiply(kernels, runtime, bwd[d].delta_x, columns, false, rows,
-                         args.d_x + first_row * layer.I, layer.I, layer.D == 2);
+  runtime.together([&] {
+    panels.pack_backward(layer, kernels, runtime, args.w);
+    for (int d = 0; d < layer.D && args.d_x; ++d)
+      w_ih[d].pack(kernels, runtime, args.w[d].w_ih, layer.I, columns);
+    for (int64_t begin = 0; begin < seq.T; begin += plan.chunk_steps) {
+      const int64_t end = std::min(seq.T, begin + plan.chunk_steps);
+      for (int d = 0; d < layer.D; ++d) bwd[d].steps = chunk_steps(seq, begin, end, d == 0);
+      run(runtime, plan, loop);
+      for (int d = 0; d < layer.D; ++d) {
+        const int64_t first_row = bwd[d].steps.first_row, rows = chunk_rows(seq, bwd[d].steps);
+        if (args.d_x) {
+          w_ih[d].multiply(kernels, runtime, bwd[d].delta_x, columns, false, rows,
+                           args.d_x + first_row * layer.I, layer.I, layer.D == 2);
+        }
+        weight_gradients(layer, kernels, runtime, bwd[d], keep[d], args.x, rows, begin > 0, factors,
+                         args.d_w[d]);
       }
-      weight_gradients(layer, kernels, runtime, bwd[d], keep[d], args.x, rows, begin > 0, factors,
-                       args.d_w[d]);
     }
-  }
+  });
 }
 
 template void layer_forward<float>(const Layer&, const DtypeKernels<float>&, Runtime&,

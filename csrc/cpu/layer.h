@@ -19,6 +19,8 @@ class Runtime {
   virtual int64_t threads() const = 0;
   // body(i) for every i in [0, n), in any order, at once or one after another; body never throws.
   virtual void parallel(int64_t n, const std::function<void(int64_t)>& body) = 0;
+  // Runs body, in which calls of parallel may share the same threads. body never throws.
+  virtual void together(const std::function<void()>& body) { body(); }
   // Uninitialised, aligned to 64 bytes, valid until the layer call returns.
   virtual void* scratch(size_t bytes) = 0;
 };

@@ -5,11 +5,11 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
-#include <thread>
 #include <vector>
 
 #include "../kernel_api.h"
 #include "layer.h"
+#include "team.h"
 
 namespace fusedrnn {
 
@@ -45,17 +45,6 @@ void run_by_rows(Runtime& runtime, const Plan& plan, const Loop<Args>& loop) {
     for (int64_t p = loop.begin(); p < loop.end(); ++p)
       for (const StageBlocks& s : loop.stages) loop.kernel(a, {p, s.stage, {0, s.blocks}});
   });
-}
-
-// Waits a little; after a while gives the processor away, for whoever waited for may want it.
-inline void relax(int64_t spins) {
-  if (spins % 256 == 255) {
-    std::this_thread::yield();
-  } else {
-#if defined(__x86_64__)
-    __builtin_ia32_pause();
-#endif
-  }
 }
 
 // Every stage of every position is cut into the same slices of units for each direction, and

@@ -167,6 +167,28 @@ FUSEDRNN_INLINE void transpose_square(Vec<T> (&rows)[Vec<T>::kLanes]) {
   }
 }
 
+// Lane i of the result is the sum of all lanes of rows[i], which are left as anything.
+template <class T>
+FUSEDRNN_INLINE Vec<T> sums_of_rows(Vec<T> (&rows)[Vec<T>::kLanes]) {
+  constexpr int kLanes = Vec<T>::kLanes;
+#pragma GCC unroll 4
+  for (int d = 1; d < kLanes; d *= 2) {
+    // Lanes whose bit d is clear go on with row i, the others with row i + d.
+    typename Lanes<T>::Bits low = {}, high = {};
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i) {
+      low[i] = i & d ? kLanes + i - d : i;
+      high[i] = i & d ? kLanes + i : i + d;
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; i += 2 * d) {
+      const auto a = rows[i].native, b = rows[i + d].native;
+      rows[i].native = __builtin_shuffle(a, b, low) + __builtin_shuffle(a, b, high);
+    }
+  }
+  return rows[0];
+}
+
 // --- What the vector extensions cannot say ------------------------------------------------------
 
 // fma(a, b, c) = a * b + c, rounded once where the instruction set can (the portable build rounds

@@ -76,6 +76,14 @@ FUSEDRNN_INLINE void for_units(int64_t begin, int64_t width, const Body& body) {
   }
 }
 
+// Calls body(units, u) for each vector of units of [begin, end).
+template <class T, class Body>
+FUSEDRNN_INLINE void for_units_of(int64_t begin, int64_t end, const Body& body) {
+  int64_t u = begin;
+  for (; u + Vec<T>::kLanes <= end; u += Vec<T>::kLanes) body(AllLanes<T>(), u);
+  if (u < end) body(FirstLanes<T>{static_cast<int>(end - u)}, u);
+}
+
 template <class T>
 FUSEDRNN_INLINE void copy(const T* from, T* to, int64_t n) {
   for (int64_t i = 0; i < n; ++i) to[i] = from[i];
@@ -170,7 +178,8 @@ FUSEDRNN_INLINE void product_panels(int64_t panels, const T* source, int64_t ld,
   }
 }
 
-// Calls body(first, count) for the rows [begin, end) in tiles of nearly equal height, at most `most`.
+// Calls body(first, count) for the rows [begin, end) in tiles of nearly equal height, at most
+// `most`.
 template <class Body>
 FUSEDRNN_INLINE void for_tiles(int64_t most, int64_t begin, int64_t end, const Body& body) {
   const int64_t n = end - begin;
@@ -189,7 +198,8 @@ constexpr int64_t kRowsNear = 96;
 
 // Products of the rows [begin, end) of a source with the panels of some blocks,
 // [block][K][kVectors]. Calls body(block, first, rows, sums [rows, kVectors * lanes]) for some rows
-// of a block while their sums are in L1, until all are done. starts: [block][kVectors * lanes], start_ld apart, or null.
+// of a block while their sums are in L1, until all are done. starts: [block][kVectors * lanes],
+// start_ld apart, or null.
 template <class T, int kVectors, int kRows = 0, class Body>
 FUSEDRNN_INLINE void for_products(int64_t begin, int64_t end, const T* source, int64_t ld,
                                   int64_t K, const T* panels, Blocks blocks, const T* starts,
@@ -206,8 +216,7 @@ FUSEDRNN_INLINE void for_products(int64_t begin, int64_t end, const T* source, i
       product_panels<T, kVectors, kRows>(
           count, source + begin * ld, ld, K, panels + block * panel_ld, panel_ld,
           {starts ? starts + block * start_ld : nullptr, start_ld, 0}, tile);
-      for (int64_t p = 0; p < count; ++p)
-        body(block + p, begin, kRows, tile + p * kRows * kWidth);
+      for (int64_t p = 0; p < count; ++p) body(block + p, begin, kRows, tile + p * kRows * kWidth);
     }
   } else {
     constexpr int kMaxRows = tile_rows(kVectors);

@@ -31,6 +31,12 @@ struct Call {
     if (packed_input) return {packed.rows(), width};
     return {T, N, width};
   }
+  // Multiply-adds of the products with the weights; to pack a weight takes as long as six rows of
+  // its product. (A double: sizes of tensors that expand from one element overflow integers.)
+  double work() const {
+    const double values = static_cast<double>(info().gates * H) * static_cast<double>((I + P) * D);
+    return values * (static_cast<double>(sequences().rows()) + 6);
+  }
   // Rows for which forward allocates what it keeps: known without reading lengths.
   int64_t reserve_rows() const { return padded ? T * N : packed.rows(); }
 };

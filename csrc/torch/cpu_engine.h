@@ -109,7 +109,7 @@ class CpuEngine {
     args.c = t.c ? data<T>(*t.c) : nullptr;
     args.y = static_cast<T*>(t.y);
     args.reserve = t.reserve ? data<T>(*t.reserve) : nullptr;
-    TorchRuntime runtime(x_);
+    TorchRuntime runtime(x_, call.work());
     layer_forward<T>(call.layer(), kernels_of<T>(kernels()), runtime, args);
   }
 
@@ -126,7 +126,7 @@ class CpuEngine {
       args.w[d] = pointers<const T>(call, call.weights, d);
       if (!t.d_weights.empty()) args.d_w[d] = pointers<T>(call, t.d_weights, d);
     }
-    TorchRuntime runtime(x_);
+    TorchRuntime runtime(x_, call.work());
     layer_backward<T>(call.layer(), kernels_of<T>(kernels()), runtime, args);
   }
 

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "cpu/layer.h"
+#include "cpu/team.h"
 
 namespace fusedrnn_test {
 
@@ -77,7 +78,8 @@ class Fence {
   std::vector<Piece> pieces_;
 };
 
-// Tasks run one after another from the last to the first, or each in a thread of its own.
+// Tasks run one after another from the last to the first, or at once, by a team or each in a thread
+// of its own.
 class FencedRuntime final : public fusedrnn::Runtime {
  public:
   FencedRuntime(Fence& fence, int64_t threads, bool at_once)
@@ -86,6 +88,7 @@ class FencedRuntime final : public fusedrnn::Runtime {
   int64_t threads() const override { return threads_; }
 
   void parallel(int64_t n, const std::function<void(int64_t)>& body) override {
+    if (team_) return team_->parallel(n, body);
     std::vector<std::thread> running;
     for (int64_t i = n - 1; i >= 0; --i) {
       if (at_once_) {
@@ -97,12 +100,25 @@ class FencedRuntime final : public fusedrnn::Runtime {
     for (std::thread& thread : running) thread.join();
   }
 
+  void together(const std::function<void()>& body) override {
+    if (!at_once_) return body();
+    fusedrnn::Team team;
+    team_ = &team;
+    std::vector<std::thread> helpers;
+    for (int64_t i = 1; i < threads_; ++i) helpers.emplace_back([&] { team.help(); });
+    body();
+    team.close();
+    for (std::thread& helper : helpers) helper.join();
+    team_ = nullptr;
+  }
+
   void* scratch(size_t bytes) override { return fence_.take_bytes("scratch", bytes, 0); }
 
  private:
   Fence& fence_;
   int64_t threads_;
   bool at_once_;
+  fusedrnn::Team* team_ = nullptr;
 };
 
 }  // namespace fusedrnn_test
