@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import NoReturn
 
 from . import machine, results, runner, shapes
 
@@ -38,6 +39,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--isa", choices=["avx2"], help="keep ours and torch.nn on AVX2")
     run.add_argument("--quiet", action="store_true", help="no progress bar")
+    run.add_argument(
+        "--device",
+        help="cuda or cuda:N: on a GPU, beside torch.nn (cuDNN) alone; without threads or floors",
+    )
     run.add_argument("--out", type=Path, required=True, metavar="FILE.json")
 
     report = commands.add_parser("report", help="render results as Markdown and PNGs")
@@ -76,6 +81,8 @@ def _run(arguments: argparse.Namespace) -> None:
     if not runner.plan(options)[1]:
         raise SystemExit(f"error: no row of {arguments.set} has {arguments.rows!r} in its name")
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    if arguments.device:
+        _run_on_device(options, arguments)
     found = runner.run(options, show_progress=not arguments.quiet)
     results.save(found, arguments.out)
     bad = [row for row in found["rows"] if row["status"] in ("red", "failed")]
@@ -83,6 +90,25 @@ def _run(arguments: argparse.Namespace) -> None:
         print(f"{row['status']}: {row['name']} {row['mode']}: {row['why']}")
     print(f"{len(found['rows'])} rows in {arguments.out}")
     raise SystemExit(1 if bad else 0)
+
+
+def _run_on_device(options: runner.Options, arguments: argparse.Namespace) -> NoReturn:
+    import torch
+
+    from . import device
+
+    if options.rivals:
+        raise SystemExit("error: --device goes with --rivals torch alone")
+    try:
+        chosen = torch.device(arguments.device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it has CUDA
+        raise SystemExit(f"error: --device {arguments.device}: {error}") from None
+    found = device.run(options, chosen)
+    arguments.out.write_text(json.dumps(found, indent=1) + "\n")
+    print(device.as_markdown(found))
+    print(f"{len(found['rows'])} rows in {arguments.out}")
+    raise SystemExit(1 if any(row["status"] == "red" for row in found["rows"]) else 0)
 
 
 def _report(arguments: argparse.Namespace) -> None:

@@ -6,6 +6,7 @@ Nothing here judges a time.
 from __future__ import annotations
 
 import copy
+import json
 import os
 import subprocess
 import sys
@@ -211,3 +212,32 @@ def test_flops_and_floor_of_a_row() -> None:
     found = floors.floor(row, TRAINING, floors.Rates(1, 0.001))
     assert 0 < found["seconds"] <= found["own"]
     assert found["seconds"] >= max(found["compute"], found["memory"] or 0)
+
+
+def test_rows_on_one_device(tmp_path: Path) -> None:
+    """What `--device cuda` does, on the CPU."""
+    out = tmp_path / "device.json"
+    command = [sys.executable, "-m", "benchmarks", "run", "--set", "core", "--rows", "100,1,64,64"]
+    command += ["--cell", "gru", "--seconds", "0.01", "--device", "cpu", "--out", str(out)]
+    done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(out.read_text())
+    assert found["device"]["name"] == "cpu"
+    assert len(found["rows"]) == 2
+    for row in found["rows"]:
+        assert row["status"] == "ok"
+        assert row["ratio"] == row["torch"]["median"] / row["ours"]["median"]
+        assert f"| {row['name']} | {row['mode']} | " in done.stdout
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_not_there_is_named(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks", "run", "--set", "core", "--device", "cuda"]
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path / "x.json")],
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "error: --device cuda: " in done.stderr

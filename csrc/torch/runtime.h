@@ -12,6 +12,13 @@
 
 namespace fusedrnn {
 
+// As new_empty, in huge pages where it is large.
+inline Tensor empty_on_cpu(const Tensor& like, Sizes sizes, ScalarType dtype) {
+  const Tensor t = new_empty(like, sizes, dtype);
+  advise_huge_pages(t.data_ptr(), bytes_of(t));
+  return t;
+}
+
 // Less work than this, in multiply-adds, one thread does alone, in up to 15 µs. A second one saves
 // 1 µs of it on an idle machine, and where another process holds its core, costs hundreds. (A step
 // of an LSTM, N = 1, I = H = 64: 20 µs by one thread; by two 19, or 200 beside another process.)
@@ -41,13 +48,6 @@ class Crowd {
   static constexpr int kCallsAlone = 8;
   inline static std::atomic<Clock::rep> until_{0};
 };
-
-// As new_empty, in huge pages where it is large.
-inline Tensor empty_on_cpu(const Tensor& like, Sizes sizes, ScalarType dtype) {
-  const Tensor t = new_empty(like, sizes, dtype);
-  advise_huge_pages(t.data_ptr(), bytes_of(t));
-  return t;
-}
 
 class TorchRuntime final : public Runtime {
  public:
