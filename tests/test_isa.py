@@ -218,7 +218,8 @@ def check_config(text: str, isa: str, threads: int, forced: bool) -> None:
     assert facts["instruction set chosen"].split()[0] == isa
     assert ("FUSEDRNN_ISA" in facts["instruction set chosen"]) == forced
     assert int(facts["threads"].split()[0]) == threads
-    assert re.match("not there: .", facts["CUDA library"])
+    # Whether the library was built or not, a torch without CUDA has no use for it.
+    assert re.match("not (there|loaded): .", facts["CUDA library"])
 
 
 def test_show_config(capsys: pytest.CaptureFixture[str]) -> None:
