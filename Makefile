@@ -1,6 +1,7 @@
 # make demo   trains the demo: names -> languages     make demo SHORT=1; make demo NAMES="Garcia Müller"
 # make test   runs the tests                          make test ARGS="-k gru"; make test WORKERS=2
 # make bench  times against torch.nn and rivals       make bench BENCH="--set packed"; make bench-report
+# make selftest   checks and times every layer, and writes a report   make selftest DEVICE=cuda
 # make lint, make sanitize, make build, make environment, make clean
 #
 # Everything runs in the environment VENV. A VENV that does not exist is made and gets the pinned
@@ -18,7 +19,11 @@ BENCH ?= --set core --rivals torch,ort,openvino,jax
 RESULTS ?= benchmarks/results/core.json
 CXX_FILES = $(shell find csrc tests benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: build demo test bench bench-report lint sanitize environment clean
+# Of the selftest, and the folder of its report.
+DEVICE ?= cuda
+REPORT ?= build
+
+.PHONY: selftest build demo test bench bench-report lint sanitize environment clean
 
 build: $(STATE)/requirements
 	$(PY) setup.py -q build_ext --inplace
@@ -38,6 +43,10 @@ bench: build $(STATE)/requirements-bench
 
 bench-report: $(STATE)/requirements-bench
 	$(PY) -m benchmarks report benchmarks/results/*.json --docs docs/benchmarks.md --readme README.md
+
+selftest: build
+	@mkdir -p $(REPORT)
+	$(PY) -m fusedrnn.selftest --device $(DEVICE) --out $(REPORT) $(if $(filter cpu,$(DEVICE)),--quick)
 
 lint: $(STATE)/requirements-dev
 	$(PY) -m ruff check .

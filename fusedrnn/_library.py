@@ -127,7 +127,7 @@ def cuda_problem(index: int) -> str:
     if capability < 75:
         return f"{name}; fusedrnn needs sm_75 or later"
     return (
-        f"{name}, but the CUDA library was compiled for {CUDA.architectures()}: build fusedrnn "
+        f"{name}, and the CUDA library was compiled for {CUDA.architectures()}: build fusedrnn "
         f"again with FUSEDRNN_CUDA_ARCH={capability}"
     )
 

@@ -55,7 +55,7 @@ def on_gpu(shape: tuple[int, ...]) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("library", "capability", "message"),
     [
-        (CI, (7, 5), r"Old GPU \(sm_75\), but .* compiled for sm_80, sm_90: .*CUDA_ARCH=75"),
+        (CI, (7, 5), r"Old GPU \(sm_75\), and .* compiled for sm_80, sm_90: .*CUDA_ARCH=75"),
         (CI, (7, 0), r"Old GPU \(sm_70\); fusedrnn needs sm_75 or later"),
         (CudaLibrary(None, "_cuda.so is not in x"), (8, 0), "is not loaded: _cuda.so is not in x"),
         (CudaLibrary(None, "_cuda.so is not in x"), None, "is not loaded: _cuda.so is not in x"),

@@ -6,6 +6,8 @@ import fcntl
 import functools
 import importlib.util
 import sysconfig
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -19,6 +21,15 @@ HERE = Path(__file__).resolve().parent
 CSRC = setup_build.CSRC
 BUILD_DIR = setup_build.ROOT / "build" / "cuda_binding"
 OPS = ("forward", "backward", "_step", "_step_backward")
+
+
+@contextmanager
+def _lock() -> Iterator[None]:
+    """Test processes that run side by side take turns."""
+    BUILD_DIR.mkdir(parents=True, exist_ok=True)
+    with open(BUILD_DIR / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @functools.cache
@@ -35,10 +46,7 @@ def binding() -> ModuleType:
         *(word for path in headers for word in ("-isystem", path)),
     ]
     link = ["-shared", f"-L{setup_build.torch_dir() / 'lib'}", "-ltorch_cpu"]
-    BUILD_DIR.mkdir(parents=True, exist_ok=True)
-    with open(BUILD_DIR / "lock", "w") as lock:
-        # Test processes that run side by side take turns.
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with _lock():
         path = setup_build.ninja_build(BUILD_DIR, "_cuda_binding.so", units, flags, link)
     library = torch.library.Library("fusedrnn_gpu", "DEF")
     for op in OPS:
@@ -60,6 +68,9 @@ def ptx(arch: int) -> tuple[Path, ...]:
     paths = list(engine.ptx(arch))
     for source in sorted((CSRC / "torch_cuda").glob("*.cu")):
         output = folder / f"{source.stem}.ptx"
-        engine.compile_kernel(source, output, f"-arch=compute_{arch}", "-ptx")
+        partial = output.with_suffix(".partial")
+        with _lock():
+            engine.compile_kernel(source, partial, f"-arch=compute_{arch}", "-ptx")
+            partial.rename(output)
         paths.append(output)
     return tuple(paths)
