@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import hashlib
-import importlib.util
 import re
 import shutil
 import subprocess
 import sys
-import sysconfig
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-
-import pybind11
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -26,6 +19,7 @@ BUILD_DIR = ROOT / "build" / "cuda_tests"
 
 sys.path.insert(0, str(ROOT))
 import setup_build
+from tests.modules import load, pybind_flags, turn
 
 NVCC_FLAGS = [
     *("-std=c++20", "-O3", "-lineinfo", "-Werror=all-warnings"),
@@ -53,32 +47,17 @@ def cuda_include() -> Path:
     return Path(found[1].strip())
 
 
-@contextmanager
-def _lock() -> Iterator[None]:
-    """Test processes that run side by side take turns."""
-    BUILD_DIR.mkdir(parents=True, exist_ok=True)
-    with open(BUILD_DIR / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
 @functools.cache
 def host() -> ModuleType:
     """The module of tests/cuda/module.cpp, built first where a source is newer."""
     units = {key: [] for key in [*sorted((CSRC / "cuda").glob("*.cpp")), HERE / "module.cpp"]}
-    # Not ours to keep free of warnings.
-    headers = [pybind11.get_include(), sysconfig.get_path("include")]
     flags = [
         *setup_build.common_flags(),
-        *(word for path in headers for word in ("-isystem", path)),
+        *pybind_flags(),
     ]
-    with _lock():
+    with turn(BUILD_DIR):
         path = setup_build.ninja_build(BUILD_DIR, "_cuda_host.so", units, flags, ["-shared"])
-    spec = importlib.util.spec_from_file_location("_cuda_host", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load(path)
 
 
 def kernel_sources(csrc: Path = CSRC) -> list[Path]:
@@ -109,7 +88,7 @@ def compile_kernel(source: Path, output: Path, *flags: str) -> str:
 def ptx(arch: int, csrc: Path = CSRC, build_dir: Path = BUILD_DIR) -> list[Path]:
     """The kernels' PTX for an architecture (80 is sm_80), one file for each source."""
     folder = build_dir / f"ptx_{arch}_{_digest(csrc)}"
-    with _lock():
+    with turn(BUILD_DIR):
         if not folder.exists():
             partial = folder.with_suffix(".partial")
             shutil.rmtree(partial, ignore_errors=True)

@@ -12,6 +12,7 @@
 #include "cpu/rows.h"
 #include "cuda/estimate.h"
 #include "cuda/layer.h"
+#include "device.h"
 
 namespace fusedrnn_test {
 namespace {
@@ -30,16 +31,8 @@ using Address = uintptr_t;
 // Passes everything on to a Python object with methods of the same names.
 class PythonLauncher final : public Launcher {
  public:
-  explicit PythonLauncher(py::object object) : object_(std::move(object)) {
-    const py::object d = object_.attr("device");
-    device_.capability = d.attr("capability").cast<int>();
-    device_.sms = d.attr("sms").cast<int>();
-    device_.threads_per_sm = d.attr("threads_per_sm").cast<int>();
-    device_.registers_per_sm = d.attr("registers_per_sm").cast<int>();
-    device_.shared_per_block = d.attr("shared_per_block").cast<size_t>();
-    device_.shared_per_sm = d.attr("shared_per_sm").cast<size_t>();
-    device_.shared_reserved = d.attr("shared_reserved").cast<size_t>();
-  }
+  explicit PythonLauncher(py::object object)
+      : object_(std::move(object)), device_(fusedrnn_test::device_of(object_)) {}
 
   const Device& device() const override { return device_; }
 

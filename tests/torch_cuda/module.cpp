@@ -3,6 +3,7 @@
 // tests/torch_cuda/build.py; no part of the package.
 #include <pybind11/pybind11.h>
 
+#include "../cuda/device.h"
 #include "torch/passes.h"
 #include "torch_cuda/gpu_engine.h"
 
@@ -27,14 +28,7 @@ class InterpreterLauncher final : public cuda::TorchLauncher {
   explicit InterpreterLauncher(const Tensor& x) : TorchLauncher(x) {
     check_device(x, "x");
     const py::gil_scoped_acquire gil;
-    const py::object d = device_object().attr("device");
-    device_.capability = d.attr("capability").cast<int>();
-    device_.sms = d.attr("sms").cast<int>();
-    device_.threads_per_sm = d.attr("threads_per_sm").cast<int>();
-    device_.registers_per_sm = d.attr("registers_per_sm").cast<int>();
-    device_.shared_per_block = d.attr("shared_per_block").cast<size_t>();
-    device_.shared_per_sm = d.attr("shared_per_sm").cast<size_t>();
-    device_.shared_reserved = d.attr("shared_reserved").cast<size_t>();
+    device_ = fusedrnn_test::device_of(device_object());
   }
 
   void check_device(const Tensor& t, const char* name) const {

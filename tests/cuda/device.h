@@ -1,0 +1,23 @@
+// The device that a launcher in Python says it has.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include "cuda/launcher.h"
+
+namespace fusedrnn_test {
+
+inline fusedrnn::cuda::Device device_of(const pybind11::object& launcher) {
+  const pybind11::object d = launcher.attr("device");
+  fusedrnn::cuda::Device device = {};
+  device.capability = d.attr("capability").cast<int>();
+  device.sms = d.attr("sms").cast<int>();
+  device.threads_per_sm = d.attr("threads_per_sm").cast<int>();
+  device.registers_per_sm = d.attr("registers_per_sm").cast<int>();
+  device.shared_per_block = d.attr("shared_per_block").cast<size_t>();
+  device.shared_per_sm = d.attr("shared_per_sm").cast<size_t>();
+  device.shared_reserved = d.attr("shared_reserved").cast<size_t>();
+  return device;
+}
+
+}  // namespace fusedrnn_test
