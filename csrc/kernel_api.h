@@ -78,7 +78,7 @@ struct BackwardArgs {
   // null.
   const T* panels[kMaxStages];
   const T* weight[kMaxStages];  // [gates * width, K], for at most kFewRows sequences
-  T* few_sums;                  // [kFewRows, few_ld], where weight is used
+  T* few_sums;                  // [kFewRows, few_ld], a row a sequence, where weight is used
   int64_t few_ld;               // at least K of every stage, whole vectors
   const T* saved;               // [S, kSaved*H]
   const T* h_in;                // [S, P]

@@ -57,7 +57,7 @@ void dots(const T* source, int64_t ld, const T* weight, int inside, int64_t K, T
     if (i0 + kDots<T> <= inside) {
       add_dots<T, kRows>(source, ld, weight + i0 * K, K, sums);
     } else {
-      // One after another; a row that is there stands for those that are not.
+      // One after another, as far as there are any.
       for (int i = 0; i < kDots<T> && i0 + i < inside; ++i)
         for (int r = 0; r < kRows; ++r)
           for (int64_t k = 0; k < K; k += V::kLanes) {

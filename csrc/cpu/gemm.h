@@ -89,10 +89,8 @@ void pack_columns(const PackColumnsArgs<T>& a) {
 
 constexpr int kCacheLine = 64;
 
-// Terms of a sum that run over one part of a panel, and rows that share it while it is near: with
-// AVX-512 256 KiB of panel and 512 KiB of rows, which L2 holds together. Fewer terms would send c
-// through memory more often.
-constexpr int64_t kGemmTerms = 1024;
+// Rows that share one part of a panel, kTermsNear terms: with AVX-512 512 KiB of rows beside 256
+// KiB of panel, which L2 holds together. Fewer terms would send c through memory more often.
 constexpr int64_t kGemmRows = 128;
 
 // The same where a is transposed, and so copied: 64 KiB of panel and 48 KiB of rows.
@@ -147,8 +145,8 @@ void gemm_rows(const GemmArgs<T>& a) {
   alignas(64) T tile[kMaxRows * kUnits];
   for (int64_t m0 = a.m_begin; m0 < a.m_end; m0 += kGemmRows) {
     const int64_t m1 = min64(a.m_end, m0 + kGemmRows);
-    for (int64_t k0 = 0; k0 < a.K; k0 += kGemmTerms) {
-      const int64_t terms = min64(kGemmTerms, a.K - k0);
+    for (int64_t k0 = 0; k0 < a.K; k0 += kTermsNear) {
+      const int64_t terms = min64(kTermsNear, a.K - k0);
       for (int64_t block = a.block_begin; block < a.block_end; ++block) {
         const int64_t u = block * kUnits;
         const T* panel = a.panels + (block * a.K + k0) * kUnits;

@@ -228,10 +228,11 @@ FUSEDRNN_INLINE void backward_product(const BackwardArgs<T>& a, int stage, const
   const int64_t first_unit = blocks.begin * kUnits, last_unit = min64(width, blocks.end * kUnits);
   if (a.weight[stage]) {
     if (begin < product_end) {
+      T* sums = a.few_sums + begin * a.few_ld;  // of its own sequences, whoever has the others
       sum_as_stored(begin, product_end, delta, ld, K, a.weight[stage], width, first_unit, last_unit,
-                    a.few_sums, a.few_ld);
+                    sums, a.few_ld);
       for_units_of<T>(first_unit, last_unit, [&](auto units, int64_t u) {
-        body(units, u, begin, product_end - begin, a.few_sums + u, a.few_ld);
+        body(units, u, begin, product_end - begin, sums + u, a.few_ld);
       });
     }
   } else {
