@@ -17,6 +17,8 @@ STATE := $(VENV)/.fusedrnn
 PYTEST_FLAGS := -q -p no:cacheprovider --durations=15 $(if $(filter-out 0,$(WORKERS)),-n $(WORKERS))
 BENCH ?= --set core --rivals torch,ort,openvino,jax
 RESULTS ?= benchmarks/results/core.json
+# The tests also run the programs of examples/ and the tools that people use with torch.nn's layers.
+TEST_REQUIREMENTS = $(addprefix $(STATE)/requirements,-dev -examples -ecosystem)
 CXX_FILES = $(shell find csrc tests benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh')
 
 # Of the selftest, and the folder of its report.
@@ -35,7 +37,7 @@ demo: export NAMES := $(NAMES)
 demo: build
 	set -f; $(PY) examples/names.py $(if $(filter-out 0,$(SHORT)),--short) $$NAMES
 
-test: build $(STATE)/requirements-dev
+test: build $(TEST_REQUIREMENTS)
 	$(PY) -m pytest $(PYTEST_FLAGS) $(ARGS)
 
 bench: build $(STATE)/requirements-bench
@@ -57,7 +59,7 @@ lint: $(STATE)/requirements-dev
 sanitize: $(STATE)/requirements
 	$(PY) tests/sanitize/run.py
 
-environment: $(STATE)/requirements-dev
+environment: $(TEST_REQUIREMENTS)
 
 clean:
 	rm -rf build dist fusedrnn.egg-info fusedrnn/_C.so fusedrnn/_cuda.so
@@ -70,7 +72,8 @@ $(PY):
 
 # The tools of requirements-dev.txt stand on requirements.txt.
 $(STATE)/requirements-dev: $(STATE)/requirements
-$(STATE)/requirements-bench: $(STATE)/requirements-dev
+$(STATE)/requirements-bench $(STATE)/requirements-examples $(STATE)/requirements-ecosystem: \
+  $(STATE)/requirements-dev
 
 $(STATE)/%: %.txt tools/missing_requirements.py | $(PY)
 	@mkdir -p $(STATE)
