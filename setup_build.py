@@ -141,51 +141,80 @@ def nvcc() -> str | None:
     return shutil.which("nvcc", path=f"{home}/bin") if home else shutil.which("nvcc")
 
 
+def _nvcc_says(compiler: str, *arguments: str) -> str:
+    try:
+        done = subprocess.run([compiler, *arguments], capture_output=True, text=True)
+    except OSError as error:
+        return str(error)
+    return done.stdout + done.stderr
+
+
+def nvcc_version(compiler: str) -> tuple[int, int]:
+    """Its version, (13, 0) for 13.0; raises BuildError where it does not say one."""
+    said = _nvcc_says(compiler, "--version")
+    found = re.search(r"release (\d+)\.(\d+)", said)
+    if found is None:
+        raise BuildError(f"{compiler} --version names no release: {said!r}")
+    return int(found[1]), int(found[2])
+
+
+def _nvcc_problem() -> str:
+    """What keeps the CUDA library from being built here; "" where nothing does."""
+    compiler = nvcc()
+    if compiler is None:
+        home = os.environ.get("CUDA_HOME")
+        return f"nvcc is not in CUDA_HOME={home}" if home else "nvcc is not on PATH"
+    try:
+        version = nvcc_version(compiler)
+    except BuildError as error:
+        return str(error)
+    if version >= OLDEST_NVCC:
+        return ""
+    oldest, found = (".".join(map(str, numbers)) for numbers in (OLDEST_NVCC, version))
+    return f"the CUDA library needs nvcc {oldest} or later, {compiler} is {found}"
+
+
 def cuda_choice() -> tuple[bool, str]:
     """Whether the CUDA library is built, and why."""
     asked = _switch("FUSEDRNN_CUDA")
     if asked is False:
         return False, "FUSEDRNN_CUDA=0"
-    compiler = nvcc()
-    where = f"not in CUDA_HOME={home}" if (home := os.environ.get("CUDA_HOME")) else "not on PATH"
-    if asked:
-        if compiler is None:
-            raise BuildError(
-                f"FUSEDRNN_CUDA=1, but nvcc is {where}: install the CUDA toolkit, set CUDA_HOME to "
-                "it, or unset FUSEDRNN_CUDA"
-            )
-        return True, f"FUSEDRNN_CUDA=1, {compiler}"
-    if not (torch_dir() / "lib" / "libtorch_cuda.so").exists():
+    if not asked and not (torch_dir() / "lib" / "libtorch_cuda.so").exists():
         return False, "this torch computes on the CPU only; FUSEDRNN_CUDA=1 builds it anyway"
-    if compiler is None:
-        return False, f"nvcc is {where}; FUSEDRNN_CUDA=1 makes that an error"
-    return True, f"torch has CUDA, {compiler}"
+    if not (problem := _nvcc_problem()):
+        return True, f"{'FUSEDRNN_CUDA=1' if asked else 'torch has CUDA'}, {nvcc()}"
+    if asked:
+        oldest = ".".join(map(str, OLDEST_NVCC))
+        raise BuildError(
+            f"FUSEDRNN_CUDA=1, but {problem}: install the CUDA toolkit {oldest} or later, set "
+            "CUDA_HOME to it, or unset FUSEDRNN_CUDA"
+        )
+    return False, f"{problem}; FUSEDRNN_CUDA=1 makes that an error"
 
 
 def architectures() -> tuple[list[int], int | None]:
     """What FUSEDRNN_CUDA_ARCH asks for: architectures of machine code, and that of the PTX."""
     value = os.environ.get("FUSEDRNN_CUDA_ARCH") or RELEASE_ARCHITECTURES
+    like = f'FUSEDRNN_CUDA_ARCH must be like "80;90" or "8.0;9.0+PTX", got {value!r}'
     codes: list[int] = []
     ptx = None
     for word in filter(None, re.split(r"[;,\s]+", value)):
         match = re.fullmatch(r"(\d+)\.?(\d)(\+PTX)?", word, re.IGNORECASE)
         if match is None:
-            raise BuildError(
-                f'FUSEDRNN_CUDA_ARCH must be like "80;90" or "8.0;9.0+PTX", got {value!r}'
-            )
+            raise BuildError(like)
         code = int(match[1] + match[2])
         if code < OLDEST_ARCHITECTURE:
             raise BuildError(
                 f"FUSEDRNN_CUDA_ARCH must be {OLDEST_ARCHITECTURE} or later, got {code}"
             )
         codes.append(code)
-        ptx = code if match[3] else ptx
+        if match[3]:
+            if ptx is not None:
+                raise BuildError(f"FUSEDRNN_CUDA_ARCH must have +PTX once at most, got {value!r}")
+            ptx = code
+    if not codes:
+        raise BuildError(like)
     return sorted(set(codes)), ptx
-
-
-def _nvcc_says(compiler: str, *arguments: str) -> str:
-    done = subprocess.run([compiler, *arguments], capture_output=True, text=True)
-    return done.stdout + done.stderr
 
 
 def cuda_folders(compiler: str) -> tuple[list[str], list[str]]:
@@ -223,12 +252,25 @@ def architecture_flags() -> list[str]:
     return [word for target in targets for word in ("-gencode", target)]
 
 
-def cuda_units(includes: list[str]) -> dict[Path, list[str]]:
+def compression_flags(version: tuple[int, int]) -> list[str]:
+    """The flags by which nvcc of `version` packs device code most tightly.
+
+    From 13.0 on every driver that can run the code can unpack it. What 12.8 and 12.9 pack so,
+    drivers before 550 refuse, though they run the rest (nvcc's manual, --compress-mode).
+    """
+    return ["--compress-mode=size"] if version >= (13, 0) else []
+
+
+def cuda_units(compiler: str, includes: list[str]) -> dict[Path, list[str]]:
     """The CUDA engine, its kernels, and its bindings: csrc/cuda and csrc/torch_cuda."""
     codes, ptx = architectures()
     compiled = ";".join(f"{code}+PTX" if code == ptx else str(code) for code in codes)
     bindings = [*torch_flags(), *includes, f'-DFUSEDRNN_CUDA_ARCHITECTURES="{compiled}"']
-    kernels = [*nvcc_flags(), *architecture_flags()]
+    kernels = [
+        *nvcc_flags(),
+        *architecture_flags(),
+        *compression_flags(nvcc_version(compiler)),
+    ]
     units: dict[Path, list[str]] = {}
     for folder, flags in (("cuda", []), ("torch_cuda", bindings)):
         units |= dict.fromkeys(sorted((CSRC / folder).glob("*.cpp")), flags)
@@ -366,16 +408,11 @@ def build_cuda_library() -> Path:
     """Compiles and links the shared library of the CUDA engine; no GPU is needed for it."""
     compiler = nvcc()
     assert compiler is not None, "cuda_choice() says whether there is one"
-    version = re.search(r"release (\d+)\.(\d+)", said := _nvcc_says(compiler, "--version"))
-    if version is None or tuple(map(int, version.groups())) < OLDEST_NVCC:
-        oldest = ".".join(map(str, OLDEST_NVCC))
-        got = f"{version[1]}.{version[2]}" if version else repr(said)
-        raise BuildError(f"the CUDA library needs nvcc {oldest} or later, {compiler} is {got}")
     includes, libraries = cuda_folders(compiler)
     library = ninja_build(
         CUDA_BUILD_DIR,
         "_cuda.so",
-        cuda_units(includes),
+        cuda_units(compiler, includes),
         common_flags(),
         [
             *library_link_flags(),

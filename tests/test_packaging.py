@@ -145,17 +145,25 @@ def test_build_names_the_variable_that_is_wrong(monkeypatch, variable, value, me
         setup_build.build_library()
 
 
-@pytest.fixture
-def torch_and_nvcc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[bool, bool], None]:
-    """Makes the build see a torch with CUDA or without, and a folder with nvcc in it or without."""
+def make_nvcc(folder: Path, says: str) -> None:
+    """A CUDA_HOME with an nvcc of which nothing is there but what it says of its version."""
+    (folder / "bin").mkdir()
+    (folder / "bin" / "nvcc").write_text(f"#!/bin/sh\necho '{says}'\n")
+    (folder / "bin" / "nvcc").chmod(0o755)
 
-    def choose(torch_has_cuda: bool, has_nvcc: bool) -> None:
+
+@pytest.fixture
+def torch_and_nvcc(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Callable[[bool, str | None], None]:
+    """Makes the build see a torch with CUDA or without, and an nvcc of a release, or none."""
+
+    def choose(torch_has_cuda: bool, release: str | None) -> None:
         (tmp_path / "lib").mkdir()
-        (tmp_path / "bin").mkdir()
         if torch_has_cuda:
             (tmp_path / "lib" / "libtorch_cuda.so").touch()
-        if has_nvcc:
-            (tmp_path / "bin" / "nvcc").touch(mode=0o755)
+        if release is not None:
+            make_nvcc(tmp_path, f"Cuda compilation tools, release {release}")
         monkeypatch.setattr(setup_build, "torch_dir", lambda: tmp_path)
         monkeypatch.setenv("CUDA_HOME", str(tmp_path))
 
@@ -163,46 +171,60 @@ def torch_and_nvcc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[
 
 
 @pytest.mark.parametrize(
-    ("asked", "torch_has_cuda", "has_nvcc", "builds", "why"),
+    ("asked", "torch_has_cuda", "release", "builds", "why"),
     [
-        ("", True, True, True, "torch has CUDA, .*nvcc"),
-        ("", True, False, False, "nvcc is not in CUDA_HOME=.*; FUSEDRNN_CUDA=1 makes that an err"),
-        ("", False, True, False, "this torch computes on the CPU only; FUSEDRNN_CUDA=1 builds it"),
-        ("1", False, True, True, "FUSEDRNN_CUDA=1, .*nvcc"),
-        ("0", True, True, False, "FUSEDRNN_CUDA=0"),
+        ("", True, "13.0", True, "torch has CUDA, .*nvcc"),
+        ("", True, "12.8", True, "torch has CUDA, .*nvcc"),
+        ("", True, None, False, "nvcc is not in CUDA_HOME=.*; FUSEDRNN_CUDA=1 makes that an err"),
+        ("", True, "12.6", False, r"the CUDA library needs nvcc 12\.8 or later, .*nvcc is 12\.6; "),
+        ("", True, "?", False, ".*nvcc --version names no release: 'Cuda .*; FUSEDRNN_CUDA=1 makes"),
+        ("", False, "13.0", False, "this torch computes on the CPU only; FUSEDRNN_CUDA=1 builds it"),
+        ("1", False, "13.0", True, "FUSEDRNN_CUDA=1, .*nvcc"),
+        ("0", True, "13.0", False, "FUSEDRNN_CUDA=0"),
     ],
 )
 def test_when_the_cuda_library_is_built(
-    torch_and_nvcc, monkeypatch, asked, torch_has_cuda, has_nvcc, builds, why
+    torch_and_nvcc, monkeypatch, asked, torch_has_cuda, release, builds, why
 ):
-    torch_and_nvcc(torch_has_cuda, has_nvcc)
+    torch_and_nvcc(torch_has_cuda, release)
     monkeypatch.setenv("FUSEDRNN_CUDA", asked)
     chosen, said = setup_build.cuda_choice()
     assert chosen == builds
     assert re.match(why, said)
+    assert "\n" not in said
 
 
 @pytest.mark.parametrize(
-    ("variable", "value", "message"),
+    ("value", "release", "message"),
     [
-        ("FUSEDRNN_CUDA", "yes", "FUSEDRNN_CUDA must be 0 or 1, got 'yes'"),
-        ("FUSEDRNN_CUDA", "1", "FUSEDRNN_CUDA=1, but nvcc is not in CUDA_HOME"),
-        ("FUSEDRNN_CUDA_ARCH", "70", "FUSEDRNN_CUDA_ARCH must be 75 or later, got 70"),
-        ("FUSEDRNN_CUDA_ARCH", "sm_80", 'FUSEDRNN_CUDA_ARCH must be like "80;90"'),
+        ("yes", "13.0", "FUSEDRNN_CUDA must be 0 or 1, got 'yes'"),
+        ("1", None, "FUSEDRNN_CUDA=1, but nvcc is not in CUDA_HOME.*12.8 or later"),
+        ("1", "11.8", r"FUSEDRNN_CUDA=1, but .* nvcc 12\.8 or later, .*nvcc is 11\.8: install"),
+        ("1", "?", "FUSEDRNN_CUDA=1, but .*nvcc --version names no release"),
     ],
 )
-def test_cuda_build_names_the_variable_that_is_wrong(
-    torch_and_nvcc, monkeypatch, variable, value, message
+def test_a_cuda_library_that_was_asked_for_and_cannot_be_built(
+    torch_and_nvcc, monkeypatch, value, release, message
 ):
-    torch_and_nvcc(torch_has_cuda=True, has_nvcc=False)
-    monkeypatch.delenv("FUSEDRNN_CUDA", raising=False)
-    monkeypatch.setenv(variable, value)
-    reads = {
-        "FUSEDRNN_CUDA": setup_build.cuda_choice,
-        "FUSEDRNN_CUDA_ARCH": setup_build.architectures,
-    }
+    torch_and_nvcc(torch_has_cuda=True, release=release)
+    monkeypatch.setenv("FUSEDRNN_CUDA", value)
+    with pytest.raises(setup_build.BuildError, match=message):
+        setup_build.cuda_choice()
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("70", "FUSEDRNN_CUDA_ARCH must be 75 or later, got 70"),
+        ("sm_80", """FUSEDRNN_CUDA_ARCH must be like "80;90" or "8.0;9.0+PTX", got 'sm_80'"""),
+        (";", """FUSEDRNN_CUDA_ARCH must be like "80;90" or "8.0;9.0+PTX", got ';'"""),
+        ("80+PTX;90+PTX", "FUSEDRNN_CUDA_ARCH must have +PTX once at most, got '80+PTX;90+PTX'"),
+    ],
+)
+def test_architectures_that_are_refused(monkeypatch, value, message):
+    monkeypatch.setenv("FUSEDRNN_CUDA_ARCH", value)
     with pytest.raises(setup_build.BuildError, match=re.escape(message)):
-        reads[variable]()
+        setup_build.architectures()
 
 
 def test_architectures(monkeypatch):
@@ -217,13 +239,13 @@ def test_architectures(monkeypatch):
     assert "arch=compute_120,code=compute_120" in flags
 
 
-def test_an_nvcc_that_is_too_old_is_refused(monkeypatch, tmp_path):
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "nvcc").write_text("#!/bin/sh\necho Cuda compilation tools, release 11.8\n")
-    (tmp_path / "bin" / "nvcc").chmod(0o755)
-    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
-    with pytest.raises(setup_build.BuildError, match=r"needs nvcc 12.8 or later, .*nvcc is 11.8"):
-        setup_build.build_cuda_library()
+@pytest.mark.parametrize(("release", "packed"), [("12.8", False), ("13.0", True)])
+def test_device_code_is_packed_where_every_driver_unpacks_it(tmp_path, release, packed):
+    make_nvcc(tmp_path, f"Cuda compilation tools, release {release}")
+    units = setup_build.cuda_units(str(tmp_path / "bin" / "nvcc"), [])
+    kernels = [flags for source, flags in units.items() if source.suffix == ".cu"]
+    assert kernels
+    assert all(("--compress-mode=size" in flags) == packed for flags in kernels)
 
 
 def device_code(library: Path) -> set[tuple[str, int]]:
