@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 
 import torch
@@ -10,6 +11,8 @@ import torch
 from ._library import CELLS, show_config
 
 DTYPES = {"f32": "float32", "f64": "float64", "f16": "float16", "bf16": "bfloat16"}
+# Of T, N, I and H: the kernels count in 32 bits.
+LARGEST = 2**31 - 1
 
 
 def _shape(text: str) -> tuple[int, int, int, int]:
@@ -20,8 +23,8 @@ def _shape(text: str) -> tuple[int, int, int, int]:
         raise argparse.ArgumentTypeError(
             f"must be T,N,I,H, four integers such as 150,32,1024,1024, got {text!r}"
         ) from None
-    if min(T, N, I, H) < 1:
-        raise argparse.ArgumentTypeError(f"must be positive, got {text!r}")
+    if min(T, N, I, H) < 1 or max(T, N, I, H) > LARGEST:
+        raise argparse.ArgumentTypeError(f"must be integers in [1, {LARGEST}], got {text!r}")
     return T, N, I, H
 
 
@@ -31,6 +34,10 @@ def _dtype(text: str) -> str:
         if text in (short, name):
             return short
     raise argparse.ArgumentTypeError(f"must be one of {', '.join(DTYPES)}, got {text!r}")
+
+
+def _architectures() -> list[str]:
+    return torch.ops.fusedrnn._plan_architectures().split(", ")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -48,36 +55,41 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--cell", choices=list(CELLS), default="lstm")
     plan.add_argument("--dtype", type=_dtype, default="f32", help=", ".join(DTYPES))
     plan.add_argument("--shape", type=_shape, required=True, metavar="T,N,I,H")
-    known = torch.ops.fusedrnn._plan_architectures().split(", ")
     plan.add_argument(
-        "--arch", choices=known, metavar="ARCH", help=f"one of {', '.join(known)}; default: each"
+        "--arch",
+        choices=_architectures(),
+        metavar="ARCH",
+        help=f"one of {', '.join(_architectures())}; default: each",
     )
     plan.add_argument("--pass", choices=["forward", "backward"], help="default: both", dest="which")
     plan.add_argument("--bidirectional", action="store_true")
     plan.add_argument("--proj", type=int, metavar="P", help="size of the projection of lstm_proj")
     plan.add_argument("--tf32", action="store_true", help="as if torch allowed TF32")
-    plan.add_argument("--regime", choices=["resident", "per_step"], help="default: what fits")
+    plan.add_argument(
+        "--regime",
+        choices=["resident", "per_step"],
+        help="default: what fits; the exit status is 1 where resident cannot run",
+    )
+    plan.set_defaults(fail=plan.error)
     return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the command line."""
-    parser = _parser()
-    options = parser.parse_args(arguments)
-    if options.command is None:
-        show_config()
-        return
+def _print_plans(options: argparse.Namespace) -> int:
+    """Prints what would run; 1 where the regime that was asked for cannot run, else 0."""
     T, N, I, H = options.shape
-    if CELLS[options.cell].projects != (options.proj is not None):
-        parser.error("--proj goes with --cell lstm_proj, and is required there")
+    projects = CELLS[options.cell].projects
+    if projects and options.proj is None:
+        options.fail(f"--cell {options.cell} needs --proj, the size of its projection")
+    if not projects and options.proj is not None:
+        options.fail(f"--proj goes with --cell lstm_proj alone, got --cell {options.cell}")
     P = H if options.proj is None else options.proj
     if not 1 <= P <= H:
-        parser.error(f"--proj must be in [1, H] = [1, {H}], got {P}")
+        options.fail(f"--proj must be in [1, H] = [1, {H}], got {P}")
     sizes = [T, N, I, H, P, 2 if options.bidirectional else 1]
-    known = torch.ops.fusedrnn._plan_architectures().split(", ")
-    for arch in [options.arch] if options.arch else known:
+    status = 0
+    for arch in [options.arch] if options.arch else _architectures():
         for which in [options.which] if options.which else ["forward", "backward"]:
-            text, *_ = torch.ops.fusedrnn._plan(
+            text, _, _, limit = torch.ops.fusedrnn._plan(
                 options.cell,
                 options.dtype,
                 sizes,
@@ -87,7 +99,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 options.regime or "",
             )
             print(text)
+            status = status if limit else 1
+    return status
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; its exit status."""
+    options = _parser().parse_args(arguments)
+    if options.command is None:
+        show_config()
+        return 0
+    return _print_plans(options)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -161,12 +161,39 @@ def test_known_sizes() -> None:
     assert plan("f32", 32, 512, "sm_90", allow_tf32=True)["cores"] == "mma"
     assert plan("bf16", 1, 1024, "sm_90")["cores"] == "fma"
     assert plan("bf16", 32, 512, "sm_75")["cores"] == "fma"
-    assert "do not fit" in plan("f32", 32, 4096, "sm_90")["why_per_step"]
+    assert plan("f32", 32, 4096, "sm_90")["why_per_step"].startswith("the recurrent weights do")
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_does_not_fit_is_named(seed: int) -> None:
+    """Fewer sequences fit where they are blamed, and not one where the weights are."""
+    rng = np.random.default_rng(seed)
+    blamed = {"sequences": 0, "weights": 0}
+    while min(blamed.values()) < 20:
+        request = random_request(rng)
+        T, N, I, H, P, D = request.pop("sizes")
+        plan = build.host().plan(sizes=[T, N, I, H, P, D], **request)
+        why = plan["why_per_step"]
+        if "do not fit" not in why:
+            continue
+        # 8 sequences are the least for tensor cores.
+        regimes = [
+            build.host().plan(sizes=[T, n, I, H, P, D], **request)["regime"] for n in (1, min(N, 8))
+        ]
+        if why.startswith(f"{N} sequences do not fit"):
+            blamed["sequences"] += 1
+            assert "resident" in regimes
+        else:
+            blamed["weights"] += 1
+            assert why.startswith("the recurrent weights do not fit")
+            assert "resident" not in regimes
 
 
 def test_unknown_names_are_refused() -> None:
-    with pytest.raises(ValueError, match="no architecture is named sm_70"):
+    with pytest.raises(ValueError, match="arch must be one of sm_75, .*, got 'sm_70'"):
         build.host().plan("lstm", "f32", [1] * 6, "sm_70")
+    with pytest.raises(ValueError, match="regime must be resident or per_step, got 'fast'"):
+        build.host().plan("lstm", "f32", [1] * 6, "sm_80", regime="fast")
 
 
 @pytest.mark.skipif(build.nvcc() is None, reason="no nvcc: no cuda_occupancy.h")

@@ -10,8 +10,8 @@ import torch
 from fusedrnn.__main__ import main
 
 
-def plan(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    main(["plan", *arguments])
+def plan(capsys: pytest.CaptureFixture[str], *arguments: str, status: int = 0) -> str:
+    assert main(["plan", *arguments]) == status
     return capsys.readouterr().out
 
 
@@ -44,16 +44,52 @@ def test_options_reach_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["--shape", "10,4,64,64", "--dtype", "f64"], "float64 has no resident kernel"),
+        (["--shape", "10,4,64,8192"], "the recurrent weights do not fit the device's registers"),
+        (["--shape", "10,9999,64,64"], "9999 sequences do not fit .*, fewer would"),
+        (["--shape", "9999999,4,64,512"], r"T \* H is more than a barrier can count"),
+        (
+            ["--shape", "10,4,64,64", "--cell", "lstm_proj", "--proj", "9"],
+            "a projection has no resident kernel",
+        ),
+    ],
+)
+def test_a_regime_that_cannot_run(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], why: str
+) -> None:
+    """Said plainly, without an estimate of something else; what runs anyway says why too."""
+    one = [*arguments, "--arch", "sm_90"]
+    out = plan(capsys, *one, "--regime", "resident", status=1)
+    assert len(re.findall(f"resident: cannot run, {why}", out)) == 2
+    assert "estimate" not in out and "per step" not in out
+    assert re.search(f"per step: .* \\({why}.*\\)", plan(capsys, *one))
+
+
+def test_a_regime_that_runs_in_one_direction_of_two(capsys: pytest.CaptureFixture[str]) -> None:
+    shape = ["--dtype", "bf16", "--shape", "100,8,2048,2048", "--arch", "sm_90"]
+    out = plan(capsys, *shape, "--regime", "resident", status=1)
+    assert len(re.findall("resident, mma.sync", out)) == 1
+    assert len(re.findall("resident: cannot run", out)) == 1
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ([], "required: --shape"),
         (["--shape", "1,2,3"], "must be T,N,I,H, four integers .*got '1,2,3'"),
         (["--shape", "1,2,3,x"], "must be T,N,I,H, four integers"),
-        (["--shape", "1,0,3,4"], "must be positive, got '1,0,3,4'"),
+        (["--shape", "1,0,3,4"], r"must be integers in \[1, 2147483647\], got '1,0,3,4'"),
+        (["--shape", f"1,2,3,{2**31}"], r"must be integers in \[1, 2147483647\], got '1,2,3,2147"),
+        (["--shape", f"{10**30},2,3,4"], r"must be integers in \[1, 2147483647\], got '10000000"),
         (["--shape", "1,2,3,4", "--arch", "sm_60"], "invalid choice: 'sm_60'.*sm_75"),
         (["--shape", "1,2,3,4", "--dtype", "int8"], "must be one of f32, f64, f16, bf16, got 'int"),
-        (["--shape", "1,2,3,4", "--cell", "lstm_proj"], "--proj goes with --cell lstm_proj"),
-        (["--shape", "1,2,3,4", "--proj", "2"], "--proj goes with --cell lstm_proj"),
+        (["--shape", "1,2,3,4", "--cell", "lstm_proj"], "--cell lstm_proj needs --proj"),
+        (
+            ["--shape", "1,2,3,4", "--cell", "gru", "--proj", "2"],
+            "--proj goes with --cell lstm_proj alone, got --cell gru",
+        ),
         (
             ["--shape", "1,2,3,4", "--cell", "lstm_proj", "--proj", "5"],
             r"--proj must be in \[1, H\] = \[1, 4\], got 5",
@@ -64,7 +100,9 @@ def test_mistakes(capsys: pytest.CaptureFixture[str], arguments: list[str], mess
     with pytest.raises(SystemExit) as stopped:
         main(["plan", *arguments])
     assert stopped.value.code == 2
-    assert re.search(message, capsys.readouterr().err)
+    said = capsys.readouterr().err
+    assert re.search(message, said)
+    assert said.startswith("usage: python -m fusedrnn plan ")
 
 
 @pytest.mark.parametrize(
@@ -86,6 +124,13 @@ def test_mistakes_of_the_op(change: dict[int, object], message: str) -> None:
         torch.ops.fusedrnn._plan(*arguments)
 
 
+def test_the_largest_sizes_have_a_plan(capsys: pytest.CaptureFixture[str]) -> None:
+    largest = str(2**31 - 1)
+    out = plan(capsys, "--shape", ",".join([largest] * 4), "--bidirectional")
+    assert out.count("\nper step: ") == out.count("\nestimate: ") == 14
+    assert not re.search(r"-\d|nan|inf", out)
+
+
 def test_without_a_command_it_shows_what_is_there(capsys: pytest.CaptureFixture[str]) -> None:
-    main([])
+    assert main([]) == 0
     assert "instruction set chosen" in capsys.readouterr().out

@@ -5,7 +5,11 @@
 #include <algorithm>
 #include <array>
 #include <cstdio>
+#include <optional>
+#include <stdexcept>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "plan.h"
 
@@ -92,11 +96,59 @@ inline constexpr std::array<Architecture, 7> kArchitectures = {{
      4},
 }};
 
-// The architecture of a name as in sm_90, or null.
-inline const Architecture* architecture_named(const std::string& name) {
+inline std::string architecture_names() {
+  std::string names;
   for (const Architecture& arch : kArchitectures)
-    if (name == arch.name) return &arch;
-  return nullptr;
+    names.append(names.empty() ? "" : ", ").append(arch.name);
+  return names;
+}
+
+// The architecture of a name as in sm_90.
+inline const Architecture& architecture_named(const std::string& name) {
+  for (const Architecture& arch : kArchitectures)
+    if (name == arch.name) return arch;
+  throw std::invalid_argument("arch must be one of " + architecture_names() + ", got '" + name +
+                              "'");
+}
+
+inline Dtype dtype_named(const std::string& name) {
+  for (const Dtype dtype : {Dtype::kFloat32, Dtype::kFloat64, Dtype::kFloat16, Dtype::kBFloat16})
+    if (name == name_of(dtype)) return dtype;
+  throw std::invalid_argument("dtype must be f32, f64, f16 or bf16, got '" + name + "'");
+}
+
+// "resident", "per_step", or empty for what fits.
+inline std::optional<Regime> regime_named(const std::string& name) {
+  if (name.empty()) return std::nullopt;
+  if (name == "resident") return Regime::kResident;
+  if (name == "per_step") return Regime::kPerStep;
+  throw std::invalid_argument("regime must be resident or per_step, got '" + name + "'");
+}
+
+// A request in words; sizes: T, N, I, H, P, D. Throws std::invalid_argument.
+inline PlanRequest request_named(CellKind cell, const std::string& dtype,
+                                 const std::vector<int64_t>& sizes, const std::string& arch,
+                                 bool backward, bool allow_tf32, const std::string& regime) {
+  if (sizes.size() != 6)
+    throw std::invalid_argument("sizes must be T, N, I, H, P, D, got " +
+                                std::to_string(sizes.size()) + " of them");
+  for (const int64_t size : sizes) {
+    if (size < 1 || size >= int64_t(1) << 31)
+      throw std::invalid_argument("sizes must be positive and below 2^31, got " +
+                                  std::to_string(size));
+  }
+  return {.cell = cell,
+          .dtype = dtype_named(dtype),
+          .T = sizes[0],
+          .N = sizes[1],
+          .I = sizes[2],
+          .H = sizes[3],
+          .P = sizes[4],
+          .D = sizes[5],
+          .backward = backward,
+          .allow_tf32 = allow_tf32,
+          .regime = regime_named(regime),
+          .device = architecture_named(arch).device};
 }
 
 // Assumed: an arrival, the poll that sees it and the load that follows are three trips to L2 of
@@ -210,18 +262,16 @@ inline std::string describe(const Estimate& e) {
               e.steps, e.outside, e.total());
 }
 
-// What would run on an architecture, and how long it should take.
-inline std::string describe(PlanRequest q, const Architecture& arch) {
-  q.device = arch.device;
-  const Plan plan = make_plan(q);
-  const CellInfo& info = kCellInfo[static_cast<int>(q.cell)];
-  return text("%s %s %s on %s (%s): T=%lld N=%lld I=%lld ", info.name, name_of(q.dtype),
-              q.backward ? "backward" : "forward", arch.name, arch.device_name,
-              static_cast<long long>(q.T), static_cast<long long>(q.N),
-              static_cast<long long>(q.I)) +
-         text("H=%lld P=%lld D=%lld\n", static_cast<long long>(q.H), static_cast<long long>(q.P),
-              static_cast<long long>(q.D)) +
-         describe(plan) + "\n" + describe(estimate(q, plan, arch)) + "\n";
+// What would run, and how long it should take; or why what was asked for cannot run.
+inline std::string describe(const PlanRequest& q, const Plan& plan, const Architecture& arch) {
+  const std::string head =
+      text("%s %s %s on %s (%s): T=%lld N=%lld I=%lld ", kCellInfo[static_cast<int>(q.cell)].name,
+           name_of(q.dtype), q.backward ? "backward" : "forward", arch.name, arch.device_name,
+           static_cast<long long>(q.T), static_cast<long long>(q.N), static_cast<long long>(q.I)) +
+      text("H=%lld P=%lld D=%lld\n", static_cast<long long>(q.H), static_cast<long long>(q.P),
+           static_cast<long long>(q.D));
+  if (is_refused(q, plan)) return head + "resident: cannot run, " + plan.why_per_step + "\n";
+  return head + describe(plan) + "\n" + describe(estimate(q, plan, arch)) + "\n";
 }
 
 }  // namespace fusedrnn::cuda

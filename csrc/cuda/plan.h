@@ -41,6 +41,11 @@ struct Plan {
   size_t workspace_bytes() const { return exchange_bytes[0] + exchange_bytes[1] + arrival_bytes; }
 };
 
+// Whether the regime that was asked for cannot run; why_per_step says why.
+inline bool is_refused(const PlanRequest& q, const Plan& plan) {
+  return q.regime == Regime::kResident && plan.regime != Regime::kResident;
+}
+
 inline int64_t ceil_div(int64_t n, int64_t by) { return (n + by - 1) / by; }
 inline int64_t round_up(int64_t n, int64_t to) { return ceil_div(n, to) * to; }
 
@@ -155,6 +160,15 @@ inline bool fit_resident(const PlanRequest& q, Cores cores, Plan& plan) {
   return false;
 }
 
+// Whether the weights leave room for any sequences, though maybe for fewer than are asked for.
+inline bool weights_fit(PlanRequest q, bool tensor_cores) {
+  Plan unused;
+  q.N = 1;
+  if (fit_resident(q, Cores::kFma, unused)) return true;
+  q.N = kLeastRows;
+  return tensor_cores && fit_resident(q, Cores::kMma, unused);
+}
+
 inline Plan make_plan(const PlanRequest& q) {
   const CellInfo& info = kCellInfo[static_cast<int>(q.cell)];
   Plan plan;
@@ -165,13 +179,16 @@ inline Plan make_plan(const PlanRequest& q) {
   } else if (info.projects) {
     plan.why_per_step = "a projection has no resident kernel";
   } else if (q.T * q.H * info.stages >= int64_t(1) << 31) {
-    plan.why_per_step = "more arrivals than a barrier can count";
+    plan.why_per_step = "T * H is more than a barrier can count";
   } else {
-    const bool tensor_cores =
-        q.device.capability >= 80 && q.N >= 8 && (q.dtype != Dtype::kFloat32 || q.allow_tf32);
+    const bool tensor_cores = q.device.capability >= 80 && q.N >= kLeastRows &&
+                              (q.dtype != Dtype::kFloat32 || q.allow_tf32);
     if (tensor_cores && fit_resident(q, Cores::kMma, plan)) return plan;
     if (fit_resident(q, Cores::kFma, plan)) return plan;
-    plan.why_per_step = "the recurrent weights do not fit the device's registers and shared memory";
+    const bool weights = !weights_fit(q, tensor_cores);
+    plan.why_per_step = (weights ? "the recurrent weights" : std::to_string(q.N) + " sequences") +
+                        " do not fit the device's registers and shared memory" +
+                        (weights ? "" : ", fewer would");
   }
   return plan;
 }

@@ -78,50 +78,13 @@ CellKind cell_named(const std::string& name) {
   throw std::invalid_argument("no cell is named " + name);
 }
 
-std::optional<Regime> regime_of(const std::string& name) {
-  if (name.empty()) return std::nullopt;
-  return name == "resident" ? Regime::kResident : Regime::kPerStep;
-}
-
 // regime: "per_step", "resident", or empty for what fits.
 Options options_of(const std::string& regime, bool allow_tf32, int64_t gates_bytes) {
   Options options;
   options.gates_bytes = gates_bytes;
   options.allow_tf32 = allow_tf32;
-  if (!regime.empty()) options.regime = regime == "resident" ? Regime::kResident : Regime::kPerStep;
+  options.regime = regime_named(regime);
   return options;
-}
-
-Dtype dtype_named(const std::string& name) {
-  for (const Dtype dtype : {Dtype::kFloat32, Dtype::kFloat64, Dtype::kFloat16, Dtype::kBFloat16})
-    if (name == name_of(dtype)) return dtype;
-  throw std::invalid_argument("no dtype is named " + name);
-}
-
-const Architecture& architecture(const std::string& name) {
-  const Architecture* found = architecture_named(name);
-  if (!found) throw std::invalid_argument("no architecture is named " + name);
-  return *found;
-}
-
-PlanRequest request(const std::string& cell, const std::string& dtype,
-                    const std::vector<int64_t>& sizes, const std::string& arch, bool backward,
-                    bool allow_tf32, const std::string& regime, int registers) {
-  if (sizes.size() != 6) throw std::invalid_argument("sizes must be T, N, I, H, P, D");
-  return {.cell = cell_named(cell),
-          .dtype = dtype_named(dtype),
-          .T = sizes[0],
-          .N = sizes[1],
-          .I = sizes[2],
-          .H = sizes[3],
-          .P = sizes[4],
-          .D = sizes[5],
-          .backward = backward,
-          .allow_tf32 = allow_tf32,
-          .regime = regime_of(regime),
-          .device = architecture(arch).device,
-          .registers_fma = registers,
-          .registers_mma = registers};
 }
 
 py::dict device_dict(const Device& d) {
@@ -139,9 +102,10 @@ py::dict device_dict(const Device& d) {
 py::dict plan(const std::string& cell, const std::string& dtype, const std::vector<int64_t>& sizes,
               const std::string& arch, bool backward, bool allow_tf32, const std::string& regime,
               int registers) {
-  const PlanRequest q = request(cell, dtype, sizes, arch, backward, allow_tf32, regime, registers);
+  PlanRequest q = request_named(cell_named(cell), dtype, sizes, arch, backward, allow_tf32, regime);
+  q.registers_fma = q.registers_mma = registers;
   const Plan plan = make_plan(q);
-  const Estimate e = estimate(q, plan, architecture(arch));
+  const Estimate e = estimate(q, plan, architecture_named(arch));
   py::dict out;
   out["regime"] = plan.regime == Regime::kResident ? "resident" : "per_step";
   out["why_per_step"] = plan.why_per_step;
@@ -172,7 +136,7 @@ py::dict plan(const std::string& cell, const std::string& dtype, const std::vect
   out["step_us"] = e.step();
   out["total_us"] = e.total();
   out["limit"] = e.limit();
-  out["text"] = describe(q, architecture(arch));
+  out["text"] = describe(q, plan, architecture_named(arch));
   return out;
 }
 
@@ -270,7 +234,7 @@ PYBIND11_MODULE(_cuda_host, m) {
         py::kw_only(), py::arg("backward") = false, py::arg("allow_tf32") = false,
         py::arg("regime") = "", py::arg("registers") = 255);
   m.def("blocks_per_sm", [](const std::string& arch, int registers, size_t shared) {
-    return blocks_per_sm(architecture(arch).device, registers, shared);
+    return blocks_per_sm(architecture_named(arch).device, registers, shared);
   });
   define_for<float>(m, "f32");
   define_for<double>(m, "f64");
