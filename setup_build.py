@@ -238,6 +238,8 @@ def nvcc_flags() -> list[str]:
         # A multiply-add is fused only where the source says so, as on the CPU.
         "-fmad=false",
         *("-Xcompiler", "-fPIC,-fvisibility=hidden"),
+        # Registers hold weights for a whole sequence: a spill would read memory at every step.
+        "-Xptxas=-warn-spills",
         *(["-Werror=all-warnings"] if _switch("FUSEDRNN_WERROR") else []),
         f"-I{CSRC}",
     ]

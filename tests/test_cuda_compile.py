@@ -5,62 +5,58 @@ from __future__ import annotations
 import functools
 import itertools
 import re
-import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
+import setup_build
 from tests.cuda import build
 
 pytestmark = pytest.mark.skipif(build.nvcc() is None, reason="no nvcc: kernels cannot be compiled")
 
 DTYPES = ["f32", "f64", "f16", "bf16"]
-# Registers of a thread. The resident kernels hold weights in them, in one block of 256 threads on a
-# multiprocessor, which has 65,536; the others leave room for at least four blocks.
+ARCHITECTURES = [75, 80, 90, 100, 120]
+WAYS = ("forward", "backward")
+# Registers of a thread at most: what nvcc 13.0 takes, and up to eight more, the number in which they
+# are given out. The resident kernels hold weights in them, in one block of 256 threads on a
+# multiprocessor, which has 65,536: those of tensor cores need all that a thread can have, and what
+# holds them is that nothing spills. On sm_75 these stop at once.
+#                   sm_75, 80, 90, 100, 120
 BUDGETS = {
-    **{f"step_{way}_{dtype}": 64 for way in ("forward", "backward") for dtype in DTYPES},
-    **{f"sum_rows_{dtype}": 64 for dtype in DTYPES},
-    **{f"round_{dtype}": 32 for dtype in ("f16", "bf16")},
-    "write_offsets": 40,
+    "resident_fma": (232, 232, 248, 248, 248),
+    "resident_mma": (112, 255, 255, 255, 255),
+    "step": (56, 56, 56, 56, 56),
+    "sum_rows": (64, 48, 48, 48, 56),
+    "round": (24, 16, 16, 16, 16),
+    "write_offsets": (48, 32, 40, 40, 40),
+}
+KERNELS = {
+    **{f"step_{way}_{dtype}": "step" for way in WAYS for dtype in DTYPES},
+    **{f"sum_rows_{dtype}": "sum_rows" for dtype in DTYPES},
+    **{f"round_{dtype}": "round" for dtype in ("f16", "bf16")},
+    "write_offsets": "write_offsets",
     **{
-        f"resident_{way}_{cores}_{dtype}": 255
-        for way in ("forward", "backward")
+        f"resident_{way}_{cores}_{dtype}": f"resident_{cores}"
+        for way in WAYS
         for cores, dtypes in (("fma", ("f32", "f16", "bf16")), ("mma", ("tf32", "f16", "bf16")))
         for dtype in dtypes
     },
 }
 
 
-class Kernel(NamedTuple):
-    registers: int
-    shared: int  # static
-    stack: int
-    spills: int
-
-
 @functools.cache
-def assembled(arch: int) -> dict[str, Kernel]:
+def assembled(arch: int) -> dict[str, build.Kernel]:
     """The kernels as ptxas makes them for an architecture, from the PTX of the tests."""
-    kernels = {}
-    for path in build.ptx(80):
-        command = [build.nvcc() or "", f"-arch=sm_{arch}", "-cubin", "-Xptxas", "-v", str(path)]
-        done = subprocess.run(
-            [*command, "-o", "/dev/null"], capture_output=True, text=True, check=True
+
+    def assemble(path: Path) -> dict[str, build.Kernel]:
+        return build.kernels_of(
+            build.compile_kernel(path, Path("/dev/null"), f"-arch=sm_{arch}", "-cubin", "-Xptxas=-v")
         )
-        for entry in done.stderr.split("Compiling entry function '")[1:]:
 
-            def number(pattern: str, text: str = entry) -> int:
-                found = re.search(pattern, text)
-                return int(found[1]) if found else 0
-
-            kernels[entry.split("'")[0]] = Kernel(
-                registers=number(r"Used (\d+) registers"),
-                shared=number(r"(\d+) bytes smem"),
-                stack=number(r"(\d+) bytes stack frame"),
-                spills=number(r"(\d+) bytes spill stores") + number(r"(\d+) bytes spill loads"),
-            )
-    return kernels
+    with ThreadPoolExecutor(setup_build.jobs()) as pool:
+        parts = list(pool.map(assemble, build.ptx(min(arch, 80))))
+    return {name: kernel for part in parts for name, kernel in part.items()}
 
 
 def bodies(path: Path) -> dict[str, str]:
@@ -70,50 +66,47 @@ def bodies(path: Path) -> dict[str, str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arch", [80, 90])
+@pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_registers_and_spills(arch: int) -> None:
     kernels = assembled(arch)
-    assert kernels.keys() == BUDGETS.keys()
+    assert kernels.keys() == KERNELS.keys()
     assert len(kernels) <= 40
     for name, kernel in kernels.items():
-        assert 0 < kernel.registers <= BUDGETS[name], (name, kernel)
+        budget = BUDGETS[KERNELS[name]][ARCHITECTURES.index(arch)]
+        assert 0 < kernel.registers <= budget, (name, kernel)
         assert kernel.spills == 0, (name, kernel)
-        # ptxas keeps a number of the f64 kernels on the stack for sm_90: a call, not a spill.
-        assert kernel.stack <= (16 if name.endswith("f64") else 0), (name, kernel)
+        assert kernel.stack == 0, (name, kernel)
         # Nothing but sum_rows has shared memory of its own: the plan counts the rest.
-        assert (kernel.shared > 0) == name.startswith("sum_rows"), (name, kernel)
-        assert kernel.shared <= 48 << 10
+        sums = 8 * 32 * (8 if name.endswith("f64") else 4)
+        assert kernel.shared == (sums if name.startswith("sum_rows") else 0), (name, kernel)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arch", [80, 90])
+@pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_the_grids_fit(arch: int) -> None:
     """With the registers that the kernels have, blocks of a resident launch run together."""
     device = build.host().architectures()[f"sm_{arch}"]
     resident = 0
     for cores, dtype, way, H, N, D in itertools.product(
-        ["fma", "mma"],
-        ["f32", "f16", "bf16"],
-        ["forward", "backward"],
-        [64, 512, 1024],
-        [4, 32],
-        [1, 2],
+        ["fma", "mma"], ["f32", "f16", "bf16"], WAYS, [64, 512, 1024], [4, 32], [1, 2]
     ):
         name = f"resident_{way}_{cores}_{'tf32' if (cores, dtype) == ('mma', 'f32') else dtype}"
-        registers = assembled(arch)[name].registers
+        kernel = assembled(arch)[name]
         plan = build.host().plan(
             *("lstm", dtype, [150, N, H, H, H, D], f"sm_{arch}"),
             backward=way == "backward",
             allow_tf32=True,
-            registers=registers,
+            registers=kernel.registers,
         )
         if plan["regime"] == "per_step" or plan["cores"] != cores:
             continue
         resident += 1
-        together = build.host().blocks_per_sm(f"sm_{arch}", registers, plan["shared_bytes"])
+        shared = kernel.shared + plan["shared_bytes"]
+        assert shared <= device["shared_per_block"], (name, plan)
+        together = build.host().blocks_per_sm(f"sm_{arch}", kernel.registers, shared)
         x, y, z = plan["grid"]
         assert x * y * z <= together * device["sms"], (name, plan)
-    assert resident > 40
+    assert resident > (15 if arch == 75 else 40)
 
 
 def test_tensor_cores_are_used_where_the_plan_says_so() -> None:
@@ -123,7 +116,7 @@ def test_tensor_cores_are_used_where_the_plan_says_so() -> None:
         "mma_bf16": "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32",
     }
     found = {name: body for path in build.ptx(80) for name, body in bodies(path).items()}
-    assert found.keys() == BUDGETS.keys()
+    assert found.keys() == KERNELS.keys()
     for name, body in found.items():
         wanted = next((i for cores, i in instructions.items() if name.endswith(cores)), None)
         used = set(re.findall(r"mma\.sync\S*", body))
@@ -144,7 +137,7 @@ def test_the_barrier_is_what_it_should_be() -> None:
 def test_it_compiles_for_the_oldest_gpu() -> None:
     """sm_75 has no bfloat16 and no TF32 tensor cores: its kernels that use them stop at once."""
     found = {name: body for path in build.ptx(75) for name, body in bodies(path).items()}
-    assert found.keys() == BUDGETS.keys()
+    assert found.keys() == KERNELS.keys()
     for name, body in found.items():
         assert "mma.sync" not in body
         assert ("trap" in body) == ("_mma_" in name), name
@@ -154,4 +147,4 @@ def test_the_table_of_kernels_is_complete() -> None:
     listed = set()
     for source in build.kernel_sources():
         listed |= set(re.findall(r"FUSEDRNN_KERNEL\((\w+)\)", source.read_text()))
-    assert listed == BUDGETS.keys()
+    assert listed == KERNELS.keys()

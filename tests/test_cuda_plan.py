@@ -141,6 +141,24 @@ def test_estimates() -> None:
     assert len(limits) >= 4
 
 
+def test_peaks_are_the_vendors() -> None:
+    """TFLOPS of float32, 16-bit and TF32 and float64 products, from the sources in estimate.h."""
+    published = {
+        "sm_75": (8.1, 65, 0, 8.1 / 32),
+        "sm_80": (19.5, 312, 156, 19.5),
+        "sm_86": (35.6, 71, 35.6, 35.6 / 64),
+        "sm_89": (82.6, 165.2, 82.6, 82.6 / 64),
+        "sm_90": (66.9, 989.4, 494.7, 66.9),
+        "sm_100": (75, 2250, 1125, 37),
+        "sm_120": (104.8, 209.5, 104.8, 104.8 / 64),
+    }
+    peaks = build.host().peaks()
+    assert peaks.keys() == published.keys()
+    for arch, tflops in published.items():
+        # Some figures are for a clock up to 8 % faster than the one of the table.
+        np.testing.assert_allclose(peaks[arch], tflops, rtol=0.08, err_msg=arch)
+
+
 @pytest.mark.parametrize("cell", CELLS)
 def test_a_regime_that_is_asked_for(cell: str) -> None:
     sizes = [10, 4, 32, 32, 16 if cell == "lstm_proj" else 32, 1]
@@ -190,7 +208,7 @@ def test_what_does_not_fit_is_named(seed: int) -> None:
 
 
 def test_unknown_names_are_refused() -> None:
-    with pytest.raises(ValueError, match="arch must be one of sm_75, .*, got 'sm_70'"):
+    with pytest.raises(ValueError, match=r"arch must be one of sm_75, .*, got 'sm_70'"):
         build.host().plan("lstm", "f32", [1] * 6, "sm_70")
     with pytest.raises(ValueError, match="regime must be resident or per_step, got 'fast'"):
         build.host().plan("lstm", "f32", [1] * 6, "sm_80", regime="fast")

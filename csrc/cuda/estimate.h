@@ -15,7 +15,8 @@
 
 namespace fusedrnn::cuda {
 
-// A representative of each architecture, with its vendor's figures.
+// A representative of each architecture, with its vendor's figures. Operations are multiplications
+// and additions, per clock and multiprocessor.
 struct Architecture {
   const char* name;
   const char* device_name;
@@ -23,17 +24,26 @@ struct Architecture {
   double ghz;       // boost clock
   double hbm_gb_s;  // memory bandwidth
   double l2_mb;
-  double fma_flops;   // float32 operations per clock and multiprocessor
-  double half_flops;  // the same of 16-bit mma.sync, float32 sums; 0 where the plan uses none
-  double tf32_flops;
-  double double_flops;
+  double fma_flops;     // float32 on the ordinary cores: twice their number
+  double half_flops;    // 16-bit matrix products with float32 sums, dense
+  double tf32_flops;    // 0 where there are none
+  double double_flops;  // float64 matrix products
 };
 
-// Shared memory: CUDA C++ Programming Guide, table of technical specifications. sm_90 and later
-// reach their full tensor rate only with instructions that these kernels do not use: half_flops is
-// that of mma.sync, taken as sm_80's per clock.
+// Limits of blocks and shared memory: CUDA C++ Programming Guide, table of technical
+// specifications. Clocks, bandwidths, caches and rates: NVIDIA's whitepapers, by the peak TFLOPS in
+// them, multiprocessors * clock * rate:
+//   T4         Turing architecture: float32 8.1, float16 65
+//   A100       A100 architecture: float32 19.5, float64 19.5 (tensor cores), TF32 156, 16-bit 312
+//   RTX 3090   GA102 architecture: float32 35.6, TF32 35.6, 16-bit 71
+//   RTX 4090   Ada architecture: float32 82.6, TF32 82.6, 16-bit 165.2
+//   H100 SXM   H100 architecture: float32 66.9 and float64 66.9 at 1.98 GHz, TF32 494.7 and 16-bit
+//              989.4 at 1.83 GHz; twice A100's float32 a clock (Hopper Tuning Guide)
+//   B200       HGX B200 datasheet, one of its GPUs: float32 75, float64 37, TF32 1125, 16-bit 2250;
+//              148 multiprocessors and 126 MB of L2 as the driver says
+//   RTX 5090   RTX Blackwell architecture: float32 104.8, TF32 104.8, 16-bit 209.5
 inline constexpr std::array<Architecture, 7> kArchitectures = {{
-    {"sm_75", "T4", {75, 40, 1024, 65536, 65536, 65536, 0}, 1.59, 320, 4, 128, 0, 0, 4},
+    {"sm_75", "T4", {75, 40, 1024, 65536, 65536, 65536, 0}, 1.59, 320, 4, 128, 1024, 0, 4},
     {"sm_80",
      "A100 SXM 40 GB",
      {80, 108, 2048, 65536, 166912, 167936, 1024},
@@ -43,7 +53,7 @@ inline constexpr std::array<Architecture, 7> kArchitectures = {{
      128,
      2048,
      1024,
-     64},
+     128},
     {"sm_86",
      "RTX 3090",
      {86, 82, 1536, 65536, 101376, 102400, 1024},
@@ -71,19 +81,19 @@ inline constexpr std::array<Architecture, 7> kArchitectures = {{
      3350,
      50,
      256,
+     4096,
      2048,
-     1024,
-     128},
+     256},
     {"sm_100",
      "B200",
      {100, 148, 2048, 65536, 232448, 233472, 1024},
-     1.85,
-     8000,
+     1.86,
+     7700,
      126,
      256,
-     2048,
-     1024,
-     64},
+     8192,
+     4096,
+     128},
     {"sm_120",
      "RTX 5090",
      {120, 170, 1536, 65536, 101376, 102400, 1024},
@@ -151,6 +161,11 @@ inline PlanRequest request_named(CellKind cell, const std::string& dtype,
           .device = architecture_named(arch).device};
 }
 
+// Assumed: mma.sync, which the resident kernels use, is as fast a clock as on sm_80. The rates of
+// sm_90 and sm_100 above are those of instructions of their own, which vendors' products use.
+constexpr double kMmaHalfFlops = 2048;
+constexpr double kMmaTf32Flops = 1024;
+
 // Assumed: an arrival, the poll that sees it and the load that follows are three trips to L2 of
 // about 0.35 us; two dependent launches on one stream are about 2 us apart; L2 serves 40 of the 64
 // bytes per clock that a multiprocessor's port could take.
@@ -175,6 +190,15 @@ struct Estimate {
   }
 };
 
+// Of torch's products, by the vendor's library.
+inline double gemm_flops_of(const PlanRequest& q, const Architecture& arch) {
+  if (q.dtype == Dtype::kFloat64) return arch.double_flops;
+  if (q.dtype == Dtype::kFloat32)
+    return q.allow_tf32 && arch.tf32_flops > 0 ? arch.tf32_flops : arch.fma_flops;
+  const bool no_tensor_cores = q.dtype == Dtype::kBFloat16 && arch.device.capability < 80;
+  return no_tensor_cores ? arch.fma_flops : arch.half_flops;
+}
+
 inline Estimate estimate(const PlanRequest& q, const Plan& plan, const Architecture& arch) {
   const CellInfo& info = kCellInfo[static_cast<int>(q.cell)];
   const double value = static_cast<double>(size_of(q.dtype)), real = std::max(value, 4.0);
@@ -184,11 +208,7 @@ inline Estimate estimate(const PlanRequest& q, const Plan& plan, const Architect
   const double columns = info.gates * H;
   const double clock = arch.ghz * 1e3;  // per microsecond
   const double of_sm = clock * arch.device.sms;
-  const bool tensor = arch.half_flops > 0;
-  const double gemm_flops = q.dtype == Dtype::kFloat64 ? arch.double_flops
-                            : q.dtype == Dtype::kFloat32 && q.allow_tf32 && tensor ? arch.tf32_flops
-                            : q.dtype == Dtype::kFloat32 || !tensor ? arch.fma_flops
-                                                                    : arch.half_flops;
+  const double gemm_flops = gemm_flops_of(q, arch);
   Estimate e;
   e.steps = static_cast<double>(q.T);
   // What a step reads and writes beside h: x W, y and what is kept; backward that and the deltas.
@@ -219,8 +239,8 @@ inline Estimate estimate(const PlanRequest& q, const Plan& plan, const Architect
     const double held = s == 0 ? (mma ? kMmaHeld : kFmaHeld) : 0;
     const double passes = static_cast<double>(ceil_div(plan.shape.rows, mma ? kMmaRows : kFmaRows));
     const double flops = !mma                         ? arch.fma_flops
-                         : q.dtype == Dtype::kFloat32 ? arch.tf32_flops
-                                                      : arch.half_flops;
+                         : q.dtype == Dtype::kFloat32 ? std::min(arch.tf32_flops, kMmaTf32Flops)
+                                                      : std::min(arch.half_flops, kMmaHalfFlops);
     e.barrier += kBarrierUs;
     e.l2 += per_sm * source / (kL2BytesPerClock * clock);
     e.cores += per_sm * 2 * block_rows * R * tile.K_pad / (flops * clock);

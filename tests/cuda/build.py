@@ -11,6 +11,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
+from typing import NamedTuple
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -83,6 +84,36 @@ def compile_kernel(source: Path, output: Path, *flags: str) -> str:
     )
     assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}{done.stderr}"
     return done.stdout + done.stderr
+
+
+class Kernel(NamedTuple):
+    """What ptxas says of a kernel; bytes but for the registers."""
+
+    registers: int  # of a thread
+    shared: int  # static
+    stack: int
+    spills: int
+
+
+def kernels_of(said: str) -> dict[str, Kernel]:
+    """The kernels in what ptxas printed under -v, at least one."""
+    kernels = {}
+    for entry in said.split("Compiling entry function '")[1:]:
+
+        def number(pattern: str, absent: int | None = None, text: str = entry) -> int:
+            found = re.search(pattern, text)
+            assert found is not None or absent is not None, f"no {pattern!r} in:\n{text}"
+            return int(found[1]) if found else int(absent or 0)
+
+        kernels[entry.split("'")[0]] = Kernel(
+            registers=number(r"Used (\d+) registers"),
+            # What there is none of is not mentioned.
+            shared=number(r"(\d+) bytes smem", absent=0),
+            stack=number(r"(\d+) bytes stack frame"),
+            spills=number(r"(\d+) bytes spill stores") + number(r"(\d+) bytes spill loads"),
+        )
+    assert kernels, f"ptxas names no kernel:\n{said}"
+    return kernels
 
 
 def ptx(arch: int, csrc: Path = CSRC, build_dir: Path = BUILD_DIR) -> list[Path]:

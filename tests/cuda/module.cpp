@@ -230,6 +230,16 @@ PYBIND11_MODULE(_cuda_host, m) {
     for (const Architecture& arch : kArchitectures) out[arch.name] = device_dict(arch.device);
     return out;
   });
+  // TFLOPS of a whole device: float32, 16-bit and TF32 and float64 products.
+  m.def("peaks", [] {
+    py::dict out;
+    for (const Architecture& a : kArchitectures) {
+      const double clocks = a.device.sms * a.ghz * 1e-3;
+      out[a.name] = py::make_tuple(clocks * a.fma_flops, clocks * a.half_flops,
+                                   clocks * a.tf32_flops, clocks * a.double_flops);
+    }
+    return out;
+  });
   m.def("plan", plan, py::arg("cell"), py::arg("dtype"), py::arg("sizes"), py::arg("arch"),
         py::kw_only(), py::arg("backward") = false, py::arg("allow_tf32") = false,
         py::arg("regime") = "", py::arg("registers") = 255);
