@@ -289,7 +289,9 @@ def test_an_assembler_that_says_nothing_is_noticed() -> None:
     with pytest.raises(AssertionError, match="ptxas names no kernel"):
         kernels_of("")
     with pytest.raises(AssertionError, match="spill"):
-        kernels_of("Compiling entry function 'f' for 'sm_75'\n0 bytes stack frame\nUsed 8 registers")
+        kernels_of(
+            "Compiling entry function 'f' for 'sm_75'\n0 bytes stack frame\nUsed 8 registers"
+        )
 
 
 def test_numbers_travel_in_as_many_launches_as_it_takes() -> None:

@@ -51,7 +51,9 @@ def assembled(arch: int) -> dict[str, build.Kernel]:
 
     def assemble(path: Path) -> dict[str, build.Kernel]:
         return build.kernels_of(
-            build.compile_kernel(path, Path("/dev/null"), f"-arch=sm_{arch}", "-cubin", "-Xptxas=-v")
+            build.compile_kernel(
+                path, Path("/dev/null"), f"-arch=sm_{arch}", "-cubin", "-Xptxas=-v"
+            )
         )
 
     with ThreadPoolExecutor(setup_build.jobs()) as pool:

@@ -1,7 +1,7 @@
 """What the build makes: object files and a library without stray symbols, an sdist and a wheel.
 
 FUSEDRNN_OTHER_PYTHON names a Python whose torch is another than this one's: the wheel's smoke test
-then runs under it too.
+then runs under it too, and where that torch is a CUDA build the CUDA library is loaded there.
 """
 
 from __future__ import annotations
@@ -44,6 +44,25 @@ torch.testing.assert_close(ours(x)[0], theirs(x)[0])
 torch.testing.assert_close(ours.weight_hh_l0.grad, theirs.weight_hh_l0.grad)
 print(torch.__version__, fusedrnn.__version__)
 fusedrnn.show_config()
+"""
+
+
+# A CUDA build of torch that sees no GPU: all is there but the device.
+NO_GPU_TEST = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import torch
+import fusedrnn
+assert torch.version.cuda, "no CUDA build"
+assert not torch.cuda.is_available()
+fusedrnn.show_config()
+layer = fusedrnn.FusedLSTM(3, 5)
+assert layer(torch.randn(7, 2, 3))[0].shape == (7, 2, 5)
+for device in ("cuda", "cuda:1"):
+    try:
+        layer.to(device)
+    except Exception as error:
+        print(f"to {device}: {type(error).__name__}: {error}")
 """
 
 
@@ -282,6 +301,24 @@ def test_cuda_library_holds_the_code_that_it_says():
     expected = {("sm", int(word.removesuffix("+PTX"))) for word in words}
     expected |= {("ptx", int(word[:-4])) for word in words if word.endswith("+PTX")}
     assert device_code(CUDA_LIBRARY) == expected
+
+
+def test_cuda_library_under_a_cuda_build_of_torch_without_a_gpu(tmp_path):
+    python = os.environ.get("FUSEDRNN_OTHER_PYTHON")
+    if not python:
+        pytest.skip("FUSEDRNN_OTHER_PYTHON names no Python with a CUDA build of torch")
+    cuda = run(python, "-I", "-c", "import torch; print(torch.version.cuda or '')").strip()
+    if not cuda:
+        pytest.skip(f"torch of {python} is no CUDA build")
+    if not CUDA_LIBRARY.exists():
+        pytest.skip(f"{CUDA_LIBRARY.name} was not built")
+    # Hides a GPU, should there be one.
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    said = run(python, "-I", "-c", NO_GPU_TEST, ROOT, cwd=tmp_path, env=environment)
+    assert re.search(f"CUDA library +sm_.*, CUDA runtime .*{CUDA_LIBRARY}", said), said
+    assert re.search("CUDA devices +none: torch finds no GPU or no driver", said), said
+    # torch's own words for it.
+    assert len(re.findall("^to cuda.*(NVIDIA driver|CUDA GPUs)", said, re.MULTILINE)) == 2, said
 
 
 @pytest.fixture(scope="module")
