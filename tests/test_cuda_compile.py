@@ -18,10 +18,10 @@ pytestmark = pytest.mark.skipif(build.nvcc() is None, reason="no nvcc: kernels c
 DTYPES = ["f32", "f64", "f16", "bf16"]
 ARCHITECTURES = [75, 80, 90, 100, 120]
 WAYS = ("forward", "backward")
-# Registers of a thread at most: what nvcc 13.0 takes, and up to eight more, the number in which they
-# are given out. The resident kernels hold weights in them, in one block of 256 threads on a
-# multiprocessor, which has 65,536: those of tensor cores need all that a thread can have, and what
-# holds them is that nothing spills. On sm_75 these stop at once.
+# Registers of a thread at most: what nvcc 13.0 takes, and up to eight more, the number in which
+# they are given out. The resident kernels hold weights in them, in one block of 256 threads on a
+# multiprocessor, which has 65,536: those for tensor cores need all that a thread can have, and
+# what holds them is that nothing spills. On sm_75 they stop at once.
 #                   sm_75, 80, 90, 100, 120
 BUDGETS = {
     "resident_fma": (232, 232, 248, 248, 248),
