@@ -3,92 +3,78 @@
 
 namespace {
 
-__device__ void red_release(unsigned* p, unsigned v) {
-  asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(p), "r"(v) : "memory");
+// Arrivals: one is added to *p.
+__device__ void red_release(unsigned* p) {
+  asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(p) : "memory");
 }
-__device__ void red_relaxed(unsigned* p, unsigned v) {
-  asm volatile("red.relaxed.gpu.global.add.u32 [%0], %1;" ::"l"(p), "r"(v) : "memory");
+__device__ void red_release_block(unsigned* p) {
+  asm volatile("red.release.cta.global.add.u32 [%0], 1;" ::"l"(p) : "memory");
 }
-__device__ unsigned load_acquire(const unsigned* p) {
+__device__ void red_relaxed(unsigned* p) {
+  asm volatile("red.relaxed.gpu.global.add.u32 [%0], 1;" ::"l"(p) : "memory");
+}
+__device__ void atom_acq_rel(unsigned* p) {
+  [[maybe_unused]] unsigned v;
+  asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;" : "=r"(v) : "l"(p) : "memory");
+}
+__device__ void atomic_add(unsigned* p) { atomicAdd(p, 1u); }
+
+// Polls.
+__device__ unsigned load_acquire(unsigned* p) {
   unsigned v;
   asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
   return v;
 }
-__device__ unsigned load_relaxed(const unsigned* p) {
+__device__ unsigned load_relaxed(unsigned* p) {
   unsigned v;
   asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
   return v;
 }
-__device__ unsigned load_plain(const unsigned* p) {
+__device__ unsigned load_plain(unsigned* p) {
   unsigned v;
   asm volatile("ld.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
   return v;
 }
+__device__ unsigned load_volatile(unsigned* p) { return *static_cast<volatile unsigned*>(p); }
+__device__ unsigned atom_acquire(unsigned* p) {
+  unsigned v;
+  asm volatile("atom.acquire.gpu.global.add.u32 %0, [%1], 0;" : "=r"(v) : "l"(p) : "memory");
+  return v;
+}
+
+// Fences.
 __device__ void fence() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
 __device__ void fence_block() { asm volatile("fence.acq_rel.cta;" ::: "memory"); }
+__device__ void fence_of_c() { __threadfence(); }
+__device__ void none() {}
 
 // Each wait(count, target) returns once all blocks have added to *count `target` times together.
-struct ReleaseAcquire {
+// In most, thread 0 of a block does that for the others, between two barriers of the block.
+template <void (*kFenceBefore)(), void (*kArrive)(unsigned*), unsigned (*kPoll)(unsigned*),
+          void (*kFenceBehind)(), bool kBlockBefore = true, bool kBlockBehind = true>
+struct Thread0 {
   static __device__ void wait(unsigned* count, unsigned target) {
-    __syncthreads();
+    if constexpr (kBlockBefore) __syncthreads();
     if (threadIdx.x == 0) {
-      red_release(count, 1);
-      while (load_acquire(count) < target) {
+      kFenceBefore();
+      kArrive(count);
+      while (kPoll(count) < target) {
       }
+      kFenceBehind();
     }
-    __syncthreads();
+    if constexpr (kBlockBehind) __syncthreads();
   }
 };
-struct FenceVolatile {
-  static __device__ void wait(unsigned* count, unsigned target) {
-    __syncthreads();
-    if (threadIdx.x == 0) {
-      __threadfence();
-      atomicAdd(count, 1u);
-      while (*static_cast<volatile unsigned*>(count) < target) {
-      }
-      __threadfence();
-    }
-    __syncthreads();
-  }
-};
-struct FenceRelaxed {
-  static __device__ void wait(unsigned* count, unsigned target) {
-    __syncthreads();
-    if (threadIdx.x == 0) {
-      fence();
-      red_relaxed(count, 1);
-      while (load_relaxed(count) < target) {
-      }
-      fence();
-    }
-    __syncthreads();
-  }
-};
-struct AtomicPoll {
-  static __device__ void wait(unsigned* count, unsigned target) {
-    __syncthreads();
-    if (threadIdx.x == 0) {
-      unsigned v;
-      asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;"
-                   : "=r"(v)
-                   : "l"(count)
-                   : "memory");
-      do
-        asm volatile("atom.acquire.gpu.global.add.u32 %0, [%1], 0;"
-                     : "=r"(v)
-                     : "l"(count)
-                     : "memory");
-      while (v < target);
-    }
-    __syncthreads();
-  }
-};
+
+struct ReleaseAcquire : Thread0<none, red_release, load_acquire, none> {};
+struct FenceVolatile : Thread0<fence_of_c, atomic_add, load_volatile, fence_of_c> {};
+struct FenceRelaxed : Thread0<fence, red_relaxed, load_relaxed, fence> {};
+struct AtomicPoll : Thread0<none, atom_acq_rel, atom_acquire, none> {};
 // Every thread waits for itself: no barrier of the block behind the spin.
 struct EveryThreadWaits {
   static __device__ void wait(unsigned* count, unsigned target) {
     __syncthreads();
-    if (threadIdx.x == 0) red_release(count, 1);
+    if (threadIdx.x == 0) red_release(count);
     while (load_acquire(count) < target) {
     }
   }
@@ -97,7 +83,7 @@ struct EveryThreadWaits {
 struct OtherThreadWaits {
   static __device__ void wait(unsigned* count, unsigned target) {
     __syncthreads();
-    if (threadIdx.x == 0) red_release(count, 1);
+    if (threadIdx.x == 0) red_release(count);
     if (threadIdx.x == 33)
       while (load_acquire(count) < target) {
       }
@@ -108,119 +94,20 @@ struct CooperativeGroups {
   static __device__ void wait(unsigned*, unsigned) { cooperative_groups::this_grid().sync(); }
 };
 
-struct NoRelease {
-  static __device__ void wait(unsigned* count, unsigned target) {
-    __syncthreads();
-    if (threadIdx.x == 0) {
-      red_relaxed(count, 1);
-      while (load_acquire(count) < target) {
-      }
-    }
-    __syncthreads();
-  }
-};
-struct NoAcquire {
-  static __device__ void wait(unsigned* count, unsigned target) {
-    __syncthreads();
-    if (threadIdx.x == 0) {
-      red_release(count, 1);
-      while (load_relaxed(count) < target) {
-      }
-    }
-    __syncthreads();
-  }
-};
-struct NoFenceAfterVolatile {
-  static __device__ void wait(unsigned* count, unsigned target) {
-    __syncthreads();
-    if (threadIdx.x == 0) {
-      __threadfence();
-      atomicAdd(count, 1u);
-      while (*static_cast<volatile unsigned*>(count) < target) {
-      }
-    }
-    __syncthreads();
-  }
-};
-struct NoFenceBeforeAtomic {
-  static __device__ void wait(unsigned* count, unsigned target) {
-    __syncthreads();
-    if (threadIdx.x == 0) {
-      atomicAdd(count, 1u);
-      while (*static_cast<volatile unsigned*>(count) < target) {
-      }
-      __threadfence();
-    }
-    __syncthreads();
-  }
-};
-struct FenceOfBlockScope {
-  static __device__ void wait(unsigned* count, unsigned target) {
-    __syncthreads();
-    if (threadIdx.x == 0) {
-      fence_block();
-      red_relaxed(count, 1);
-      while (load_relaxed(count) < target) {
-      }
-      fence_block();
-    }
-    __syncthreads();
-  }
-};
+struct NoRelease : Thread0<none, red_relaxed, load_acquire, none> {};
+struct NoAcquire : Thread0<none, red_release, load_relaxed, none> {};
+struct NoFenceAfterVolatile : Thread0<fence_of_c, atomic_add, load_volatile, none> {};
+struct NoFenceBeforeAtomic : Thread0<none, atomic_add, load_volatile, fence_of_c> {};
+struct FenceOfBlockScope : Thread0<fence_block, red_relaxed, load_relaxed, fence_block> {};
+struct AtomicOfBlockScope : Thread0<none, red_release_block, load_acquire, none> {};
+struct PlainSpin : Thread0<none, red_release, load_plain, fence> {};
+struct NoBarrierBefore : Thread0<none, red_release, load_acquire, none, false, true> {};
+struct NoBarrierBehind : Thread0<none, red_release, load_acquire, none, true, false> {};
 // The fence stands before the barrier of the block, so it covers its own thread's stores alone.
 struct FenceTooEarly {
   static __device__ void wait(unsigned* count, unsigned target) {
     fence();
-    __syncthreads();
-    if (threadIdx.x == 0) {
-      red_relaxed(count, 1);
-      while (load_acquire(count) < target) {
-      }
-    }
-    __syncthreads();
-  }
-};
-struct AtomicOfBlockScope {
-  static __device__ void wait(unsigned* count, unsigned target) {
-    __syncthreads();
-    if (threadIdx.x == 0) {
-      asm volatile("red.release.cta.global.add.u32 [%0], 1;" ::"l"(count) : "memory");
-      while (load_acquire(count) < target) {
-      }
-    }
-    __syncthreads();
-  }
-};
-struct PlainSpin {
-  static __device__ void wait(unsigned* count, unsigned target) {
-    __syncthreads();
-    if (threadIdx.x == 0) {
-      red_release(count, 1);
-      while (load_plain(count) < target) {
-      }
-      fence();
-    }
-    __syncthreads();
-  }
-};
-struct NoBarrierBefore {
-  static __device__ void wait(unsigned* count, unsigned target) {
-    if (threadIdx.x == 0) {
-      red_release(count, 1);
-      while (load_acquire(count) < target) {
-      }
-    }
-    __syncthreads();
-  }
-};
-struct NoBarrierBehind {
-  static __device__ void wait(unsigned* count, unsigned target) {
-    __syncthreads();
-    if (threadIdx.x == 0) {
-      red_release(count, 1);
-      while (load_acquire(count) < target) {
-      }
-    }
+    NoRelease::wait(count, target);
   }
 };
 struct OneTooFew {
@@ -266,7 +153,7 @@ extern "C" __global__ void split_barrier(int* x, int* y, unsigned* count, int n,
     int* to = s & 1 ? x : y;
     to[k] = from[(k + n - 1) % n] + from[(k + 1) % n];
     __syncthreads();
-    if (threadIdx.x == 0) red_release(count, 1);
+    if (threadIdx.x == 0) red_release(count);
     own += to[k];
     if (threadIdx.x == 0)
       while (load_acquire(count) < gridDim.x * (s + 1)) {
