@@ -70,6 +70,7 @@ def layer(x: Tensor, *args: Any, delta: Round = lambda d: d, **options: Any) -> 
     kept: Any = contextlib.nullcontext()
     if dtype.itemsize == 2:
         kept = torch.autograd.graph.saved_tensors_hooks(narrow, widen)
+    options.pop("batch", None)  # which the reference reads from its arguments
     with mock.patch.object(_reference, "F", SimpleNamespace(linear=linear)), kept:
         return _reference.layer(x, *args, **options)
 
