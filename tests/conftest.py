@@ -38,9 +38,12 @@ def _same_start() -> Iterator[None]:
 
 
 @pytest.fixture(params=DEVICES)
-def device(request: pytest.FixtureRequest) -> torch.device:
-    """The CPU, and a GPU too where there is one."""
-    return torch.device(request.param)
+def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
+    """The CPU, and a GPU too where there is one; cuDNN computes in float32 there, as we do."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    yield torch.device(request.param)
+    torch.backends.cudnn.allow_tf32 = before
 
 
 def pytest_report_header() -> str:
