@@ -26,6 +26,7 @@ from fusedrnn._selftest_cases import (
     Precision,
     float32_products,
 )
+from tests import emulated_kernels
 from tests.calls import CELLS_AND_FORMS, make_call
 from tests.helpers import (
     BY_NAME,
@@ -90,6 +91,14 @@ def test_layer(
     for got, wanted in zip(*results, strict=True):
         assert got.dtype == precision.dtype and got.device.type == torch.device(where).type
         assert error(got.cpu(), wanted) <= precision.limit * precision.eps
+
+
+@pytest.mark.parametrize("cell", BY_NAME)
+def test_limits_let_correct_kernels_pass(monkeypatch: pytest.MonkeyPatch, cell: str) -> None:
+    """At a size and in the precisions that are run on a GPU alone."""
+    monkeypatch.setattr(ops, "layer", emulated_kernels.layer)
+    for precision in (FLOAT32, FLOAT16, BFLOAT16, TF32):
+        test_layer(monkeypatch, cell, "packed", "cpu", "", 256, precision)
 
 
 @pytest.mark.parametrize("form", ["plain", "packed"])
