@@ -80,10 +80,21 @@ def _load() -> Library:
     return Library(path, isa, compiled, cells)
 
 
+def torch_lacks_cuda() -> str:
+    """Why this build of torch cannot run CUDA kernels; "" where it can."""
+    if torch.version.cuda is not None:
+        return ""
+    if torch.version.hip is not None:
+        return (
+            f"torch {torch.__version__} is built for ROCm, and fusedrnn knows NVIDIA's GPUs alone"
+        )
+    return f"torch {torch.__version__} is built without CUDA; install a build that has it"
+
+
 def _load_cuda() -> CudaLibrary:
     path = Path(__file__).with_name("_cuda.so")
-    if torch.version.cuda is None:
-        return CudaLibrary(None, f"torch {torch.__version__} computes on the CPU only")
+    if lacks := torch_lacks_cuda():
+        return CudaLibrary(None, lacks)
     if not path.exists():
         return CudaLibrary(
             None,
@@ -134,8 +145,8 @@ def cuda_problem(index: int) -> str:
 
 def _cuda_devices() -> str:
     """The GPUs that are there, and whether the kernels run on them."""
-    if torch.version.cuda is None:
-        return "none: torch computes on the CPU only"
+    if torch_lacks_cuda():
+        return "none: this torch has no CUDA"
     if not torch.cuda.is_available():
         return "none: torch finds no GPU or no driver"
     found = []

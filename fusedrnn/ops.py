@@ -87,11 +87,13 @@ def layer(
     )
     if is_compiling():
         y, h_n, c_n, _ = _forward(x, h0, c0, weights, batch_sizes, lengths, *options, needs_grad)
-    elif _C._are_functorch_transforms_active():
-        y, h_n, c_n, _ = _FunctorchLayer.apply(x, h0, c0, batch_sizes, lengths, options, *weights)
     else:
         try:
-            if needs_grad:
+            if _C._are_functorch_transforms_active():
+                y, h_n, c_n, _ = _FunctorchLayer.apply(
+                    x, h0, c0, batch_sizes, lengths, options, *weights
+                )
+            elif needs_grad:
                 y, h_n, c_n = _apply_layer(x, h0, c0, batch_sizes, lengths, options, *weights)
             else:
                 if forward_ad._current_level >= 0:
@@ -100,16 +102,28 @@ def layer(
                     y, h_n, c_n, _ = _forward_now(
                         x, h0, c0, weights, batch_sizes, lengths, *options, False
                     )
-        except RuntimeError as error:
+        except _FROM_OPS as error:
             raise _as_torch_raises(error) from None
     return y, h_n, c_n if CELLS[cell].has_c else None
 
 
-def _as_torch_raises(error: RuntimeError) -> RuntimeError:
-    """Return torch's exception for a lack of GPU memory, of which an op can only pass the text."""
-    if "CUDA out of memory" not in str(error) or isinstance(error, torch.OutOfMemoryError):
+# What an op raises: the engine on a GPU knows no torch, and what it throws is a ValueError.
+_FROM_OPS = (RuntimeError, ValueError)
+
+
+def _as_torch_raises(error: Exception) -> Exception:
+    """Return the exception that torch has for what an op can only say in words.
+
+    A torch.OutOfMemoryError for a lack of GPU memory; a RuntimeError as all others of the ops for
+    a regime that cannot run; otherwise the error itself.
+    """
+    if isinstance(error, torch.OutOfMemoryError):
         return error
-    return torch.OutOfMemoryError(f"{error}. A smaller batch or shorter sequences need less.")
+    if "CUDA out of memory" in str(error):
+        return torch.OutOfMemoryError(f"{error}. A smaller batch or shorter sequences need less.")
+    if isinstance(error, ValueError) and "regime was asked for" in str(error):
+        return RuntimeError(f"fusedrnn: {error}")
+    return error
 
 
 def may_step() -> bool:
@@ -147,20 +161,24 @@ def step(
         [h] or [h, c] after the step, of the shapes of the states.
 
     Raises:
-        RuntimeError: whatever does not fit, in the op's own words.
+        RuntimeError: whatever does not fit, in the op's own words; torch.OutOfMemoryError, which
+            is one, for a lack of GPU memory.
     """
-    if torch.is_grad_enabled() and (
-        weights[0].requires_grad  # most often, and then no generator is made
-        or x.requires_grad
-        or any(w.requires_grad for w in weights)
-        or (h is not None and h.requires_grad)
-        or (c is not None and c.requires_grad)
-    ):
-        stepped: tuple[Tensor, ...]
-        stepped = _apply_step(x, h, c, (input_size, hidden_size, cell), *weights)
-        return stepped
-    result: list[Tensor] = _step(x, h, c, weights, input_size, hidden_size, cell, False)
-    return result
+    try:
+        if torch.is_grad_enabled() and (
+            weights[0].requires_grad  # most often, and then no generator is made
+            or x.requires_grad
+            or any(w.requires_grad for w in weights)
+            or (h is not None and h.requires_grad)
+            or (c is not None and c.requires_grad)
+        ):
+            stepped: tuple[Tensor, ...]
+            stepped = _apply_step(x, h, c, (input_size, hidden_size, cell), *weights)
+            return stepped
+        result: list[Tensor] = _step(x, h, c, weights, input_size, hidden_size, cell, False)
+        return result
+    except _FROM_OPS as error:
+        raise _as_torch_raises(error) from None
 
 
 def _refuse_dual(*tensors: Tensor | None) -> None:
@@ -244,10 +262,13 @@ class _Step(torch.autograd.Function):
         elif grad_h is None and grad_c is None:
             d_x, d_h, d_c, d_weights = None, None, None, []
         else:
-            d_x, d_h, d_c, d_weights = _step_backward(
-                *(grad_h, grad_c, x, weights, reserve, *ctx.options),
-                *(need_x, need_h or need_c, any(need_weights)),
-            )
+            try:
+                d_x, d_h, d_c, d_weights = _step_backward(
+                    *(grad_h, grad_c, x, weights, reserve, *ctx.options),
+                    *(need_x, need_h or need_c, any(need_weights)),
+                )
+            except _FROM_OPS as error:
+                raise _as_torch_raises(error) from None
         return (
             *(d_x, d_h if need_h else None, d_c if need_c else None, None),
             *(d_weights or [None] * len(weights)),
@@ -329,20 +350,20 @@ def _gradients(
     needs = (need_x, need_h or need_c, need_weights)
     before = (grad_y, grad_h, grad_c, x, h0, c0)
     after = (reserve, batch_sizes, lengths)
-    if _C._are_functorch_transforms_active():
-        d_x, d_h0, d_c0, *d_weights = _FunctorchBackward.apply(
-            *before, *after, (*options, *needs), *weights
-        )
-    elif torch.is_grad_enabled() or is_compiling():  # to be derived again
-        d_x, d_h0, d_c0, d_weights = _backward(*before, weights, *after, *options, *needs)
-    else:
-        try:
+    try:
+        if _C._are_functorch_transforms_active():
+            d_x, d_h0, d_c0, *d_weights = _FunctorchBackward.apply(
+                *before, *after, (*options, *needs), *weights
+            )
+        elif torch.is_grad_enabled() or is_compiling():  # to be derived again
+            d_x, d_h0, d_c0, d_weights = _backward(*before, weights, *after, *options, *needs)
+        else:
             with _C._AutoDispatchBelowAutograd():
                 d_x, d_h0, d_c0, d_weights = _backward_now(
                     *before, weights, *after, *options, *needs
                 )
-        except RuntimeError as error:
-            raise _as_torch_raises(error) from None
+    except _FROM_OPS as error:
+        raise _as_torch_raises(error) from None
     return (
         d_x if need_x else None,
         d_h0 if need_h else None,

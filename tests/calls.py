@@ -63,6 +63,7 @@ def make_call(
     states: bool = True,
     dtype: torch.dtype = torch.float64,
     requires_grad: bool = True,
+    device: torch.device | None = None,
 ) -> Call:
     spec = CELLS[cell]
     P = max(1, H // 2) if spec.projects else H
@@ -70,7 +71,7 @@ def make_call(
 
     def leaf(*shape: int, scale: float = 1) -> Tensor:
         values = scale * torch.randn(*shape, dtype=torch.float64)
-        return values.to(dtype).requires_grad_(requires_grad)
+        return values.to(device, dtype).requires_grad_(requires_grad)
 
     # Large weights make a chaotic system, in which nothing can be compared after a few steps.
     scale = H**-0.5

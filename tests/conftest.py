@@ -9,8 +9,8 @@ import hypothesis
 import pytest
 import torch
 
-from fusedrnn._library import cuda_problem
 from tests import parity_table
+from tests.helpers import DEVICES, why_not_on_cuda
 
 # One profile everywhere: the same examples on each run, none saved, no time limit per example.
 hypothesis.settings.register_profile(
@@ -37,17 +37,18 @@ def _same_start() -> Iterator[None]:
     torch.set_num_threads(1)
 
 
-@pytest.fixture(params=["cpu", "cuda"])
-def device(request: pytest.FixtureRequest) -> torch.device:
-    """Each kind of device; skips, and says why, where it is not there."""
-    if request.param == "cuda":
-        if torch.version.cuda is None:
-            pytest.skip(f"torch {torch.__version__} computes on the CPU only")
-        if not torch.cuda.is_available():
-            pytest.skip("torch finds no GPU")
-        if problem := cuda_problem(torch.cuda.current_device()):
-            pytest.skip(problem)
-    return torch.device(request.param)
+@pytest.fixture(params=DEVICES)
+def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
+    """The CPU, and a GPU too where there is one; cuDNN computes in float32 there, as we do."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    yield torch.device(request.param)
+    torch.backends.cudnn.allow_tf32 = before
+
+
+def pytest_report_header() -> str:
+    why_not = why_not_on_cuda()
+    return f"devices: {' and '.join(DEVICES)}" + (f", not cuda: {why_not}" if why_not else "")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

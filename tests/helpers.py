@@ -13,8 +13,22 @@ from torch.nn.modules.rnn import RNNCellBase
 from torch.nn.utils.rnn import PackedSequence, pack_sequence, pad_packed_sequence, pad_sequence
 
 import fusedrnn
+from fusedrnn._library import cuda_problem, torch_lacks_cuda
 
 Tensors = dict[str, Tensor]
+
+
+def why_not_on_cuda() -> str:
+    """Why no test runs on a GPU; "" where they do."""
+    if lacks := torch_lacks_cuda():
+        return lacks
+    if not torch.cuda.is_available():
+        return "torch finds no GPU"
+    return cuda_problem(torch.cuda.current_device())
+
+
+# What the `device` of a test may be.
+DEVICES = ["cpu"] if why_not_on_cuda() else ["cpu", "cuda"]
 
 
 class NaiveGRUResetBefore(nn.GRU):
@@ -107,8 +121,13 @@ class Cell:
     def has_c(self) -> bool:
         return self.ours is fusedrnn.FusedLSTM
 
-    def make(self, I: int, H: int, **kwargs: Any) -> tuple[Any, Any]:
-        """Makes ours and theirs with the same weights; theirs decides, from torch's seed."""
+    def make(
+        self, I: int, H: int, device: torch.device | None = None, **kwargs: Any
+    ) -> tuple[Any, Any]:
+        """Makes ours and theirs with the same weights; theirs decides, from torch's seed.
+
+        Ours is on the device, theirs on the CPU.
+        """
         if self.projects:
             kwargs["proj_size"] = max(1, H // 2)
         kwargs = dict(self.options) | kwargs
@@ -117,7 +136,7 @@ class Cell:
             theirs = self.theirs(I, H, **kwargs)
             ours = self.ours(I, H, **kwargs, **dict(self.ours_only))
         ours.load_state_dict(theirs.state_dict())
-        return ours, theirs
+        return ours.to(device), theirs
 
     def __str__(self) -> str:
         return self.name
@@ -141,20 +160,26 @@ BY_NAME = {cell.name: cell for cell in CELLS}
 TORCH_CELLS = [cell for cell in CELLS if cell.theirs is not NaiveGRUResetBefore]
 
 
-def randn(*shape: int, dtype: torch.dtype = torch.float64, seed: int | None = None) -> Tensor:
-    """Normal numbers, drawn in float64 so that every dtype gets the same ones, rounded."""
+def randn(
+    *shape: int,
+    dtype: torch.dtype = torch.float64,
+    seed: int | None = None,
+    device: torch.device | None = None,
+) -> Tensor:
+    """Normal numbers, drawn in float64 on the CPU: the same for every dtype and device, rounded."""
     generator = None if seed is None else torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, dtype=torch.float64, generator=generator).to(dtype)
+    return torch.randn(*shape, dtype=torch.float64, generator=generator).to(device, dtype)
 
 
 def make_states(module: nn.RNNBase, N: int | None, dtype: torch.dtype) -> Any:
     """Makes hx for a module: (h_0, c_0) or h_0, without the batch if N is None."""
     LD = module.num_layers * (2 if module.bidirectional else 1)
     batch = () if N is None else (N,)
-    h = randn(LD, *batch, module.proj_size or module.hidden_size, dtype=dtype)
+    device = device_of(module)
+    h = randn(LD, *batch, module.proj_size or module.hidden_size, dtype=dtype, device=device)
     if module.mode != "LSTM":
         return h
-    return h, randn(LD, *batch, module.hidden_size, dtype=dtype)
+    return h, randn(LD, *batch, module.hidden_size, dtype=dtype, device=device)
 
 
 def flat(result: Any) -> list[Tensor]:
@@ -179,23 +204,39 @@ def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
     return tuple(map_tensors(function, part) for part in value)
 
 
+def device_of(module: nn.Module) -> torch.device:
+    """Where a module's parameters are."""
+    return next(module.parameters()).device
+
+
+def on(device: torch.device, value: Any) -> Any:
+    """Moves a tensor, a PackedSequence, or a tuple of them; None stays."""
+    if value is None:
+        return None
+    if isinstance(value, tuple) and not isinstance(value, PackedSequence):
+        return tuple(on(device, part) for part in value)
+    return value.to(device)
+
+
 def run(module: nn.Module, input: Any, hx: Any = None, seed: int = 0, **kwargs: Any) -> Tensors:
     """Runs forward and backward; returns outputs, and gradients of inputs, states, weights.
 
     The loss is a weighted sum of all outputs with random weights that depend on the seed alone.
-    torch's generator is seeded before forward, for dropout.
+    torch's generator is seeded before forward, for dropout. All of it is on the module's device,
+    what is returned on the CPU.
     """
+    device = device_of(module)
 
     def leaf(t: Tensor) -> Tensor:
         return t.detach().clone().requires_grad_()
 
-    input, hx = map_tensors(leaf, input), map_tensors(leaf, hx)
+    input, hx = (map_tensors(leaf, on(device, value)) for value in (input, hx))
     module.zero_grad()
     torch.manual_seed(seed)
     outputs = flat(module(input, hx, **kwargs))
     names = ["h_n", "c_n"] if isinstance(module, RNNCellBase) else ["y", "h_n", "c_n"]
     result = dict(zip(names, outputs, strict=False))
-    weights = [randn(*o.shape, dtype=o.dtype, seed=1000 + k) for k, o in enumerate(outputs)]
+    weights = [randn(*o.shape, seed=1000 + k).to(o) for k, o in enumerate(outputs)]
     torch.autograd.backward(outputs, weights)
     for name, leaves in (("d_x", [input]), ("d_h0", flat(hx)[:1]), ("d_c0", flat(hx)[1:])):
         for t in leaves:
@@ -205,7 +246,13 @@ def run(module: nn.Module, input: Any, hx: Any = None, seed: int = 0, **kwargs: 
     for name, parameter in module.named_parameters():
         assert parameter.grad is not None, name
         result["d_" + name] = parameter.grad
-    return {name: t.detach().clone() for name, t in result.items()}
+    assert all(t.device == device for t in result.values())
+    return {name: t.detach().clone().cpu() for name, t in result.items()}
+
+
+def assert_close(actual: Tensor, expected: Tensor, limit: float = 1e-12, **options: Any) -> None:
+    """Asserts that values agree, on whatever devices they are."""
+    torch.testing.assert_close(actual.cpu(), expected.cpu(), rtol=limit, atol=limit, **options)
 
 
 def error(actual: Tensor, reference: Tensor) -> float:
@@ -226,9 +273,14 @@ def assert_same(actual: Tensors, expected: Tensors, limit: float = 1e-12) -> Non
     assert not wrong, f"errors above {limit}: {wrong}"
 
 
-def ragged(lengths: Sequence[int], I: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+def ragged(
+    lengths: Sequence[int],
+    I: int,
+    dtype: torch.dtype = torch.float64,
+    device: torch.device | None = None,
+) -> list[Tensor]:
     """Makes sequences of these lengths."""
-    return [randn(T, I, dtype=dtype) for T in lengths]
+    return [randn(T, I, dtype=dtype, device=device) for T in lengths]
 
 
 def pad(sequences: list[Tensor], T: int, fill: float, batch_first: bool = False) -> Tensor:

@@ -90,14 +90,20 @@ class Measured:
 MEASURED: list[Measured] = []
 
 
-def measure(cell: Cell, dtype: torch.dtype, case: Case) -> list[Measured]:
-    """Runs float64, torch.nn in the dtype and ours in the dtype on the same rounded numbers."""
+def measure(
+    cell: Cell, dtype: torch.dtype, case: Case, device: torch.device | None = None
+) -> list[Measured]:
+    """Runs float64, torch.nn in the dtype and ours in the dtype on the same rounded numbers.
+
+    The last two run on the device.
+    """
     result: dict[str, Measured] = {}
     for draw in range(DRAWS[dtype]):
         torch.manual_seed(draw)
-        ours, theirs = cell.make(case.I, case.H, **dict(case.options))
+        ours, theirs = cell.make(case.I, case.H, device=device, **dict(case.options))
         theirs, ours = theirs.to(dtype), ours.to(dtype)
         reference = copy.deepcopy(theirs).double()
+        theirs.to(device)
         x: Any
         if case.lengths:
             x = pack_sequence(ragged(case.lengths, case.I, dtype), enforce_sorted=False)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.rnn import RNNCellBase
 
 import fusedrnn
-from tests.helpers import assert_same, error, flat, randn, run
+from tests.helpers import assert_close, assert_same, error, flat, on, randn, run
 
 f64 = torch.float64
 
@@ -25,11 +25,12 @@ PAIRS = {
 each = pytest.mark.parametrize("name", PAIRS)
 
 
-def make(name: str, I: int = 3, H: int = 5, **kwargs: Any) -> tuple[Any, Any]:
+def make(device: torch.device, name: str, I: int = 3, H: int = 5, **kwargs: Any) -> tuple[Any, Any]:
+    """Our cell, on the device, and torch.nn's with the same weights, on the CPU."""
     ours, theirs, options = PAIRS[name]
     a, b = (m(I, H, **{"dtype": f64, **options, **kwargs}) for m in (ours, theirs))
     a.load_state_dict(b.state_dict())
-    return a, b
+    return a.to(device), b
 
 
 def states(name: str, *shape: int, dtype: torch.dtype = f64) -> Any:
@@ -41,28 +42,31 @@ def states(name: str, *shape: int, dtype: torch.dtype = f64) -> Any:
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("batch", [(4,), (), (0,), (1,)], ids=str)
 @each
-def test_outputs_and_gradients(name: str, batch: tuple[int, ...], bias: bool) -> None:
-    ours, theirs = make(name, bias=bias)
+def test_outputs_and_gradients(
+    device: torch.device, name: str, batch: tuple[int, ...], bias: bool
+) -> None:
+    ours, theirs = make(device, name, bias=bias)
     x = randn(*batch, 3)
     for hx in (None, states(name, *batch, 5)):
         assert_same(run(ours, x, hx), run(theirs, x, hx))
-        for got, wanted in zip(flat(ours(x, hx)), flat(theirs(x, hx)), strict=True):
+        actual, expected = ours(on(device, x), on(device, hx)), theirs(x, hx)
+        for got, wanted in zip(flat(actual), flat(expected), strict=True):
             assert (got.shape, got.stride()) == (wanted.shape, wanted.stride())
-        assert type(ours(x, hx)) is type(theirs(x, hx))
+        assert type(actual) is type(expected)
 
 
 @pytest.mark.parametrize(("I", "H"), [(1, 1), (7, 1), (1, 13), (37, 67), (200, 129)])
 @each
-def test_sizes(name: str, I: int, H: int) -> None:
-    ours, theirs = make(name, I, H)
+def test_sizes(device: torch.device, name: str, I: int, H: int) -> None:
+    ours, theirs = make(device, name, I, H)
     x, hx = randn(6, I), states(name, 6, H)
     assert_same(run(ours, x, hx), run(theirs, x, hx))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @each
-def test_other_dtypes(name: str, dtype: torch.dtype) -> None:
-    ours, theirs = make(name, 7, 11, dtype=dtype)
+def test_other_dtypes(device: torch.device, name: str, dtype: torch.dtype) -> None:
+    ours, theirs = make(device, name, 7, 11, dtype=dtype)
     x, hx = randn(6, 7, dtype=dtype), states(name, 6, 11, dtype=dtype)
     actual, expected = run(ours, x, hx), run(theirs, x, hx)
     theirs.double()
@@ -75,30 +79,30 @@ def test_other_dtypes(name: str, dtype: torch.dtype) -> None:
 
 
 @each
-def test_a_sequence_is_the_layer(name: str) -> None:
+def test_a_sequence_is_the_layer(device: torch.device, name: str) -> None:
     """Steps of the cell, with gradients through all of them, are the layer's."""
-    ours, _ = make(name)
+    ours, _ = make(device, name)
     options = {"nonlinearity": "relu"} if name == "rnn_relu" else {}
     layer_type = {"l": fusedrnn.FusedLSTM, "g": fusedrnn.FusedGRU, "r": fusedrnn.FusedRNN}[name[0]]
-    layer = layer_type(3, 5, dtype=f64, **options)
+    layer = layer_type(3, 5, dtype=f64, device=device, **options)
     layer.load_state_dict({k + "_l0": v for k, v in ours.state_dict().items()})
-    x = randn(7, 4, 3)
+    x = randn(7, 4, 3, device=device)
     hx, y = None, []
     for x_t in x:
         hx = ours(x_t, hx)
         y.append(flat(hx)[0])
     expected = layer(x)[0]
-    torch.testing.assert_close(torch.stack(y), expected, rtol=1e-12, atol=1e-12)
+    assert_close(torch.stack(y), expected)
     a = torch.autograd.grad(torch.stack(y).sin().sum(), list(ours.parameters()))
     b = torch.autograd.grad(expected.sin().sum(), list(layer.parameters()))
     for got, wanted in zip(a, b, strict=True):
-        torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
+        assert_close(got, wanted)
 
 
-def test_reset_before() -> None:
+def test_reset_before(device: torch.device) -> None:
     H = 5
-    ours = fusedrnn.FusedGRUCell(3, H, dtype=f64, reset_after=False)
-    x, h = randn(4, 3).requires_grad_(), randn(4, H).requires_grad_()
+    ours = fusedrnn.FusedGRUCell(3, H, dtype=f64, device=device, reset_after=False)
+    x, h = (randn(4, size, device=device).requires_grad_() for size in (3, H))
     W_r, W_z, W_n = ours.weight_ih.chunk(3)
     U_r, U_z, U_n = ours.weight_hh.chunk(3)
     b_r, b_z, b_n = ours.bias_ih.chunk(3)
@@ -108,35 +112,36 @@ def test_reset_before() -> None:
     n = torch.tanh(x @ W_n.T + b_n + (r * h) @ U_n.T + c_n)
     expected = (1 - z) * n + z * h
     actual = ours(x, h)
-    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+    assert_close(actual, expected)
     targets = [x, h, *ours.parameters()]
     for got, wanted in zip(
         torch.autograd.grad(actual.sin().sum(), targets),
         torch.autograd.grad(expected.sin().sum(), targets),
         strict=True,
     ):
-        torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
+        assert_close(got, wanted)
     assert repr(ours) == "FusedGRUCell(3, 5, reset_after=False)"
     with pytest.raises(TypeError, match="reset_after should be of type bool, got: int"):
         fusedrnn.FusedGRUCell(3, 5, reset_after=0)  # type: ignore[arg-type]
 
 
 @each
-def test_strided(name: str) -> None:
-    ours, theirs = make(name)
-    x = randn(3, 8).t()[::2]
-    h = [randn(5, 4).t(), randn(4, 10)[:, ::2]]
+def test_strided(device: torch.device, name: str) -> None:
+    ours, theirs = make(device, name)
+    x = randn(3, 8, device=device).t()[::2]
+    h = [randn(5, 4, device=device).t(), randn(4, 10, device=device)[:, ::2]]
     hx = tuple(h) if name == "lstm" else h[0]
     assert_same(run(ours, x, hx), run(theirs, x, hx))
-    for got, wanted in zip(flat(ours(x, hx)), flat(theirs(x, hx)), strict=True):
-        torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
+    expected = theirs(x.cpu(), on(torch.device("cpu"), hx))
+    for got, wanted in zip(flat(ours(x, hx)), flat(expected), strict=True):
+        assert_close(got, wanted)
 
 
 @each
-def test_changing_results_in_place(name: str) -> None:
-    ours, theirs = make(name)
+def test_changing_results_in_place(device: torch.device, name: str) -> None:
+    ours, theirs = make(device, name)
     x = randn(4, 3)
-    doubled = flat(ours(x))
+    doubled = flat(ours(x.to(device)))
     for t in doubled:
         t.mul_(2)
     expected = [t * 2 for t in flat(theirs(x))]
@@ -145,12 +150,12 @@ def test_changing_results_in_place(name: str) -> None:
         torch.autograd.grad(sum(t.sum() for t in expected), list(theirs.parameters())),
         strict=True,
     ):
-        torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
+        assert_close(got, wanted)
 
 
 @each
-def test_nan_stays_in_its_row(name: str) -> None:
-    ours, _ = make(name, 3, 20)
+def test_nan_stays_in_its_row(device: torch.device, name: str) -> None:
+    ours, _ = make(device, name, 3, 20)
     x, hx = randn(5, 3), states(name, 5, 20)
     clean = run(ours, x, hx)
     x[1, 1] = float("nan")
@@ -184,34 +189,34 @@ def test_state_dict_init_repr_and_copies(name: str) -> None:
 
 
 @each
-def test_one_bias_without_the_other(name: str) -> None:
-    ours, theirs = make(name)
+def test_one_bias_without_the_other(device: torch.device, name: str) -> None:
+    ours, theirs = make(device, name)
     for missing in ("bias_hh", "bias_ih"):
         x = randn(4, 3)
         gradients = []
         for cell in (copy.deepcopy(ours), copy.deepcopy(theirs)):
             setattr(cell, missing, None)
-            results = flat(cell(x))
+            results = flat(cell(x.to(cell.weight_ih.device)))
             loss = sum(t.sin().sum() for t in results)
             gradients.append([*results, *torch.autograd.grad(loss, list(cell.parameters()))])
         for got, wanted in zip(*gradients, strict=True):
-            torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
+            assert_close(got, wanted)
 
 
 @each
-def test_weights_that_are_computed(name: str) -> None:
-    ours, theirs = make(name)
+def test_weights_that_are_computed(device: torch.device, name: str) -> None:
+    ours, theirs = make(device, name)
     gradients: list[Tensor] = []
     for cell in (ours, theirs):
         nn.utils.parametrizations.weight_norm(cell, "weight_hh")
-        x = randn(4, 3, seed=4)
-        results = flat(cell(x, states_from(name)))
+        where = cell.weight_ih.device
+        results = flat(cell(randn(4, 3, seed=4, device=where), on(where, states_from(name))))
         leaves = dict(cell.named_parameters())
         gradients.append(
             torch.autograd.grad(sum(t.sin().sum() for t in results), list(leaves.values()))
         )
     for got, wanted in zip(*gradients, strict=True):
-        torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
+        assert_close(got, wanted)
 
 
 def states_from(name: str) -> Any:

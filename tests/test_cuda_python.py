@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from typing import Any
 
 import pytest
@@ -135,18 +137,83 @@ def test_fake_reserve_is_as_large_as_the_real_one(cell: str, form: str, dtype: t
         assert got.device.type == "cuda"
 
 
-def test_lack_of_memory_is_torchs_exception(monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: Any) -> Any:
-        raise RuntimeError("fusedrnn: CUDA out of memory. Tried to allocate 2.00 GiB")
+def full(*_: Any) -> Any:
+    raise RuntimeError("fusedrnn: CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    layer = fusedrnn.FusedRNN(3, 4)
+
+def test_lack_of_memory_is_torchs_exception(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, cell = fusedrnn.FusedRNN(3, 4), fusedrnn.FusedGRUCell(3, 4)
+    weights, frozen = list(cell.parameters()), [p.detach() for p in cell.parameters()]
     x = torch.randn(2, 2, 3)
-    y, _ = layer(x)
-    monkeypatch.setattr(ops, "_forward_now", full)
-    monkeypatch.setattr(ops, "_backward_now", full)
-    for call in (lambda: layer(x), lambda: layer.eval()(x.detach()), lambda: y.sum().backward()):
+    y, h = layer(x)[0], cell(x[0])
+    again = layer(x)[0].sum()
+    for name in ("_forward_now", "_backward_now", "_backward", "_step", "_step_backward"):
+        monkeypatch.setattr(ops, name, full)
+    # Under torch.func.grad the op itself is called.
+    monkeypatch.setattr(ops, "_forward", full)
+    for call in (
+        lambda: layer(x),
+        lambda: layer.eval()(x.detach()),
+        lambda: y.sum().backward(),
+        lambda: torch.autograd.grad(again, layer.weight_ih_l0, create_graph=True),
+        lambda: torch.func.grad(lambda x: layer(x)[0].sum())(x),
+        lambda: ops.step(x[0], None, None, weights, 3, 4, "gru"),
+        lambda: ops.step(x[0], None, None, frozen, 3, 4, "gru"),
+        lambda: cell(x[0]),
+        lambda: h.sum().backward(),
+    ):
         with pytest.raises(torch.OutOfMemoryError, match=r"2.00 GiB. A smaller batch"):
             call()
+
+
+def test_lack_of_memory_in_a_compiled_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the op raises, in its own words: no code of ours stands around it there."""
+    compiled = torch.compile(fusedrnn.FusedRNN(3, 4), fullgraph=True, backend="aot_eager")
+    x = torch.randn(2, 2, 3)
+    compiled(x)
+    library = torch.library.Library("fusedrnn", "IMPL")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Warning only once for all operators")
+        library.impl("forward", full, "CPU", allow_override=True)
+    try:
+        with pytest.raises(RuntimeError, match="fusedrnn: CUDA out of memory"):
+            compiled(x)
+    finally:
+        library._destroy()
+
+
+def test_a_regime_that_cannot_run_is_an_error_as_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> Any:
+        raise ValueError("the resident regime was asked for, but a projection has none")
+
+    layer = fusedrnn.FusedRNN(3, 4)
+    y, _ = layer(torch.randn(2, 2, 3))
+    monkeypatch.setattr(ops, "_forward_now", refuse)
+    monkeypatch.setattr(ops, "_backward_now", refuse)
+    for call in (lambda: layer(torch.randn(2, 2, 3)), lambda: y.sum().backward()):
+        with pytest.raises(
+            RuntimeError, match=r"^fusedrnn: the resident regime was asked for, but"
+        ):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("cuda", "hip", "message"),
+    [
+        ("13.0", None, ""),
+        (None, None, "torch .* is built without CUDA; install a build that has it"),
+        (None, "7.1", "torch .* is built for ROCm, and fusedrnn knows NVIDIA's GPUs alone"),
+    ],
+)
+def test_what_a_build_of_torch_lacks(
+    monkeypatch: pytest.MonkeyPatch, cuda: str | None, hip: str | None, message: str
+) -> None:
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    assert re.fullmatch(message, _library.torch_lacks_cuda())
+    if message:
+        assert _library._load_cuda() == CudaLibrary(None, _library.torch_lacks_cuda())
+        assert _library._cuda_devices() == "none: this torch has no CUDA"
 
 
 def test_other_errors_stay_what_they_are() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fusedrnn import functional
 from fusedrnn._library import CudaLibrary
-from tests.helpers import BY_NAME, CELLS, Cell, flat, make_states, pad, ragged, randn
+from tests.helpers import BY_NAME, CELLS, Cell, assert_close, flat, make_states, pad, ragged, randn
 
 f64 = torch.float64
 
@@ -31,10 +31,13 @@ def arguments(cell: Cell, module: torch.nn.RNNBase) -> tuple[Any, dict[str, Any]
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("cell", CELLS, ids=str)
-def test_same_as_the_module(cell: Cell, batch_first: bool, bias: bool) -> None:
+def test_same_as_the_module(
+    device: torch.device, cell: Cell, batch_first: bool, bias: bool
+) -> None:
     ours, _ = cell.make(
         3,
         5,
+        device=device,
         num_layers=2,
         bidirectional=True,
         batch_first=batch_first,
@@ -45,8 +48,8 @@ def test_same_as_the_module(cell: Cell, batch_first: bool, bias: bool) -> None:
     function, kwargs = arguments(cell, ours)
     weights = list(ours.parameters())
     lengths = [4, 2, 0]
-    padded = pad(ragged(lengths, 3), 4, float("nan"), batch_first)
-    packed = torch.nn.utils.rnn.pack_sequence(ragged([4, 2, 1], 3))
+    padded = pad(ragged(lengths, 3, device=device), 4, float("nan"), batch_first)
+    packed = torch.nn.utils.rnn.pack_sequence(ragged([4, 2, 1], 3, device=device))
     hx, unbatched = make_states(ours, 3, f64), make_states(ours, None, f64)
 
     def seeded(call: Any, *args: Any, **more: Any) -> list[Tensor]:
@@ -54,9 +57,9 @@ def test_same_as_the_module(cell: Cell, batch_first: bool, bias: bool) -> None:
         return flat(call(*args, **more))
 
     for x, states, more in (
-        (randn(3, 4, 3) if batch_first else randn(4, 3, 3), hx, {}),
-        (randn(4, 3, 3), None, {}),
-        (randn(4, 3), unbatched, {}),
+        (randn(3, 4, 3, device=device) if batch_first else randn(4, 3, 3, device=device), hx, {}),
+        (randn(4, 3, 3, device=device), None, {}),
+        (randn(4, 3, device=device), unbatched, {}),
         (padded, hx, {"lengths": lengths}),
     ):
         expected = seeded(ours, x, states, **more)
@@ -70,13 +73,13 @@ def test_same_as_the_module(cell: Cell, batch_first: bool, bias: bool) -> None:
     assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
 
 
-def test_weights_may_be_any_tensors() -> None:
+def test_weights_may_be_any_tensors(device: torch.device) -> None:
     """Computed weights, and one weight used twice, get their gradients."""
-    ours, _ = BY_NAME["gru"].make(5, 5, dtype=f64)
-    scale = torch.tensor(0.5, dtype=f64, requires_grad=True)
-    shared = randn(15, 5).requires_grad_()
+    ours, _ = BY_NAME["gru"].make(5, 5, device=device, dtype=f64)
+    scale = torch.tensor(0.5, dtype=f64, device=device, requires_grad=True)
+    shared = randn(15, 5, device=device).requires_grad_()
     biases = [ours.bias_ih_l0, ours.bias_hh_l0]
-    x = randn(4, 2, 5)
+    x = randn(4, 2, 5, device=device)
 
     def loss(w_ih: Tensor, w_hh: Tensor) -> Tensor:
         return functional.gru(x, None, [w_ih, w_hh, *biases])[0].sin().sum()
@@ -84,8 +87,8 @@ def test_weights_may_be_any_tensors() -> None:
     d_scale, d_shared = torch.autograd.grad(loss(shared * scale, shared), (scale, shared))
     a, b = shared.detach().requires_grad_(), shared.detach().requires_grad_()
     d_a, d_b = torch.autograd.grad(loss(a * scale, b), (a, b))
-    torch.testing.assert_close(d_shared, d_a + d_b, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(d_scale, (d_a / scale * shared).sum(), rtol=1e-12, atol=1e-12)
+    assert_close(d_shared, d_a + d_b)
+    assert_close(d_scale, (d_a / scale * shared).sum())
 
 
 def weights_of(name: str, **kwargs: Any) -> list[Any]:

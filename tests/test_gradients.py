@@ -21,34 +21,34 @@ def as_function(call: Call) -> Callable[..., tuple[Tensor, ...]]:
 
 @pytest.mark.parametrize("D", [1, 2])
 @pytest.mark.parametrize(("cell", "form"), CELLS_AND_FORMS)
-def test_gradcheck(cell: str, form: str, D: int) -> None:
-    call = make_call(cell, form, T=3, N=2, I=2, H=3, D=D)
+def test_gradcheck(device: torch.device, cell: str, form: str, D: int) -> None:
+    call = make_call(cell, form, T=3, N=2, I=2, H=3, D=D, device=device)
     torch.autograd.gradcheck(as_function(call), call.leaves)
 
 
 @pytest.mark.parametrize(("cell", "form"), CELLS_AND_FORMS)
-def test_gradgradcheck(cell: str, form: str) -> None:
-    call = make_call(cell, form, T=3, N=2, I=2, H=2)
+def test_gradgradcheck(device: torch.device, cell: str, form: str) -> None:
+    call = make_call(cell, form, T=3, N=2, I=2, H=2, device=device)
     torch.autograd.gradgradcheck(as_function(call), call.leaves, fast_mode=True)
 
 
 @pytest.mark.parametrize(("cell", "form"), CELLS_AND_FORMS)
-def test_gradcheck_without_bias_and_states(cell: str, form: str) -> None:
-    call = make_call(cell, form, T=3, N=2, I=2, H=3, bias=False, states=False)
+def test_gradcheck_without_bias_and_states(device: torch.device, cell: str, form: str) -> None:
+    call = make_call(cell, form, T=3, N=2, I=2, H=3, bias=False, states=False, device=device)
     torch.autograd.gradcheck(as_function(call), call.leaves)
     torch.autograd.gradgradcheck(as_function(call), call.leaves, fast_mode=True)
 
 
 @pytest.mark.parametrize("cell", CELLS, ids=str)
-def test_gradgradcheck_of_every_element(cell: Any) -> None:
-    call = make_call(cell.name, T=2, N=1, I=1, H=2, D=1)
+def test_gradgradcheck_of_every_element(device: torch.device, cell: Any) -> None:
+    call = make_call(cell.name, T=2, N=1, I=1, H=2, D=1, device=device)
     torch.autograd.gradgradcheck(as_function(call), call.leaves)
 
 
 @pytest.mark.parametrize("cell", CELLS, ids=str)
-def test_gradgradcheck_of_a_stack(cell: Any) -> None:
-    ours, _ = cell.make(2, 2, num_layers=2, bidirectional=True, dtype=torch.float64)
-    x = randn(3, 2, 2).requires_grad_()
+def test_gradgradcheck_of_a_stack(device: torch.device, cell: Any) -> None:
+    ours, _ = cell.make(2, 2, device=device, num_layers=2, bidirectional=True, dtype=torch.float64)
+    x = randn(3, 2, 2, device=device).requires_grad_()
     parameters = tuple(ours.parameters())
     names = [name for name, _ in ours.named_parameters()]
 
@@ -64,10 +64,10 @@ def test_gradgradcheck_of_a_stack(cell: Any) -> None:
 @pytest.mark.parametrize(("cell", "form"), CELLS_AND_FORMS)
 @pytest.mark.parametrize("sizes", [(1, 1, 1, 1), (2, 5, 3, 17), (9, 13, 6, 37), (40, 3, 2, 70)])
 def test_gradients_against_the_reference(
-    cell: str, form: str, sizes: tuple[int, int, int, int]
+    device: torch.device, cell: str, form: str, sizes: tuple[int, int, int, int]
 ) -> None:
     T, N, I, H = sizes
-    call = make_call(cell, form, T, N, I, H)
+    call = make_call(cell, form, T, N, I, H, device=device)
     ours, theirs = call.run(ops.layer), call.run(_reference.layer)
     weights = [torch.randn_like(t) for t in theirs]
     d_ours = torch.autograd.grad(ours, call.leaves, weights)
@@ -77,9 +77,9 @@ def test_gradients_against_the_reference(
 
 
 @pytest.mark.parametrize("cell", CELLS, ids=str)
-def test_third_derivative(cell: Any) -> None:
+def test_third_derivative(device: torch.device, cell: Any) -> None:
     """A smooth cell's third derivative along x, against that of the reference."""
-    call = make_call(cell.name, T=2, N=1, I=2, H=2, D=1)
+    call = make_call(cell.name, T=2, N=1, I=2, H=2, D=1, device=device)
 
     def third(layer: Any) -> Tensor:
         d: Tensor = call.run(layer)[0].sum()
@@ -94,8 +94,10 @@ def test_third_derivative(cell: Any) -> None:
 
 
 @pytest.mark.parametrize(("cell", "form"), CELLS_AND_FORMS)
-def test_backward_twice_gives_the_same_gradients(cell: str, form: str) -> None:
-    call = make_call(cell, form, dtype=torch.float32)
+def test_backward_twice_gives_the_same_gradients(
+    device: torch.device, cell: str, form: str
+) -> None:
+    call = make_call(cell, form, dtype=torch.float32, device=device)
     outputs = call.run(ops.layer)
     weights = [torch.randn_like(t) for t in outputs]
     first = torch.autograd.grad(outputs, call.leaves, weights, retain_graph=True)
@@ -104,29 +106,29 @@ def test_backward_twice_gives_the_same_gradients(cell: str, form: str) -> None:
 
 
 @pytest.mark.parametrize("cell", CELLS, ids=str)
-def test_output_may_be_changed_in_place(cell: Any) -> None:
+def test_output_may_be_changed_in_place(device: torch.device, cell: Any) -> None:
     """As with torch.nn's GRU and RNN: backward keeps its own copy of h."""
-    ours, _ = cell.make(3, 5, dtype=torch.float64)
-    x = randn(4, 2, 3).requires_grad_()
+    ours, _ = cell.make(3, 5, device=device, dtype=torch.float64)
+    x = randn(4, 2, 3, device=device).requires_grad_()
     (expected,) = torch.autograd.grad(ours(x)[0].relu().sum(), x)
     (actual,) = torch.autograd.grad(ours(x)[0].relu_().sum(), x)
     assert torch.equal(actual, expected)
 
 
 @pytest.mark.parametrize("which", ["y", "h_n", "c_n"])
-def test_one_output_alone(which: str) -> None:
+def test_one_output_alone(device: torch.device, which: str) -> None:
     """Gradients of the outputs that take no part in the loss are absent, not zeros by luck."""
-    call = make_call("lstm", "lengths")
+    call = make_call("lstm", "lengths", device=device)
     k = ["y", "h_n", "c_n"].index(which)
     ours = torch.autograd.grad(call.run(ops.layer)[k].sum(), call.leaves)
     theirs = torch.autograd.grad(call.run(_reference.layer)[k].sum(), call.leaves)
     assert all(error(a, b) < 1e-12 for a, b in zip(ours, theirs, strict=True))
 
 
-def test_only_what_is_asked_for() -> None:
-    lstm = fusedrnn.FusedLSTM(3, 4)
+def test_only_what_is_asked_for(device: torch.device) -> None:
+    lstm = fusedrnn.FusedLSTM(3, 4, device=device)
     lstm.weight_hh_l0.requires_grad_(False)
-    x = torch.randn(5, 2, 3)
+    x = torch.randn(5, 2, 3, device=device)
     lstm(x)[0].sum().backward()
     assert x.grad is None and lstm.weight_hh_l0.grad is None
     assert lstm.weight_ih_l0.grad is not None and lstm.bias_hh_l0.grad is not None
@@ -136,15 +138,15 @@ def test_only_what_is_asked_for() -> None:
     assert x.grad is not None
 
 
-def test_eval_mode_keeps_gradients() -> None:
-    lstm = fusedrnn.FusedLSTM(3, 4, num_layers=2, dropout=0.5).eval()
-    lstm(torch.randn(5, 2, 3))[0].sum().backward()
+def test_eval_mode_keeps_gradients(device: torch.device) -> None:
+    lstm = fusedrnn.FusedLSTM(3, 4, num_layers=2, dropout=0.5, device=device).eval()
+    lstm(torch.randn(5, 2, 3, device=device))[0].sum().backward()
     assert all(p.grad is not None for p in lstm.parameters())
 
 
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
-def test_without_grad_nothing_is_kept(context: Any) -> None:
-    call = make_call("lstm")
+def test_without_grad_nothing_is_kept(device: torch.device, context: Any) -> None:
+    call = make_call("lstm", device=device)
     with context():
         outputs = call.run(ops.layer)
     assert not any(t.requires_grad for t in outputs)
@@ -152,9 +154,9 @@ def test_without_grad_nothing_is_kept(context: Any) -> None:
     assert all(torch.equal(a, b) for a, b in zip(outputs, expected, strict=True))
 
 
-def test_same_tensor_as_h0_and_c0() -> None:
-    lstm = fusedrnn.FusedLSTM(3, 4, dtype=torch.float64)
-    x, z = randn(5, 2, 3), randn(1, 2, 4).requires_grad_()
+def test_same_tensor_as_h0_and_c0(device: torch.device) -> None:
+    lstm = fusedrnn.FusedLSTM(3, 4, dtype=torch.float64, device=device)
+    x, z = randn(5, 2, 3, device=device), randn(1, 2, 4, device=device).requires_grad_()
     y, _ = lstm(x, (z, z))
     (both,) = torch.autograd.grad(y.sum(), z)
     h0, c0 = z.detach().clone().requires_grad_(), z.detach().clone().requires_grad_()
@@ -163,43 +165,43 @@ def test_same_tensor_as_h0_and_c0() -> None:
 
 
 @pytest.mark.parametrize("cell", CELLS, ids=str)
-def test_torch_func_grad(cell: Any) -> None:
-    ours, _ = cell.make(3, 5, num_layers=2, bidirectional=True, dtype=torch.float64)
-    x = randn(4, 2, 3)
+def test_torch_func_grad(device: torch.device, cell: Any) -> None:
+    ours, _ = cell.make(3, 5, device=device, num_layers=2, bidirectional=True, dtype=torch.float64)
+    x = randn(4, 2, 3, device=device)
     functional = torch.func.grad(lambda x: ours(x)[0].pow(2).sum())(x)
     leaf = x.clone().requires_grad_()
     (plain,) = torch.autograd.grad(ours(leaf)[0].pow(2).sum(), leaf)
     assert error(functional, plain) < 1e-14
 
 
-def test_second_derivative_under_torch_func_is_an_error() -> None:
-    lstm = fusedrnn.FusedLSTM(3, 4)
-    x = torch.randn(2, 1, 3)
+def test_second_derivative_under_torch_func_is_an_error(device: torch.device) -> None:
+    lstm = fusedrnn.FusedLSTM(3, 4, device=device)
+    x = torch.randn(2, 1, 3, device=device)
     first = torch.func.grad(lambda x: lstm(x)[0].sum())
     with pytest.raises(NotImplementedError, match=r"second derivatives .* torch\.func"):
         torch.func.grad(lambda x: first(x).pow(2).sum())(x)
 
 
 @pytest.mark.parametrize("context", [torch.no_grad, torch.enable_grad])
-def test_forward_mode_is_an_error(context: Any) -> None:
-    lstm = fusedrnn.FusedLSTM(3, 4)
-    x = torch.randn(2, 1, 3)
+def test_forward_mode_is_an_error(device: torch.device, context: Any) -> None:
+    lstm = fusedrnn.FusedLSTM(3, 4, device=device)
+    x = torch.randn(2, 1, 3, device=device)
     with context(), torch.autograd.forward_ad.dual_level():
         dual = torch.autograd.forward_ad.make_dual(x, x)
         with pytest.raises((NotImplementedError, RuntimeError), match="forward"):
             lstm(dual)
 
 
-def test_vmap_is_an_error() -> None:
-    lstm = fusedrnn.FusedLSTM(3, 4)
+def test_vmap_is_an_error(device: torch.device) -> None:
+    lstm = fusedrnn.FusedLSTM(3, 4, device=device)
     with pytest.raises(RuntimeError, match="vmap"):
-        torch.func.vmap(lambda x: lstm(x)[0])(torch.randn(2, 5, 1, 3))
+        torch.func.vmap(lambda x: lstm(x)[0])(torch.randn(2, 5, 1, 3, device=device))
 
 
-def test_checkpointing() -> None:
+def test_checkpointing(device: torch.device) -> None:
     """Recomputing the forward in backward gives the same gradients."""
-    lstm = fusedrnn.FusedLSTM(3, 4, dtype=torch.float64)
-    x = randn(5, 2, 3).requires_grad_()
+    lstm = fusedrnn.FusedLSTM(3, 4, dtype=torch.float64, device=device)
+    x = randn(5, 2, 3, device=device).requires_grad_()
     plain = torch.autograd.grad(flat(lstm(x))[0].sum(), [x, *lstm.parameters()])
     y, _ = torch.utils.checkpoint.checkpoint(lstm, x, use_reentrant=False)
     again = torch.autograd.grad(y.sum(), [x, *lstm.parameters()])

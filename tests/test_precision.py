@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import fusedrnn
 from tests import parity_table
-from tests.helpers import CELLS, Cell, flat, make_states, randn, run
+from tests.helpers import CELLS, Cell, flat, make_states, ragged, randn, run
 from tests.parity_table import CASES, DRAWS, Case
 
 GOLDEN = json.loads(Path(__file__).with_name("golden.json").read_text())
@@ -21,25 +21,28 @@ GOLDEN = json.loads(Path(__file__).with_name("golden.json").read_text())
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize("dtype", DRAWS, ids=lambda d: str(d)[6:])
 @pytest.mark.parametrize("cell", CELLS, ids=str)
-def test_error_budget(cell: Cell, dtype: torch.dtype, case: Case) -> None:
-    measured = parity_table.measure(cell, dtype, case)
-    parity_table.MEASURED.extend(measured)
+def test_error_budget(device: torch.device, cell: Cell, dtype: torch.dtype, case: Case) -> None:
+    if device.type != "cpu" and cell.name == "rnn_relu" and dtype != torch.float32:
+        pytest.skip("in 16 bits relu's gradient jumps where h, rounded, changes sides")
+    measured = parity_table.measure(cell, dtype, case, device)
+    if device.type == "cpu":
+        parity_table.MEASURED.extend(measured)
     wrong = [str(m) for m in measured if not m.ours <= m.budget]
     assert not wrong, "\n".join(wrong)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_golden_lstm_step(dtype: torch.dtype) -> None:
+def test_golden_lstm_step(device: torch.device, dtype: torch.dtype) -> None:
     golden = GOLDEN["lstm_one_step"]
     order = "ifco"  # torch's i, f, g, o; the file calls g c
     w_ih, w_hh, b = (
         torch.tensor([[golden[name][gate]] for gate in order], dtype=dtype)
         for name in ("w_x", "w_h", "b")
     )
-    x, h, c = (torch.tensor([[golden[k]]], dtype=dtype) for k in ("x0", "h0", "c0"))
+    x, h, c = (torch.tensor([[golden[k]]], dtype=dtype, device=device) for k in ("x0", "h0", "c0"))
     expected = golden["expected_4_digits"]
-    module = fusedrnn.FusedLSTM(1, 1, dtype=dtype)
-    cell = fusedrnn.FusedLSTMCell(1, 1, dtype=dtype)
+    module = fusedrnn.FusedLSTM(1, 1, dtype=dtype, device=device)
+    cell = fusedrnn.FusedLSTMCell(1, 1, dtype=dtype, device=device)
     with torch.no_grad():
         for m, suffix in ((module, "_l0"), (cell, "")):
             getattr(m, "weight_ih" + suffix).copy_(w_ih)
@@ -53,10 +56,10 @@ def test_golden_lstm_step(dtype: torch.dtype) -> None:
         assert round(torch.tanh(c1).item(), 4) == expected["tanh_c"]
 
 
-def test_golden_rnn_training_step() -> None:
+def test_golden_rnn_training_step(device: torch.device) -> None:
     golden = GOLDEN["rnn_bptt_two_steps"]
-    rnn = fusedrnn.FusedRNN(1, 1, dtype=torch.float64)
-    head = nn.Linear(1, 1, dtype=torch.float64)
+    rnn = fusedrnn.FusedRNN(1, 1, dtype=torch.float64, device=device)
+    head = nn.Linear(1, 1, dtype=torch.float64, device=device)
     named = {
         "theta_xh": rnn.weight_ih_l0,
         "theta_hh": rnn.weight_hh_l0,
@@ -68,10 +71,11 @@ def test_golden_rnn_training_step() -> None:
         rnn.bias_hh_l0.zero_()
         for name, p in named.items():
             p.fill_(golden.get(name, 0.0))
-    x = torch.tensor(golden["x"], dtype=torch.float64).view(2, 1, 1)
+    x = torch.tensor(golden["x"], dtype=torch.float64, device=device).view(2, 1, 1)
+    h0 = torch.full((1, 1, 1), golden["h0"], dtype=torch.float64, device=device)
 
     def loss() -> tuple[Tensor, Tensor]:
-        y_hat = head(rnn(x, torch.full((1, 1, 1), golden["h0"], dtype=torch.float64))[0][-1])
+        y_hat = head(rnn(x, h0)[0][-1])
         return y_hat, (golden["y"] - y_hat).square().sum() / 2
 
     y_hat, value = loss()
@@ -95,15 +99,17 @@ def dtypes(result: Any) -> set[torch.dtype]:
 @pytest.mark.parametrize("wanted", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("given", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("cell", CELLS, ids=str)
-def test_autocast(cell: Cell, given: torch.dtype, wanted: torch.dtype) -> None:
+def test_autocast(
+    device: torch.device, cell: Cell, given: torch.dtype, wanted: torch.dtype
+) -> None:
     """Weights of one dtype, input of any 16- or 32-bit type: everything in the autocast dtype."""
-    ours, _ = cell.make(3, 5, num_layers=2, bidirectional=True, dtype=given)
-    low, _ = cell.make(3, 5, num_layers=2, bidirectional=True, dtype=wanted)
+    ours, _ = cell.make(3, 5, device=device, num_layers=2, bidirectional=True, dtype=given)
+    low, _ = cell.make(3, 5, device=device, num_layers=2, bidirectional=True, dtype=wanted)
     low.load_state_dict(ours.state_dict())
     for x_dtype in (torch.float32, torch.bfloat16, torch.float16):
-        x = randn(4, 2, 3, dtype=x_dtype).requires_grad_()
+        x = randn(4, 2, 3, dtype=x_dtype, device=device).requires_grad_()
         hx = make_states(ours, 2, torch.float32)
-        with torch.autocast("cpu", dtype=wanted):
+        with torch.autocast(device.type, dtype=wanted):
             results = flat(ours(x, hx))
         assert dtypes(results) == {wanted}
         lower = tuple(t.to(wanted) for t in flat(hx))
@@ -117,54 +123,55 @@ def test_autocast(cell: Cell, given: torch.dtype, wanted: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("cell", CELLS, ids=str)
-def test_autocast_leaves_float64(cell: Cell) -> None:
-    ours, theirs = cell.make(3, 5, dtype=torch.float64)
-    x = randn(4, 2, 3)
+def test_autocast_leaves_float64(device: torch.device, cell: Cell) -> None:
+    ours, theirs = cell.make(3, 5, device=device, dtype=torch.float64)
+    x = randn(4, 2, 3, device=device)
     plain = run(ours, x)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert dtypes(ours(x)) == dtypes(theirs(x)) == {torch.float64}
+    with torch.autocast(device.type, dtype=torch.bfloat16):
+        assert dtypes(ours(x)) == dtypes(theirs(x.cpu())) == {torch.float64}
         again = run(ours, x)
         with pytest.raises(RuntimeError, match=r"input dtype \(torch.bfloat16\) does not match"):
             ours(x.float())
     assert all(torch.equal(plain[k], again[k]) for k in plain)
 
 
-def test_autocast_of_another_device_or_off() -> None:
-    ours, _ = CELLS[0].make(3, 5)
-    x = torch.randn(4, 2, 3)
-    with torch.autocast("cpu", enabled=False):
+def test_autocast_of_another_device_or_off(device: torch.device) -> None:
+    ours, _ = CELLS[0].make(3, 5, device=device)
+    x = torch.randn(4, 2, 3, device=device)
+    with torch.autocast(device.type, enabled=False):
         assert dtypes(ours(x)) == {torch.float32}
-    with torch.autocast("cpu"), torch.autocast("cpu", enabled=False):
+    with torch.autocast(device.type), torch.autocast(device.type, enabled=False):
         assert dtypes(ours(x)) == {torch.float32}
-    with torch.autocast("cpu"):  # bfloat16 is the default there
-        assert dtypes(ours(x)) == {torch.bfloat16}
-        assert dtypes(ours(x, lengths=[1, 4])) == {torch.bfloat16}
-        packed = nn.utils.rnn.pack_sequence([torch.randn(3, 3), torch.randn(2, 3)])
-        assert dtypes(ours(packed)) == {torch.bfloat16}
+    default = torch.get_autocast_dtype(device.type)
+    packed = nn.utils.rnn.pack_sequence(ragged((3, 2), 3, torch.float32, device))
+    with torch.autocast(device.type):
+        assert dtypes(ours(x)) == {default}
+        assert dtypes(ours(x, lengths=[1, 4])) == {default}
+        assert dtypes(ours(packed)) == {default}
 
 
 @pytest.mark.parametrize(
     "cell", [fusedrnn.FusedLSTMCell, fusedrnn.FusedGRUCell, fusedrnn.FusedRNNCell]
 )
-def test_autocast_of_cells(cell: type[nn.Module]) -> None:
-    module: Any = cell(3, 5)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        result = module(torch.randn(2, 3))
+def test_autocast_of_cells(device: torch.device, cell: type[nn.Module]) -> None:
+    module: Any = cell(3, 5, device=device)
+    with torch.autocast(device.type, dtype=torch.bfloat16):
+        result = module(torch.randn(2, 3, device=device))
         assert dtypes(result) == {torch.bfloat16}
-        assert dtypes(module(torch.randn(2, 3), result)) == {torch.bfloat16}
+        assert dtypes(module(torch.randn(2, 3, device=device), result)) == {torch.bfloat16}
     sum(t.float().sum() for t in flat(result)).backward()  # type: ignore[union-attr]
     assert {p.grad.dtype for p in module.parameters()} == {torch.float32}
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_c_is_float32_inside(dtype: torch.dtype) -> None:
+def test_c_is_float32_inside(device: torch.device, dtype: torch.dtype) -> None:
     """An LSTM that counts: i = f = o ≈ 1, g small; c in 16 bits would stop growing."""
     T = 2000
-    module = fusedrnn.FusedLSTM(1, 1, dtype=dtype)
+    module = fusedrnn.FusedLSTM(1, 1, dtype=dtype, device=device)
     with torch.no_grad():
         module.weight_ih_l0.zero_()
         module.weight_hh_l0.zero_()
         module.bias_hh_l0.zero_()
         module.bias_ih_l0.copy_(torch.tensor([30.0, 30.0, 0.01, 30.0]))
-        _, (_, c_n) = module(torch.zeros(T, 1, 1, dtype=dtype))
+        _, (_, c_n) = module(torch.zeros(T, 1, 1, dtype=dtype, device=device))
     assert c_n.item() == pytest.approx(T * 0.01, rel=0.01)

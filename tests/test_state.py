@@ -15,7 +15,18 @@ from torch.func import functional_call
 from torch.nn.utils import parametrizations, prune
 
 import fusedrnn
-from tests.helpers import BY_NAME, CELLS, TORCH_CELLS, Cell, assert_same, flat, randn, run
+from tests.helpers import (
+    BY_NAME,
+    CELLS,
+    TORCH_CELLS,
+    Cell,
+    assert_close,
+    assert_same,
+    device_of,
+    flat,
+    randn,
+    run,
+)
 
 f64 = torch.float64
 GRID = [
@@ -62,20 +73,21 @@ def test_same_parameters_from_the_same_seed(cell: Cell, options: dict[str, Any])
 
 @pytest.mark.parametrize("options", GRID, ids=str)
 @pytest.mark.parametrize("cell", TORCH_CELLS, ids=str)
-def test_state_dict_both_ways(cell: Cell, options: dict[str, Any]) -> None:
+def test_state_dict_both_ways(device: torch.device, cell: Cell, options: dict[str, Any]) -> None:
     ours_type, theirs_type, fixed = types(cell)
-    ours, theirs = ours_type(3, 5, **fixed, **options), theirs_type(3, 5, **fixed, **options)
+    ours = ours_type(3, 5, device=device, **fixed, **options)
+    theirs = theirs_type(3, 5, **fixed, **options)
     assert list(ours.state_dict()) == list(theirs.state_dict())
     x = torch.randn(4, 4, 3)
     ours.eval(), theirs.eval()
     ours.load_state_dict(theirs.state_dict(), strict=True)
-    torch.testing.assert_close(ours(x)[0], theirs(x)[0])
+    torch.testing.assert_close(ours(x.to(device))[0].cpu(), theirs(x)[0])
     torch.manual_seed(5)
     ours.reset_parameters()
     theirs.load_state_dict(ours.state_dict(), strict=True)
-    torch.testing.assert_close(ours(x)[0], theirs(x)[0])
+    torch.testing.assert_close(ours(x.to(device))[0].cpu(), theirs(x)[0])
     ours.load_state_dict({k: v.clone() for k, v in ours.state_dict().items()}, assign=True)
-    torch.testing.assert_close(ours(x)[0], theirs(x)[0])
+    torch.testing.assert_close(ours(x.to(device))[0].cpu(), theirs(x)[0])
     with pytest.raises(RuntimeError, match="Missing key"):
         ours.load_state_dict({}, strict=True)
 
@@ -110,9 +122,9 @@ def test_signatures_are_torchs() -> None:
 
 
 @pytest.mark.parametrize("cell", CELLS, ids=str)
-def test_copies(cell: Cell) -> None:
-    ours, _ = cell.make(3, 5, num_layers=2, bidirectional=True, dtype=f64)
-    x = randn(4, 2, 3)
+def test_copies(device: torch.device, cell: Cell) -> None:
+    ours, _ = cell.make(3, 5, device=device, num_layers=2, bidirectional=True, dtype=f64)
+    x = randn(4, 2, 3, device=device)
     expected = run(ours, x)
     file = io.BytesIO()
     torch.save(ours, file)
@@ -166,8 +178,8 @@ def test_old_checkpoints() -> None:
 
 @pytest.mark.parametrize("swap", [False, True])
 @pytest.mark.parametrize("cell", CELLS, ids=str)
-def test_conversion_of_dtype(cell: Cell, swap: bool) -> None:
-    ours, theirs = cell.make(3, 5, num_layers=2)
+def test_conversion_of_dtype(device: torch.device, cell: Cell, swap: bool) -> None:
+    ours, theirs = cell.make(3, 5, device=device, num_layers=2)
     before = torch.__future__.get_swap_module_params_on_conversion()
     torch.__future__.set_swap_module_params_on_conversion(swap)
     try:
@@ -175,17 +187,17 @@ def test_conversion_of_dtype(cell: Cell, swap: bool) -> None:
         x = randn(4, 2, 3)
         assert_same(run(ours, x), run(theirs, x))
         ours.to(torch.bfloat16)
-        assert ours(x.bfloat16())[0].dtype == torch.bfloat16
+        assert ours(x.to(device, torch.bfloat16))[0].dtype == torch.bfloat16
         ours.load_state_dict(theirs.state_dict())
     finally:
         torch.__future__.set_swap_module_params_on_conversion(before)
     assert {w.dtype for w in ours._flat_weights} == {torch.bfloat16}
 
 
-def test_swapped_tensors() -> None:
-    ours, _ = BY_NAME["gru"].make(3, 5, dtype=f64)
-    other = fusedrnn.FusedGRU(3, 5, dtype=f64)
-    x = randn(4, 2, 3)
+def test_swapped_tensors(device: torch.device) -> None:
+    ours, _ = BY_NAME["gru"].make(3, 5, device=device, dtype=f64)
+    other = fusedrnn.FusedGRU(3, 5, dtype=f64, device=device)
+    x = randn(4, 2, 3, device=device)
     with torch.no_grad():
         expected = other(x)[0]
     for a, b in zip(ours.parameters(), other.parameters(), strict=True):
@@ -193,9 +205,9 @@ def test_swapped_tensors() -> None:
     assert torch.equal(ours(x)[0], expected)
 
 
-def changed(cell: Cell, change: Any) -> None:
+def changed(device: torch.device, cell: Cell, change: Any) -> None:
     """Does the same to both modules and compares outputs and all gradients."""
-    ours, theirs = cell.make(3, 6, num_layers=2, bidirectional=True, dtype=f64)
+    ours, theirs = cell.make(3, 6, device=device, num_layers=2, bidirectional=True, dtype=f64)
     for module in (ours, theirs):
         torch.manual_seed(4)
         change(module)
@@ -207,17 +219,17 @@ def changed(cell: Cell, change: Any) -> None:
 
 
 @pytest.mark.parametrize("cell", CELLS, ids=str)
-def test_weight_norm(cell: Cell) -> None:
-    changed(cell, lambda m: parametrizations.weight_norm(m, "weight_hh_l0"))
+def test_weight_norm(device: torch.device, cell: Cell) -> None:
+    changed(device, cell, lambda m: parametrizations.weight_norm(m, "weight_hh_l0"))
 
 
 @pytest.mark.parametrize("cell", CELLS, ids=str)
-def test_spectral_norm(cell: Cell) -> None:
+def test_spectral_norm(device: torch.device, cell: Cell) -> None:
     """In eval mode as torch.nn; training takes one step of the power iteration a call.
 
     torch.nn.LSTM reads its weights several times a call and takes as many.
     """
-    ours, theirs = cell.make(3, 6, num_layers=2, bidirectional=True, dtype=f64)
+    ours, theirs = cell.make(3, 6, device=device, num_layers=2, bidirectional=True, dtype=f64)
     for module in (ours, theirs):
         parametrizations.spectral_norm(module, "weight_hh_l1_reverse")
     plain = copy.deepcopy(ours)
@@ -232,13 +244,13 @@ def test_spectral_norm(cell: Cell) -> None:
 
 
 @pytest.mark.parametrize("cell", [BY_NAME["lstm"], BY_NAME["gru"]], ids=str)
-def test_old_weight_norm(cell: Cell) -> None:
+def test_old_weight_norm(device: torch.device, cell: Cell) -> None:
     with pytest.warns(FutureWarning, match="weight_norm"):
-        changed(cell, lambda m: nn.utils.weight_norm(m, "weight_ih_l1"))
+        changed(device, cell, lambda m: nn.utils.weight_norm(m, "weight_ih_l1"))
 
 
 @pytest.mark.parametrize("cell", CELLS, ids=str)
-def test_parametrization_and_its_removal(cell: Cell) -> None:
+def test_parametrization_and_its_removal(device: torch.device, cell: Cell) -> None:
     class Half(nn.Module):
         def forward(self, w: Tensor) -> Tensor:
             return w / 2
@@ -248,44 +260,45 @@ def test_parametrization_and_its_removal(cell: Cell) -> None:
         nn.utils.parametrize.register_parametrization(module, "bias_hh_l1", Half())
         nn.utils.parametrize.remove_parametrizations(module, "bias_hh_l1")
 
-    changed(cell, change)
-    ours, _ = cell.make(3, 6, dtype=f64)
+    changed(device, cell, change)
+    ours, _ = cell.make(3, 6, device=device, dtype=f64)
     change_one = nn.utils.parametrize.register_parametrization
     change_one(ours, "weight_ih_l0", Half())
     again = copy.deepcopy(ours)
-    x = randn(4, 2, 3)
+    x = randn(4, 2, 3, device=device)
     assert torch.equal(again(x)[0], ours(x)[0])
 
 
 @pytest.mark.parametrize("cell", CELLS, ids=str)
-def test_pruning(cell: Cell) -> None:
-    changed(cell, lambda m: prune.l1_unstructured(m, "weight_hh_l0", 0.4))
-    changed(cell, lambda m: prune.random_structured(m, "weight_ih_l1", 0.5, dim=0))
+def test_pruning(device: torch.device, cell: Cell) -> None:
+    changed(device, cell, lambda m: prune.l1_unstructured(m, "weight_hh_l0", 0.4))
+    changed(device, cell, lambda m: prune.random_structured(m, "weight_ih_l1", 0.5, dim=0))
 
     def permanent(module: nn.Module) -> None:
         prune.l1_unstructured(module, "weight_hh_l0", 0.4)
         prune.remove(module, "weight_hh_l0")
 
-    changed(cell, permanent)
+    changed(device, cell, permanent)
 
 
 @pytest.mark.parametrize("cell", CELLS, ids=str)
-def test_new_parameters_and_plain_tensors(cell: Cell) -> None:
+def test_new_parameters_and_plain_tensors(device: torch.device, cell: Cell) -> None:
     def new_parameter(module: Any) -> None:
         module.weight_hh_l0 = nn.Parameter(module.weight_hh_l0.detach() * 2)
 
-    changed(cell, new_parameter)
-    ours, theirs = cell.make(3, 6, dtype=f64)
+    changed(device, cell, new_parameter)
+    ours, theirs = cell.make(3, 6, device=device, dtype=f64)
     x = randn(4, 2, 3)
     scale = torch.tensor(0.5, dtype=f64, requires_grad=True)
     gradients = []
     for module in (ours, theirs):
+        where = device_of(module)
         raw = module.weight_ih_l0
         del module.weight_ih_l0
-        module.weight_ih_l0 = raw * scale  # a computed weight, as weight drop does
-        gradients.append(torch.autograd.grad(module(x)[0].sin().sum(), (raw, scale)))
+        module.weight_ih_l0 = raw * scale.to(where)  # a computed weight, as weight drop does
+        gradients.append(torch.autograd.grad(module(x.to(where))[0].sin().sum(), (raw, scale)))
     for got, wanted in zip(*gradients, strict=True):
-        torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
+        assert_close(got, wanted)
 
 
 @pytest.mark.parametrize("cell", CELLS, ids=str)
@@ -301,57 +314,59 @@ def test_writes_to_data_are_seen(cell: Cell) -> None:
 
 
 @pytest.mark.parametrize("cell", CELLS, ids=str)
-def test_shared_weights(cell: Cell) -> None:
+def test_shared_weights(device: torch.device, cell: Cell) -> None:
     def share(module: Any) -> None:
         module.weight_hh_l1 = module.weight_hh_l0
         module.bias_ih_l0_reverse = module.bias_ih_l0
 
-    changed(cell, share)
-    first, theirs_first = cell.make(3, 6, dtype=f64)
-    second, theirs_second = cell.make(3, 6, dtype=f64)
+    changed(device, cell, share)
+    first, theirs_first = cell.make(3, 6, device=device, dtype=f64)
+    second, theirs_second = cell.make(3, 6, device=device, dtype=f64)
     x = randn(4, 2, 3)
     gradients = []
     for a, b in ((first, second), (theirs_first, theirs_second)):
         b.weight_hh_l0 = a.weight_hh_l0
-        loss = a(x)[0].sin().sum() + b(x)[0].cos().sum()
+        where = device_of(a)
+        loss = a(x.to(where))[0].sin().sum() + b(x.to(where))[0].cos().sum()
         gradients.append(torch.autograd.grad(loss, a.weight_hh_l0)[0])
     theirs_second.load_state_dict(second.state_dict())
-    torch.testing.assert_close(gradients[0].isfinite().all(), torch.tensor(True))
+    assert gradients[0].isfinite().all()
     reference = torch.autograd.grad(
         theirs_first(x)[0].sin().sum() + theirs_second(x)[0].cos().sum(),
         [theirs_first.weight_hh_l0],
     )[0]
-    torch.testing.assert_close(gradients[0], reference, rtol=1e-12, atol=1e-12)
+    assert_close(gradients[0], reference)
 
 
 @pytest.mark.parametrize("cell", CELLS, ids=str)
-def test_functional_call(cell: Cell) -> None:
-    ours, theirs = cell.make(3, 6, num_layers=2, dtype=f64)
-    new = {k: (v.detach() * 0.7).requires_grad_() for k, v in ours.named_parameters()}
+def test_functional_call(device: torch.device, cell: Cell) -> None:
+    ours, theirs = cell.make(3, 6, device=device, num_layers=2, dtype=f64)
     x = randn(4, 2, 3)
-    before = ours(x)[0]
+    before = ours(x.to(device))[0]
     results = []
     for module in (ours, theirs):
-        y = functional_call(module, new, (x,))[0]
+        new = {k: (v.detach() * 0.7).requires_grad_() for k, v in module.named_parameters()}
+        y = functional_call(module, new, (x.to(device_of(module)),))[0]
         results.append([y, *torch.autograd.grad(y.sin().sum(), list(new.values()))])
     for got, wanted in zip(*results, strict=True):
-        torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
-    assert torch.equal(ours(x)[0], before)
+        assert_close(got, wanted)
+    assert torch.equal(ours(x.to(device))[0], before)
 
 
 @pytest.mark.parametrize("cell", CELLS, ids=str)
-def test_replica_for_data_parallel(cell: Cell) -> None:
-    ours, _ = cell.make(3, 6, dtype=f64)
+def test_replica_for_data_parallel(device: torch.device, cell: Cell) -> None:
+    ours, _ = cell.make(3, 6, device=device, dtype=f64)
     replica = ours._replicate_for_data_parallel()
     for name, p in ours.named_parameters():
         setattr(replica, name, p.detach() * 1.0)  # as torch.nn.parallel.replicate does
-    x = randn(4, 2, 3)
+    x = randn(4, 2, 3, device=device)
     assert torch.equal(replica(x)[0], ours(x)[0].detach())
 
 
-def test_an_optimizer_trains_it() -> None:
+def test_an_optimizer_trains_it(device: torch.device) -> None:
     """The same losses as torch.nn's over 20 steps of Adam."""
-    ours, theirs = BY_NAME["lstm"].make(3, 8, num_layers=2, bidirectional=True, dtype=f64)
+    kind = {"num_layers": 2, "bidirectional": True, "dtype": f64}
+    ours, theirs = BY_NAME["lstm"].make(3, 8, device=device, **kind)
     x, target = randn(6, 5, 3), randn(6, 5, 16)
     losses = []
     for module in (ours, theirs):
@@ -359,7 +374,8 @@ def test_an_optimizer_trains_it() -> None:
         values = []
         for _ in range(20):
             optimizer.zero_grad()
-            loss = (module(x)[0] - target).square().mean()
+            where = device_of(module)
+            loss = (module(x.to(where))[0] - target.to(where)).square().mean()
             loss.backward()
             nn.utils.clip_grad_norm_(module.parameters(), 0.5)
             optimizer.step()
@@ -369,12 +385,12 @@ def test_an_optimizer_trains_it() -> None:
     assert losses[0][-1] < losses[0][0]
 
 
-def test_hooks_run() -> None:
-    ours = fusedrnn.FusedGRU(3, 5)
+def test_hooks_run(device: torch.device) -> None:
+    ours = fusedrnn.FusedGRU(3, 5, device=device)
     calls = []
     ours.register_forward_pre_hook(lambda m, args: calls.append("before"))
     ours.register_forward_hook(lambda m, args, out: calls.append(flat(out)[0].shape))
-    ours(torch.randn(4, 2, 3))
+    ours(torch.randn(4, 2, 3, device=device))
     assert calls == ["before", (4, 2, 5)]
 
 

@@ -1,0 +1,89 @@
+"""A layer as correct kernels on a GPU compute it, in plain torch: what a limit must let pass.
+
+The reference layer in float32, whose products take factors rounded to the 16-bit type, or to TF32
+where torch allows it: x, h, what a stage emits, weights, and backward the deltas. What is kept for
+backward is rounded to the 16-bit type.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from fusedrnn import _reference
+
+Round = Callable[[Tensor], Tensor]
+
+
+def to_tf32(t: Tensor) -> Tensor:
+    """Rounds float32 to the 10 bits that a tensor core takes, ties away from zero."""
+    bits = t.contiguous().view(torch.int32)
+    return ((bits + (1 << 12)) & ~((1 << 13) - 1)).view(torch.float32)
+
+
+def rounding(dtype: torch.dtype) -> Round:
+    """How a factor of a product is rounded."""
+    if dtype == torch.float32 and torch.ops.fusedrnn._allow_tf32():
+        return to_tf32
+    if dtype.itemsize == 2:
+        return lambda t: t.to(dtype).float()
+    return lambda t: t
+
+
+class Product(torch.autograd.Function):
+    """a bᵀ of rounded factors, and its gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor, rounded: Round, delta: Round) -> Tensor:
+        a, b = rounded(a), rounded(b)
+        ctx.save_for_backward(a, b)
+        ctx.delta = lambda d: rounded(delta(d))
+        return a @ b.T
+
+    @staticmethod
+    def backward(ctx: Any, d: Tensor) -> tuple[Tensor | None, ...]:
+        a, b = ctx.saved_tensors
+        d = ctx.delta(d)
+        return d @ b, d.T @ a, None, None
+
+
+def layer(x: Tensor, *args: Any, delta: Round = lambda d: d, **options: Any) -> Any:
+    """`ops.layer` by such kernels; `delta` changes what backward multiplies, to make them wrong."""
+    rounded, dtype = rounding(x.dtype), x.dtype
+
+    def linear(a: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        product: Tensor = Product.apply(a, weight, rounded, delta)
+        return product if bias is None else product + bias
+
+    def narrow(t: Tensor) -> Tensor:
+        return t.to(dtype) if t.dtype == torch.float32 else t
+
+    def widen(t: Tensor) -> Tensor:
+        return t.float() if t.dtype == dtype else t
+
+    kept: Any = contextlib.nullcontext()
+    if dtype.itemsize == 2:
+        kept = torch.autograd.graph.saved_tensors_hooks(narrow, widen)
+    options.pop("batch", None)  # which the reference reads from its arguments
+    with mock.patch.object(_reference, "F", SimpleNamespace(linear=linear)), kept:
+        return _reference.layer(x, *args, **options)
+
+
+def with_a_lost_unit(*args: Any, **options: Any) -> Any:
+    """The same, but backward loses the deltas of one unit, the one that has most."""
+
+    def lose(d: Tensor) -> Tensor:
+        return d.index_fill(-1, d.abs().sum(0).argmax(), 0)
+
+    return layer(*args, delta=lose, **options)
+
+
+def a_step_late(x: Tensor, *args: Any, **options: Any) -> Any:
+    """The same, but each step reads the rows before its own."""
+    return layer(x.roll(1, 0), *args, **options)
