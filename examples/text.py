@@ -346,7 +346,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def read(options: argparse.Namespace) -> Text:
     """The text, checked against the options."""
     raw = options.text.read_text(encoding="utf-8") if options.text else "\n".join(topics.values())
-    text = Text.of(raw)
+    text = Text.of(raw[:100_000] if options.short else raw)
     need = options.streams * (options.chunk + 1)
     if len(text.train) < need or len(text.held_out) < 2:
         raise SystemExit(
