@@ -236,7 +236,7 @@ def report_sunspots(runs: list[Run], series: Sunspots) -> None:
     for name, forecasts in rows.items():
         pairs = [errors(f, series.truth(h)) for f, h in zip(forecasts, PRINTED, strict=True)]
         numbers = "".join(f"{mae:15.1f} {rmse:7.1f}" for mae, rmse in pairs)
-        print(f"  {name:22}{numbers} {seconds.get(name, '')}")
+        print(f"  {name:22}{numbers} {seconds.get(name, '')}".rstrip())
 
 
 def plot(runs: dict[str, list[Run]], truth: Tensor, series: Sunspots, path: Path) -> None:
