@@ -53,10 +53,10 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     return result
 
 
-def progress(total: int, title: str) -> tqdm[Any]:
+def progress(total: int, title: str, shown: bool = True) -> tqdm[Any]:
     """A progress bar on stderr; a log file gets few lines of it."""
     pause = 0.2 if sys.stderr.isatty() else 10  # seconds
-    return tqdm(total=total, desc=f"{title:18}", mininterval=pause)
+    return tqdm(total=total, desc=f"{title:18}", mininterval=pause, disable=not shown)
 
 
 def agree(

@@ -1,0 +1,399 @@
+"""Text generation, character by character: embedding, GRU of several layers with dropout, linear.
+
+The text is cut into streams that are read side by side, chunk after chunk; a stream's state goes
+from chunk to chunk, gradients do not (truncated backpropagation through time). What the network
+learned is measured in bits per character on the end of the text, which it never saw, beside what
+the frequencies of single characters and of pairs give. Then it writes: a sample, as it comes.
+
+By default the text is that of Python's own manual topics (`pydoc_data.topics`, what `help("yield")`
+prints); `--text FILE` reads any other. Trained with torch.nn and with fusedrnn, from one seed on
+the same chunks; the exit status is 1 if the first losses do not agree.
+
+Several processes, each with its own streams, the gradients averaged:
+
+    torchrun --standalone --nproc-per-node 2 examples/text.py
+
+`--save FILE` writes a checkpoint every 100 steps and at the end; `--resume FILE` goes on from one
+as if there had been no break, with as many processes. Both need one kind of layers: `--rnn fused`.
+A checkpoint of one kind can be resumed with the other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import sys
+import time
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from pydoc_data.topics import topics
+from typing import Any
+
+import common
+import torch
+import torch.distributed as dist
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+HELD_OUT = 0.05  # share of the text, at its end
+UNKNOWN = 0  # the id of characters that the training part lacks
+EMBEDDING, LEARNING_RATE, CLIP = 64, 3e-3, 1.0
+SAVE_EVERY = 100  # steps
+
+
+@dataclass
+class Text:
+    """Character ids of the two parts of a text."""
+
+    characters: list[str]  # of each id; those of the training part
+    train: Tensor
+    held_out: Tensor
+
+    @classmethod
+    def of(cls, text: str) -> Text:
+        cut = round(len(text) * (1 - HELD_OUT))
+        characters = ["\N{REPLACEMENT CHARACTER}", *sorted(set(text[:cut]))]
+        result = cls(characters, torch.empty(0), torch.empty(0))
+        result.train, result.held_out = result.encode(text[:cut]), result.encode(text[cut:])
+        return result
+
+    def encode(self, text: str) -> Tensor:
+        ids = {c: i for i, c in enumerate(self.characters)}
+        return torch.tensor([ids.get(c, UNKNOWN) for c in text])
+
+    def streams(self, count: int) -> Tensor:
+        """The training part as `count` stretches side by side [length, count]."""
+        length = len(self.train) // count
+        return self.train[: length * count].view(count, length).T
+
+    def baselines(self) -> dict[str, float]:
+        """Bits per held-out character by the training part's counts (0.1 added to each)."""
+        V = len(self.characters)
+        singles = torch.bincount(self.train, minlength=V) + 0.1
+        pairs = torch.bincount(self.train[:-1] * V + self.train[1:], minlength=V * V) + 0.1
+        pairs = pairs.view(V, V)
+        after = (pairs / pairs.sum(1, keepdim=True))[self.held_out[:-1], self.held_out[1:]]
+        alone = (singles / singles.sum())[self.held_out[1:]]
+        return {"single characters": bits(alone), "pairs": bits(after)}
+
+
+def bits(chances: Tensor) -> float:
+    """Mean of -log2."""
+    return -chances.log2().mean().item()
+
+
+class Generator(nn.Module):
+    """Character ids [T, N] to scores [T, N, V] of the character after each, and the state."""
+
+    def __init__(self, kind: str, V: int, H: int, L: int, dropout: float) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(V, EMBEDDING)
+        self.gru = common.layers(kind).GRU(EMBEDDING, H, L, dropout=dropout if L > 1 else 0.0)
+        self.dropout = nn.Dropout(dropout)
+        self.linear = nn.Linear(H, V)
+
+    def forward(self, ids: Tensor, h: Tensor | None) -> tuple[Tensor, Tensor]:
+        y, h = self.gru(self.embedding(ids), h)
+        return self.linear(self.dropout(y)), h
+
+
+@dataclass
+class Run:
+    """A network and what its training left behind."""
+
+    kind: str
+    model: Generator
+    losses: list[float] = field(default_factory=list)  # nats, of each step
+    trained: int = 0  # characters, of this process, since it started
+    seconds: float = 0.0
+    bits: float = math.nan
+    sampled: float = math.nan  # characters a second
+
+
+def rank() -> int:
+    """Which of the processes this is."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def processes() -> int:
+    """How many of them there are."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def mean(value: Tensor) -> float:
+    """The mean of all processes' values."""
+    if dist.is_initialized():
+        dist.all_reduce(value)
+    return value.item() / processes()
+
+
+def settings(options: argparse.Namespace, text: Text) -> dict[str, Any]:
+    """What must not change between a checkpoint and the run that resumes it."""
+    names = ("hidden", "layers", "dropout", "streams", "chunk", "seed")
+    result = {f"--{name}": getattr(options, name) for name in names}
+    checksum = zlib.crc32(text.train.numpy().tobytes())
+    return result | {"processes": processes(), "checksum of the text": checksum}
+
+
+def save(
+    run: Run,
+    optimizer: torch.optim.Optimizer,
+    h: Tensor,
+    text: Text,
+    options: argparse.Namespace,
+) -> None:
+    """Writes the checkpoint: what all processes share, and the state and dropout's of each."""
+    states: list[Any] = [{"h": h, "random": torch.get_rng_state()}]
+    if dist.is_initialized():
+        states = states * processes()
+        dist.all_gather_object(states, states[rank()])
+    if rank() == 0:
+        new = options.save.with_name(options.save.name + ".new")
+        content = {
+            "settings": settings(options, text),
+            "model": run.model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "losses": run.losses,
+            "states": states,
+        }
+        torch.save(content, new)
+        os.replace(new, options.save)  # a process that is stopped leaves a whole file
+
+
+def resume(
+    run: Run, optimizer: torch.optim.Optimizer, text: Text, options: argparse.Namespace
+) -> Tensor:
+    """Puts back what save() wrote; the state of this process's streams."""
+    content = torch.load(options.resume, weights_only=True)
+    here = settings(options, text)
+    for name, value in content["settings"].items():
+        if value != here[name]:
+            raise SystemExit(
+                f"--resume {options.resume}: made with {name} {value}, got {here[name]}"
+            )
+    if len(content["losses"]) >= options.steps:
+        raise SystemExit(
+            f"--steps must be more than the {len(content['losses'])} of --resume "
+            f"{options.resume}, got {options.steps}"
+        )
+    run.model.load_state_dict(content["model"])
+    optimizer.load_state_dict(content["optimizer"])
+    run.losses = content["losses"]
+    state = content["states"][rank()]
+    torch.set_rng_state(state["random"])
+    return state["h"]
+
+
+def train(kind: str, text: Text, options: argparse.Namespace) -> Run:
+    """Trains for `options.steps` steps, those of a resumed checkpoint included."""
+    torch.manual_seed(options.seed)
+    V = len(text.characters)
+    run = Run(kind, Generator(kind, V, options.hidden, options.layers, options.dropout))
+    optimizer = torch.optim.Adam(run.model.parameters(), lr=LEARNING_RATE)
+    torch.manual_seed(options.seed + 1 + rank())  # each process drops its own units
+    h = resume(run, optimizer, text, options) if options.resume else None
+    model = DistributedDataParallel(run.model) if dist.is_initialized() else run.model
+    streams = text.streams(options.streams).chunk(processes(), dim=1)[rank()]  # this process's
+    chunks = (len(streams) - 1) // options.chunk
+    done = len(run.losses)
+    with common.progress(options.steps - done, common.TITLES[kind], shown=rank() == 0) as bar:
+        for step in range(done, options.steps):
+            start = time.perf_counter()
+            first = step % chunks * options.chunk
+            if first == 0:
+                h = None  # from the start of the text again
+            window = streams[first : first + options.chunk + 1]
+            scores, h = model(window[:-1], h)
+            h = h.detach()
+            loss = nn.functional.cross_entropy(scores.flatten(0, 1), window[1:].flatten())
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(run.model.parameters(), CLIP)
+            optimizer.step()
+            run.losses.append(mean(loss.detach()))
+            run.trained += options.chunk * options.streams
+            run.seconds += time.perf_counter() - start
+            if options.save and ((step + 1) % SAVE_EVERY == 0 or step + 1 == options.steps):
+                save(run, optimizer, h, text, options)
+            bar.set_postfix(bits=f"{run.losses[-1] / math.log(2):.2f}", refresh=False)
+            bar.update()
+    return run
+
+
+@torch.no_grad()
+def measure(model: Generator, ids: Tensor) -> float:
+    """Bits per character of a text [T] whose first character is given."""
+    model.eval()
+    h, total = None, 0.0
+    for given, wanted in zip(ids[:-1].split(1000), ids[1:].split(1000), strict=True):
+        scores, h = model(given.unsqueeze(1), h)
+        total += nn.functional.cross_entropy(scores.squeeze(1), wanted, reduction="sum").item()
+    return total / (len(ids) - 1) / math.log(2)
+
+
+@torch.no_grad()
+def sample(model: Generator, text: Text, options: argparse.Namespace) -> Iterator[str]:
+    """Characters after the prompt, each as soon as it is drawn; drawn by torch's seed."""
+    model.eval()
+    ids, h = text.encode(options.prompt).unsqueeze(1), None
+    for _ in range(options.length):
+        scores, h = model(ids, h)
+        scores = scores[-1, 0]
+        scores[UNKNOWN] = -torch.inf
+        if options.temperature > 0:
+            ids = (scores / options.temperature).softmax(0).multinomial(1)
+        else:
+            ids = scores.argmax(0, keepdim=True)
+        yield text.characters[ids]
+        ids = ids.unsqueeze(1)
+
+
+def write(run: Run, text: Text, options: argparse.Namespace) -> None:
+    """Prints a sample as it comes."""
+    torch.manual_seed(options.seed)
+    print(
+        f"--- {common.TITLES[run.kind]}, temperature {options.temperature}\n{options.prompt}",
+        end="",
+    )
+    start = time.perf_counter()
+    for character in sample(run.model, text, options):
+        print(character, end="", flush=True)
+    run.sampled = options.length / (time.perf_counter() - start)
+    print("\n---")
+
+
+def report(runs: list[Run], baselines: dict[str, float]) -> None:
+    """Prints what the held-out text costs, and the speeds."""
+    print(f"{'held-out text':20} bits/character   training   trained     sampled")
+    for run in runs:
+        speed = run.trained / run.seconds
+        print(
+            f"  {common.TITLES[run.kind]:18} {run.bits:14.3f} {run.seconds:8.1f} s "
+            f"{speed:7,.0f}/s {run.sampled:9,.0f}/s"
+        )
+    for name, value in baselines.items():
+        print(f"  {name:18} {value:14.3f}")
+
+
+def plot(runs: list[Run], baselines: dict[str, float], path: Path) -> None:
+    """The training loss beside the baselines, and characters a second."""
+    figure = Figure(figsize=(12, 4), layout="constrained")
+    loss, trained, sampled = figure.subplots(1, 3, width_ratios=[2, 1, 1])
+    for name, value in baselines.items():
+        loss.axhline(value, color="grey", lw=1, ls=":")
+        loss.text(
+            1, value, f"{name} ", ha="right", va="bottom", transform=loss.get_yaxis_transform()
+        )
+    for i, run in enumerate(runs):
+        colour, width = common.STYLES[run.kind]
+        title = common.TITLES[run.kind]
+        loss.plot([x / math.log(2) for x in run.losses], color=colour, lw=width, label=title)
+        loss.plot(len(run.losses), run.bits, "o", color=colour, ms=2 + 2 * width)
+        trained.bar(i, run.trained / run.seconds, color=colour)
+        sampled.bar(i, run.sampled, color=colour)
+    loss.set(title="bits per character (dot: held-out text)", xlabel="step", ylim=(0, None))
+    loss.legend(frameon=False, loc="lower left")
+    for axes, what in ((trained, "trained"), (sampled, "sampled")):
+        axes.set_title(f"characters {what} a second")
+        axes.set_xticks(range(len(runs)), [common.TITLES[run.kind] for run in runs])
+    figure.savefig(path, dpi=80)
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = common.parser(__doc__)
+    add = parser.add_argument
+    add("--text", type=Path, metavar="FILE", help="what to learn from, UTF-8 (Python's topics)")
+    add("--steps", type=int, help="chunks to train on (300; 40 with --short)")
+    add("--hidden", type=int, help="hidden size of the GRU (256; 32 with --short)")
+    add("--layers", type=int, default=2, help="layers of the GRU (2)")
+    add("--dropout", type=float, default=0.1, help="between layers and behind them (0.1)")
+    add("--streams", type=int, default=32, help="stretches of text read side by side (32)")
+    add("--chunk", type=int, help="characters between two updates (100; 25 with --short)")
+    add("--prompt", default="The ", help="what a sample begins with ('The ')")
+    add("--length", type=int, help="characters of a sample (500; 60 with --short)")
+    add(
+        "--temperature",
+        type=float,
+        default=0.7,
+        help="1: as learned; 0: always the likeliest (0.7)",
+    )
+    add("--save", type=Path, metavar="FILE", help="write a checkpoint")
+    add("--resume", type=Path, metavar="FILE", help="go on from a checkpoint")
+    options = parser.parse_args(arguments)
+    defaults = {"steps": (300, 40), "hidden": (256, 32), "chunk": (100, 25), "length": (500, 60)}
+    for name, pair in defaults.items():
+        if getattr(options, name) is None:
+            setattr(options, name, pair[options.short])
+    for name in (*defaults, "layers", "streams"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name} must be at least 1, got {getattr(options, name)}")
+    if not 0 <= options.dropout < 1:
+        parser.error(f"--dropout must be at least 0 and below 1, got {options.dropout}")
+    if not 0 <= options.temperature < math.inf:
+        parser.error(f"--temperature must be 0 or more, got {options.temperature}")
+    if not options.prompt:
+        parser.error("--prompt needs at least one character")
+    if (options.save or options.resume) and options.rnn == "both":
+        parser.error("--save and --resume need one kind of layers: --rnn torch or --rnn fused")
+    return options
+
+
+def read(options: argparse.Namespace) -> Text:
+    """The text, checked against the options."""
+    raw = options.text.read_text(encoding="utf-8") if options.text else "\n".join(topics.values())
+    text = Text.of(raw[:100_000] if options.short else raw)
+    need = options.streams * (options.chunk + 1)
+    if len(text.train) < need or len(text.held_out) < 2:
+        raise SystemExit(
+            f"--text must have {need} characters to train on (--streams {options.streams}, --chunk "
+            f"{options.chunk}) and 2 to hold out, got {len(text.train)} and {len(text.held_out)}"
+        )
+    if options.streams % processes():
+        raise SystemExit(
+            f"--streams must be a multiple of the {processes()} processes, got {options.streams}"
+        )
+    return text
+
+
+def work(options: argparse.Namespace) -> int:
+    """Trains in every process; measures, writes, reports and plots in the first."""
+    text = read(options)
+    if rank() == 0:
+        print(
+            f"{len(text.train):,} characters to train on, {len(text.held_out):,} held out, "
+            f"{len(text.characters) - 1} different ones; {processes()} process(es)"
+        )
+    runs = [train(kind, text, options) for kind in common.kinds(options)]
+    if rank() > 0:
+        return 0
+    for run in runs:
+        run.bits = measure(run.model, text.held_out)
+        write(run, text, options)
+    baselines = text.baselines()
+    report(runs, baselines)
+    good = len(runs) == 1 or common.agree(runs[0].losses, runs[1].losses)
+    options.out.mkdir(parents=True, exist_ok=True)
+    plot(runs, baselines, options.out / "text.png")
+    print(f"plot: {options.out / 'text.png'}")
+    return 0 if good else 1
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs alone, or as one of torchrun's processes; 1 if the two kinds do not agree."""
+    options = parse(arguments)
+    if "WORLD_SIZE" in os.environ:  # torchrun's
+        dist.init_process_group("gloo")
+    try:
+        return work(options)
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
