@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from pathlib import Path
 from typing import Any
@@ -88,11 +89,13 @@ FORMS = {
 }
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("cell", EXPORTED, ids=str)
+# What gru and rnn_relu would repeat of gru_reset_before and rnn_tanh: only an attribute differs.
+REPEATED = {(cell, form) for cell in ("gru", "rnn_relu") for form in ("states", "lengths")}
+CASES = [(cell, form) for cell in EXPORTED for form in FORMS if (cell.name, form) not in REPEATED]
+
+
+@pytest.mark.parametrize(("cell", "form"), CASES, ids=str)
 def test_exported_layers(cell: Cell, form: str, tmp_path: Path) -> None:
-    if form in ("states", "lengths") and cell.name in ("gru", "rnn_relu"):
-        return  # the same as gru_reset_before and rnn_tanh: only an attribute differs
     options, states, lengths = FORMS[form]
     layer, _ = cell.make(3, 5, dtype=torch.float32, **options)
     N, T = (0, 1) if layer.batch_first else (1, 0)
@@ -378,6 +381,34 @@ def test_nodes_of_branches_and_functions() -> None:
     (layer,) = fusedrnn.onnx.load(model).values()
     assert torch.equal(layer.weight_ih_l0, layers["inner"].weight_ih_l0)
     assert_node(model, layer)
+
+
+@pytest.mark.parametrize(
+    ("file", "count"),
+    [
+        ("silero_vad_16k_sequence.onnx", 1),
+        ("silero_vad_16k_op15.onnx", 2),
+        ("silero_vad.onnx", 4),  # in the branches of an If, which differ in the sample rate
+        ("silero_vad_openvino_16k.onnx", 1),  # in a local function
+    ],
+)
+def test_published_files(file: str, count: int) -> None:
+    """Files of two exporters that the package silero-vad ships, with one network's LSTM in them."""
+    spec = importlib.util.find_spec("silero_vad")  # not imported: it sets torch's threads
+    if spec is None or not spec.submodule_search_locations:
+        pytest.skip("silero_vad is not installed")
+    data = Path(spec.submodule_search_locations[0]) / "data"
+    published = torch.jit.load(str(data / "silero_vad.jit")).state_dict()
+    layers = fusedrnn.onnx.load(data / file)
+    assert len(layers) == count
+    expected = {
+        rate: published[f"{model}.decoder.rnn.weight_hh"]
+        for rate, model in (("16k", "_model"), ("8k", "_model_8k"))
+    }
+    for layer in layers.values():
+        assert any(torch.equal(layer.weight_hh_l0, weight) for weight in expected.values())
+    if "16k" in file:
+        assert torch.equal(layer.weight_hh_l0, expected["16k"])
 
 
 @pytest.mark.parametrize(
