@@ -1,7 +1,7 @@
 """Weights of Keras's recurrent layers in fused ones.
 
-`load` takes a layer of Keras, on any backend; `from_weights` takes the arrays of ``get_weights()``,
-where Keras itself is not at hand. Nothing here imports Keras.
+`load` takes a layer of Keras 3 (tested on its torch backend); `from_weights` takes the arrays of
+``get_weights()``, where Keras itself is not at hand. Nothing here imports Keras.
 
     import fusedrnn.keras
 
@@ -36,7 +36,7 @@ def load(layer: Any) -> Layer:
     """Makes a fused layer of a Keras layer: LSTM, GRU, SimpleRNN or Bidirectional of one.
 
     Args:
-        layer: a built layer of Keras 2 or 3.
+        layer: a built layer. Those of tf_keras are read in the same way, which is not tested.
 
     Returns:
         A layer with the same weights, in their dtype, that gives the same outputs.
