@@ -15,6 +15,7 @@ from torch.nn.modules.rnn import RNNCellBase
 
 from . import ops
 from ._checks import check_kernels, check_weights
+from ._torchscript import refuse_script, refuse_trace
 from .functional import autocast_dtype, cast
 
 Device = torch.device | str | int | None
@@ -28,6 +29,9 @@ _NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 class _FusedCell(RNNCellBase):
     """What the three cells share: the checks and the call."""
+
+    __prepare_scriptable__ = refuse_script
+    _slow_forward = refuse_trace
 
     def _run(self, cell: str, input: Any, states: tuple[Any, ...]) -> Sequence[Tensor]:
         """Runs one step on input [N, I] or [I] and no, one (h) or two (h, c) states.

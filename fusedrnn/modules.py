@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from ._checks import check_sizes, lstm_states
+from ._torchscript import refuse_script, refuse_trace
 from .functional import run_layers
 
 __all__ = ["FusedGRU", "FusedLSTM", "FusedRNN"]
@@ -30,6 +31,9 @@ class _FusedRNNBase(nn.RNNBase):
     Weights are read by attribute at each call, so that pruning, parametrizations, weight_norm,
     functional_call and weights that are computed or shared need nothing of their own.
     """
+
+    __prepare_scriptable__ = refuse_script
+    _slow_forward = refuse_trace
 
     def _cell(self) -> str:
         """Returns the name of the cell for the ops."""

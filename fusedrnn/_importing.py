@@ -1,0 +1,55 @@
+"""What `fusedrnn.onnx` and `fusedrnn.keras` share: numpy arrays into one of our layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ._checks import weight_names
+from .modules import FusedGRU, FusedLSTM, FusedRNN
+
+__all__ = ["as_tensor", "expect_shape", "make_layer", "with_gates"]
+
+Layer = TypeVar("Layer", FusedLSTM, FusedGRU, FusedRNN)
+
+
+def as_tensor(array: Any) -> Tensor:
+    """A copy of an array as a tensor; bfloat16, which numpy itself does not know, included."""
+    array = np.asarray(array)
+    if array.dtype.name == "bfloat16":
+        return torch.tensor(array.astype(np.float32)).to(torch.bfloat16)
+    return torch.tensor(array)
+
+
+def expect_shape(what: str, tensor: Tensor, form: str, *sizes: int) -> None:
+    """Raises a ValueError where a tensor is not of these sizes; `form` is their names."""
+    if tuple(tensor.shape) != sizes:
+        raise ValueError(f"{what} must be {form} = {list(sizes)}, got {list(tensor.shape)}")
+
+
+def with_gates(tensor: Tensor, order: Sequence[int]) -> Tensor:
+    """The G blocks of rows of a tensor [G*H, ...], block k from block order[k]."""
+    blocks = tensor.chunk(len(order))
+    return torch.cat([blocks[k] for k in order])
+
+
+def make_layer(cls: type[Layer], weights: Sequence[Tensor], bias: bool, **options: Any) -> Layer:
+    """A layer of one level that holds these tensors, in torch's order, as its parameters.
+
+    Args:
+        cls: the class of the layer.
+        weights: per direction weight_ih [G*H, I], weight_hh [G*H, H], with `bias` also bias_ih and
+            bias_hh [G*H].
+        bias: whether there are biases.
+        options: of the constructor.
+    """
+    I, H = weights[0].shape[1], weights[1].shape[1]
+    # On "meta" nothing is drawn: torch's generator stays as it is.
+    layer = cls(I, H, bias=bias, device="meta", dtype=weights[0].dtype, **options)
+    names = weight_names(layer._cell(), 1, 2 if layer.bidirectional else 1, bias)
+    layer.load_state_dict(dict(zip(names, weights, strict=True)), assign=True)
+    return layer
