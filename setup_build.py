@@ -29,13 +29,13 @@ OLDEST_TORCH = (2, 13)
 # The version of the stable ABI that it asks for, 2.10: as low as has the calls it makes.
 TORCH_TARGET_VERSION = "0x020a000000000000"
 
+_AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+_AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", *_AVX2]
 _X86_ISAS = {
     "portable": [],
-    "avx2": ["-mavx2", "-mfma", "-mf16c"],
-    "avx512": [
-        *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"),
-        *("-mavx2", "-mfma", "-mf16c"),
-    ],
+    "avx2": _AVX2,
+    "avx512": _AVX512,
+    "avx512_bf16": ["-mavx512bf16", *_AVX512],
 }
 
 EXPORTS = CSRC / "torch" / "exports.map"

@@ -24,7 +24,37 @@ struct Steps {
   int64_t n_begin, n_end;      // sequences
 };
 
-// The step at a position. (Always inline: this header is compiled for every instruction set.)
+// A bfloat16 in memory: the upper half of a float.
+struct Bf16 {
+  uint16_t bits;
+};
+
+// F is the type of a product's factors: float, double or Bf16. Everything that is summed, c and
+// what a cell saves is of type Sum<F>.
+template <class F>
+struct SumOf {
+  using Type = F;
+};
+template <>
+struct SumOf<Bf16> {
+  using Type = float;
+};
+template <class F>
+using Sum = typename SumOf<F>::Type;
+
+// Terms of a sum that one instruction multiplies and adds. Panels keep as many terms of a unit side
+// by side, and I, H and P are multiples of it: where they are not, the layer computes in Sum<F>.
+template <class F>
+constexpr int64_t kTerms = static_cast<int64_t>(sizeof(Sum<F>) / sizeof(F));
+
+// Terms with those that complete the last group, which are zero. (Always inline, as all here: this
+// header is compiled for every instruction set.)
+template <class F>
+inline __attribute__((always_inline)) constexpr int64_t whole_terms(int64_t K) {
+  return (K + kTerms<F> - 1) / kTerms<F> * kTerms<F>;
+}
+
+// The step at a position.
 inline __attribute__((always_inline)) int64_t step_at(const Steps& s, int64_t p) {
   return s.descending ? s.T - 1 - p : p;
 }
@@ -47,83 +77,87 @@ struct Part {
   Blocks blocks;
 };
 
-template <class T>
+template <class F>
 struct ForwardArgs {
+  using T = Sum<F>;
+
   Steps steps;
   int64_t N, H, P;
   bool keep;  // keep what backward needs: h_in, c_in, saved and emit then hold every row
 
   // Recurrent weights of each stage, packed by pack_gates, or as torch stores them, the other null.
-  const T* panels[kMaxStages];
-  const T* weight[kMaxStages];  // [gates * width, K], for at most kFewRows sequences
+  const F* panels[kMaxStages];
+  const F* weight[kMaxStages];  // [gates * width, K], for at most kFewRows sequences
   const T* bias[kMaxStages];    // [block][2][gates * blocks * lanes]: b_ih, then b_hh; zero padded
   const T* gates_x;             // [chunk rows, G*H]: x W, without bias
 
-  T* h;                 // [N, P] in: before the chunk; out: after it
+  F* h;                 // [N, P] in: before the chunk; out: after it
   T* c;                 // [N, H] the same; null without c
-  T* y;                 // [S, y_ld]
+  F* y;                 // [S, y_ld]
   int64_t y_ld;         // D*P where both directions share y
-  T* h_in;              // h_{t-1} of every row: [S, P] if keep, else two steps [2, N, P]
+  F* h_in;              // h_{t-1} of every row: [S, P] if keep, else two steps [2, N, P]
   T* c_in;              // c_{t-1} of every row: [S, H] if keep, else null (c is updated in place)
   T* saved;             // [S, kSaved*H] if keep; [N, kSaved*H] for cells of several stages
-  T* emit[kMaxStages];  // what a stage hands to the next: [S, H] if keep, else [N, H]
+  F* emit[kMaxStages];  // what a stage hands to the next: [S, H] if keep, else [N, H]
 };
 
-template <class T>
+template <class F>
 struct BackwardArgs {
+  using T = Sum<F>;
   Steps steps;
   int64_t N, H, P;
 
   // Recurrent weights of each stage, packed by pack_columns, or as torch stores them, the other
   // null.
-  const T* panels[kMaxStages];
-  const T* weight[kMaxStages];  // [gates * width, K], for at most kFewRows sequences
+  const F* panels[kMaxStages];
+  const F* weight[kMaxStages];  // [gates * width, K], for at most kFewRows sequences
   T* few_sums;                  // [kFewRows, few_ld], a row a sequence, where weight is used
   int64_t few_ld;               // at least K of every stage, whole vectors
   const T* saved;               // [S, kSaved*H]
-  const T* h_in;                // [S, P]
+  const F* h_in;                // [S, P]
   const T* c_in;                // [S, H]
-  const T* d_y;                 // [S, d_y_ld] or null
+  const F* d_y;                 // [S, d_y_ld] or null
   int64_t d_y_ld;
 
   T* d_h;         // [N, P] in: gradient of h after the chunk; out: of h before it
   T* d_c;         // [N, H] the same
-  T* delta;       // [chunk rows, G*H] gradient of h U + b_hh
-  T* delta_x;     // [chunk rows, G*H] gradient of x W + b_ih where it differs
-  T* delta_proj;  // [chunk rows, P] gradient of the projection's product
+  F* delta;       // [chunk rows, G*H] gradient of h U + b_hh
+  F* delta_x;     // [chunk rows, G*H] gradient of x W + b_ih where it differs
+  F* delta_proj;  // [chunk rows, P] gradient of the projection's product
 };
 
 // Rows of a weight as torch stores it, [gates * width, K], to panels that interleave the gates of a
-// block of units: [block][K][gates][units], zero padded.
-template <class T>
+// block of units: [block][K][gates][units], zero padded; K in groups of kTerms<F>, which lie
+// side by side.
+template <class F>
 struct PackGatesArgs {
-  const T* weight;  // [gates * width, K]
-  const T* bias_x;  // [gates * width] or null
-  const T* bias_h;  // [gates * width] or null
+  const F* weight;  // [gates * width, K]
+  const F* bias_x;  // [gates * width] or null
+  const F* bias_h;  // [gates * width] or null
   int64_t gates, width, K;
   int64_t block_begin, block_end;
-  T* panels;  // or null where not wanted
-  T* bias;    // [block][2][gates][units], or null where not wanted
+  F* panels;     // or null where not wanted
+  Sum<F>* bias;  // [block][2][gates][units], or null where not wanted
 };
 
 // Columns of a matrix [K, N] to panels [block][K][units], zero padded.
-template <class T>
+template <class F>
 struct PackColumnsArgs {
-  const T* matrix;
+  const F* matrix;
   int64_t ld, K, N;
   int64_t block_begin, block_end;
-  T* panels;
+  F* panels;
 };
 
 // Rows [m_begin, m_end) and blocks of columns of c = a b or c += a b, with b in panels of
 // pack_columns (or of pack_gates with one gate, which transposes).
-template <class T>
+template <class F>
 struct GemmArgs {
-  const T* a;  // [M, K] with row stride a_ld, or [K, M] if a_transposed
+  const F* a;  // [M, K] with row stride a_ld, or [K, M] if a_transposed
   int64_t a_ld;
   bool a_transposed;
-  const T* panels;
-  T* c;  // [M, N], row stride c_ld
+  const F* panels;
+  Sum<F>* c;  // [M, N], row stride c_ld
   int64_t c_ld;
   int64_t K, N;
   int64_t m_begin, m_end;
@@ -133,32 +167,32 @@ struct GemmArgs {
 };
 
 // Blocks of columns of c = a b^T, b as torch stores a weight.
-template <class T>
+template <class F>
 struct GemmAsStoredArgs {
-  const T* a;  // [M, K]
-  const T* b;  // [N, K]
-  T* c;        // [M, N]
+  const F* a;  // [M, K]
+  const F* b;  // [N, K]
+  Sum<F>* c;   // [M, N]
   int64_t M, N, K;
   int64_t block_begin, block_end;
 };
 
-template <class T>
+template <class F>
 struct DtypeKernels {
   // First enter, then for each position the stages in order; backward: the stages from last to
   // first, then the stage number `stages`, which hands gradients to sequences that leave.
-  void (*enter)(const ForwardArgs<T>&);
-  void (*forward[kCellCount])(const ForwardArgs<T>&, const Part&);
-  void (*backward[kCellCount])(const BackwardArgs<T>&, const Part&);
+  void (*enter)(const ForwardArgs<F>&);
+  void (*forward[kCellCount])(const ForwardArgs<F>&, const Part&);
+  void (*backward[kCellCount])(const BackwardArgs<F>&, const Part&);
 
   int64_t (*gates_block)(int64_t gates);  // units in a block of pack_gates
   int64_t (*columns_block)();             // units in a block of pack_columns and gemm_as_stored
-  void (*pack_gates)(const PackGatesArgs<T>&);
-  void (*pack_columns)(const PackColumnsArgs<T>&);
-  void (*gemm)(const GemmArgs<T>&);
-  void (*gemm_as_stored)(const GemmAsStoredArgs<T>&);
+  void (*pack_gates)(const PackGatesArgs<F>&);
+  void (*pack_columns)(const PackColumnsArgs<F>&);
+  void (*gemm)(const GemmArgs<F>&);
+  void (*gemm_as_stored)(const GemmAsStoredArgs<F>&);
 
   // out[j] (+)= Σ_rows m[row, j] for columns [begin, end), rows in fixed blocks.
-  void (*sum_rows)(const T* m, int64_t rows, int64_t ld, int64_t begin, int64_t end, T* out,
+  void (*sum_rows)(const F* m, int64_t rows, int64_t ld, int64_t begin, int64_t end, Sum<F>* out,
                    bool accumulate);
 };
 
@@ -166,10 +200,12 @@ struct KernelTable {
   const char* isa;
   DtypeKernels<float> f32;
   DtypeKernels<double> f64;
+  const DtypeKernels<Bf16>* bf16;  // or null: such layers compute in float
 };
 
 extern const KernelTable kKernelsPortable;
 extern const KernelTable kKernelsAvx2;
 extern const KernelTable kKernelsAvx512;
+extern const DtypeKernels<Bf16> kBf16KernelsAvx512;
 
 }  // namespace fusedrnn

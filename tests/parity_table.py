@@ -18,8 +18,9 @@ from torch.nn.utils.rnn import pack_sequence
 from tests.helpers import CELLS, Cell, error, make_states, map_tensors, ragged, randn, run
 
 # Draws of numbers that are measured together: a tensor's error is its largest in any of them. One
-# draw would compare with luck: a small tensor of torch.nn's is now and then exact to half an ulp.
-DRAWS = {torch.float32: 6, torch.bfloat16: 2, torch.float16: 2}
+# draw would compare with luck: a small tensor of torch.nn's is now and then exact to half an ulp,
+# and a pre-activation near 0 that rounding takes to the other side of relu's kink is a large error.
+DRAWS = {torch.float32: 6, torch.bfloat16: 6, torch.float16: 2}
 
 
 @dataclasses.dataclass(frozen=True)

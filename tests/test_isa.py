@@ -20,9 +20,10 @@ from tests.helpers import error
 from tests.native.build import native
 
 ROOT = Path(__file__).resolve().parent.parent
-ISAS = ["portable", "avx2", "avx512"]
+ISAS = ["portable", "avx2", "avx512", "avx512_bf16"]
 THREADS = 1  # of the processes that tests start
-BATCHES = ["plain", "packed", "lengths"]
+# The last is packed too; what multiplies pairs of bfloat16 needs even sizes.
+BATCHES = ["plain", "packed", "lengths", "even sizes"]
 
 # Runs every cell, forward and backward, and saves what came out under argv[1].
 SCRIPT = """
@@ -58,19 +59,21 @@ def python(
 def inputs(cell: str, batch: str, dtype: torch.dtype) -> tuple[list[Tensor | None], dict]:
     """Arguments of ops.layer, bidirectional, the same in every dtype but for rounding."""
     generator = torch.Generator().manual_seed(list(CELLS).index(cell))
-    T, N, I, H, D = 6, 7, 5, 37, 2
-    P, G = (11 if CELLS[cell].projects else H), CELLS[cell].gates
+    T, N, D, G = 6, 7, 2, CELLS[cell].gates
+    I, H, P = (6, 38, 12) if batch == "even sizes" else (5, 37, 11)
+    P = P if CELLS[cell].projects else H
 
     def randn(*shape: int, scale: float = 1.0) -> Tensor:
         t = torch.randn(*shape, generator=generator, dtype=torch.float64) * scale
         return t.to(torch.bfloat16).to(dtype).requires_grad_()
 
     kwargs: dict = {"cell": cell, "bidirectional": True}
-    if batch == "packed":
+    packed = batch in ("packed", "even sizes")
+    if packed:
         kwargs["batch_sizes"] = torch.tensor([7, 7, 5, 2, 2, 1])
     elif batch == "lengths":
         kwargs["lengths"] = torch.tensor([3, 0, 6, 1, 6, 2, 5])
-    x = randn(24, I) if batch == "packed" else randn(T, N, I)
+    x = randn(24, I) if packed else randn(T, N, I)
     tensors = [x, randn(D, N, P), randn(D, N, H) if CELLS[cell].has_c else None]
     for _ in range(D):
         shapes = [(G * H, I), (G * H, P), (G * H,), (G * H,)]
@@ -119,7 +122,7 @@ def test_each_meets_the_float64_reference(isa: str, cell: str, folder: Path) -> 
     if not LIBRARY.compiled[isa]:
         pytest.skip(f"this processor has no {isa}")
     # float16 and bfloat16 compute in float32: theirs is the rounding of inputs kept exact and of
-    # outputs, and of the loss's terms.
+    # outputs, of the loss's terms, and where pairs of bfloat16 are multiplied of h in between.
     limits = {
         torch.float64: 1e-14,
         torch.float32: 2e-6,
@@ -188,6 +191,8 @@ def test_on_a_processor_without_avx512(monkeypatch: pytest.MonkeyPatch) -> None:
         r"one of avx512f avx512bw avx512dq avx512vl$",
     ):
         named("avx512")
+    with pytest.raises(RuntimeError, match=r"lacks one of avx512f .* avx512_bf16$"):
+        named("avx512_bf16")
     with pytest.raises(RuntimeError, match=r"must be one of avx2, portable, got 'x'$"):
         named("x")
     monkeypatch.setenv("FUSEDRNN_ISA", "portable")
@@ -197,13 +202,14 @@ def test_on_a_processor_without_avx512(monkeypatch: pytest.MonkeyPatch) -> None:
         named("")
 
 
-def test_all_three_are_compiled() -> None:
-    assert list(LIBRARY.compiled) == ["avx512", "avx2", "portable"]
+def test_all_are_compiled() -> None:
+    assert list(LIBRARY.compiled) == list(reversed(ISAS))
     assert LIBRARY.compiled["portable"]
     flags = set(re.findall(r"^flags.*", Path("/proc/cpuinfo").read_text(), re.M)[0].split())
     assert LIBRARY.compiled["avx2"] == ({"avx2", "fma"} <= flags)
     needed = {"avx512f", "avx512bw", "avx512dq", "avx512vl"}
     assert LIBRARY.compiled["avx512"] == (needed <= flags)
+    assert LIBRARY.compiled["avx512_bf16"] == (needed | {"avx512_bf16"} <= flags)
 
 
 # --- What it says --------------------------------------------------------------------------------

@@ -14,6 +14,17 @@ bool has_avx512() {
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
 
+bool has_avx512_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
+
+// The kernels of AVX-512, and those for bfloat16.
+const KernelTable& avx512_bf16() {
+  static const KernelTable table = {.isa = "avx512_bf16",
+                                    .f32 = kKernelsAvx512.f32,
+                                    .f64 = kKernelsAvx512.f64,
+                                    .bf16 = &kBf16KernelsAvx512};
+  return table;
+}
+
 const KernelTable& choose() {
   const char* wanted = std::getenv("FUSEDRNN_ISA");
   if (wanted && *wanted) return kernels_named(wanted);
@@ -26,6 +37,8 @@ const KernelTable& choose() {
 
 const std::vector<IsaInfo>& instruction_sets() {
   static const std::vector<IsaInfo> list = {
+      {"avx512_bf16", "avx512f avx512bw avx512dq avx512vl avx512_bf16", has_avx512_bf16(),
+       &avx512_bf16()},
       {"avx512", "avx512f avx512bw avx512dq avx512vl", has_avx512(), &kKernelsAvx512},
       {"avx2", "avx2 fma", has_avx2(), &kKernelsAvx2},
       {"portable", "nothing beyond the platform's baseline", true, &kKernelsPortable},

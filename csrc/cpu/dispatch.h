@@ -37,4 +37,9 @@ inline const DtypeKernels<double>& kernels_of<double>(const KernelTable& table) 
   return table.f64;
 }
 
+template <>
+inline const DtypeKernels<Bf16>& kernels_of<Bf16>(const KernelTable& table) {
+  return *table.bf16;
+}
+
 }  // namespace fusedrnn

@@ -13,57 +13,61 @@ template <class T>
 constexpr int kDots = Vec<T>::kLanes < 8 ? Vec<T>::kLanes : 8;
 
 // sums[r][i] += the products of source row r and weight row i, lane by lane, over k < K.
-template <class T, int kRows>
-FUSEDRNN_INLINE void add_dots(const T* source, int64_t ld, const T* weight, int64_t K,
-                              Vec<T> (&sums)[kRows][kDots<T>]) {
+template <class F, int kRows>
+FUSEDRNN_INLINE void add_dots(const F* source, int64_t ld, const F* weight, int64_t K,
+                              Vec<Sum<F>> (&sums)[kRows][kDots<Sum<F>>]) {
+  using T = Sum<F>;
   using V = Vec<T>;
-  const int64_t whole = K - K % V::kLanes;
-  const T* rows[kDots<T>];
+  constexpr int kLanes = V::kLanes * kTerms<F>;  // factors of a vector
+  const int64_t whole = K - K % kLanes;
+  const F* rows[kDots<T>];
 #pragma GCC unroll 8
   for (int i = 0; i < kDots<T>; ++i) rows[i] = weight + i * K;
-  for (int64_t k = 0; k < whole; k += V::kLanes) {
+  for (int64_t k = 0; k < whole; k += kLanes) {
     V x[kRows];
 #pragma GCC unroll 4
-    for (int r = 0; r < kRows; ++r) x[r] = V::load(source + r * ld + k);
+    for (int r = 0; r < kRows; ++r) x[r] = load_factors(source + r * ld + k);
 #pragma GCC unroll 8
     for (int i = 0; i < kDots<T>; ++i) {
-      const V w = V::load(rows[i] + k);
+      const V w = load_factors(rows[i] + k);
 #pragma GCC unroll 4
-      for (int r = 0; r < kRows; ++r) sums[r][i] = fma(w, x[r], sums[r][i]);
+      for (int r = 0; r < kRows; ++r) sums[r][i] = multiply_add<F>(w, x[r], sums[r][i]);
     }
   }
   if (whole == K) return;
   const int rest = static_cast<int>(K - whole);
 #pragma GCC unroll 4
   for (int r = 0; r < kRows; ++r) {
-    const V x = V::load_partial(source + r * ld + whole, rest);
+    const V x = load_factors(source + r * ld + whole, rest);
 #pragma GCC unroll 8
     for (int i = 0; i < kDots<T>; ++i)
-      sums[r][i] = fma(V::load_partial(rows[i] + whole, rest), x, sums[r][i]);
+      sums[r][i] = multiply_add<F>(load_factors(rows[i] + whole, rest), x, sums[r][i]);
   }
 }
 
 // out[r * out_ld + i] = source row r · weight row i, for kRows rows and a vector's width of weight
 // rows, of which `inside` exist; the others give 0.
-template <class T, int kRows>
-void dots(const T* source, int64_t ld, const T* weight, int inside, int64_t K, T* out,
+template <class F, int kRows>
+void dots(const F* source, int64_t ld, const F* weight, int inside, int64_t K, Sum<F>* out,
           int64_t out_ld) {
+  using T = Sum<F>;
   using V = Vec<T>;
+  constexpr int kLanes = V::kLanes * kTerms<F>;  // factors of a vector
   V lanes[kRows][V::kLanes];
   for (int i0 = 0; i0 < V::kLanes; i0 += kDots<T>) {
     V sums[kRows][kDots<T>];
     for (int r = 0; r < kRows; ++r)
       for (int i = 0; i < kDots<T>; ++i) sums[r][i] = V::zero();
     if (i0 + kDots<T> <= inside) {
-      add_dots<T, kRows>(source, ld, weight + i0 * K, K, sums);
+      add_dots<F, kRows>(source, ld, weight + i0 * K, K, sums);
     } else {
       // One after another, as far as there are any.
       for (int i = 0; i < kDots<T> && i0 + i < inside; ++i)
         for (int r = 0; r < kRows; ++r)
-          for (int64_t k = 0; k < K; k += V::kLanes) {
-            const int n = lanes_at<T>(k, K);
-            sums[r][i] = fma(V::load_partial(weight + (i0 + i) * K + k, n),
-                             V::load_partial(source + r * ld + k, n), sums[r][i]);
+          for (int64_t k = 0; k < K; k += kLanes) {
+            const int n = static_cast<int>(min64(kLanes, K - k));
+            sums[r][i] = multiply_add<F>(load_factors(weight + (i0 + i) * K + k, n),
+                                         load_factors(source + r * ld + k, n), sums[r][i]);
           }
     }
     for (int r = 0; r < kRows; ++r)
@@ -74,15 +78,16 @@ void dots(const T* source, int64_t ld, const T* weight, int inside, int64_t K, T
 
 // What `products` of tile.h does, for at most kFewRows rows and weights as torch stores them,
 // [gates * width, K]; starts as there.
-template <class T, int kGates, int kRows = kFewRows, class Body>
-FUSEDRNN_INLINE void products_as_stored(int64_t begin, int64_t end, const T* source, int64_t ld,
-                                        int64_t K, const T* weight, int64_t width, Blocks blocks,
-                                        const T* starts, int64_t start_ld, const Body& body) {
+template <class F, int kGates, int kRows = kFewRows, class Body>
+FUSEDRNN_INLINE void products_as_stored(int64_t begin, int64_t end, const F* source, int64_t ld,
+                                        int64_t K, const F* weight, int64_t width, Blocks blocks,
+                                        const Sum<F>* starts, int64_t start_ld, const Body& body) {
   if constexpr (kRows > 0) {
     if (end - begin < kRows) {
-      return products_as_stored<T, kGates, kRows - 1>(begin, end, source, ld, K, weight, width,
+      return products_as_stored<F, kGates, kRows - 1>(begin, end, source, ld, K, weight, width,
                                                       blocks, starts, start_ld, body);
     }
+    using T = Sum<F>;
     using V = Vec<T>;
     constexpr int kBlocks = blocks_of(kGates);
     constexpr int kWidth = kGates * kBlocks * V::kLanes;
@@ -93,7 +98,7 @@ FUSEDRNN_INLINE void products_as_stored(int64_t begin, int64_t end, const T* sou
         const int64_t u = (block * kBlocks + v % kBlocks) * V::kLanes;
         const int64_t inside = max64(0, min64(V::kLanes, width - u));
         T* out = tile + v * V::kLanes;
-        dots<T, kRows>(source + begin * ld, ld, weight + (inside ? v / kBlocks * width + u : 0) * K,
+        dots<F, kRows>(source + begin * ld, ld, weight + (inside ? v / kBlocks * width + u : 0) * K,
                        static_cast<int>(inside), K, out, kWidth);
         const V start = V::load(starts + block * start_ld + v * V::kLanes);
         for (int r = 0; r < kRows; ++r) (V::load(out + r * kWidth) + start).store(out + r * kWidth);
@@ -104,8 +109,9 @@ FUSEDRNN_INLINE void products_as_stored(int64_t begin, int64_t end, const T* sou
 }
 
 // Blocks of columns of c = a b^T. Three rows of a share what is read of b.
-template <class T>
-void gemm_as_stored(const GemmAsStoredArgs<T>& a) {
+template <class F>
+void gemm_as_stored(const GemmAsStoredArgs<F>& a) {
+  using T = Sum<F>;
   using V = Vec<T>;
   const int64_t end = min64(a.N, a.block_end * kColumnBlocks * V::kLanes);
   alignas(64) T sums[kFewRows * V::kLanes];
@@ -113,11 +119,11 @@ void gemm_as_stored(const GemmAsStoredArgs<T>& a) {
     const int inside = lanes_at<T>(u, a.N);
     for (int64_t m = 0; m < a.M; m += kFewRows) {
       const int64_t rows = min64(kFewRows, a.M - m);
-      const T* from = a.a + m * a.K;
-      const T* weight = a.b + u * a.K;
-      if (rows == 3) dots<T, 3>(from, a.K, weight, inside, a.K, sums, V::kLanes);
-      if (rows == 2) dots<T, 2>(from, a.K, weight, inside, a.K, sums, V::kLanes);
-      if (rows == 1) dots<T, 1>(from, a.K, weight, inside, a.K, sums, V::kLanes);
+      const F* from = a.a + m * a.K;
+      const F* weight = a.b + u * a.K;
+      if (rows == 3) dots<F, 3>(from, a.K, weight, inside, a.K, sums, V::kLanes);
+      if (rows == 2) dots<F, 2>(from, a.K, weight, inside, a.K, sums, V::kLanes);
+      if (rows == 1) dots<F, 1>(from, a.K, weight, inside, a.K, sums, V::kLanes);
       for (int64_t r = 0; r < rows; ++r)
         store(V::load(sums + r * V::kLanes), a.c + (m + r) * a.N + u, inside);
     }
@@ -128,13 +134,14 @@ void gemm_as_stored(const GemmAsStoredArgs<T>& a) {
 constexpr int kAddends = 8;
 
 // sums[u] (+)= Σ_i delta[i] weight[i * ld + u] for kCount rows i and the columns [begin, end).
-template <class T, int kCount>
-FUSEDRNN_INLINE void add_rows(const T* delta, const T* weight, int64_t ld, int64_t begin,
-                              int64_t end, bool first, T* sums) {
+template <class F, int kCount>
+FUSEDRNN_INLINE void add_rows(const F* delta, const F* weight, int64_t ld, int64_t begin,
+                              int64_t end, bool first, Sum<F>* sums) {
+  using T = Sum<F>;
   using V = Vec<T>;
   V factor[kCount];
 #pragma GCC unroll 8
-  for (int i = 0; i < kCount; ++i) factor[i] = V::broadcast(delta[i]);
+  for (int i = 0; i < kCount; ++i) factor[i] = V::broadcast(value(delta[i]));
   for_units_of<T>(begin, end, [&](auto units, int64_t u) FUSEDRNN_INLINE_LAMBDA {
     V sum = first ? V::zero() : V::load(sums + u);
 #pragma GCC unroll 8
@@ -145,18 +152,18 @@ FUSEDRNN_INLINE void add_rows(const T* delta, const T* weight, int64_t ld, int64
 
 // sums[r, u] = Σ_k delta[begin + r, k] weight[k, u] for the rows [begin, end), at most kFewRows,
 // and the columns [first, last). weight: [K, ld].
-template <class T>
-void sum_as_stored(int64_t begin, int64_t end, const T* delta, int64_t delta_ld, int64_t K,
-                   const T* weight, int64_t ld, int64_t first, int64_t last, T* sums,
+template <class F>
+void sum_as_stored(int64_t begin, int64_t end, const F* delta, int64_t delta_ld, int64_t K,
+                   const F* weight, int64_t ld, int64_t first, int64_t last, Sum<F>* sums,
                    int64_t sums_ld) {
   int64_t k = 0;
   for (; k + kAddends <= K; k += kAddends)
     for (int64_t r = 0; r < end - begin; ++r)
-      add_rows<T, kAddends>(delta + (begin + r) * delta_ld + k, weight + k * ld, ld, first, last,
+      add_rows<F, kAddends>(delta + (begin + r) * delta_ld + k, weight + k * ld, ld, first, last,
                             k == 0, sums + r * sums_ld);
   for (; k < K; ++k)
     for (int64_t r = 0; r < end - begin; ++r)
-      add_rows<T, 1>(delta + (begin + r) * delta_ld + k, weight + k * ld, ld, first, last, k == 0,
+      add_rows<F, 1>(delta + (begin + r) * delta_ld + k, weight + k * ld, ld, first, last, k == 0,
                      sums + r * sums_ld);
 }
 

@@ -46,42 +46,47 @@ FUSEDRNN_INLINE void transpose(const T* from, int64_t from_ld, int inside, int64
   }
 }
 
-template <class T>
-void pack_gates(const PackGatesArgs<T>& a) {
+template <class F>
+void pack_gates(const PackGatesArgs<F>& a) {
+  using T = Sum<F>;
   constexpr int kLanes = Vec<T>::kLanes;
   const int64_t units = gates_block<T>(a.gates);
   const int64_t columns = a.gates * units;
   for (int64_t block = a.block_begin; block < a.block_end; ++block) {
-    T* panel = a.panels + block * a.K * columns;
+    F* panel = a.panels + block * a.K * columns;
     T* bias = a.bias ? a.bias + block * 2 * columns : nullptr;
     for (int64_t column = 0; column < columns; column += kLanes) {
       const int64_t u = block * units + column % units;
       const int64_t row = column / units * a.width + u;
       const int inside = static_cast<int>(max64(0, min64(kLanes, a.width - u)));
+      // A group of terms moves as one.
       if (a.panels)
-        transpose(a.weight + (inside ? row * a.K : 0), a.K, inside, a.K, panel + column, columns);
+        transpose(reinterpret_cast<const T*>(a.weight + (inside ? row * a.K : 0)), a.K / kTerms<F>,
+                  inside, a.K / kTerms<F>, reinterpret_cast<T*>(panel + column * kTerms<F>),
+                  columns);
       if (!bias) continue;
       for (int i = 0; i < kLanes; ++i) {
-        bias[column + i] = i < inside && a.bias_x ? a.bias_x[row + i] : T(0);
-        bias[columns + column + i] = i < inside && a.bias_h ? a.bias_h[row + i] : T(0);
+        bias[column + i] = i < inside && a.bias_x ? value(a.bias_x[row + i]) : T(0);
+        bias[columns + column + i] = i < inside && a.bias_h ? value(a.bias_h[row + i]) : T(0);
       }
     }
   }
 }
 
-template <class T>
-void pack_columns(const PackColumnsArgs<T>& a) {
-  using V = Vec<T>;
-  const int64_t units = columns_block<T>();
+template <class F>
+void pack_columns(const PackColumnsArgs<F>& a) {
+  using V = Vec<Sum<F>>;
+  const int64_t units = columns_block<Sum<F>>();
   for (int64_t block = a.block_begin; block < a.block_end; ++block) {
     const int64_t first = block * units;
     const int64_t inside = min64(units, a.N - first);
-    T* panel = a.panels + block * a.K * units;
-    for (int64_t k = 0; k < a.K; ++k, panel += units) {
-      const T* from = a.matrix + k * a.ld + first;
+    F* panel = a.panels + block * whole_terms<F>(a.K) * units;
+    for (int64_t k = 0; k < a.K; k += kTerms<F>, panel += units * kTerms<F>) {
+      const F* from = a.matrix + k * a.ld + first;
       for (int64_t i = 0; i < units; i += V::kLanes) {
         const int lanes = static_cast<int>(max64(0, min64(V::kLanes, inside - i)));
-        load(from + i, lanes).store(panel + i);
+        load_rows(from + i, a.ld, a.K - k, lanes)
+            .store(reinterpret_cast<Sum<F>*>(panel + i * kTerms<F>));
       }
     }
   }
@@ -94,13 +99,18 @@ constexpr int kCacheLine = 64;
 constexpr int64_t kGemmRows = 128;
 
 // The same where a is transposed, and so copied: 64 KiB of panel and 48 KiB of rows.
-constexpr int64_t kTransposedTerms = 256;
+template <class F>
+constexpr int64_t kTransposedTerms = 256 * kTerms<F>;
 constexpr int64_t kTransposedRows = 48;
 
 // A gradient of weights sums over all T*N rows, and the error of a sum grows with its length: so
 // many terms are summed, then the sums. Sums of about √K of K terms make the least error; more than
-// 32 sums in a row of tiles would cost more than a tenth of the time.
-FUSEDRNN_INLINE int64_t sum_terms(int64_t K) { return K <= 64 ? 8 : K <= 256 ? 16 : 32; }
+// 32 sums in a row of tiles would cost more than a tenth of the time. (Factors of 16 bits are
+// rounded by far more than a float's sum.)
+template <class F>
+FUSEDRNN_INLINE int64_t sum_terms(int64_t K) {
+  return sizeof(F) < sizeof(float) ? kTransposedTerms<F> : K <= 64 ? 8 : K <= 256 ? 16 : 32;
+}
 
 // c[r, :] (+)= tile[r][:] for a tile of columns of which `columns` exist.
 template <class T>
@@ -126,33 +136,33 @@ FUSEDRNN_INLINE void prefetch_tile(int64_t rows, int64_t columns, const T* c, in
 }
 
 // out[r][v] = Σ_k source[k][r] panel[k][v], in sums of so many terms.
-template <class T, int kVectors>
-FUSEDRNN_INLINE void product_in_sums(int64_t rows, const T* source, int64_t K, const T* panel,
-                                     int64_t terms, T* out) {
-  constexpr int kWidth = kVectors * Vec<T>::kLanes;
-  product<T, kVectors, true>(rows, source, 0, min64(terms, K), panel, {}, out);
+template <class F, int kVectors>
+FUSEDRNN_INLINE void product_in_sums(int64_t rows, const F* source, int64_t K, const F* panel,
+                                     int64_t terms, Sum<F>* out) {
+  constexpr int kWidth = kVectors * Vec<Sum<F>>::kLanes;
+  product<F, kVectors, true>(rows, source, 0, min64(terms, K), panel, {}, out);
   for (int64_t k0 = terms; k0 < K; k0 += terms)
-    product<T, kVectors, true, true>(rows, source + k0 * rows, 0, min64(terms, K - k0),
+    product<F, kVectors, true, true>(rows, source + k0 * rows, 0, min64(terms, K - k0),
                                      panel + k0 * kWidth, {}, out);
 }
 
 // c (+)= a b, a as it lies.
-template <class T>
-void gemm_rows(const GemmArgs<T>& a) {
+template <class F>
+void gemm_rows(const GemmArgs<F>& a) {
   constexpr int kVectors = kColumnBlocks;
   constexpr int kMaxRows = tile_rows(kVectors);
-  constexpr int kUnits = kVectors * Vec<T>::kLanes;
-  alignas(64) T tile[kMaxRows * kUnits];
+  constexpr int kUnits = kVectors * Vec<Sum<F>>::kLanes;
+  alignas(64) Sum<F> tile[kMaxRows * kUnits];
   for (int64_t m0 = a.m_begin; m0 < a.m_end; m0 += kGemmRows) {
     const int64_t m1 = min64(a.m_end, m0 + kGemmRows);
-    for (int64_t k0 = 0; k0 < a.K; k0 += kTermsNear) {
-      const int64_t terms = min64(kTermsNear, a.K - k0);
+    for (int64_t k0 = 0; k0 < a.K; k0 += kTermsNear<F>) {
+      const int64_t terms = min64(kTermsNear<F>, a.K - k0);
       for (int64_t block = a.block_begin; block < a.block_end; ++block) {
         const int64_t u = block * kUnits;
-        const T* panel = a.panels + (block * a.K + k0) * kUnits;
+        const F* panel = a.panels + (block * a.K + k0) * kUnits;
         for_tiles(kMaxRows, m0, m1, [&](int64_t first, int64_t count) {
           prefetch_tile(count, min64(kUnits, a.N - u), a.c + first * a.c_ld + u, a.c_ld);
-          product<T, kVectors>(count, a.a + first * a.a_ld + k0, a.a_ld, terms, panel, {}, tile);
+          product<F, kVectors>(count, a.a + first * a.a_ld + k0, a.a_ld, terms, panel, {}, tile);
           store_tile(tile, count, min64(kUnits, a.N - u), a.c + first * a.c_ld + u, a.c_ld,
                      a.accumulate || k0 > 0);
         });
@@ -162,32 +172,36 @@ void gemm_rows(const GemmArgs<T>& a) {
 }
 
 // c (+)= a b, a transposed.
-template <class T>
-void gemm_columns(const GemmArgs<T>& a) {
+template <class F>
+void gemm_columns(const GemmArgs<F>& a) {
   constexpr int kVectors = kColumnBlocks;
   constexpr int kMaxRows = tile_rows(kVectors);
-  constexpr int kUnits = kVectors * Vec<T>::kLanes;
-  alignas(64) T tile[kMaxRows * kUnits];
-  alignas(64) T tiles_of_a[kTransposedRows * kTransposedTerms + Vec<T>::kLanes];
-  static_assert(kMaxRows <= Vec<T>::kLanes);
+  constexpr int kUnits = kVectors * Vec<Sum<F>>::kLanes;
+  alignas(64) Sum<F> tile[kMaxRows * kUnits];
+  constexpr int kLanes = Vec<Sum<F>>::kLanes;
+  alignas(64) F tiles_of_a[kTransposedRows * kTransposedTerms<F> + kLanes * kTerms<F>];
+  static_assert(kMaxRows <= kLanes);
+  const int64_t K = whole_terms<F>(a.K);
   for (int64_t m0 = a.m_begin; m0 < a.m_end; m0 += kTransposedRows) {
     const int64_t m1 = min64(a.m_end, m0 + kTransposedRows);
-    for (int64_t k0 = 0; k0 < a.K; k0 += kTransposedTerms) {
-      const int64_t terms = min64(kTransposedTerms, a.K - k0);
+    for (int64_t k0 = 0; k0 < a.K; k0 += kTransposedTerms<F>) {
+      const int64_t terms = min64(kTransposedTerms<F>, a.K - k0), whole = whole_terms<F>(terms);
       for_tiles(kMaxRows, m0, m1, [&](int64_t first, int64_t count) {
-        T* to = tiles_of_a + (first - m0) * terms;
-        const T* from = a.a + k0 * a.a_ld + first;
+        F* to = tiles_of_a + (first - m0) * whole;
+        const F* from = a.a + k0 * a.a_ld + first;
         // Whole vectors are stored; the next row, the next tile or the slack takes the surplus.
-        for (int64_t k = 0; k < terms; ++k, to += count, from += a.a_ld)
-          Vec<T>::load_partial(from, static_cast<int>(count)).store(to);
+        for (int64_t k = 0; k < terms;
+             k += kTerms<F>, to += count * kTerms<F>, from += a.a_ld * kTerms<F>)
+          load_rows(from, a.a_ld, terms - k, static_cast<int>(count))
+              .store(reinterpret_cast<Sum<F>*>(to));
       });
       for (int64_t block = a.block_begin; block < a.block_end; ++block) {
         const int64_t u = block * kUnits;
-        const T* panel = a.panels + (block * a.K + k0) * kUnits;
+        const F* panel = a.panels + (block * K + k0) * kUnits;
         for_tiles(kMaxRows, m0, m1, [&](int64_t first, int64_t count) {
           prefetch_tile(count, min64(kUnits, a.N - u), a.c + first * a.c_ld + u, a.c_ld);
-          product_in_sums<T, kVectors>(count, tiles_of_a + (first - m0) * terms, terms, panel,
-                                       sum_terms(max64(a.K, a.whole_K)), tile);
+          product_in_sums<F, kVectors>(count, tiles_of_a + (first - m0) * whole, whole, panel,
+                                       sum_terms<F>(max64(a.K, a.whole_K)), tile);
           store_tile(tile, count, min64(kUnits, a.N - u), a.c + first * a.c_ld + u, a.c_ld,
                      a.accumulate || k0 > 0);
         });
@@ -196,19 +210,19 @@ void gemm_columns(const GemmArgs<T>& a) {
   }
 }
 
-template <class T>
-void gemm(const GemmArgs<T>& a) {
+template <class F>
+void gemm(const GemmArgs<F>& a) {
   a.a_transposed ? gemm_columns(a) : gemm_rows(a);
 }
 
 // Sixteen rows are summed, then sixteen such sums, then those: short sums keep the error small.
-template <class T>
-void sum_rows(const T* m, int64_t rows, int64_t ld, int64_t begin, int64_t end, T* out,
+template <class F>
+void sum_rows(const F* m, int64_t rows, int64_t ld, int64_t begin, int64_t end, Sum<F>* out,
               bool accumulate) {
-  using V = Vec<T>;
+  using V = Vec<Sum<F>>;
   constexpr int64_t kFew = 16, kMany = kFew * kFew;
   for (int64_t u = begin; u < end; u += V::kLanes) {
-    const int lanes = lanes_at<T>(u, end);
+    const int lanes = lanes_at<Sum<F>>(u, end);
     V total = accumulate ? load(out + u, lanes) : V::zero();
     for (int64_t r0 = 0; r0 < rows; r0 += kMany) {
       V many = V::zero();

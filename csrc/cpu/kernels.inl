@@ -4,6 +4,8 @@
 //   FUSEDRNN_REGISTERS     vector registers of the instruction set
 //   FUSEDRNN_TABLE         name of the table to define
 //   FUSEDRNN_ISA_NAME      its name for people
+// or, in place of these two, for an instruction set that only adds kernels for bfloat16,
+//   FUSEDRNN_BF16_KERNELS  name of the kernels to define
 //
 // A product tile (tile.h) holds `rows` sequences times the gates of a block of hidden units; when
 // its sum over K is complete the cell runs on it, so no gate value travels through memory. Backward
@@ -56,24 +58,26 @@ FUSEDRNN_INLINE Blocks in_turns(const Part& part) {
 // --- Forward ------------------------------------------------------------------------------------
 
 // Where the states of a position lie; sequence j is at row j of each.
-template <class T>
+template <class F>
 struct ForwardRows {
-  T* h_in;    // [., P]
+  using T = Sum<F>;
+  F* h_in;    // [., P]
   T* c_in;    // [., H]
-  T* h_next;  // of sequences that stay
+  F* h_next;  // of sequences that stay
   T* c_next;
   T* saved;  // [., kSaved*H] or null
-  T* emit;   // [., H]
+  F* emit;   // [., H]
 };
 
 // The cell on one vector of units, from u on, of the sequences [first, first + count). sums: of the
 // first sequence, [count, kStage.gates * kBlocks * lanes]; bias_x: [kStage.gates, kBlocks * lanes].
 // Everything that the loop reads is in locals: what it stores might change anything else.
-template <class T, class Cell, int s, class Units>
-__attribute__((noinline)) void forward_cells(const ForwardArgs<T>& a, const Position& at,
-                                             const ForwardRows<T>& rows, Units units, int64_t u,
-                                             int64_t first, int64_t count, const T* bias_x,
-                                             const T* sums) {
+template <class F, class Cell, int s, class Units>
+__attribute__((noinline)) void forward_cells(const ForwardArgs<F>& a, const Position& at,
+                                             const ForwardRows<F>& rows, Units units, int64_t u,
+                                             int64_t first, int64_t count, const Sum<F>* bias_x,
+                                             const Sum<F>* sums) {
+  using T = Sum<F>;
   using V = Vec<T>;
   static constexpr Stage kStage = Cell::stage(s);
   constexpr int kGate = blocks_of(kStage.gates) * V::kLanes;  // from gate to gate in sums
@@ -84,13 +88,13 @@ __attribute__((noinline)) void forward_cells(const ForwardArgs<T>& a, const Posi
   const int64_t staying = max64(0, at.leaving - first);  // those that stay come first
 
   const T* x = a.gates_x + (at.row + first - a.steps.first_row) * x_ld + kStage.first_gate * H + u;
-  const T* h_in = rows.h_in + first * P + u;
+  const F* h_in = rows.h_in + first * P + u;
   const T* c_in = kReadsC ? rows.c_in + first * H + u : nullptr;
   T* saved_values = rows.saved ? rows.saved + first * saved_ld + u : nullptr;
-  T* y = kLast ? a.y + (at.row + first) * y_ld + u : nullptr;
-  T* h_next = rows.h_next + first * P + u;
+  F* y = kLast ? a.y + (at.row + first) * y_ld + u : nullptr;
+  F* h_next = rows.h_next + first * P + u;
   T* c_next = kReadsC ? rows.c_next + first * H + u : nullptr;
-  T* emitted = kLast ? nullptr : rows.emit + first * H + u;
+  F* emitted = kLast ? nullptr : rows.emit + first * H + u;
 
   V bias[kStage.gates];
   for (int g = 0; g < kStage.gates; ++g) bias[g] = V::load(bias_x + g * kGate);
@@ -139,9 +143,10 @@ __attribute__((noinline)) void forward_cells(const ForwardArgs<T>& a, const Posi
   }
 }
 
-template <class T, class Cell, int s>
-FUSEDRNN_INLINE void forward_stage(const ForwardArgs<T>& a, const Position& at,
-                                   const ForwardRows<T>& rows, Blocks blocks) {
+template <class F, class Cell, int s>
+FUSEDRNN_INLINE void forward_stage(const ForwardArgs<F>& a, const Position& at,
+                                   const ForwardRows<F>& rows, Blocks blocks) {
+  using T = Sum<F>;
   using V = Vec<T>;
   constexpr Stage kStage = Cell::stage(s);
   constexpr int kBlocks = blocks_of(kStage.gates);
@@ -150,35 +155,35 @@ FUSEDRNN_INLINE void forward_stage(const ForwardArgs<T>& a, const Position& at,
   constexpr int kWidth = kVectors * V::kLanes;
   const int64_t width = kStage.projects ? a.P : a.H;
   const int64_t K = kStage.from_hidden ? a.P : a.H;
-  const T* source = kStage.from_hidden ? rows.h_in : rows.emit;
+  const F* source = kStage.from_hidden ? rows.h_in : rows.emit;
 
   const auto cells = [&](int64_t block, int64_t first, int64_t count, const T* sums) {
     const T* bias_x = a.bias[s] + block * 2 * kWidth;
     for_units<T, kBlocks>(block * kUnits, width, [&](auto units, int64_t u, int b) {
-      forward_cells<T, Cell, s>(a, at, rows, units, u, first, count, bias_x + b * V::kLanes,
+      forward_cells<F, Cell, s>(a, at, rows, units, u, first, count, bias_x + b * V::kLanes,
                                 sums + b * V::kLanes);
     });
   };
   const T* bias_h = a.bias[s] + kWidth;
   if (a.weight[s]) {
-    products_as_stored<T, kStage.gates>(at.begin, at.end, source, K, K, a.weight[s], width, blocks,
+    products_as_stored<F, kStage.gates>(at.begin, at.end, source, K, K, a.weight[s], width, blocks,
                                         bias_h, 2 * kWidth, cells);
   } else {
-    products<T, kVectors>(at.begin, at.end, source, K, K, a.panels[s], blocks, bias_h, 2 * kWidth,
+    products<F, kVectors>(at.begin, at.end, source, K, K, a.panels[s], blocks, bias_h, 2 * kWidth,
                           cells);
   }
 }
 
 // Row of h_in at which position p begins: all rows are kept, or two steps take turns.
-template <class T>
-FUSEDRNN_INLINE int64_t h_row(const ForwardArgs<T>& a, int64_t p) {
+template <class F>
+FUSEDRNN_INLINE int64_t h_row(const ForwardArgs<F>& a, int64_t p) {
   return a.keep ? a.steps.row_offset[step_at(a.steps, p)] : (p & 1) * a.N;
 }
 
 // Brings in the states of the sequences that enter in this chunk. No stage reads a.h or writes
 // these rows before they enter, so it can be done ahead for all positions.
-template <class T>
-void enter(const ForwardArgs<T>& a) {
+template <class F>
+void enter(const ForwardArgs<F>& a) {
   for (int64_t p = a.steps.begin; p < a.steps.end; ++p) {
     const Position at = position_at(a.steps, p);
     const int64_t n = at.end - at.entering;
@@ -189,15 +194,15 @@ void enter(const ForwardArgs<T>& a) {
 }
 
 // Runs stage `part.stage` of one position.
-template <class T, class Cell>
-void forward(const ForwardArgs<T>& a, const Part& part) {
+template <class F, class Cell>
+void forward(const ForwardArgs<F>& a, const Part& part) {
   const Steps& steps = a.steps;
   const Position at = position_at(steps, part.position);
   if (at.begin == at.end) return;
   const bool last = part.position + 1 == steps.end;
   const int64_t row = a.keep ? at.row : 0;
   const int64_t next = last ? 0 : h_row(a, part.position + 1);
-  ForwardRows<T> rows;
+  ForwardRows<F> rows;
   rows.h_in = a.h_in + h_row(a, part.position) * a.P;
   rows.h_next = last ? a.h : a.h_in + next * a.P;
   rows.c_in = rows.c_next = a.c;
@@ -209,9 +214,9 @@ void forward(const ForwardArgs<T>& a, const Part& part) {
   rows.emit = a.emit[0] ? a.emit[0] + row * a.H : nullptr;
   const Blocks blocks = in_turns(part);
   if constexpr (Cell::kStages > 1) {
-    if (part.stage == 1) return forward_stage<T, Cell, 1>(a, at, rows, blocks);
+    if (part.stage == 1) return forward_stage<F, Cell, 1>(a, at, rows, blocks);
   }
-  forward_stage<T, Cell, 0>(a, at, rows, blocks);
+  forward_stage<F, Cell, 0>(a, at, rows, blocks);
 }
 
 // --- Backward -----------------------------------------------------------------------------------
@@ -219,10 +224,11 @@ void forward(const ForwardArgs<T>& a, const Part& part) {
 // Calls body(units, u, first, count, sums, sums_ld) for every vector of units of [0, width) and
 // every sequence of [begin, end), some at a time, with their sums over a stage's deltas times its
 // weight; zero for the sequences from `product_end` on.
-template <class T, class Body>
-FUSEDRNN_INLINE void backward_product(const BackwardArgs<T>& a, int stage, const T* delta,
+template <class F, class Body>
+FUSEDRNN_INLINE void backward_product(const BackwardArgs<F>& a, int stage, const F* delta,
                                       int64_t ld, int64_t K, int64_t begin, int64_t product_end,
                                       int64_t end, int64_t width, Blocks blocks, const Body& body) {
+  using T = Sum<F>;
   constexpr int kLanes = Vec<T>::kLanes;
   constexpr int kUnits = kColumnBlocks * kLanes;
   const int64_t first_unit = blocks.begin * kUnits, last_unit = min64(width, blocks.end * kUnits);
@@ -236,7 +242,7 @@ FUSEDRNN_INLINE void backward_product(const BackwardArgs<T>& a, int stage, const
       });
     }
   } else {
-    products<T, kColumnBlocks>(
+    products<F, kColumnBlocks>(
         begin, product_end, delta, ld, K, a.panels[stage], blocks, static_cast<const T*>(nullptr),
         0, [&](int64_t block, int64_t first, int64_t count, const T* sums) {
           for_units<T, kColumnBlocks>(block * kUnits, width, [&](auto units, int64_t u, int b) {
@@ -252,8 +258,8 @@ FUSEDRNN_INLINE void backward_product(const BackwardArgs<T>& a, int stage, const
 }
 
 // The gradient of stage s's product, as the source of the product that takes it one stage back.
-template <class T, class Cell, int s>
-FUSEDRNN_INLINE const T* delta_of(const BackwardArgs<T>& a, int64_t row) {
+template <class F, class Cell, int s>
+FUSEDRNN_INLINE const F* delta_of(const BackwardArgs<F>& a, int64_t row) {
   constexpr Stage kStage = Cell::stage(s);
   if constexpr (kStage.projects) return a.delta_proj + (row - a.steps.first_row) * a.P;
   return a.delta + ((row - a.steps.first_row) * Cell::kGates + kStage.first_gate) * a.H;
@@ -261,10 +267,11 @@ FUSEDRNN_INLINE const T* delta_of(const BackwardArgs<T>& a, int64_t row) {
 
 // The cell's derivative on one vector of units, from u on, of the sequences [first, first + count).
 // sums: what the consumer's deltas give to each, sums_ld apart.
-template <class T, class Cell, int s, class Units>
-__attribute__((noinline)) void backward_cells(const BackwardArgs<T>& a, const Position& at,
+template <class F, class Cell, int s, class Units>
+__attribute__((noinline)) void backward_cells(const BackwardArgs<F>& a, const Position& at,
                                               Units units, int64_t u, int64_t first, int64_t count,
-                                              const T* sums, int64_t sums_ld) {
+                                              const Sum<F>* sums, int64_t sums_ld) {
+  using T = Sum<F>;
   using V = Vec<T>;
   static constexpr Stage kStage = Cell::stage(s);
   constexpr bool kLast = s == Cell::kStages - 1;
@@ -273,15 +280,15 @@ __attribute__((noinline)) void backward_cells(const BackwardArgs<T>& a, const Po
   const int64_t alive = max64(0, at.entering - first);  // the others enter, with d_h of their own
 
   const int64_t row = at.row + first, chunk_row = row - a.steps.first_row;
-  const T* d_y = kLast && a.d_y ? a.d_y + row * d_y_ld + u : nullptr;
+  const F* d_y = kLast && a.d_y ? a.d_y + row * d_y_ld + u : nullptr;
   T* d_h = a.d_h + first * P + u;
   T* d_c = Cell::kHasC ? a.d_c + first * H + u : nullptr;
   const T* saved_values = a.saved + row * saved_ld + u;
-  const T* h_in = a.h_in + row * P + u;
+  const F* h_in = a.h_in + row * P + u;
   const T* c_in = Cell::kHasC ? a.c_in + row * H + u : nullptr;
-  T* delta_proj = kStage.projects ? a.delta_proj + chunk_row * P + u : nullptr;
-  T* to_delta = a.delta + chunk_row * delta_ld + u;
-  T* to_delta_x = a.delta_x + chunk_row * delta_ld + u;
+  F* delta_proj = kStage.projects ? a.delta_proj + chunk_row * P + u : nullptr;
+  F* to_delta = a.delta + chunk_row * delta_ld + u;
+  F* to_delta_x = a.delta_x + chunk_row * delta_ld + u;
 
   for (int64_t r = 0; r < count; ++r, sums += sums_ld) {
     V d_emit = V::load(sums);
@@ -330,8 +337,8 @@ __attribute__((noinline)) void backward_cells(const BackwardArgs<T>& a, const Po
   }
 }
 
-template <class T, class Cell, int s>
-FUSEDRNN_INLINE void backward_stage(const BackwardArgs<T>& a, const Position& at, Blocks blocks) {
+template <class F, class Cell, int s>
+FUSEDRNN_INLINE void backward_stage(const BackwardArgs<F>& a, const Position& at, Blocks blocks) {
   constexpr Stage kStage = Cell::stage(s);
   constexpr bool kLast = s == Cell::kStages - 1;
   // Who multiplied what this stage emitted: stage 0 of the step after, or the next stage here.
@@ -343,67 +350,74 @@ FUSEDRNN_INLINE void backward_stage(const BackwardArgs<T>& a, const Position& at
   const int64_t consumer_row = kLast ? at.previous_row : at.row;
   const int64_t product_end = kLast ? at.entering : at.end;
   // Read for the sequences before product_end only.
-  const T* delta_in =
-      delta_of<T, Cell, kConsumer>(a, product_end > at.begin ? consumer_row : at.row);
-  backward_product<T>(
-      a, kConsumer, delta_in, ld, K, at.begin, product_end, at.end, width, blocks,
-      [&](auto units, int64_t u, int64_t first, int64_t count, const T* sums, int64_t sums_ld) {
-        backward_cells<T, Cell, s>(a, at, units, u, first, count, sums, sums_ld);
-      });
+  const F* delta_in =
+      delta_of<F, Cell, kConsumer>(a, product_end > at.begin ? consumer_row : at.row);
+  backward_product<F>(a, kConsumer, delta_in, ld, K, at.begin, product_end, at.end, width, blocks,
+                      [&](auto units, int64_t u, int64_t first, int64_t count, const Sum<F>* sums,
+                          int64_t sums_ld) {
+                        backward_cells<F, Cell, s>(a, at, units, u, first, count, sums, sums_ld);
+                      });
 }
 
 // Sequences that leave take the gradient of the state they came with.
-template <class T, class Cell>
-FUSEDRNN_INLINE void backward_leave(const BackwardArgs<T>& a, const Position& at, Blocks blocks) {
-  backward_product<T>(
-      a, 0, delta_of<T, Cell, 0>(a, at.row), Cell::kGates * a.H, Cell::stage(0).gates * a.H,
-      at.leaving, at.end, at.end, a.P, blocks,
-      [&](auto units, int64_t u, int64_t first, int64_t count, const T* sums, int64_t sums_ld) {
-        T* out = a.d_h + first * a.P + u;
-        for (int64_t r = 0; r < count; ++r, out += a.P, sums += sums_ld) {
-          Vec<T> d_h = Vec<T>::load(sums);
-          if constexpr (Cell::kCarriesH) d_h += units.load(out);
-          units.store(d_h, out);
-        }
-      });
+template <class F, class Cell>
+FUSEDRNN_INLINE void backward_leave(const BackwardArgs<F>& a, const Position& at, Blocks blocks) {
+  backward_product<F>(a, 0, delta_of<F, Cell, 0>(a, at.row), Cell::kGates * a.H,
+                      Cell::stage(0).gates * a.H, at.leaving, at.end, at.end, a.P, blocks,
+                      [&](auto units, int64_t u, int64_t first, int64_t count, const Sum<F>* sums,
+                          int64_t sums_ld) {
+                        Sum<F>* out = a.d_h + first * a.P + u;
+                        for (int64_t r = 0; r < count; ++r, out += a.P, sums += sums_ld) {
+                          Vec<Sum<F>> d_h = Vec<Sum<F>>::load(sums);
+                          if constexpr (Cell::kCarriesH) d_h += units.load(out);
+                          units.store(d_h, out);
+                        }
+                      });
 }
 
 // Runs stage `part.stage` of one position, or what comes after its stages where that is kStages.
-template <class T, class Cell>
-void backward(const BackwardArgs<T>& a, const Part& part) {
+template <class F, class Cell>
+void backward(const BackwardArgs<F>& a, const Part& part) {
   const Position at = position_at(a.steps, part.position);
   if (at.begin == at.end) return;
   const Blocks blocks = in_turns(part);
-  if (part.stage == Cell::kStages) return backward_leave<T, Cell>(a, at, blocks);
+  if (part.stage == Cell::kStages) return backward_leave<F, Cell>(a, at, blocks);
   if constexpr (Cell::kStages > 1) {
-    if (part.stage == 1) return backward_stage<T, Cell, 1>(a, at, blocks);
+    if (part.stage == 1) return backward_stage<F, Cell, 1>(a, at, blocks);
   }
-  backward_stage<T, Cell, 0>(a, at, blocks);
+  backward_stage<F, Cell, 0>(a, at, blocks);
 }
 
 // --- Table --------------------------------------------------------------------------------------
 
-#define FUSEDRNN_FORWARD(kind, type) &forward<T, type>,
-#define FUSEDRNN_BACKWARD(kind, type) &backward<T, type>,
-template <class T>
-constexpr DtypeKernels<T> dtype_kernels() {
-  return {.enter = &enter<T>,
+#define FUSEDRNN_FORWARD(kind, type) &forward<F, type>,
+#define FUSEDRNN_BACKWARD(kind, type) &backward<F, type>,
+template <class F>
+constexpr DtypeKernels<F> dtype_kernels() {
+  using T = Sum<F>;
+  return {.enter = &enter<F>,
           .forward = {FUSEDRNN_CELLS(FUSEDRNN_FORWARD)},
           .backward = {FUSEDRNN_CELLS(FUSEDRNN_BACKWARD)},
           .gates_block = &gates_block<T>,
           .columns_block = &columns_block<T>,
-          .pack_gates = &pack_gates<T>,
-          .pack_columns = &pack_columns<T>,
-          .gemm = &gemm<T>,
-          .gemm_as_stored = &gemm_as_stored<T>,
-          .sum_rows = &sum_rows<T>};
+          .pack_gates = &pack_gates<F>,
+          .pack_columns = &pack_columns<F>,
+          .gemm = &gemm<F>,
+          .gemm_as_stored = &gemm_as_stored<F>,
+          .sum_rows = &sum_rows<F>};
 }
 #undef FUSEDRNN_FORWARD
 #undef FUSEDRNN_BACKWARD
 
 }  // namespace
 
-const KernelTable FUSEDRNN_TABLE = {
-    .isa = FUSEDRNN_ISA_NAME, .f32 = dtype_kernels<float>(), .f64 = dtype_kernels<double>()};
+#ifdef FUSEDRNN_BF16_KERNELS
+const DtypeKernels<Bf16> FUSEDRNN_BF16_KERNELS = dtype_kernels<Bf16>();
+#else
+const KernelTable FUSEDRNN_TABLE = {.isa = FUSEDRNN_ISA_NAME,
+                                    .f32 = dtype_kernels<float>(),
+                                    .f64 = dtype_kernels<double>(),
+                                    .bf16 = nullptr};
+#endif
 
 }  // namespace fusedrnn

@@ -49,16 +49,16 @@ void log_plan(const Layer& layer, const char* what, const Plan& plan) {
 }
 
 // The part of the recurrent weights that a stage multiplies.
-template <class T>
+template <class F>
 struct StageWeight {
   int64_t gates, width, K;
-  const T* weight;
-  const T* bias_x;
-  const T* bias_h;
+  const F* weight;
+  const F* bias_x;
+  const F* bias_h;
 };
 
-template <class T>
-StageWeight<T> stage_weight(const Layer& layer, const Stage& stage, const Weights<const T>& w) {
+template <class F>
+StageWeight<F> stage_weight(const Layer& layer, const Stage& stage, const Weights<const F>& w) {
   if (stage.projects) return {1, layer.P, layer.H, w.w_hr, nullptr, nullptr};
   const int64_t K = stage.from_hidden ? layer.P : layer.H;
   const int64_t first = stage.first_gate * layer.H;
@@ -83,34 +83,34 @@ void split(Runtime& runtime, int64_t n, int64_t least,
 }
 
 // Recurrent weights of every direction and stage, packed for the time loop.
-template <class T>
+template <class F>
 class Panels {
  public:
   // as_stored: the time loop takes the weights themselves; only the biases are packed.
   explicit Panels(bool as_stored) : as_stored_(as_stored) {}
 
-  void lay_out_forward(Arena& arena, const Layer& layer, const DtypeKernels<T>& kernels,
-                       const Weights<const T>* w) {
-    each_stage(layer, w, [&](int d, int s, const StageWeight<T>& sw) {
+  void lay_out_forward(Arena& arena, const Layer& layer, const DtypeKernels<F>& kernels,
+                       const Weights<const F>* w) {
+    each_stage(layer, w, [&](int d, int s, const StageWeight<F>& sw) {
       const int64_t units = kernels.gates_block(sw.gates);
       blocks_[d][s] = blocks(sw.width, units);
-      if (!as_stored_) panels_[d][s] = arena.take<T>(blocks_[d][s] * units * sw.gates * sw.K);
-      bias_[d][s] = arena.take<T>(blocks_[d][s] * units * sw.gates * 2);
+      if (!as_stored_) panels_[d][s] = arena.take<F>(blocks_[d][s] * units * sw.gates * sw.K);
+      bias_[d][s] = arena.take<Sum<F>>(blocks_[d][s] * units * sw.gates * 2);
     });
   }
 
-  void lay_out_backward(Arena& arena, const Layer& layer, const DtypeKernels<T>& kernels,
-                        const Weights<const T>* w) {
-    each_stage(layer, w, [&](int d, int s, const StageWeight<T>& sw) {
+  void lay_out_backward(Arena& arena, const Layer& layer, const DtypeKernels<F>& kernels,
+                        const Weights<const F>* w) {
+    each_stage(layer, w, [&](int d, int s, const StageWeight<F>& sw) {
       const int64_t units = kernels.columns_block();
       blocks_[d][s] = blocks(sw.K, units);
-      if (!as_stored_) panels_[d][s] = arena.take<T>(blocks_[d][s] * units * sw.gates * sw.width);
+      if (!as_stored_) panels_[d][s] = arena.take<F>(blocks_[d][s] * units * sw.gates * sw.width);
     });
   }
 
-  void pack_forward(const Layer& layer, const DtypeKernels<T>& kernels, Runtime& runtime,
-                    const Weights<const T>* w) const {
-    each_stage(layer, w, [&](int d, int s, const StageWeight<T>& sw) {
+  void pack_forward(const Layer& layer, const DtypeKernels<F>& kernels, Runtime& runtime,
+                    const Weights<const F>* w) const {
+    each_stage(layer, w, [&](int d, int s, const StageWeight<F>& sw) {
       split(runtime, blocks_[d][s], 1, [&](int64_t begin, int64_t end) {
         kernels.pack_gates({sw.weight, sw.bias_x, sw.bias_h, sw.gates, sw.width, sw.K, begin, end,
                             panels_[d][s], bias_[d][s]});
@@ -118,10 +118,10 @@ class Panels {
     });
   }
 
-  void pack_backward(const Layer& layer, const DtypeKernels<T>& kernels, Runtime& runtime,
-                     const Weights<const T>* w) const {
+  void pack_backward(const Layer& layer, const DtypeKernels<F>& kernels, Runtime& runtime,
+                     const Weights<const F>* w) const {
     if (as_stored_) return;
-    each_stage(layer, w, [&](int d, int s, const StageWeight<T>& sw) {
+    each_stage(layer, w, [&](int d, int s, const StageWeight<F>& sw) {
       split(runtime, blocks_[d][s], 1, [&](int64_t begin, int64_t end) {
         kernels.pack_columns(
             {sw.weight, sw.K, sw.gates * sw.width, sw.K, begin, end, panels_[d][s]});
@@ -131,18 +131,18 @@ class Panels {
 
   // The weights of a stage in the arguments of a time loop, in one of two forms.
   template <class Args>
-  void give(const Layer& layer, const Weights<const T>* w, int d, Args& args) const {
+  void give(const Layer& layer, const Weights<const F>* w, int d, Args& args) const {
     for (int s = 0; s < layer.info().stages; ++s) {
       args.panels[s] = panels_[d][s];
       args.weight[s] =
           as_stored_ ? stage_weight(layer, layer.info().stage[s], w[d]).weight : nullptr;
     }
   }
-  const T* bias(int d, int s) const { return bias_[d][s]; }
+  const Sum<F>* bias(int d, int s) const { return bias_[d][s]; }
 
  private:
   template <class Body>
-  void each_stage(const Layer& layer, const Weights<const T>* w, const Body& body) const {
+  void each_stage(const Layer& layer, const Weights<const F>* w, const Body& body) const {
     for (int d = 0; d < layer.D; ++d)
       for (int s = 0; s < layer.info().stages; ++s)
         body(d, s, stage_weight(layer, layer.info().stage[s], w[d]));
@@ -150,23 +150,23 @@ class Panels {
 
   const bool as_stored_;
   int64_t blocks_[2][kMaxStages] = {};
-  T* panels_[2][kMaxStages] = {};
-  T* bias_[2][kMaxStages] = {};
+  F* panels_[2][kMaxStages] = {};
+  Sum<F>* bias_[2][kMaxStages] = {};
 };
 
 // The right side b [K, N] of matrix products outside the time loop, in panels.
-template <class T>
+template <class F>
 class Factor {
  public:
   // K: the most rows that b will have.
-  void lay_out(Arena& arena, const DtypeKernels<T>& kernels, int64_t K, int64_t N) {
+  void lay_out(Arena& arena, const DtypeKernels<F>& kernels, int64_t K, int64_t N) {
     N_ = N;
     blocks_ = blocks(N, kernels.columns_block());
-    panels_ = arena.take<T>(blocks_ * kernels.columns_block() * K);
+    panels_ = arena.take<F>(blocks_ * kernels.columns_block() * whole_terms<F>(K));
   }
 
   // b = matrix, [K, N] with row stride ld.
-  void pack(const DtypeKernels<T>& kernels, Runtime& runtime, const T* matrix, int64_t ld,
+  void pack(const DtypeKernels<F>& kernels, Runtime& runtime, const F* matrix, int64_t ld,
             int64_t K) {
     K_ = K;
     split(runtime, blocks_, 1, [&](int64_t begin, int64_t end) {
@@ -175,7 +175,7 @@ class Factor {
   }
 
   // b = matrix^T, matrix [N, K] contiguous.
-  void pack_transposed(const DtypeKernels<T>& kernels, Runtime& runtime, const T* matrix,
+  void pack_transposed(const DtypeKernels<F>& kernels, Runtime& runtime, const F* matrix,
                        int64_t K) {
     K_ = K;
     split(runtime, blocks_, 1, [&](int64_t begin, int64_t end) {
@@ -185,23 +185,23 @@ class Factor {
 
   // c (+)= a b for M rows; a is [M, K], or [K, M] if a_transposed. whole_K: of the sum to which
   // several calls add.
-  void multiply(const DtypeKernels<T>& kernels, Runtime& runtime, const T* a, int64_t a_ld,
-                bool a_transposed, int64_t M, T* c, int64_t c_ld, bool accumulate,
+  void multiply(const DtypeKernels<F>& kernels, Runtime& runtime, const F* a, int64_t a_ld,
+                bool a_transposed, int64_t M, Sum<F>* c, int64_t c_ld, bool accumulate,
                 int64_t whole_K = 0) const {
-    const GemmArgs<T> gemm = {a, a_ld, a_transposed, panels_,    c,      c_ld, K_, N_, 0,
+    const GemmArgs<F> gemm = {a, a_ld, a_transposed, panels_,    c,      c_ld, K_, N_, 0,
                               M, 0,    blocks_,      accumulate, whole_K};
     // Few rows: every thread would read all of b for them, so it is b that is cut, if it is wide.
     const int64_t threads = runtime.threads();
     if (M < kRowsToSplit * threads && blocks_ >= threads) {
       split(runtime, blocks_, 1, [&](int64_t begin, int64_t end) {
-        GemmArgs<T> part = gemm;
+        GemmArgs<F> part = gemm;
         part.block_begin = begin, part.block_end = end;
         kernels.gemm(part);
       });
     } else {
       split(runtime, M, M < kRowsToSplit * threads ? 1 : kRowsToSplit,
             [&](int64_t begin, int64_t end) {
-              GemmArgs<T> part = gemm;
+              GemmArgs<F> part = gemm;
               part.m_begin = begin, part.m_end = end;
               kernels.gemm(part);
             });
@@ -211,25 +211,25 @@ class Factor {
  private:
   static constexpr int64_t kRowsToSplit = 48;
   int64_t K_ = 0, N_ = 0, blocks_ = 0;
-  T* panels_ = nullptr;
+  F* panels_ = nullptr;
 };
 
 // c = a b^T, a [M, K], b [N, K] a weight as torch stores it.
-template <class T>
-void multiply_as_stored(const DtypeKernels<T>& kernels, Runtime& runtime, const T* a, int64_t M,
-                        const T* b, int64_t N, int64_t K, T* c) {
+template <class F>
+void multiply_as_stored(const DtypeKernels<F>& kernels, Runtime& runtime, const F* a, int64_t M,
+                        const F* b, int64_t N, int64_t K, Sum<F>* c) {
   split(runtime, blocks(N, kernels.columns_block()), 1, [&](int64_t begin, int64_t end) {
     kernels.gemm_as_stored({a, b, c, M, N, K, begin, end});
   });
 }
 
 // What forward keeps of one direction. The same row of each belongs to the same step.
-template <class T>
+template <class F>
 struct Kept {
-  T* saved;  // [rows, kSaved*H]
-  T* h_in;   // [rows, P]
-  T* c_in;   // [rows, H]
-  T* emit;   // [rows, H], cells of several stages
+  Sum<F>* saved;  // [rows, kSaved*H]
+  F* h_in;        // [rows, P]
+  Sum<F>* c_in;   // [rows, H]
+  F* emit;        // [rows, H], cells of several stages
 };
 
 int64_t kept_per_row(const Layer& layer) {
@@ -237,18 +237,17 @@ int64_t kept_per_row(const Layer& layer) {
   return (info.saved + info.has_c + (info.stages > 1)) * layer.H + layer.P;
 }
 
-template <class T>
-Kept<T> kept(const Layer& layer, T* reserve, int64_t d) {
+// Factors that are smaller than sums leave a part of their room empty.
+template <class F>
+Kept<F> kept(const Layer& layer, Sum<F>* reserve, int64_t d) {
   const CellInfo& info = layer.info();
   const int64_t rows = layer.sequences.rows();
-  T* base = reserve + d * rows * kept_per_row(layer);
-  Kept<T> k;
-  k.saved = base;
-  k.h_in = k.saved + rows * info.saved * layer.H;
-  T* rest = k.h_in + rows * layer.P;
-  k.c_in = info.has_c ? rest : nullptr;
-  k.emit = rest + (info.has_c ? rows * layer.H : 0);
-  return k;
+  Sum<F>* base = reserve + d * rows * kept_per_row(layer);
+  Sum<F>* h_in = base + rows * info.saved * layer.H;
+  Sum<F>* c_in = h_in + rows * layer.P;
+  Sum<F>* emit = c_in + (info.has_c ? rows * layer.H : 0);
+  return {base, reinterpret_cast<F*>(h_in), info.has_c ? c_in : nullptr,
+          reinterpret_cast<F*>(emit)};
 }
 
 // Steps of one chunk in one direction.
@@ -278,9 +277,9 @@ int64_t widest_chunk(const Sequences& seq, const Plan& plan) {
 // Bias gradients are summed in slices of columns, one task each.
 constexpr int64_t kSumColumns = 128;
 
-template <class T>
-void sum_rows(Runtime& runtime, const DtypeKernels<T>& kernels, const T* m, int64_t rows,
-              int64_t columns, T* out, bool accumulate) {
+template <class F>
+void sum_rows(Runtime& runtime, const DtypeKernels<F>& kernels, const F* m, int64_t rows,
+              int64_t columns, Sum<F>* out, bool accumulate) {
   runtime.parallel(blocks(columns, kSumColumns), [&](int64_t i) {
     const int64_t begin = i * kSumColumns;
     const int64_t end = begin + kSumColumns < columns ? begin + kSumColumns : columns;
@@ -289,18 +288,17 @@ void sum_rows(Runtime& runtime, const DtypeKernels<T>& kernels, const T* m, int6
 }
 
 // The products of backward that sum over the rows of a chunk: right sides for each source.
-template <class T>
+template <class F>
 struct ChunkFactors {
-  Factor<T> x;                   // [rows, I]
-  Factor<T> source[kMaxStages];  // [rows, P or H]
+  Factor<F> x;                   // [rows, I]
+  Factor<F> source[kMaxStages];  // [rows, P or H]
 };
 
 // Gradients of one direction's parameters from the rows of one chunk.
-template <class T>
-void weight_gradients(const Layer& layer, const DtypeKernels<T>& kernels, Runtime& runtime,
-                      const BackwardArgs<T>& chunk, const Kept<const T>& keep, const T* x,
-                      int64_t rows, bool accumulate, ChunkFactors<T>& factors,
-                      const Weights<T>& d_w) {
+template <class F>
+void weight_gradients(const Layer& layer, const DtypeKernels<F>& kernels, Runtime& runtime,
+                      const BackwardArgs<F>& chunk, const Kept<F>& keep, const F* x, int64_t rows,
+                      bool accumulate, ChunkFactors<F>& factors, const Weights<Sum<F>>& d_w) {
   const CellInfo& info = layer.info();
   const int64_t columns = layer.gate_columns();
   const int64_t first_row = chunk.steps.first_row, S = layer.sequences.rows();
@@ -311,10 +309,10 @@ void weight_gradients(const Layer& layer, const DtypeKernels<T>& kernels, Runtim
   }
   for (int s = 0; s < info.stages; ++s) {
     const Stage& stage = info.stage[s];
-    T* out = stage.projects ? d_w.w_hr : d_w.w_hh;
+    Sum<F>* out = stage.projects ? d_w.w_hr : d_w.w_hh;
     if (!out) continue;
     const int64_t K = stage.from_hidden ? layer.P : layer.H;
-    const T* source = stage.from_hidden ? keep.h_in : keep.emit;
+    const F* source = stage.from_hidden ? keep.h_in : keep.emit;
     factors.source[s].pack(kernels, runtime, source + first_row * K, K, rows);
     if (stage.projects) {
       factors.source[s].multiply(kernels, runtime, chunk.delta_proj, layer.P, true, layer.P, out, K,
@@ -345,9 +343,9 @@ int64_t reserve_size(const Layer& layer, int64_t rows) {
   return layer.D * rows * kept_per_row(layer);
 }
 
-template <class T>
-void layer_forward(const Layer& layer, const DtypeKernels<T>& kernels, Runtime& runtime,
-                   const LayerForward<T>& args) {
+template <class F>
+void layer_forward(const Layer& layer, const DtypeKernels<F>& kernels, Runtime& runtime,
+                   const LayerForward<F>& args) {
   const Sequences& seq = layer.sequences;
   if (seq.rows() == 0) return;  // h and c are their own result
   const CellInfo& info = layer.info();
@@ -358,26 +356,26 @@ void layer_forward(const Layer& layer, const DtypeKernels<T>& kernels, Runtime& 
 
   const bool x_as_stored = reads_as_stored(seq.rows(), layer.I);
 
-  Panels<T> panels(plan.as_stored);
-  Factor<T> w_ih[2];
-  ForwardArgs<T> fwd[2] = {};
-  T* gates_x[2] = {};
+  Panels<F> panels(plan.as_stored);
+  Factor<F> w_ih[2];
+  ForwardArgs<F> fwd[2] = {};
+  Sum<F>* gates_x[2] = {};
   allocate(runtime, [&](Arena& arena) {
     panels.lay_out_forward(arena, layer, kernels, args.w);
     for (int d = 0; d < layer.D; ++d) {
       if (!x_as_stored) w_ih[d].lay_out(arena, kernels, layer.I, columns);
-      gates_x[d] = arena.take<T>(widest_chunk(seq, plan) * columns);
+      gates_x[d] = arena.take<Sum<F>>(widest_chunk(seq, plan) * columns);
       if (keep) continue;
-      fwd[d].h_in = arena.take<T>(2 * N * P);
+      fwd[d].h_in = arena.take<F>(2 * N * P);
       if (info.stages > 1) {
-        fwd[d].saved = arena.take<T>(N * info.saved * H);
-        fwd[d].emit[0] = arena.take<T>(N * H);
+        fwd[d].saved = arena.take<Sum<F>>(N * info.saved * H);
+        fwd[d].emit[0] = arena.take<F>(N * H);
       }
     }
   });
 
   for (int d = 0; d < layer.D; ++d) {
-    ForwardArgs<T>& a = fwd[d];
+    ForwardArgs<F>& a = fwd[d];
     a.N = N, a.H = H, a.P = P;
     a.keep = keep;
     panels.give(layer, args.w, d, a);
@@ -388,7 +386,7 @@ void layer_forward(const Layer& layer, const DtypeKernels<T>& kernels, Runtime& 
     a.y = args.y + d * P;
     a.y_ld = layer.D * P;
     if (keep) {
-      const Kept<T> k = kept(layer, args.reserve, d);
+      const Kept<F> k = kept<F>(layer, args.reserve, d);
       a.h_in = k.h_in;
       a.c_in = k.c_in;
       a.saved = k.saved;
@@ -396,7 +394,7 @@ void layer_forward(const Layer& layer, const DtypeKernels<T>& kernels, Runtime& 
     }
   }
 
-  Loop<ForwardArgs<T>> loop = {
+  Loop<ForwardArgs<F>> loop = {
       fwd, layer.D, kernels.enter, kernels.forward[static_cast<int>(layer.cell)], {}};
   for (int s = 0; s < info.stages; ++s) {
     const Stage& stage = info.stage[s];
@@ -412,7 +410,7 @@ void layer_forward(const Layer& layer, const DtypeKernels<T>& kernels, Runtime& 
       for (int d = 0; d < layer.D; ++d) {
         fwd[d].steps = chunk_steps(seq, begin, end, d == 1);
         const int64_t rows = chunk_rows(seq, fwd[d].steps);
-        const T* x = args.x + fwd[d].steps.first_row * layer.I;
+        const F* x = args.x + fwd[d].steps.first_row * layer.I;
         if (x_as_stored) {
           multiply_as_stored(kernels, runtime, x, rows, args.w[d].w_ih, columns, layer.I,
                              gates_x[d]);
@@ -425,9 +423,9 @@ void layer_forward(const Layer& layer, const DtypeKernels<T>& kernels, Runtime& 
   });
 }
 
-template <class T>
-void layer_backward(const Layer& layer, const DtypeKernels<T>& kernels, Runtime& runtime,
-                    const LayerBackward<T>& args) {
+template <class F>
+void layer_backward(const Layer& layer, const DtypeKernels<F>& kernels, Runtime& runtime,
+                    const LayerBackward<F>& args) {
   const Sequences& seq = layer.sequences;
   const CellInfo& info = layer.info();
   const int64_t N = seq.N, H = layer.H, P = layer.P, columns = layer.gate_columns();
@@ -444,10 +442,10 @@ void layer_backward(const Layer& layer, const DtypeKernels<T>& kernels, Runtime&
   const Plan plan = make_plan(seq, columns, P, layer.D, runtime.threads(), kBackwardChunkValues);
   log_plan(layer, "backward", plan);
 
-  Panels<T> panels(plan.as_stored);
-  Factor<T> w_ih[2];
-  ChunkFactors<T> factors;
-  BackwardArgs<T> bwd[2] = {};
+  Panels<F> panels(plan.as_stored);
+  Factor<F> w_ih[2];
+  ChunkFactors<F> factors;
+  BackwardArgs<F> bwd[2] = {};
   allocate(runtime, [&](Arena& arena) {
     panels.lay_out_backward(arena, layer, kernels, args.w);
     const int64_t rows = widest_chunk(seq, plan);
@@ -456,19 +454,19 @@ void layer_backward(const Layer& layer, const DtypeKernels<T>& kernels, Runtime&
       factors.source[s].lay_out(arena, kernels, rows, info.stage[s].from_hidden ? P : H);
     for (int d = 0; d < layer.D; ++d) {
       if (args.d_x) w_ih[d].lay_out(arena, kernels, columns, layer.I);
-      bwd[d].delta = arena.take<T>(rows * columns);
-      bwd[d].delta_x = info.separate_deltas ? arena.take<T>(rows * columns) : bwd[d].delta;
-      if (info.projects) bwd[d].delta_proj = arena.take<T>(rows * P);
+      bwd[d].delta = arena.take<F>(rows * columns);
+      bwd[d].delta_x = info.separate_deltas ? arena.take<F>(rows * columns) : bwd[d].delta;
+      if (info.projects) bwd[d].delta_proj = arena.take<F>(rows * P);
       if (plan.as_stored) {
         bwd[d].few_ld = blocks(std::max(H, P), kernels.columns_block()) * kernels.columns_block();
-        bwd[d].few_sums = arena.take<T>(kFewRows * bwd[d].few_ld);
+        bwd[d].few_sums = arena.take<Sum<F>>(kFewRows * bwd[d].few_ld);
       }
     }
   });
-  Kept<const T> keep[2];
+  Kept<F> keep[2];  // is only read
   for (int d = 0; d < layer.D; ++d) {
-    BackwardArgs<T>& a = bwd[d];
-    keep[d] = kept(layer, args.reserve, d);
+    BackwardArgs<F>& a = bwd[d];
+    keep[d] = kept<F>(layer, const_cast<Sum<F>*>(args.reserve), d);
     a.N = N, a.H = H, a.P = P;
     panels.give(layer, args.w, d, a);
     a.saved = keep[d].saved;
@@ -482,7 +480,7 @@ void layer_backward(const Layer& layer, const DtypeKernels<T>& kernels, Runtime&
   // Both directions add to d_x, each in its own order of chunks.
   if (layer.D == 2) fill_zero(args.d_x, seq.rows() * layer.I);
 
-  Loop<BackwardArgs<T>> loop = {
+  Loop<BackwardArgs<F>> loop = {
       bwd, layer.D, nullptr, kernels.backward[static_cast<int>(layer.cell)], {}};
   for (int s = info.stages - 1; s >= 0; --s) {
     loop.stages.push_back(
@@ -510,13 +508,14 @@ void layer_backward(const Layer& layer, const DtypeKernels<T>& kernels, Runtime&
   });
 }
 
-template void layer_forward<float>(const Layer&, const DtypeKernels<float>&, Runtime&,
-                                   const LayerForward<float>&);
-template void layer_forward<double>(const Layer&, const DtypeKernels<double>&, Runtime&,
-                                    const LayerForward<double>&);
-template void layer_backward<float>(const Layer&, const DtypeKernels<float>&, Runtime&,
-                                    const LayerBackward<float>&);
-template void layer_backward<double>(const Layer&, const DtypeKernels<double>&, Runtime&,
-                                     const LayerBackward<double>&);
+#define FUSEDRNN_LAYER(F)                                                         \
+  template void layer_forward<F>(const Layer&, const DtypeKernels<F>&, Runtime&,  \
+                                 const LayerForward<F>&);                         \
+  template void layer_backward<F>(const Layer&, const DtypeKernels<F>&, Runtime&, \
+                                  const LayerBackward<F>&);
+FUSEDRNN_LAYER(float)
+FUSEDRNN_LAYER(double)
+FUSEDRNN_LAYER(Bf16)
+#undef FUSEDRNN_LAYER
 
 }  // namespace fusedrnn

@@ -45,37 +45,38 @@ struct Weights {
   T* w_hr;  // [P, H], projection only
 };
 
-template <class T>
+// F is the type of a product's factors, see kernel_api.h.
+template <class F>
 struct LayerForward {
-  const T* x;             // [S, I]
-  Weights<const T> w[2];  // [D]
-  T* h;                   // [D, N, P] in: h_0, out: h_n
-  T* c;                   // [D, N, H] in: c_0, out: c_n; null without c
-  T* y;                   // [S, D*P]
-  T* reserve;             // [reserve_size] for backward, or null
+  const F* x;             // [S, I]
+  Weights<const F> w[2];  // [D]
+  F* h;                   // [D, N, P] in: h_0, out: h_n
+  Sum<F>* c;              // [D, N, H] in: c_0, out: c_n; null without c
+  F* y;                   // [S, D*P]
+  Sum<F>* reserve;        // [reserve_size] for backward, or null
 };
 
-template <class T>
+template <class F>
 struct LayerBackward {
-  const T* x;             // [S, I]
-  Weights<const T> w[2];  // [D]
-  const T* reserve;       // as forward left it
-  const T* d_y;           // [S, D*P] or null
-  T* d_h;                 // [D, N, P] in: of h_n, out: of h_0
-  T* d_c;                 // [D, N, H] the same; null without c
-  T* d_x;                 // [S, I] or null
-  Weights<T> d_w[2];      // [D]
+  const F* x;              // [S, I]
+  Weights<const F> w[2];   // [D]
+  const Sum<F>* reserve;   // as forward left it
+  const F* d_y;            // [S, D*P] or null
+  Sum<F>* d_h;             // [D, N, P] in: of h_n, out: of h_0
+  Sum<F>* d_c;             // [D, N, H] the same; null without c
+  Sum<F>* d_x;             // [S, I] or null
+  Weights<Sum<F>> d_w[2];  // [D]
 };
 
-// Values of T that forward keeps for backward, for `rows` rows.
+// Values of Sum<F> in which there is room for what forward keeps, for `rows` rows and any F.
 int64_t reserve_size(const Layer& layer, int64_t rows);
 
-template <class T>
-void layer_forward(const Layer& layer, const DtypeKernels<T>& kernels, Runtime& runtime,
-                   const LayerForward<T>& args);
+template <class F>
+void layer_forward(const Layer& layer, const DtypeKernels<F>& kernels, Runtime& runtime,
+                   const LayerForward<F>& args);
 
-template <class T>
-void layer_backward(const Layer& layer, const DtypeKernels<T>& kernels, Runtime& runtime,
-                    const LayerBackward<T>& args);
+template <class F>
+void layer_backward(const Layer& layer, const DtypeKernels<F>& kernels, Runtime& runtime,
+                    const LayerBackward<F>& args);
 
 }  // namespace fusedrnn

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "../kernel_api.h"
-#include "simd.h"
+#include "factors.h"
 #include "vecmath.h"
 
 namespace fusedrnn {
@@ -34,9 +34,9 @@ FUSEDRNN_INLINE int lanes_at(int64_t u, int64_t width) {
   return static_cast<int>(min64(Vec<T>::kLanes, width - u));
 }
 
-template <class T>
-FUSEDRNN_INLINE Vec<T> load(const T* p, int lanes) {
-  return lanes == Vec<T>::kLanes ? Vec<T>::load(p) : Vec<T>::load_partial(p, lanes);
+template <class F>
+FUSEDRNN_INLINE Vec<Sum<F>> load(const F* p, int lanes) {
+  return lanes == Vec<Sum<F>>::kLanes ? load_values(p) : load_values(p, lanes);
 }
 
 template <class T>
@@ -49,16 +49,26 @@ FUSEDRNN_INLINE void store(Vec<T> v, T* p, int lanes) {
 }
 
 // How to reach a vector of units in memory: all of its lanes exist, or only the first few do.
-template <class T>
 struct AllLanes {
-  FUSEDRNN_INLINE Vec<T> load(const T* p) const { return Vec<T>::load(p); }
-  FUSEDRNN_INLINE void store(Vec<T> v, T* p) const { v.store(p); }
+  template <class F>
+  FUSEDRNN_INLINE Vec<Sum<F>> load(const F* p) const {
+    return load_values(p);
+  }
+  template <class F>
+  FUSEDRNN_INLINE void store(Vec<Sum<F>> v, F* p) const {
+    store_values(v, p);
+  }
 };
-template <class T>
 struct FirstLanes {
   int count;
-  FUSEDRNN_INLINE Vec<T> load(const T* p) const { return Vec<T>::load_partial(p, count); }
-  FUSEDRNN_INLINE void store(Vec<T> v, T* p) const { v.store_partial(p, count); }
+  template <class F>
+  FUSEDRNN_INLINE Vec<Sum<F>> load(const F* p) const {
+    return load_values(p, count);
+  }
+  template <class F>
+  FUSEDRNN_INLINE void store(Vec<Sum<F>> v, F* p) const {
+    store_values(v, p, count);
+  }
 };
 
 // Calls body(units, u, b) for each vector b of the block of units that begins at `begin`, of a
@@ -69,9 +79,9 @@ FUSEDRNN_INLINE void for_units(int64_t begin, int64_t width, const Body& body) {
   for (int b = 0; b < kBlocks; ++b) {
     const int64_t u = begin + b * kLanes;
     if (u + kLanes <= width) {
-      body(AllLanes<T>(), u, b);
+      body(AllLanes(), u, b);
     } else if (u < width) {
-      body(FirstLanes<T>{static_cast<int>(width - u)}, u, b);
+      body(FirstLanes{static_cast<int>(width - u)}, u, b);
     }
   }
 }
@@ -80,8 +90,8 @@ FUSEDRNN_INLINE void for_units(int64_t begin, int64_t width, const Body& body) {
 template <class T, class Body>
 FUSEDRNN_INLINE void for_units_of(int64_t begin, int64_t end, const Body& body) {
   int64_t u = begin;
-  for (; u + Vec<T>::kLanes <= end; u += Vec<T>::kLanes) body(AllLanes<T>(), u);
-  if (u < end) body(FirstLanes<T>{static_cast<int>(end - u)}, u);
+  for (; u + Vec<T>::kLanes <= end; u += Vec<T>::kLanes) body(AllLanes(), u);
+  if (u < end) body(FirstLanes{static_cast<int>(end - u)}, u);
 }
 
 template <class T>
@@ -98,13 +108,15 @@ struct Start {
 };
 
 // out[p][r][v] = start[p][r][v] + Σ_k source[r, k] panel_p[k][v], for kRows rows, kPanels panels
-// that lie panel_ld apart and kVectors vectors of each. The source is row-major, or [K][kRows] if
-// kTile. Every sum runs over k in order, whatever the tile: results do not depend on how rows are
-// shared out. With kAdd the sums are added to out.
-template <class T, int kRows, int kPanels, int kVectors, bool kTile, bool kAdd = false>
-void product_rows(const T* source, int64_t ld, int64_t K, const T* panel, int64_t panel_ld,
-                  Start<T> start, T* out) {
+// that lie panel_ld apart and kVectors vectors of each. The source is row-major, or [K][kRows] in
+// groups of kTerms<F> of K if kTile. Every sum runs over k in order, whatever the tile: results do
+// not depend on how rows are shared out. With kAdd the sums are added to out.
+template <class F, int kRows, int kPanels, int kVectors, bool kTile, bool kAdd = false>
+void product_rows(const F* source, int64_t ld, int64_t K, const F* panel, int64_t panel_ld,
+                  Start<Sum<F>> start, Sum<F>* out) {
+  using T = Sum<F>;
   using V = Vec<T>;
+  constexpr int kLanes = V::kLanes * kTerms<F>;  // factors of a vector
   V acc[kPanels][kRows][kVectors];
 #pragma GCC unroll 8
   for (int p = 0; p < kPanels; ++p)
@@ -115,24 +127,25 @@ void product_rows(const T* source, int64_t ld, int64_t K, const T* panel, int64_
         acc[p][r][v] =
             start.p ? V::load(start.p + p * start.panel_ld + r * start.row_ld + v * V::kLanes)
                     : V::zero();
-  for (int64_t k = 0; k < K; ++k, panel += kVectors * V::kLanes) {
+  const auto factors_at = [&](int64_t k, int r) FUSEDRNN_INLINE_LAMBDA {
+    return broadcast_factors(kTile ? source + k * kRows + r * kTerms<F> : source + r * ld + k);
+  };
+  for (int64_t k = 0; k < K; k += kTerms<F>, panel += kVectors * kLanes) {
     V a[kRows];
     if constexpr (kPanels > 1) {
 #pragma GCC unroll 8
-      for (int r = 0; r < kRows; ++r)
-        a[r] = V::broadcast(kTile ? source[k * kRows + r] : source[r * ld + k]);
+      for (int r = 0; r < kRows; ++r) a[r] = factors_at(k, r);
     }
 #pragma GCC unroll 8
     for (int p = 0; p < kPanels; ++p) {
       V b[kVectors];
 #pragma GCC unroll 8
-      for (int v = 0; v < kVectors; ++v) b[v] = V::load(panel + p * panel_ld + v * V::kLanes);
+      for (int v = 0; v < kVectors; ++v) b[v] = load_factors(panel + p * panel_ld + v * kLanes);
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) {
-        if constexpr (kPanels == 1)
-          a[r] = V::broadcast(kTile ? source[k * kRows + r] : source[r * ld + k]);
+        if constexpr (kPanels == 1) a[r] = factors_at(k, r);
 #pragma GCC unroll 8
-        for (int v = 0; v < kVectors; ++v) acc[p][r][v] = fma(a[r], b[v], acc[p][r][v]);
+        for (int v = 0; v < kVectors; ++v) acc[p][r][v] = multiply_add<F>(a[r], b[v], acc[p][r][v]);
       }
     }
   }
@@ -148,14 +161,14 @@ void product_rows(const T* source, int64_t ld, int64_t K, const T* panel, int64_
 }
 
 // One panel and a number of rows known only at run time, at most tile_rows(kVectors).
-template <class T, int kVectors, bool kTile = false, bool kAdd = false,
+template <class F, int kVectors, bool kTile = false, bool kAdd = false,
           int kRows = tile_rows(kVectors)>
-FUSEDRNN_INLINE void product(int64_t rows, const T* source, int64_t ld, int64_t K, const T* panel,
-                             Start<T> start, T* out) {
+FUSEDRNN_INLINE void product(int64_t rows, const F* source, int64_t ld, int64_t K, const F* panel,
+                             Start<Sum<F>> start, Sum<F>* out) {
   if (rows == kRows) {
-    product_rows<T, kRows, 1, kVectors, kTile, kAdd>(source, ld, K, panel, 0, start, out);
+    product_rows<F, kRows, 1, kVectors, kTile, kAdd>(source, ld, K, panel, 0, start, out);
   } else if constexpr (kRows > 1) {
-    product<T, kVectors, kTile, kAdd, kRows - 1>(rows, source, ld, K, panel, start, out);
+    product<F, kVectors, kTile, kAdd, kRows - 1>(rows, source, ld, K, panel, start, out);
   }
 }
 
@@ -167,13 +180,14 @@ constexpr int panels_at_once(int rows, int vectors) {
   return fit < 1 ? 1 : fit > 2 ? 2 : fit;
 }
 
-template <class T, int kVectors, int kRows, int kPanels = panels_at_once(kRows, kVectors)>
-FUSEDRNN_INLINE void product_panels(int64_t panels, const T* source, int64_t ld, int64_t K,
-                                    const T* panel, int64_t panel_ld, Start<T> start, T* out) {
+template <class F, int kVectors, int kRows, int kPanels = panels_at_once(kRows, kVectors)>
+FUSEDRNN_INLINE void product_panels(int64_t panels, const F* source, int64_t ld, int64_t K,
+                                    const F* panel, int64_t panel_ld, Start<Sum<F>> start,
+                                    Sum<F>* out) {
   if (panels >= kPanels) {
-    product_rows<T, kRows, kPanels, kVectors, false>(source, ld, K, panel, panel_ld, start, out);
+    product_rows<F, kRows, kPanels, kVectors, false>(source, ld, K, panel, panel_ld, start, out);
   } else if constexpr (kPanels > 1) {
-    product_panels<T, kVectors, kRows, kPanels - 1>(panels, source, ld, K, panel, panel_ld, start,
+    product_panels<F, kVectors, kRows, kPanels - 1>(panels, source, ld, K, panel, panel_ld, start,
                                                     out);
   }
 }
@@ -193,17 +207,19 @@ FUSEDRNN_INLINE void for_tiles(int64_t most, int64_t begin, int64_t end, const B
 
 // Terms of a sum over which a panel is read for all rows before the next part of it: 256 KiB with
 // AVX-512, which stays in L2 beside the rows. That many rows share a part; their sums stay in L1.
-constexpr int64_t kTermsNear = 1024;
+template <class F>
+constexpr int64_t kTermsNear = 1024 * kTerms<F>;
 constexpr int64_t kRowsNear = 96;
 
 // Products of the rows [begin, end) of a source with the panels of some blocks,
 // [block][K][kVectors]. Calls body(block, first, rows, sums [rows, kVectors * lanes]) for some rows
 // of a block while their sums are in L1, until all are done. starts: [block][kVectors * lanes],
 // start_ld apart, or null.
-template <class T, int kVectors, int kRows = 0, class Body>
-FUSEDRNN_INLINE void for_products(int64_t begin, int64_t end, const T* source, int64_t ld,
-                                  int64_t K, const T* panels, Blocks blocks, const T* starts,
+template <class F, int kVectors, int kRows = 0, class Body>
+FUSEDRNN_INLINE void for_products(int64_t begin, int64_t end, const F* source, int64_t ld,
+                                  int64_t K, const F* panels, Blocks blocks, const Sum<F>* starts,
                                   int64_t start_ld, const Body& body) {
+  using T = Sum<F>;
   constexpr int kWidth = kVectors * Vec<T>::kLanes;
   const int64_t panel_ld = K * kWidth;
   if constexpr (kRows > 0) {  // exactly so many rows
@@ -213,7 +229,7 @@ FUSEDRNN_INLINE void for_products(int64_t begin, int64_t end, const T* source, i
     for (int64_t i = 0; i < groups; ++i) {
       const int64_t block = blocks.begin + kPanels * (blocks.from_last ? groups - 1 - i : i);
       const int64_t count = min64(kPanels, blocks.end - block);
-      product_panels<T, kVectors, kRows>(
+      product_panels<F, kVectors, kRows>(
           count, source + begin * ld, ld, K, panels + block * panel_ld, panel_ld,
           {starts ? starts + block * start_ld : nullptr, start_ld, 0}, tile);
       for (int64_t p = 0; p < count; ++p) body(block + p, begin, kRows, tile + p * kRows * kWidth);
@@ -221,17 +237,17 @@ FUSEDRNN_INLINE void for_products(int64_t begin, int64_t end, const T* source, i
   } else {
     constexpr int kMaxRows = tile_rows(kVectors);
     alignas(64) T tiles[max64(kRowsNear, kMaxRows) * kWidth];
-    const int64_t rows_near = K > kTermsNear ? kRowsNear : kMaxRows;
+    const int64_t rows_near = K > kTermsNear<F> ? kRowsNear : kMaxRows;
     for (int64_t i = blocks.begin; i < blocks.end; ++i) {
       const int64_t block = blocks.from_last ? blocks.begin + blocks.end - 1 - i : i;
       const T* start = starts ? starts + block * start_ld : nullptr;
       for_tiles(rows_near, begin, end, [&](int64_t first, int64_t rows) {
-        for (int64_t k0 = 0; k0 == 0 || k0 < K; k0 += kTermsNear) {
-          const int64_t terms = min64(kTermsNear, K - k0);
-          const T* panel = panels + block * panel_ld + k0 * kWidth;
+        for (int64_t k0 = 0; k0 == 0 || k0 < K; k0 += kTermsNear<F>) {
+          const int64_t terms = min64(kTermsNear<F>, K - k0);
+          const F* panel = panels + block * panel_ld + k0 * kWidth;
           for_tiles(kMaxRows, 0, rows, [&](int64_t r, int64_t count) {
             T* tile = tiles + r * kWidth;
-            product<T, kVectors>(count, source + (first + r) * ld + k0, ld, terms, panel,
+            product<F, kVectors>(count, source + (first + r) * ld + k0, ld, terms, panel,
                                  k0 ? Start<T>{tile, 0, kWidth} : Start<T>{start}, tile);
           });
         }
@@ -241,21 +257,21 @@ FUSEDRNN_INLINE void for_products(int64_t begin, int64_t end, const T* source, i
   }
 }
 
-template <class T, int kVectors, class Body>
-void products(int64_t begin, int64_t end, const T* source, int64_t ld, int64_t K, const T* panels,
-              Blocks blocks, const T* starts, int64_t start_ld, const Body& body) {
+template <class F, int kVectors, class Body>
+void products(int64_t begin, int64_t end, const F* source, int64_t ld, int64_t K, const F* panels,
+              Blocks blocks, const Sum<F>* starts, int64_t start_ld, const Body& body) {
   switch (end - begin) {
     case 1:
-      return for_products<T, kVectors, 1>(begin, end, source, ld, K, panels, blocks, starts,
+      return for_products<F, kVectors, 1>(begin, end, source, ld, K, panels, blocks, starts,
                                           start_ld, body);
     case 2:
-      return for_products<T, kVectors, 2>(begin, end, source, ld, K, panels, blocks, starts,
+      return for_products<F, kVectors, 2>(begin, end, source, ld, K, panels, blocks, starts,
                                           start_ld, body);
     case 3:
-      return for_products<T, kVectors, 3>(begin, end, source, ld, K, panels, blocks, starts,
+      return for_products<F, kVectors, 3>(begin, end, source, ld, K, panels, blocks, starts,
                                           start_ld, body);
     default:
-      return for_products<T, kVectors>(begin, end, source, ld, K, panels, blocks, starts, start_ld,
+      return for_products<F, kVectors>(begin, end, source, ld, K, panels, blocks, starts, start_ld,
                                        body);
   }
 }

@@ -17,7 +17,7 @@ struct Call {
   int64_t I = 0, H = 0, P = 0, D = 0, T = 0, N = 0;
   bool bias = false;
   ScalarType dtype = ScalarType::Float;    // of the tensors
-  ScalarType compute = ScalarType::Float;  // of states, float or double
+  ScalarType compute = ScalarType::Float;  // of sums and c, float or double
   ScalarType stored = ScalarType::Float;   // of rows and weights as the engine takes them
   std::optional<PaddedRows> padded = {};
   Sequences packed = {};             // where not padded
@@ -144,13 +144,13 @@ void read_weights(Engine& engine, Call& call, const Tensor& x, const std::vector
                    {call.P, call.H});
     }
   }
+  call.stored = engine.stored_dtype(call);
   call.weights.reserve(weights.size());
   for (const Tensor& w : weights) call.weights.push_back(engine.prepare(w, call.stored));
 }
 
 // The beginning of every call: cell and dtypes.
-template <class Engine>
-Call begin_call(const Tensor& x, const std::string& cell, int64_t directions) {
+inline Call begin_call(const Tensor& x, const std::string& cell, int64_t directions) {
   Call call{x};
   call.cell = cell_named(cell);
   call.D = directions;
@@ -159,7 +159,6 @@ Call begin_call(const Tensor& x, const std::string& cell, int64_t directions) {
             call.dtype == ScalarType::BFloat16 || call.dtype == ScalarType::Half,
         "x must be float64, float32, bfloat16 or float16, got ", name_of(call.dtype));
   call.compute = call.dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-  call.stored = Engine::kStoresAsComputed ? call.compute : call.dtype;
   return call;
 }
 
@@ -167,7 +166,7 @@ template <class Engine>
 Call read_call(Engine& engine, const Tensor& x, const std::vector<Tensor>& weights,
                const OptionalTensor& batch_sizes, const OptionalTensor& lengths, int64_t batch,
                const std::string& cell, bool bidirectional) {
-  Call call = begin_call<Engine>(x, cell, bidirectional ? 2 : 1);
+  Call call = begin_call(x, cell, bidirectional ? 2 : 1);
   read_sequences(call, x, batch_sizes, lengths, batch);
   read_weights(engine, call, x, weights);
   return call;
@@ -177,7 +176,7 @@ Call read_call(Engine& engine, const Tensor& x, const std::vector<Tensor>& weigh
 template <class Engine>
 Call read_step(Engine& engine, const Tensor& x, const std::vector<Tensor>& weights,
                int64_t input_size, int64_t hidden_size, const std::string& cell) {
-  Call call = begin_call<Engine>(x, cell, 1);
+  Call call = begin_call(x, cell, 1);
   const int64_t rank = x.dim();
   check(rank == 1 || rank == 2, "x must be [N, I] or [I], got ", shape(x));
   check(!call.info().projects, "cell must be one without projection, got ", call.info().name);

@@ -1,6 +1,7 @@
-// The ops on the CPU. A layer computes in float (for float, bfloat16 and float16) or double;
-// everything is in contiguous copies of that dtype where it is not already, and outputs go back to
-// the dtype of x.
+// The ops on the CPU. A layer computes in float (for float, bfloat16 and float16) or double. Where
+// the instruction set multiplies pairs of bfloat16, the factors of products stay bfloat16, h is
+// rounded to it each step, and sums, c and what is saved are float. Else everything is in
+// contiguous copies of the dtype that it is computed in. Outputs go back to the dtype of x.
 #pragma once
 
 #include <cstring>
@@ -14,8 +15,6 @@ namespace fusedrnn {
 
 class CpuEngine {
  public:
-  static constexpr bool kStoresAsComputed = true;
-
   explicit CpuEngine(const Tensor& x) : x_(x) { check_device(x, "x"); }
 
   void check_device(const Tensor& t, const char* name) const {
@@ -36,6 +35,13 @@ class CpuEngine {
     if (begin < bytes) std::memset(data<char>(t) + begin, 0, bytes - begin);
   }
 
+  ScalarType stored_dtype(const Call& call) const {
+    const bool pairs = (call.I | call.H | call.P) % kTerms<Bf16> == 0;
+    return call.dtype == ScalarType::BFloat16 && pairs && kernels().bf16 ? call.dtype
+                                                                         : call.compute;
+  }
+  ScalarType h_dtype(const Call& call) const { return call.stored; }
+  ScalarType gradient_dtype(const Call& call) const { return call.compute; }
   ScalarType reserve_dtype(const Call& call) const { return call.compute; }
   int64_t reserve_size(const Call& call, int64_t rows) const {
     return fusedrnn::reserve_size(call.layer(), rows);
@@ -51,19 +57,20 @@ class CpuEngine {
 
   Tensor output_rows(const Call& call, const Tensor& packed, int64_t width) const {
     if (!call.padded) return in_dtype(packed, call.dtype);
-    Tensor padded = empty({call.T, call.N, width}, call.stored);
+    Tensor padded = empty({call.T, call.N, width}, packed.scalar_type());
     zero_from(padded, 0);
     unpack_rows(*call.padded, packed.data_ptr(), padded.data_ptr(), width * packed.element_size());
     return in_dtype(padded, call.dtype);
   }
 
-  Tensor own_state(const Call& call, const OptionalTensor& state, Sizes sizes) const {
-    Tensor own = empty(sizes, call.compute);
+  Tensor own_state(const Call& call, const OptionalTensor& state, Sizes sizes,
+                   ScalarType dtype) const {
+    Tensor own = empty(sizes, dtype);
     if (!state) {
       zero_from(own, 0);
       return own;
     }
-    const Tensor ready = prepare(*state, call.compute);
+    const Tensor ready = prepare(*state, dtype);
     const int64_t bytes = sizes.back() * own.element_size();
     if (call.padded) {
       sort_states(*call.padded, ready.data_ptr(), own.data_ptr(), call.D, bytes);
@@ -75,7 +82,7 @@ class CpuEngine {
 
   Tensor output_state(const Call& call, const Tensor& own, int64_t width) const {
     if (!call.padded) return in_dtype(own, call.dtype);
-    Tensor out = empty({call.D, call.N, width}, call.compute);
+    Tensor out = empty({call.D, call.N, width}, own.scalar_type());
     unsort_states(*call.padded, own.data_ptr(), out.data_ptr(), call.D, width * out.element_size());
     return in_dtype(out, call.dtype);
   }
@@ -93,41 +100,54 @@ class CpuEngine {
   };
 
   void forward(const Call& call, const ForwardTensors& t) const {
-    call.compute == ScalarType::Double ? run<double>(call, t) : run<float>(call, t);
+    with_factors(call, [&](auto f) { run<decltype(f)>(call, t); });
   }
   void backward(const Call& call, const BackwardTensors& t) const {
-    call.compute == ScalarType::Double ? run<double>(call, t) : run<float>(call, t);
+    with_factors(call, [&](auto f) { run<decltype(f)>(call, t); });
   }
 
  private:
-  template <class T>
-  void run(const Call& call, const ForwardTensors& t) const {
-    LayerForward<T> args = {};
-    args.x = data<T>(t.x);
-    for (int64_t d = 0; d < call.D; ++d) args.w[d] = pointers<const T>(call, call.weights, d);
-    args.h = data<T>(t.h);
-    args.c = t.c ? data<T>(*t.c) : nullptr;
-    args.y = static_cast<T*>(t.y);
-    args.reserve = t.reserve ? data<T>(*t.reserve) : nullptr;
-    TorchRuntime runtime(x_, call.work());
-    layer_forward<T>(call.layer(), kernels_of<T>(kernels()), runtime, args);
+  // Calls body with a value of the type of a call's factors.
+  template <class Body>
+  static void with_factors(const Call& call, const Body& body) {
+    switch (call.stored) {
+      case ScalarType::Double:
+        return body(double());
+      case ScalarType::BFloat16:
+        return body(Bf16());
+      default:
+        return body(float());
+    }
   }
 
-  template <class T>
+  template <class F>
+  void run(const Call& call, const ForwardTensors& t) const {
+    LayerForward<F> args = {};
+    args.x = data<F>(t.x);
+    for (int64_t d = 0; d < call.D; ++d) args.w[d] = pointers<const F>(call, call.weights, d);
+    args.h = data<F>(t.h);
+    args.c = t.c ? data<Sum<F>>(*t.c) : nullptr;
+    args.y = static_cast<F*>(t.y);
+    args.reserve = t.reserve ? data<Sum<F>>(*t.reserve) : nullptr;
+    TorchRuntime runtime(x_, call.work());
+    layer_forward<F>(call.layer(), kernels_of<F>(kernels()), runtime, args);
+  }
+
+  template <class F>
   void run(const Call& call, const BackwardTensors& t) const {
-    LayerBackward<T> args = {};
-    args.x = data<T>(t.x);
-    args.reserve = data<T>(t.reserve);
-    args.d_y = t.d_y ? data<T>(*t.d_y) : nullptr;
-    args.d_h = data<T>(t.d_h);
-    args.d_c = t.d_c ? data<T>(*t.d_c) : nullptr;
-    args.d_x = t.d_x ? data<T>(*t.d_x) : nullptr;
+    LayerBackward<F> args = {};
+    args.x = data<F>(t.x);
+    args.reserve = data<Sum<F>>(t.reserve);
+    args.d_y = t.d_y ? data<F>(*t.d_y) : nullptr;
+    args.d_h = data<Sum<F>>(t.d_h);
+    args.d_c = t.d_c ? data<Sum<F>>(*t.d_c) : nullptr;
+    args.d_x = t.d_x ? data<Sum<F>>(*t.d_x) : nullptr;
     for (int64_t d = 0; d < call.D; ++d) {
-      args.w[d] = pointers<const T>(call, call.weights, d);
-      if (!t.d_weights.empty()) args.d_w[d] = pointers<T>(call, t.d_weights, d);
+      args.w[d] = pointers<const F>(call, call.weights, d);
+      if (!t.d_weights.empty()) args.d_w[d] = pointers<Sum<F>>(call, t.d_weights, d);
     }
     TorchRuntime runtime(x_, call.work());
-    layer_backward<T>(call.layer(), kernels_of<T>(kernels()), runtime, args);
+    layer_backward<F>(call.layer(), kernels_of<F>(kernels()), runtime, args);
   }
 
   const Tensor& x_;

@@ -5,11 +5,12 @@
 //   Engine(x)                        throws where x is on another kind of device
 //   check_device(t, name)            throws where t is not where x is
 //   empty(sizes, dtype), prepare(t, dtype), zero_from(t, byte)
-//   kStoresAsComputed                whether it takes rows and weights in the compute dtype
+//   stored_dtype(call)               of rows and weights as it takes them
+//   h_dtype(call), gradient_dtype(call)  of h, and of the gradients of rows and weights
 //   reserve_dtype(call), reserve_size(call, rows)
 //   packed_rows, output_rows         x, y and their gradients: as the caller has them, packed
-//   own_state, output_state          states: a copy, in packed order and the compute dtype, updated
-//                                    in place (zeros where absent), and the way back
+//   own_state, output_state          states: a copy, in packed order and the dtype asked for,
+//                                    updated in place (zeros where absent), and the way back
 //   Spare(engine, call, values)      memory for an output that nobody wants
 //   forward(call, tensors), backward(call, tensors)
 #pragma once
@@ -41,9 +42,9 @@ void check_reserve(const Engine& engine, const Call& call, const Tensor& reserve
 
 template <class Engine>
 Tensor own_state(Engine& engine, const Call& call, const OptionalTensor& state, const char* name,
-                 const char* meaning, Sizes sizes) {
+                 const char* meaning, Sizes sizes, ScalarType dtype) {
   if (state) check_tensor(engine, *state, name, call.dtype, meaning, sizes);
-  return engine.own_state(call, state, sizes);
+  return engine.own_state(call, state, sizes, dtype);
 }
 
 // For the gradients of the weights, none where they are not wanted.
@@ -52,7 +53,8 @@ std::vector<Tensor> empty_gradients(Engine& engine, const Call& call, bool wante
   std::vector<Tensor> gradients;
   if (!wanted) return gradients;
   gradients.reserve(call.weights.size());
-  for (const Tensor& w : call.weights) gradients.push_back(engine.empty(w.sizes(), call.stored));
+  for (const Tensor& w : call.weights)
+    gradients.push_back(engine.empty(w.sizes(), engine.gradient_dtype(call)));
   return gradients;
 }
 
@@ -71,9 +73,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& x, OptionalTens
   const int64_t width = call.D * call.P;
 
   const Tensor rows = engine.packed_rows(call, x, call.I);
-  const Tensor h = own_state(engine, call, h0, "h0", "[D, N, P]", {call.D, call.N, call.P});
+  const Tensor h = own_state(engine, call, h0, "h0", "[D, N, P]", {call.D, call.N, call.P},
+                             engine.h_dtype(call));
   OptionalTensor c;
-  if (has_c) c = own_state(engine, call, c0, "c0", "[D, N, H]", {call.D, call.N, call.H});
+  if (has_c)
+    c = own_state(engine, call, c0, "c0", "[D, N, H]", {call.D, call.N, call.H}, call.compute);
   const Tensor y = engine.empty(call.padded ? std::vector<int64_t>{call.sequences().rows(), width}
                                             : call.rows_shape(batch_sizes.has_value(), width),
                                 call.stored);
@@ -109,12 +113,14 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> backward(
                  call.rows_shape(batch_sizes.has_value(), width));
     d_y = engine.packed_rows(call, *grad_y, width);
   }
-  const Tensor d_h =
-      own_state(engine, call, grad_h, "grad_h", "[D, N, P]", {call.D, call.N, call.P});
-  if (has_c) d_c = own_state(engine, call, grad_c, "grad_c", "[D, N, H]", {call.D, call.N, call.H});
+  const Tensor d_h = own_state(engine, call, grad_h, "grad_h", "[D, N, P]",
+                               {call.D, call.N, call.P}, call.compute);
+  if (has_c)
+    d_c = own_state(engine, call, grad_c, "grad_c", "[D, N, H]", {call.D, call.N, call.H},
+                    call.compute);
   if (need_x) {
     const int64_t rows_alone[] = {call.sequences().rows(), call.I};
-    d_x = engine.empty(call.padded ? Sizes(rows_alone) : x.sizes(), call.stored);
+    d_x = engine.empty(call.padded ? Sizes(rows_alone) : x.sizes(), engine.gradient_dtype(call));
   }
   std::vector<Tensor> d_weights = empty_gradients(engine, call, need_weights);
 
@@ -140,9 +146,9 @@ std::vector<Tensor> step(const Tensor& x, const OptionalTensor& h0, const Option
 
   const std::vector<int64_t> sizes = step_sizes(call, call.H);
   const Tensor rows = engine.prepare(x, call.stored);
-  const Tensor h = own_state(engine, call, h0, "h", "[N, H]", sizes);
+  const Tensor h = own_state(engine, call, h0, "h", "[N, H]", sizes, engine.h_dtype(call));
   OptionalTensor c;
-  if (has_c) c = own_state(engine, call, c0, "c", "[N, H]", sizes);
+  if (has_c) c = own_state(engine, call, c0, "c", "[N, H]", sizes, call.compute);
   OptionalTensor reserve;
   if (keep) reserve = empty_reserve(engine, call);
   // y is h once more.
@@ -171,10 +177,10 @@ std::tuple<OptionalTensor, OptionalTensor, OptionalTensor, std::vector<Tensor>> 
 
   const std::vector<int64_t> sizes = step_sizes(call, call.H);
   const Tensor rows = engine.prepare(x, call.stored);
-  const Tensor d_h = own_state(engine, call, grad_h, "grad_h", "[N, H]", sizes);
+  const Tensor d_h = own_state(engine, call, grad_h, "grad_h", "[N, H]", sizes, call.compute);
   OptionalTensor d_c, d_x;
-  if (has_c) d_c = own_state(engine, call, grad_c, "grad_c", "[N, H]", sizes);
-  if (need_x) d_x = engine.empty(x.sizes(), call.stored);
+  if (has_c) d_c = own_state(engine, call, grad_c, "grad_c", "[N, H]", sizes, call.compute);
+  if (need_x) d_x = engine.empty(x.sizes(), engine.gradient_dtype(call));
   std::vector<Tensor> d_weights = empty_gradients(engine, call, need_weights);
   engine.backward(call, {rows, reserve, std::nullopt, d_h, d_c, d_x, d_weights});
   for (Tensor& w : d_weights) w = in_dtype(w, call.dtype);

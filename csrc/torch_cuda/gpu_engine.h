@@ -26,8 +26,6 @@ inline std::optional<cuda::Regime> regime_asked_for() {
 template <class L>
 class GpuEngine {
  public:
-  static constexpr bool kStoresAsComputed = false;
-
   explicit GpuEngine(const Tensor& x) : launcher_(x) {}
 
   void check_device(const Tensor& t, const char* name) const { launcher_.check_device(t, name); }
@@ -48,6 +46,9 @@ class GpuEngine {
     if (begin < bytes) launcher_.zero(data<char>(t) + begin, bytes - begin);
   }
 
+  ScalarType stored_dtype(const Call& call) const { return call.dtype; }
+  ScalarType h_dtype(const Call& call) const { return call.compute; }
+  ScalarType gradient_dtype(const Call& call) const { return call.dtype; }
   ScalarType reserve_dtype(const Call&) const { return ScalarType::Byte; }
   int64_t reserve_size(const Call& call, int64_t rows) const {
     return with_storage(call, [&](auto s) {
@@ -70,12 +71,12 @@ class GpuEngine {
     return padded;
   }
 
-  Tensor own_state(const Call& call, const OptionalTensor& state, Sizes sizes) {
-    Tensor own = empty(sizes, call.compute);
+  Tensor own_state(const Call& call, const OptionalTensor& state, Sizes sizes, ScalarType dtype) {
+    Tensor own = empty(sizes, dtype);
     if (!state) {
       zero_from(own, 0);
     } else if (call.padded) {
-      move_rows("pack", states_of(call, sizes.back()), prepare(*state, call.compute), own);
+      move_rows("pack", states_of(call, sizes.back()), prepare(*state, dtype), own);
     } else {
       torch::stable::copy_(own, *state);
     }

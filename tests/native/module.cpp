@@ -35,7 +35,7 @@ const VecMathTable& table(const std::string& isa) {
   if (isa == "scalar") return kScalar;
   const std::string reason = missing(isa);
   if (!reason.empty()) throw std::runtime_error(isa + ": " + reason);
-  return isa == "avx512" ? kAvx512 : isa == "avx2" ? kAvx2 : kPortable;
+  return isa.starts_with("avx512") ? kAvx512 : isa == "avx2" ? kAvx2 : kPortable;
 }
 
 template <class T>

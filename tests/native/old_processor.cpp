@@ -11,9 +11,10 @@ static bool old_processor_has(const char* feature) {
 #include "cpu/dispatch.cpp"
 
 namespace fusedrnn {
-const KernelTable kKernelsPortable = {.isa = "portable", .f32 = {}, .f64 = {}};
-const KernelTable kKernelsAvx2 = {.isa = "avx2", .f32 = {}, .f64 = {}};
-const KernelTable kKernelsAvx512 = {.isa = "avx512", .f32 = {}, .f64 = {}};
+const KernelTable kKernelsPortable = {.isa = "portable", .f32 = {}, .f64 = {}, .bf16 = {}};
+const KernelTable kKernelsAvx2 = {.isa = "avx2", .f32 = {}, .f64 = {}, .bf16 = {}};
+const KernelTable kKernelsAvx512 = {.isa = "avx512", .f32 = {}, .f64 = {}, .bf16 = {}};
+const DtypeKernels<Bf16> kBf16KernelsAvx512 = {};
 }  // namespace fusedrnn
 
 namespace fusedrnn_test {

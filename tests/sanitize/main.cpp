@@ -7,11 +7,13 @@
 // instrumented.
 #include <sys/mman.h>
 
+#include <bit>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <limits>
 #include <random>
+#include <type_traits>
 #include <vector>
 
 #include "cpu/dispatch.h"
@@ -23,6 +25,17 @@ namespace {
 using namespace fusedrnn;
 
 enum class Place { kHeap, kBeforeForbiddenPage };
+
+template <class T>
+T from_double(double value) {
+  if constexpr (std::is_same_v<T, Bf16>) {
+    return {static_cast<uint16_t>(std::bit_cast<uint32_t>(static_cast<float>(value)) >> 16)};
+  } else {
+    return static_cast<T>(value);
+  }
+}
+double to_double(double value) { return value; }
+double to_double(Bf16 value) { return std::bit_cast<float>(uint32_t{value.bits} << 16); }
 
 // The memory of one case.
 class Pool {
@@ -60,7 +73,7 @@ class Pool {
   template <class T>
   T* poisoned(int64_t values) {
     T* p = static_cast<T*>(take(static_cast<size_t>(values) * sizeof(T)));
-    std::fill(p, p + values, std::numeric_limits<T>::quiet_NaN());
+    std::fill(p, p + values, from_double<T>(std::numeric_limits<double>::quiet_NaN()));
     return p;
   }
 
@@ -68,7 +81,7 @@ class Pool {
   T* random(int64_t values, double bound) {
     T* p = static_cast<T*>(take(static_cast<size_t>(values) * sizeof(T)));
     std::uniform_real_distribution<double> uniform(-bound, bound);
-    for (int64_t i = 0; i < values; ++i) p[i] = static_cast<T>(uniform(generator_));
+    for (int64_t i = 0; i < values; ++i) p[i] = from_double<T>(uniform(generator_));
     return p;
   }
 
@@ -113,22 +126,24 @@ struct Case {
 template <class T>
 void expect_finite(const Case& c, const char* isa, const char* what, const T* p, int64_t values) {
   for (int64_t i = 0; p && i < values; ++i) {
-    if (std::isfinite(p[i])) continue;
+    if (std::isfinite(to_double(p[i]))) continue;
     std::printf("%s, %s, %zu bytes: N=%lld I=%lld H=%lld P=%lld D=%lld T=%zu: %s[%lld] is %g\n",
                 kCellInfo[static_cast<int>(c.cell)].name, isa, sizeof(T),
                 static_cast<long long>(c.N), static_cast<long long>(c.I),
                 static_cast<long long>(c.H), static_cast<long long>(c.P),
                 static_cast<long long>(c.D), c.batch_sizes.size(), what, static_cast<long long>(i),
-                static_cast<double>(p[i]));
+                to_double(p[i]));
     std::exit(1);
   }
 }
 
-template <class T>
+// F is the type of a product's factors, see kernel_api.h.
+template <class F>
 void run(const Case& c, const KernelTable& table, Place place) {
+  using T = Sum<F>;
   Pool pool(place);
   PlainRuntime runtime(pool, c.threads);
-  const DtypeKernels<T>& kernels = kernels_of<T>(table);
+  const DtypeKernels<F>& kernels = kernels_of<F>(table);
   const Sequences sequences = from_batch_sizes(c.batch_sizes, c.N);
   const Layer layer = {c.cell, c.I, c.H, c.P, c.D, sequences};
   const CellInfo& info = layer.info();
@@ -136,14 +151,14 @@ void run(const Case& c, const KernelTable& table, Place place) {
   const int64_t h_size = c.D * c.N * c.P, c_size = c.D * c.N * c.H, y_size = S * c.D * c.P;
   const double bound = 1 / std::sqrt(static_cast<double>(c.H));
 
-  Weights<const T> w[2] = {};
+  Weights<const F> w[2] = {};
   Weights<T> d_w[2] = {};
   for (int64_t d = 0; d < c.D; ++d) {
-    w[d].w_ih = pool.random<T>(columns * c.I, bound);
-    w[d].w_hh = pool.random<T>(columns * c.P, bound);
-    if (c.bias) w[d].b_ih = pool.random<T>(columns, bound);
-    if (c.bias) w[d].b_hh = pool.random<T>(columns, bound);
-    if (info.projects) w[d].w_hr = pool.random<T>(c.P * c.H, bound);
+    w[d].w_ih = pool.random<F>(columns * c.I, bound);
+    w[d].w_hh = pool.random<F>(columns * c.P, bound);
+    if (c.bias) w[d].b_ih = pool.random<F>(columns, bound);
+    if (c.bias) w[d].b_hh = pool.random<F>(columns, bound);
+    if (info.projects) w[d].w_hr = pool.random<F>(c.P * c.H, bound);
     if (!c.all_gradients) continue;
     d_w[d].w_ih = pool.poisoned<T>(columns * c.I);
     d_w[d].w_hh = pool.poisoned<T>(columns * c.P);
@@ -151,14 +166,14 @@ void run(const Case& c, const KernelTable& table, Place place) {
     if (c.bias) d_w[d].b_hh = pool.poisoned<T>(columns);
     if (info.projects) d_w[d].w_hr = pool.poisoned<T>(c.P * c.H);
   }
-  const T* x = pool.random<T>(S * c.I, 1);
+  const F* x = pool.random<F>(S * c.I, 1);
   T* reserve = pool.poisoned<T>(reserve_size(layer, S));
 
   for (T* keep : {static_cast<T*>(nullptr), reserve}) {
-    T* h = pool.random<T>(h_size, 1);
+    F* h = pool.random<F>(h_size, 1);
     T* state = info.has_c ? pool.random<T>(c_size, 1) : nullptr;
-    T* y = pool.poisoned<T>(y_size);
-    layer_forward<T>(layer, kernels, runtime,
+    F* y = pool.poisoned<F>(y_size);
+    layer_forward<F>(layer, kernels, runtime,
                      {.x = x, .w = {w[0], w[1]}, .h = h, .c = state, .y = y, .reserve = keep});
     expect_finite(c, table.isa, "h", h, h_size);
     expect_finite(c, table.isa, "c", state, c_size);
@@ -167,9 +182,9 @@ void run(const Case& c, const KernelTable& table, Place place) {
 
   T* d_h = pool.random<T>(h_size, 1);
   T* d_c = info.has_c ? pool.random<T>(c_size, 1) : nullptr;
-  const T* d_y = c.all_gradients ? pool.random<T>(y_size, 1) : nullptr;
+  const F* d_y = c.all_gradients ? pool.random<F>(y_size, 1) : nullptr;
   T* d_x = c.all_gradients ? pool.poisoned<T>(S * c.I) : nullptr;
-  layer_backward<T>(layer, kernels, runtime,
+  layer_backward<F>(layer, kernels, runtime,
                     {.x = x,
                      .w = {w[0], w[1]},
                      .reserve = reserve,
@@ -189,6 +204,8 @@ void run(const Case& c, const KernelTable& table, Place place) {
     expect_finite(c, table.isa, "d_w_hr", d_w[d].w_hr, c.P * c.H);
   }
 }
+
+bool in_pairs(const Case& c) { return (c.I | c.H | c.P) % kTerms<Bf16> == 0; }
 
 std::vector<Case> make_cases() {
   struct Batch {
@@ -223,7 +240,7 @@ std::vector<Case> make_cases() {
   };
   for (int kind = 0; kind < kCellCount; ++kind) {
     const auto cell = static_cast<CellKind>(kind);
-    for (int64_t H : {1, 2, 3, 5, 8, 9, 15, 16, 17, 31, 33, 50, 67})
+    for (int64_t H : {1, 2, 3, 5, 8, 9, 15, 16, 17, 31, 33, 34, 50, 67})
       for (const Batch& batch : batches)
         for (int64_t D : {1, 2}) add(cell, 1 + (H * 7 + batch.N) % 13, H, D, batch);
   }
@@ -274,14 +291,27 @@ int main() {
       std::printf("%s: not run, this processor lacks one of %s\n", isa.name, isa.needs);
       continue;
     }
+    // A table with kernels for bfloat16 has those of another for the rest.
+    const bool bf16 = isa.table->bf16;
+    size_t layers = 0;
     for (const Case& c : cases) {
+      if (bf16 && !in_pairs(c)) continue;
       for (Place place : {Place::kHeap, Place::kBeforeForbiddenPage}) {
-        run<float>(c, *isa.table, place);
-        run<double>(c, *isa.table, place);
+        if (bf16) {
+          run<Bf16>(c, *isa.table, place);
+        } else {
+          run<float>(c, *isa.table, place);
+          run<double>(c, *isa.table, place);
+        }
       }
+      ++layers;
     }
-    for (const Case& c : large_cases) run<float>(c, *isa.table, Place::kHeap);
-    std::printf("%s: %zu layers, no error\n", isa.name, cases.size() + large_cases.size());
+    for (const Case& c : large_cases) {
+      if (bf16 && !in_pairs(c)) continue;
+      bf16 ? run<Bf16>(c, *isa.table, Place::kHeap) : run<float>(c, *isa.table, Place::kHeap);
+      ++layers;
+    }
+    std::printf("%s: %zu layers, no error\n", isa.name, layers);
     std::fflush(stdout);
   }
 }

@@ -1,0 +1,137 @@
+// How the factors of products lie in memory and are multiplied: floats and doubles one by one,
+// bfloat16 in pairs, which one instruction multiplies and adds to a float. A vector of factors is a
+// Vec<Sum<F>> with kTerms<F> of them in each lane.
+#pragma once
+
+#include "../kernel_api.h"
+#include "simd.h"
+
+namespace fusedrnn {
+namespace {
+
+// --- float and double: factors are values -------------------------------------------------------
+
+// Vectors of factors. n: those that exist, whole groups of kTerms<F>; the others are zero.
+template <class F>
+FUSEDRNN_INLINE Vec<Sum<F>> load_factors(const F* p) {
+  return Vec<F>::load(p);
+}
+template <class F>
+FUSEDRNN_INLINE Vec<Sum<F>> load_factors(const F* p, int n) {
+  return Vec<F>::load_partial(p, n);
+}
+// One group of terms in every lane.
+template <class F>
+FUSEDRNN_INLINE Vec<Sum<F>> broadcast_factors(const F* p) {
+  return Vec<F>::broadcast(*p);
+}
+
+// sum + a b, and over the terms of each lane.
+template <class F>
+FUSEDRNN_INLINE Vec<Sum<F>> multiply_add(Vec<Sum<F>> a, Vec<Sum<F>> b, Vec<Sum<F>> sum) {
+  return fma(a, b, sum);
+}
+
+// Vectors of values, one a lane, of which all or the first n exist.
+template <class F>
+FUSEDRNN_INLINE Vec<Sum<F>> load_values(const F* p) {
+  return Vec<F>::load(p);
+}
+template <class F>
+FUSEDRNN_INLINE Vec<Sum<F>> load_values(const F* p, int n) {
+  return Vec<F>::load_partial(p, n);
+}
+template <class F>
+FUSEDRNN_INLINE void store_values(Vec<Sum<F>> v, F* p) {
+  v.store(p);
+}
+template <class F>
+FUSEDRNN_INLINE void store_values(Vec<Sum<F>> v, F* p, int n) {
+  v.store_partial(p, n);
+}
+template <class F>
+FUSEDRNN_INLINE Sum<F> value(F x) {
+  return x;
+}
+
+// A group of terms of every lane's unit, from the rows of a matrix [K, units] that lie ld apart.
+// rows: those that exist, of kTerms<F>; n: the units.
+template <class F>
+FUSEDRNN_INLINE Vec<Sum<F>> load_rows(const F* p, int64_t, int64_t, int n) {
+  return n == Vec<F>::kLanes ? Vec<F>::load(p) : Vec<F>::load_partial(p, n);
+}
+
+// --- bfloat16 -----------------------------------------------------------------------------------
+
+#ifdef __AVX512BF16__
+
+template <>
+FUSEDRNN_INLINE Vec<float> load_factors(const Bf16* p) {
+  return Vec<float>::load(reinterpret_cast<const float*>(p));
+}
+template <>
+FUSEDRNN_INLINE Vec<float> load_factors(const Bf16* p, int n) {
+  return Vec<float>::load_partial(reinterpret_cast<const float*>(p), n / 2);
+}
+template <>
+FUSEDRNN_INLINE Vec<float> broadcast_factors(const Bf16* p) {
+  float pair;
+  __builtin_memcpy(&pair, p, sizeof pair);
+  return Vec<float>::broadcast(pair);
+}
+
+template <>
+FUSEDRNN_INLINE Vec<float> multiply_add<Bf16>(Vec<float> a, Vec<float> b, Vec<float> sum) {
+  return Vec<float>::from_native(_mm512_dpbf16_ps(sum.native,
+                                                  reinterpret_cast<__m512bh>(a.native),  //
+                                                  reinterpret_cast<__m512bh>(b.native)));
+}
+
+FUSEDRNN_INLINE __mmask16 first_lanes(int n) { return static_cast<__mmask16>((1u << n) - 1); }
+
+// The bits of n values, each in the lower half of a lane. (Conversion and shift as operators: GCC
+// 12 warns of its own header's intrinsics for them.)
+FUSEDRNN_INLINE Lanes<float>::Unsigned low_halves(const Bf16* p, int n) {
+  typedef unsigned short Halves __attribute__((vector_size(32)));
+  const __m256i bits = n == 16 ? _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))
+                               : _mm256_maskz_loadu_epi16(first_lanes(n), p);
+  return __builtin_convertvector(reinterpret_cast<Halves>(bits), Lanes<float>::Unsigned);
+}
+FUSEDRNN_INLINE Vec<float> from_unsigned(Lanes<float>::Unsigned bits) {
+  return Vec<float>::from_bits(reinterpret_cast<Lanes<float>::Bits>(bits));
+}
+template <>
+FUSEDRNN_INLINE Vec<float> load_values(const Bf16* p, int n) {
+  return from_unsigned(low_halves(p, n) << 16);
+}
+template <>
+FUSEDRNN_INLINE Vec<float> load_values(const Bf16* p) {
+  return load_values(p, 16);
+}
+template <>
+FUSEDRNN_INLINE void store_values(Vec<float> v, Bf16* p) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                      reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(v.native)));
+}
+template <>
+FUSEDRNN_INLINE void store_values(Vec<float> v, Bf16* p, int n) {
+  _mm256_mask_storeu_epi16(p, first_lanes(n),
+                           reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(v.native)));
+}
+FUSEDRNN_INLINE float value(Bf16 x) {
+  const unsigned bits = static_cast<unsigned>(x.bits) << 16;
+  float result;
+  __builtin_memcpy(&result, &bits, sizeof result);
+  return result;
+}
+
+FUSEDRNN_INLINE Vec<float> load_rows(const Bf16* p, int64_t ld, int64_t rows, int n) {
+  Lanes<float>::Unsigned pairs = low_halves(p, n);
+  if (rows > 1) pairs |= low_halves(p + ld, n) << 16;
+  return from_unsigned(pairs);
+}
+
+#endif
+
+}  // namespace
+}  // namespace fusedrnn
