@@ -226,25 +226,29 @@ void multiply_as_stored(const DtypeKernels<T>& kernels, Runtime& runtime, const 
 // What forward keeps of one direction. The same row of each belongs to the same step.
 template <class T>
 struct Kept {
-  T* saved;  // [rows, kSaved*H]
+  T* saved;  // [rows, kSaved*H]; [N, H] of cells that save h
   T* h_in;   // [rows, P]
   T* c_in;   // [rows, H]
   T* emit;   // [rows, H], cells of several stages
 };
 
-int64_t kept_per_row(const Layer& layer) {
+int64_t saved_size(const Layer& layer, int64_t rows) {
   const CellInfo& info = layer.info();
-  return (info.saved + info.has_c + (info.stages > 1)) * layer.H + layer.P;
+  return info.saves_h ? layer.sequences.N * layer.H : rows * info.saved * layer.H;
+}
+
+int64_t kept_size(const Layer& layer, int64_t rows) {
+  const CellInfo& info = layer.info();
+  return saved_size(layer, rows) + rows * ((info.has_c + (info.stages > 1)) * layer.H + layer.P);
 }
 
 template <class T>
 Kept<T> kept(const Layer& layer, T* reserve, int64_t d) {
   const CellInfo& info = layer.info();
   const int64_t rows = layer.sequences.rows();
-  T* base = reserve + d * rows * kept_per_row(layer);
   Kept<T> k;
-  k.saved = base;
-  k.h_in = k.saved + rows * info.saved * layer.H;
+  k.saved = reserve + d * kept_size(layer, rows);
+  k.h_in = k.saved + saved_size(layer, rows);
   T* rest = k.h_in + rows * layer.P;
   k.c_in = info.has_c ? rest : nullptr;
   k.emit = rest + (info.has_c ? rows * layer.H : 0);
@@ -341,18 +345,19 @@ void fill_zero(T* p, int64_t n) {
 
 }  // namespace
 
-int64_t reserve_size(const Layer& layer, int64_t rows) {
-  return layer.D * rows * kept_per_row(layer);
-}
+int64_t reserve_size(const Layer& layer, int64_t rows) { return layer.D * kept_size(layer, rows); }
 
 template <class T>
 void layer_forward(const Layer& layer, const DtypeKernels<T>& kernels, Runtime& runtime,
                    const LayerForward<T>& args) {
   const Sequences& seq = layer.sequences;
-  if (seq.rows() == 0) return;  // h and c are their own result
   const CellInfo& info = layer.info();
   const int64_t N = seq.N, H = layer.H, P = layer.P, columns = layer.gate_columns();
   const bool keep = args.reserve != nullptr;
+  // Sequences of length 0 have no last step.
+  for (int d = 0; d < layer.D && keep && info.saves_h; ++d)
+    fill_zero(kept(layer, args.reserve, d).saved + seq.widest() * H, (N - seq.widest()) * H);
+  if (seq.rows() == 0) return;  // h and c are their own result
   const Plan plan = make_plan(seq, columns, P, layer.D, runtime.threads(), kForwardChunkValues);
   log_plan(layer, keep ? "forward for training" : "forward", plan);
 

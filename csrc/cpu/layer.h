@@ -67,7 +67,7 @@ struct LayerBackward {
   Weights<T> d_w[2];      // [D]
 };
 
-// Values of T that forward keeps for backward, for `rows` rows.
+// Values of T that forward keeps for backward, for `rows` rows of layer.sequences.N sequences.
 int64_t reserve_size(const Layer& layer, int64_t rows);
 
 template <class T>
