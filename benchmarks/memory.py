@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.profiler import profile
+from torch.nn.utils.rnn import PackedSequence
 
 from . import cases
 from .measure import Call
@@ -68,7 +69,8 @@ def kept(layer: cases.Layer, x: Any) -> int:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         result = cases.run(layer, x)
-    for tensor in (leaf, *layer.parameters()):
+    sizes = [x.batch_sizes] if isinstance(x, PackedSequence) else []
+    for tensor in (leaf, *sizes, *layer.parameters()):
         storages.pop(tensor.untyped_storage().data_ptr(), None)
     del result
     return sum(storages.values())

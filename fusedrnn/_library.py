@@ -19,6 +19,7 @@ class CellSpec:
     name: str
     gates: int  # G: rows of weight_ih are G*H
     saved: int  # values per unit and step that forward keeps for backward
+    saves_h: bool  # whether that is h_t, which is then kept once
     has_c: bool  # whether there is a cell state beside h
     stages: int  # products in a step
     projects: bool  # whether h is projected to P < H
@@ -75,8 +76,10 @@ def _load() -> Library:
         elif key == "compiled":
             compiled[words[0]] = words[1] == "supported"
         elif key == "cell":
-            gates, saved, has_c, stages, projects = map(int, words[1:])
-            cells[words[0]] = CellSpec(words[0], gates, saved, bool(has_c), stages, bool(projects))
+            gates, saved, saves_h, has_c, stages, projects = map(int, words[1:])
+            cells[words[0]] = CellSpec(
+                words[0], gates, saved, bool(saves_h), bool(has_c), stages, bool(projects)
+            )
     return Library(path, isa, compiled, cells)
 
 

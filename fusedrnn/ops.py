@@ -398,18 +398,19 @@ def _check_devices(x: Tensor, on_cpu: Sequence[Tensor | None], **others: Any) ->
             raise RuntimeError(f"fusedrnn: {name} must be on the CPU, got {t.device}")
 
 
-def _empty_reserve(x: Tensor, cell: str, sizes: tuple[Any, Any, Any, Any]) -> Tensor:
-    """Return what forward keeps for rows of states; sizes = rows, D, H, P."""
+def _empty_reserve(x: Tensor, cell: str, sizes: tuple[Any, Any, Any, Any, Any]) -> Tensor:
+    """Return what forward keeps for rows of states; sizes = rows, N, D, H, P."""
     spec = CELLS[cell]
-    rows, directions, hidden, width = sizes
-    of_dtype = rows * ((spec.saved + (spec.stages > 1)) * hidden + width)
+    rows, batch, directions, hidden, width = sizes
+    saved = (batch if spec.saves_h else rows) * spec.saved * hidden
+    of_dtype = saved + rows * ((spec.stages > 1) * hidden + width)
     of_state = rows * spec.has_c * hidden
     if x.device.type != "cuda":
         compute = torch.float64 if x.dtype == torch.float64 else torch.float32
         return x.new_empty([directions * (of_dtype + of_state)], dtype=compute)
     # Bytes: all in the dtype of x but c, which is float32 for the 16-bit types, and aligned.
     if x.dtype.itemsize == 2:
-        before_c = rows * (spec.saved * hidden + width) * 2
+        before_c = (saved + rows * width) * 2
         padding = (before_c % 4) if spec.has_c else 0
         one = before_c + padding + of_state * 4 + rows * (spec.stages > 1) * hidden * 2
         one = (one + 3) // 4 * 4
@@ -437,11 +438,12 @@ def _forward_fake(
     rows: Any = 1
     for size in lead:
         rows = rows * size
+    kept = (rows, batch) if keep else (0, 0)
     return (
         x.new_empty([*lead, directions * width]),
         x.new_empty([directions, batch, width]),
         x.new_empty([directions, batch, hidden] if spec.has_c else [0]),
-        _empty_reserve(x, cell, (rows if keep else 0, directions, hidden, width)),
+        _empty_reserve(x, cell, (*kept, directions, hidden, width)),
     )
 
 

@@ -95,5 +95,5 @@ def test_constants(cell: str) -> None:
     assert spec.has_c == (c_n.numel() > 0)
     assert spec.projects == (len(call.weights) == 10)
     P = 3 if spec.projects else 6
-    values = (spec.saved + spec.has_c + (spec.stages > 1)) * 6 + P
-    assert reserve.numel() == 2 * 5 * 3 * values
+    saved = 3 if spec.saves_h else 5 * 3 * spec.saved
+    assert reserve.numel() == 2 * (saved * 6 + 5 * 3 * ((spec.has_c + (spec.stages > 1)) * 6 + P))

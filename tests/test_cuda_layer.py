@@ -159,7 +159,8 @@ def assert_close(
         assert error <= limit, f"{name} is off by {error:.1f} eps: {case}"
 
 
-SAVED = {"lstm": 4, "lstm_proj": 4, "gru": 4, "gru_reset_before": 3, "rnn_tanh": 1, "rnn_relu": 1}
+# Values per unit and step beside h_{t-1}; for 0, h of each sequence's last step alone.
+SAVED = {"lstm": 4, "lstm_proj": 4, "gru": 4, "gru_reset_before": 3, "rnn_tanh": 0, "rnn_relu": 0}
 
 
 def reserve_values(case: DeviceCase, reserve: bytes) -> Array:
@@ -168,7 +169,7 @@ def reserve_values(case: DeviceCase, reserve: bytes) -> Array:
     real = "f64" if dtype == "f64" else "f32"
     parts, at = [], 0
     for _ in range(case.D):
-        kept = [(dtype, rows * SAVED[case.cell] * H), (dtype, rows * case.P)]
+        kept = [(dtype, SAVED[case.cell] * rows * H or case.N * H), (dtype, rows * case.P)]
         kept += [(real, rows * H)] if "lstm" in case.cell else []
         kept += [(dtype, rows * H)] if case.cell in ("lstm_proj", "gru_reset_before") else []
         for stored, size in kept:

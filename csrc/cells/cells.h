@@ -27,6 +27,7 @@ struct CellInfo {
   const char* name;
   int gates;
   int saved;
+  bool saves_h;
   bool has_c;
   bool carries_h;
   bool separate_deltas;
@@ -37,9 +38,11 @@ struct CellInfo {
 
 template <class Cell>
 constexpr CellInfo describe() {
+  static_assert(!Cell::kSavesH || (Cell::kSaved == 1 && Cell::kStages == 1));
   CellInfo info = {.name = Cell::kName,
                    .gates = Cell::kGates,
                    .saved = Cell::kSaved,
+                   .saves_h = Cell::kSavesH,
                    .has_c = Cell::kHasC,
                    .carries_h = Cell::kCarriesH,
                    .separate_deltas = Cell::kSeparateDeltas,

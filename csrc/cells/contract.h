@@ -6,6 +6,7 @@
 //   kName          its name in ops and in Python
 //   kGates         G: rows of weight_ih and bias_ih are [G*H]
 //   kSaved         values per unit that forward keeps for backward
+//   kSavesH        whether that is h_t alone. It is then kept once, as h_{t-1} of the step after
 //   kHasC          whether there is a second state, c [N, H]
 //   kReadsH        whether the elementwise part reads h_{t-1} (GRU)
 //   kCarriesH      whether backward hands d_h_{t-1} on elementwise, beside the product

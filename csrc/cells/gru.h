@@ -12,6 +12,7 @@ struct Gru {
   static constexpr const char* kName = "gru";
   static constexpr int kGates = 3;
   static constexpr int kSaved = 4;  // r z n, and h U_n + b_hn
+  static constexpr bool kSavesH = false;
   static constexpr bool kHasC = false;
   static constexpr bool kReadsH = true;
   static constexpr bool kCarriesH = true;
@@ -59,6 +60,7 @@ struct GruResetBefore {
   static constexpr const char* kName = "gru_reset_before";
   static constexpr int kGates = 3;
   static constexpr int kSaved = 3;  // r z n
+  static constexpr bool kSavesH = false;
   static constexpr bool kHasC = false;
   static constexpr bool kReadsH = true;
   static constexpr bool kCarriesH = true;

@@ -11,6 +11,7 @@ struct Lstm {
   static constexpr const char* kName = "lstm";
   static constexpr int kGates = 4;
   static constexpr int kSaved = 4;  // i f g o
+  static constexpr bool kSavesH = false;
   static constexpr bool kHasC = true;
   static constexpr bool kReadsH = false;
   static constexpr bool kCarriesH = false;
@@ -61,6 +62,7 @@ struct LstmProj {
   static constexpr const char* kName = "lstm_proj";
   static constexpr int kGates = 4;
   static constexpr int kSaved = 4;
+  static constexpr bool kSavesH = false;
   static constexpr bool kHasC = true;
   static constexpr bool kReadsH = false;
   static constexpr bool kCarriesH = false;

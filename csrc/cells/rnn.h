@@ -7,7 +7,8 @@ namespace fusedrnn {
 
 struct RnnBase {
   static constexpr int kGates = 1;
-  static constexpr int kSaved = 1;  // h_t: both derivatives are functions of it
+  static constexpr int kSaved = 1;
+  static constexpr bool kSavesH = true;  // both derivatives are functions of it
   static constexpr bool kHasC = false;
   static constexpr bool kReadsH = false;
   static constexpr bool kCarriesH = false;

@@ -31,6 +31,7 @@ struct Position {
   int64_t entering;  // [entering, end) enter here; those before were alive at the position before
   int64_t leaving;   // [leaving, end) leave here; those before are alive at the next position
   int64_t previous_row;  // packed row of sequence 0 at the position before
+  int64_t previous_end;  // of the sequences alive there, be it in the chunk before
 };
 
 // End of the sequences of this task that are alive at position p of the chunk, n_begin if none.
@@ -46,13 +47,28 @@ FUSEDRNN_INLINE Position position_at(const Steps& s, int64_t p) {
   at.end = alive_at(s, p);
   at.entering = min64(at.end, alive_at(s, p - 1));
   at.leaving = min64(at.end, alive_at(s, p + 1));
-  at.previous_row = p > s.begin ? s.row_offset[step_at(s, p - 1)] : 0;
+  at.previous_row = p > 0 ? s.row_offset[step_at(s, p - 1)] : 0;
+  at.previous_end = p > 0 ? s.batch_sizes[step_at(s, p - 1)] : 0;
   return at;
 }
 
 // The blocks of a part in the direction of its step.
 FUSEDRNN_INLINE Blocks in_turns(const Part& part) {
   return {part.blocks.begin, part.blocks.end, part.position % 2 == 1};
+}
+
+// What a cell saves: values of type Sum<F>, or h itself.
+template <class F, class Cell>
+FUSEDRNN_INLINE auto* saved_of(Sum<F>* saved) {
+  if constexpr (Cell::kSavesH) {
+    return reinterpret_cast<F*>(saved);
+  } else {
+    return saved;
+  }
+}
+template <class F, class Cell>
+FUSEDRNN_INLINE const auto* saved_of(const Sum<F>* saved) {
+  return saved_of<F, Cell>(const_cast<Sum<F>*>(saved));
 }
 
 // --- Forward ------------------------------------------------------------------------------------
@@ -90,7 +106,7 @@ __attribute__((noinline)) void forward_cells(const ForwardArgs<F>& a, const Posi
   const T* x = a.gates_x + (at.row + first - a.steps.first_row) * x_ld + kStage.first_gate * H + u;
   const F* h_in = rows.h_in + first * P + u;
   const T* c_in = kReadsC ? rows.c_in + first * H + u : nullptr;
-  T* saved_values = rows.saved ? rows.saved + first * saved_ld + u : nullptr;
+  auto* saved_values = rows.saved ? saved_of<F, Cell>(rows.saved) + first * saved_ld + u : nullptr;
   F* y = kLast ? a.y + (at.row + first) * y_ld + u : nullptr;
   F* h_next = rows.h_next + first * P + u;
   T* c_next = kReadsC ? rows.c_next + first * H + u : nullptr;
@@ -210,7 +226,7 @@ void forward(const ForwardArgs<F>& a, const Part& part) {
     rows.c_in = a.c_in + row * a.H;
     if (!last) rows.c_next = a.c_in + next * a.H;
   }
-  rows.saved = a.saved ? a.saved + row * Cell::kSaved * a.H : nullptr;
+  rows.saved = a.saved ? a.saved + (Cell::kSavesH ? 0 : row) * Cell::kSaved * a.H : nullptr;
   rows.emit = a.emit[0] ? a.emit[0] + row * a.H : nullptr;
   const Blocks blocks = in_turns(part);
   if constexpr (Cell::kStages > 1) {
@@ -278,12 +294,15 @@ __attribute__((noinline)) void backward_cells(const BackwardArgs<F>& a, const Po
   const int64_t H = a.H, P = a.P, d_y_ld = a.d_y_ld;
   const int64_t delta_ld = Cell::kGates * H, saved_ld = Cell::kSaved * H;
   const int64_t alive = max64(0, at.entering - first);  // the others enter, with d_h of their own
+  // Where saved is h: how many have it as h_in of the position before; the others' is their last.
+  const int64_t with_next = Cell::kSavesH ? max64(0, at.previous_end - first) : 0;
 
   const int64_t row = at.row + first, chunk_row = row - a.steps.first_row;
   const F* d_y = kLast && a.d_y ? a.d_y + row * d_y_ld + u : nullptr;
   T* d_h = a.d_h + first * P + u;
   T* d_c = Cell::kHasC ? a.d_c + first * H + u : nullptr;
-  const T* saved_values = a.saved + row * saved_ld + u;
+  const auto* saved_values = saved_of<F, Cell>(a.saved) + row * saved_ld + u;
+  if constexpr (Cell::kSavesH) saved_values = a.h_in + (at.previous_row + first) * P + u;
   const F* h_in = a.h_in + row * P + u;
   const T* c_in = Cell::kHasC ? a.c_in + row * H + u : nullptr;
   F* delta_proj = kStage.projects ? a.delta_proj + chunk_row * P + u : nullptr;
@@ -304,6 +323,8 @@ __attribute__((noinline)) void backward_cells(const BackwardArgs<F>& a, const Po
       delta_proj += P;
     } else {
       V saved[Cell::kSaved], delta[Cell::kGates], delta_x[Cell::kGates];
+      if constexpr (Cell::kSavesH)
+        if (r == with_next) saved_values = saved_of<F, Cell>(a.saved) + (first + r) * H + u;
       for (int i = 0; i < Cell::kSaved; ++i) saved[i] = units.load(saved_values + i * H);
       saved_values += saved_ld;
       State<V> state;

@@ -226,15 +226,20 @@ void multiply_as_stored(const DtypeKernels<F>& kernels, Runtime& runtime, const 
 // What forward keeps of one direction. The same row of each belongs to the same step.
 template <class F>
 struct Kept {
-  Sum<F>* saved;  // [rows, kSaved*H]
+  Sum<F>* saved;  // [rows, kSaved*H]; [N, H], of type F, of cells that save h
   F* h_in;        // [rows, P]
   Sum<F>* c_in;   // [rows, H]
   F* emit;        // [rows, H], cells of several stages
 };
 
-int64_t kept_per_row(const Layer& layer) {
+int64_t saved_size(const Layer& layer, int64_t rows) {
   const CellInfo& info = layer.info();
-  return (info.saved + info.has_c + (info.stages > 1)) * layer.H + layer.P;
+  return info.saves_h ? layer.sequences.N * layer.H : rows * info.saved * layer.H;
+}
+
+int64_t kept_size(const Layer& layer, int64_t rows) {
+  const CellInfo& info = layer.info();
+  return saved_size(layer, rows) + rows * ((info.has_c + (info.stages > 1)) * layer.H + layer.P);
 }
 
 // Factors that are smaller than sums leave a part of their room empty.
@@ -242,11 +247,11 @@ template <class F>
 Kept<F> kept(const Layer& layer, Sum<F>* reserve, int64_t d) {
   const CellInfo& info = layer.info();
   const int64_t rows = layer.sequences.rows();
-  Sum<F>* base = reserve + d * rows * kept_per_row(layer);
-  Sum<F>* h_in = base + rows * info.saved * layer.H;
+  Sum<F>* saved = reserve + d * kept_size(layer, rows);
+  Sum<F>* h_in = saved + saved_size(layer, rows);
   Sum<F>* c_in = h_in + rows * layer.P;
   Sum<F>* emit = c_in + (info.has_c ? rows * layer.H : 0);
-  return {base, reinterpret_cast<F*>(h_in), info.has_c ? c_in : nullptr,
+  return {saved, reinterpret_cast<F*>(h_in), info.has_c ? c_in : nullptr,
           reinterpret_cast<F*>(emit)};
 }
 
@@ -334,23 +339,25 @@ void weight_gradients(const Layer& layer, const DtypeKernels<F>& kernels, Runtim
 
 template <class T>
 void fill_zero(T* p, int64_t n) {
-  if (p) std::fill(p, p + n, T(0));
+  if (p) std::fill(p, p + n, T{});
 }
 
 }  // namespace
 
-int64_t reserve_size(const Layer& layer, int64_t rows) {
-  return layer.D * rows * kept_per_row(layer);
-}
+int64_t reserve_size(const Layer& layer, int64_t rows) { return layer.D * kept_size(layer, rows); }
 
 template <class F>
 void layer_forward(const Layer& layer, const DtypeKernels<F>& kernels, Runtime& runtime,
                    const LayerForward<F>& args) {
   const Sequences& seq = layer.sequences;
-  if (seq.rows() == 0) return;  // h and c are their own result
   const CellInfo& info = layer.info();
   const int64_t N = seq.N, H = layer.H, P = layer.P, columns = layer.gate_columns();
   const bool keep = args.reserve != nullptr;
+  // Sequences of length 0 have no last step.
+  for (int d = 0; d < layer.D && keep && info.saves_h; ++d)
+    fill_zero(reinterpret_cast<F*>(kept<F>(layer, args.reserve, d).saved) + seq.widest() * H,
+              (N - seq.widest()) * H);
+  if (seq.rows() == 0) return;  // h and c are their own result
   const Plan plan = make_plan(seq, columns, P, layer.D, runtime.threads(), kForwardChunkValues);
   log_plan(layer, keep ? "forward for training" : "forward", plan);
 

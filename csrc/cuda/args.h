@@ -28,7 +28,8 @@ struct StepForwardArgs {
   int64_t y_ld;
   S* h_in;        // [n, P] gets h_{t-1}; null if not kept
   Real<S>* c_in;  // [n, H] gets c_{t-1}; null if not kept
-  S* saved;       // [n, kSaved*H]; null if not kept, but for cells of several stages
+  S* saved;       // [n, kSaved*H]; null if not kept, but for cells of several stages. Of cells that
+                  // save h [N, H]: of each sequence's last step, h_in has the others
   S* emit;        // [n, H] what a stage hands to the next
 };
 
@@ -44,8 +45,10 @@ struct StepBackwardArgs {
   int64_t d_y_ld;
   Real<S>* d_h;         // [N, P] in: of h_t from later steps; out: what goes to h_{t-1} elementwise
   Real<S>* d_c;         // [N, H] in: of c_t; out: of c_{t-1}
-  const S* saved;       // [n, kSaved*H]
+  const S* saved;       // [n, kSaved*H] or [N, H], as forward left it
   const S* h_in;        // [n, P]
+  int64_t n_next;       // sequences of the step that forward took next; 0 after the last one
+  const S* h_next;      // [n_next, P] h_in of that step, only of cells that save h
   const Real<S>* c_in;  // [n, H]
   S* delta;             // [n, G*H] gradient of h U + b_hh
   S* delta_x;           // [n, G*H] gradient of x W + b_ih, only where it differs
@@ -122,7 +125,7 @@ struct ResidentForwardArgs {
   Real<S>* h;                 // [D, N, H] in and out
   Real<S>* c;                 // [D, N, H] in and out; null without c
   S* y;                       // [rows, D*H]
-  S* saved[2];                // [rows, kSaved*H]; this and the next three null if not kept
+  S* saved[2];                // [rows, kSaved*H] or [N, H]; with the next three null if not kept
   S* h_in[2];                 // [rows, H]
   Real<S>* c_in[2];           // [rows, H]
   S* emit[2];                 // [rows, H]
@@ -138,7 +141,7 @@ struct ResidentBackwardArgs {
   int64_t T, N, H, D;
   const int64_t* row_offset;  // [T + 1] or null
   const S* w_hh[2];           // [G*H, H]
-  const S* saved[2];          // [rows, kSaved*H]
+  const S* saved[2];          // [rows, kSaved*H] or [N, H]
   const S* h_in[2];           // [rows, H]
   const Real<S>* c_in[2];     // [rows, H]
   const S* d_y;               // [rows, D*H] or null

@@ -212,7 +212,8 @@ inline Estimate estimate(const PlanRequest& q, const Plan& plan, const Architect
   Estimate e;
   e.steps = static_cast<double>(q.T);
   // What a step reads and writes beside h: x W, y and what is kept; backward that and the deltas.
-  const double kept = info.saved * H * value + P * value + info.has_c * H * real;
+  const double kept =
+      (info.saves_h ? 0 : info.saved) * H * value + P * value + info.has_c * H * real;
   const double streamed = q.backward ? kept + (columns + P) * value : columns * real + kept;
   e.hbm = D * N * streamed / (arch.hbm_gb_s * 1e3);
   for (int s = 0; s < info.stages; ++s) {

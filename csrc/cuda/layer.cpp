@@ -21,16 +21,21 @@ size_t align_for_real(size_t bytes) {
 // What forward keeps of one direction. The same row of each belongs to the same step.
 template <class S>
 struct Kept {
-  S* saved = nullptr;       // [rows, kSaved*H]
+  S* saved = nullptr;       // [rows, kSaved*H]; [N, H] of cells that save h
   S* h_in = nullptr;        // [rows, P]
   Real<S>* c_in = nullptr;  // [rows, H]
   S* emit = nullptr;        // [rows, H]
 };
 
+int64_t saved_rows(const Layer& layer, int64_t rows) {
+  return layer.info().saves_h ? layer.sequences.N : rows;
+}
+
 template <class S>
 size_t kept_bytes(const Layer& layer, int64_t rows) {
   const CellInfo& info = layer.info();
-  size_t bytes = static_cast<size_t>(rows * (info.saved * layer.H + layer.P)) * sizeof(S);
+  const int64_t saved = saved_rows(layer, rows) * info.saved * layer.H;
+  size_t bytes = static_cast<size_t>(saved + rows * layer.P) * sizeof(S);
   if (info.has_c) bytes = align_for_real<S>(bytes) + rows * layer.H * sizeof(Real<S>);
   if (info.stages > 1) bytes += rows * layer.H * sizeof(S);
   return align_for_real<S>(bytes);
@@ -44,7 +49,7 @@ Kept<S> kept(const Layer& layer, const void* reserve, int64_t d) {
   char* base = static_cast<char*>(const_cast<void*>(reserve)) + d * kept_bytes<S>(layer, rows);
   Kept<S> k;
   k.saved = reinterpret_cast<S*>(base);
-  k.h_in = k.saved + rows * info.saved * layer.H;
+  k.h_in = k.saved + saved_rows(layer, rows) * info.saved * layer.H;
   S* rest = k.h_in + rows * layer.P;
   if (info.has_c) {
     const size_t offset = align_for_real<S>(reinterpret_cast<char*>(rest) - base);
@@ -191,7 +196,7 @@ void forward_per_step(const Layer& layer, Launcher& launcher, const Options& opt
         a.y = args.y + row * a.y_ld + d * P;
         a.h_in = keep ? k.h_in + row * P : nullptr;
         a.c_in = keep && info.has_c ? k.c_in + row * H : nullptr;
-        a.saved = keep ? k.saved + row * info.saved * H : saved;
+        a.saved = keep ? k.saved + (info.saves_h ? 0 : row * info.saved * H) : saved;
         a.emit = keep && several ? k.emit + row * H : emit;
         for (int s = 0; s < info.stages; ++s) {
           const Stage& stage = info.stage[s];
@@ -237,9 +242,11 @@ void backward_per_step(const Layer& layer, Launcher& launcher, const LayerBackwa
     for (int64_t p = 0; p < seq.T; ++p) {
       const RowRange rows = rows_of(seq, d == 0, p, p + 1);
       const int64_t row = rows.begin;
+      a.n_next = a.n;  // the step before
+      a.h_next = a.h_in;
       a.n = rows.count();
       a.d_y = args.d_y ? args.d_y + row * a.d_y_ld + d * P : nullptr;
-      a.saved = k.saved + row * info.saved * H;
+      a.saved = k.saved + (info.saves_h ? 0 : row * info.saved * H);
       a.h_in = k.h_in + row * P;
       a.c_in = info.has_c ? k.c_in + row * H : nullptr;
       a.delta = deltas[d].delta + row * columns;
@@ -488,7 +495,12 @@ Plan plan_layer(const Layer& layer, Launcher& launcher, Dtype dtype, bool backwa
 template <class S>
 void layer_forward(const Layer& layer, Launcher& launcher, const Options& options,
                    const LayerForward<S>& args) {
-  if (layer.sequences.rows() == 0) return;  // h and c are their own result
+  const Sequences& seq = layer.sequences;
+  // Sequences of length 0 have no last step.
+  for (int64_t d = 0; d < layer.D && args.reserve && layer.info().saves_h; ++d)
+    zero(launcher, kept<S>(layer, args.reserve, d).saved + seq.widest() * layer.H,
+         (seq.N - seq.widest()) * layer.H);
+  if (seq.rows() == 0) return;  // h and c are their own result
   const Plan plan = checked_plan<S>(layer, launcher, false, options);
   if (plan.regime == Regime::kResident) {
     forward_resident(layer, launcher, options, plan, args);

@@ -45,8 +45,8 @@ struct LayerBackward {
 };
 
 // Bytes that forward keeps for backward, for `rows` rows. For each direction, as on the CPU: saved
-// [rows, kSaved*H], h_in [rows, P], c_in [rows, H] (where there is c), emit [rows, H] (where there
-// are two stages), all of type S but c_in, which is Real<S>.
+// [rows, kSaved*H] ([N, H] of cells that save h), h_in [rows, P], c_in [rows, H] (where there is
+// c), emit [rows, H] (where there are two stages), all of type S but c_in, which is Real<S>.
 template <class S>
 size_t reserve_bytes(const Layer& layer, int64_t rows);
 

@@ -179,8 +179,9 @@ __device__ __forceinline__ void resident_forward(
       const int64_t row = step.row + j, unit = place.first_u + u;
       a.y[row * a.D * H + d * H + unit] = stored<S>(h[i]);
       if (a.saved[d]) {
+        const int64_t saved_row = Cell::kSavesH ? place.first_j + j : row;
         for (int k = 0; k < Cell::kSaved; ++k)
-          a.saved[d][(row * Cell::kSaved + k) * H + unit] = stored<S>(saved[i][k]);
+          a.saved[d][(saved_row * Cell::kSaved + k) * H + unit] = stored<S>(saved[i][k]);
       }
     });
   }
@@ -227,7 +228,8 @@ __device__ __forceinline__ void resident_backward(
   });
 
   int turn = 0;
-  int pending = 0;  // sequences whose deltas of the step before are in the exchange
+  int pending = 0;          // sequences whose deltas of the step before are in the exchange
+  int64_t pending_row = 0;  // packed row of the first of them there
   const auto add_product = [&] {
     if (pending == 0) return;
     barrier.wait();
@@ -245,8 +247,11 @@ __device__ __forceinline__ void resident_backward(
     State<V> state[kPairs];
     for_pairs(a, place, step.n, [&](int i, int j, int u) {
       const int64_t row = step.row + j, unit = place.first_u + u;
-      for (int k = 0; k < Cell::kSaved; ++k)
-        saved[i][k] = real(a.saved[d][(row * Cell::kSaved + k) * H + unit]);
+      const S* kept = a.saved[d] + row * Cell::kSaved * H;
+      if constexpr (Cell::kSavesH)
+        kept =
+            j < pending ? a.h_in[d] + (pending_row + j) * H : a.saved[d] + (place.first_j + j) * H;
+      for (int k = 0; k < Cell::kSaved; ++k) saved[i][k] = real(kept[k * H + unit]);
       if constexpr (Cell::kReadsH) state[i].h = real(a.h_in[d][row * H + unit]);
       if constexpr (Cell::kHasC) state[i].c = a.c_in[d][row * H + unit];
       d_y[i] = a.d_y ? real(a.d_y[row * a.D * H + d * H + unit]) : V(0);
@@ -285,6 +290,7 @@ __device__ __forceinline__ void resident_backward(
     run_stage(Constant<0>());
     turn ^= 1;
     pending = step.n;
+    pending_row = step.row;
 
     for_pairs(a, place, step.n, [&](int i, int j, int u) {
       for (int g = 0; g < Cell::kGates; ++g) {

@@ -77,8 +77,9 @@ __device__ __forceinline__ void backward_stage(const StepBackwardArgs<S>& a) {
       a.delta_proj[j * a.P + u] = stored<S>(d_emit);
     } else {
       V saved[Cell::kSaved], delta[Cell::kGates], delta_x[Cell::kGates];
-      for (int i = 0; i < Cell::kSaved; ++i)
-        saved[i] = real(a.saved[(j * Cell::kSaved + i) * a.H + u]);
+      const S* kept = a.saved + j * Cell::kSaved * a.H;
+      if (Cell::kSavesH && j < a.n_next) kept = a.h_next + j * a.P;
+      for (int i = 0; i < Cell::kSaved; ++i) saved[i] = real(kept[i * a.H + u]);
       State<V> state;
       Carry<V> carry;
       if constexpr (Cell::kReadsH) state.h = real(a.h_in[j * a.P + u]);

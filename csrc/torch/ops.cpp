@@ -13,8 +13,8 @@ std::string info() {
   for (const IsaInfo& isa : instruction_sets())
     text << "compiled " << isa.name << " " << (isa.supported ? "supported" : "unsupported") << "\n";
   for (const CellInfo& cell : kCellInfo) {
-    text << "cell " << cell.name << " " << cell.gates << " " << cell.saved << " " << cell.has_c
-         << " " << cell.stages << " " << cell.projects << "\n";
+    text << "cell " << cell.name << " " << cell.gates << " " << cell.saved << " " << cell.saves_h
+         << " " << cell.has_c << " " << cell.stages << " " << cell.projects << "\n";
   }
   return text.str();
 }

@@ -126,14 +126,14 @@ py::dict forward(const std::string& isa, const std::string& cell, const Array<T>
     loop.push_back({s, pack.block_end});
   }
   const bool stages = dir.info.stages > 1;
-  const int64_t rows = keep ? S : N, saved = dir.info.saved * H;
+  const int64_t rows = keep ? S : N, saved_rows = dir.info.saves_h ? N : rows;
   a.h = fenced<T>(fence, "h", h0, {N, P});
   a.c = fenced<T>(fence, "c", c0, {N, H});
   a.y = fence.take<T>("y", S * y_ld);
   a.y_ld = y_ld;
   a.h_in = fence.take<T>("h_in", keep ? S * P : 2 * N * P);
   a.c_in = keep && dir.info.has_c ? fence.take<T>("c_in", S * H) : nullptr;
-  a.saved = keep || stages ? fence.take<T>("saved", rows * saved) : nullptr;
+  a.saved = keep || stages ? fence.take<T>("saved", saved_rows * dir.info.saved * H) : nullptr;
   a.emit[0] = stages ? fence.take<T>("emit", rows * H) : nullptr;
   for_chunks(dir.seq, descending, cuts, [&](const Steps& steps, int64_t chunk_rows) {
     a.steps = steps;
@@ -149,7 +149,7 @@ py::dict forward(const std::string& isa, const std::string& cell, const Array<T>
   out["h"] = numpy(a.h, {N, P});
   out["c"] = numpy(a.c, {N, H});
   if (keep) {
-    out["saved"] = numpy(a.saved, {S, dir.info.saved, H});
+    out["saved"] = numpy(a.saved, {saved_rows, dir.info.saved, H});
     out["h_in"] = numpy(a.h_in, {S, P});
     out["c_in"] = numpy(a.c_in, {S, H});
     out["emit"] = numpy(a.emit[0], {S, H});
@@ -185,7 +185,7 @@ py::dict backward(const std::string& isa, const std::string& cell, const py::dic
   const auto kept_array = [&](const char* name, std::vector<int64_t> shape) {
     return fenced(fence, name, kept[name].template cast<OptionalArray<T>>(), shape);
   };
-  a.saved = kept_array("saved", {S, dir.info.saved, H});
+  a.saved = kept_array("saved", {dir.info.saves_h ? N : S, dir.info.saved, H});
   a.h_in = kept_array("h_in", {S, P});
   a.c_in = kept_array("c_in", {S, H});
   if (d_y) {
