@@ -6,6 +6,7 @@ from ._version import __version__
 from .cells import FusedGRUCell, FusedLSTMCell, FusedRNNCell
 from .conversion import convert, revert, to_torch
 from .modules import FusedGRU, FusedLSTM, FusedRNN
+from .patch import patch_torch
 
 __all__ = [
     "FusedGRU",
@@ -17,6 +18,7 @@ __all__ = [
     "__version__",
     "convert",
     "functional",
+    "patch_torch",
     "revert",
     "show_config",
     "to_torch",
