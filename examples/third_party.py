@@ -76,7 +76,7 @@ def deepar(updates: int, seed: int, report: Report) -> Any:
     series = ListDataset([{"start": "2020-01-01", "target": y} for y in targets], freq="h")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as folder:
-        quiet = {name: False for name in ("logger", "enable_progress_bar", "enable_model_summary")}
+        quiet = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary"), False)
         estimator = DeepAREstimator(
             freq="h",
             prediction_length=24,

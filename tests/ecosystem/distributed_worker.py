@@ -4,9 +4,9 @@
     torchrun ... distributed_worker.py ddp FOLDER       DistributedDataParallel
     torchrun ... distributed_worker.py fsdp FOLDER      FSDP2: fully_shard
 
-Every process takes its rows of the same batches. Saved are the losses of all steps, the gradients of
-the first one and the parameters at the end, of a run without a break and of one that a checkpoint
-was made of in the middle and that a new model went on from.
+Every process takes its rows of the same batches. Saved are the losses of all steps, the gradients
+of the first one and the parameters at the end, of a run without a break and of one that a
+checkpoint was made of in the middle and that a new model went on from.
 """
 
 from __future__ import annotations
