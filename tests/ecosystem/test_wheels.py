@@ -11,8 +11,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
-import torch
 
+from tests.ecosystem import environment
 from tests.test_packaging import LIBRARY, ROOT, SMOKE_TEST, run
 
 
@@ -68,12 +68,8 @@ def test_auditwheel_makes_it_a_manylinux_wheel(wheel: Path, tmp_path: Path) -> N
 
 
 def test_pip_installs_it_without_a_compiler(wheel: Path, tmp_path: Path) -> None:
-    """Into a new environment, with nothing on PATH; torch is there, from this one's folder."""
-    environment = tmp_path / "environment"
-    run(sys.executable, "-m", "venv", "--without-pip", environment)
-    python = environment / "bin" / "python"
-    (site,) = environment.glob("lib/python*/site-packages")
-    (site / "torch.pth").write_text(str(Path(torch.__file__).parents[1]) + "\n")
+    """Into a new environment, with nothing on PATH."""
+    python, site = environment.make(tmp_path / "environment")
     nowhere = tmp_path / "empty"
     nowhere.mkdir()
     said = run(
