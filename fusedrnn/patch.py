@@ -51,8 +51,8 @@ class patch_torch(ContextDecorator):
       is loaded as a fused one; torch.nn's layers cannot be pickled (PicklingError), but copied.
     - ``torch.compile`` breaks the graph at what is called nn.LSTM, nn.GRU and nn.RNN, here at the
       fused layers: compile after the block, or set ``torch._dynamo.config.allow_rnn = True``.
-    - ``torch.ao.quantization`` compares with the names too: quantize after the block, and after
-      `to_torch`.
+    - ``torch.ao.quantization`` looks the names up too, and quantizes no such layer: do it after the
+      block, of fused layers on what `to_torch` returns.
 
     Blocks may be nested. The names belong to the process: as long as a block is open in any thread,
     all threads see the fused classes, and the last block to end changes the names back. A process

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,8 +15,10 @@ import torch.distributed as dist
 
 from tests.helpers import assert_same, error
 
-HERE = Path(__file__).resolve().parent
-WORKER = HERE / "distributed_worker.py"
+ROOT = Path(__file__).resolve().parents[2]
+WORKER = Path(__file__).with_name("distributed_worker.py")
+# torchrun, of this Python.
+LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 
 pytestmark = pytest.mark.skipif(
     not (dist.is_available() and dist.is_gloo_available()),
@@ -23,30 +26,29 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+def run(*command: str, cwd: Path, **variables: str) -> str:
+    """What a Python program prints, with fusedrnn on its path and one thread."""
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    done = subprocess.run(
+        [sys.executable, *command],
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **variables},
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the worker saved: by one process, by DDP and by FSDP2."""
     folder = tmp_path_factory.mktemp("distributed")
-    root = str(HERE.parents[1])
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")])),
-        "OMP_NUM_THREADS": "1",
-    }
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    results = {}
     for kind in ("one", "ddp", "fsdp"):
-        start = [] if kind == "one" else launcher
-        done = subprocess.run(
-            [sys.executable, *start, str(WORKER), kind, str(folder)],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=240,
-        )
-        assert done.returncode == 0, f"{kind}\n{done.stdout}\n{done.stderr}"
-        results[kind] = torch.load(folder / f"{kind}.pt")
-    return results
+        launcher = () if kind == "one" else LAUNCHER
+        run(*launcher, str(WORKER), kind, str(folder), cwd=folder)
+    return {kind: torch.load(folder / f"{kind}.pt") for kind in ("one", "ddp", "fsdp")}
 
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
@@ -78,3 +80,17 @@ def test_fsdp_in_bfloat16(trained: dict[str, Any]) -> None:
         assert gradient.dtype == torch.float32
         # 2 to 3 significant digits, through six layers.
         assert error(gradient, exact[name]) < 0.1, name
+
+
+def test_the_program_of_the_docs(tmp_path: Path) -> None:
+    """docs/distributed.md's, with FSDP2: it learns, and its file fits torch.nn's layer."""
+    text = (ROOT / "docs" / "distributed.md").read_text()
+    (program,) = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    (tmp_path / "train.py").write_text(program)
+    said = run(*LAUNCHER, "train.py", "--fsdp", cwd=tmp_path, STEPS="20")
+    losses = [float(loss) for loss in re.findall(r"^step \d+: loss ([\d.]+)$", said, re.MULTILINE)]
+    assert len(losses) == 2
+    assert losses[1] < losses[0] < 4.6  # log(100): there are about a hundred characters
+    state = torch.load(tmp_path / "model.pt", weights_only=True)
+    gru = {name[4:]: t for name, t in state.items() if name.startswith("gru.")}
+    torch.nn.GRU(32, 128, num_layers=2).load_state_dict(gru, strict=True)

@@ -290,6 +290,19 @@ def test_export_in_a_block() -> None:
     torch.testing.assert_close(exported(x), fused(x))
 
 
+@pytest.mark.filterwarnings("ignore:torch.(ao.quantization|quantize_per_tensor).* deprecated")
+def test_quantization() -> None:
+    """It looks the names up as well: nothing in a block, to_torch's layers after it."""
+    quantize = torch.ao.quantization.quantize_dynamic
+    plain = nn.Sequential(nn.LSTM(3, 4))
+    with patch_torch():
+        fused = nn.Sequential(nn.LSTM(3, 4))
+        assert type(quantize(fused)[0]) is fusedrnn.FusedLSTM
+        assert type(quantize(plain)[0]) is PLAIN["LSTM"]
+    for model in (plain, fusedrnn.to_torch(fused)):
+        assert type(quantize(model)[0]) is torch.ao.nn.quantized.dynamic.LSTM
+
+
 def test_a_whole_script(tmp_path: Path) -> None:
     """As docs/third-party.md runs one: in a block that its imports are in as well."""
     script = tmp_path / "script.py"

@@ -1,4 +1,4 @@
-"""Types for users: mypy --strict over a program on the installed package, and signatures to read."""
+"""Types for users: mypy --strict over a program on the installed package; docstrings."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_the_program_uses_every_public_name() -> None:
 
 
 def mypy(*arguments: str | Path, folder: Path) -> str:
-    """What mypy --strict says of programs beside an installed fusedrnn; py.typed says it is typed."""
+    """What mypy --strict says of programs beside an installed fusedrnn, typed by its py.typed."""
     pytest.importorskip("mypy", reason="mypy is not installed")
     python, site = environment.make(folder / "environment")
     (site / "fusedrnn").symlink_to(Path(fusedrnn.__file__).parent)

@@ -60,7 +60,7 @@ def packed(x: PackedSequence) -> None:
 def tensors(x: Tensor) -> None:
     lstm, gru, rnn = FusedLSTM(3, 4), FusedGRU(3, 4), FusedRNN(3, 4)
     assert_type(lstm.forward(x), tuple[Tensor, State])
-    y, state = lstm.forward(x, lengths=torch.tensor([3, 5]))
+    _, state = lstm.forward(x, lengths=torch.tensor([3, 5]))
     assert_type(lstm.forward(x, state), tuple[Tensor, State])
     assert_type(gru.forward(x, lengths=[3, 5]), tuple[Tensor, Tensor])
     assert_type(rnn.forward(x), tuple[Tensor, Tensor])
