@@ -26,3 +26,12 @@ def test_unknown_program(tmp_path: Path) -> None:
     done = programs.run("third_party", "dqn", folder=tmp_path, check=False)
     assert done.returncode == 2
     assert "invalid choice: 'dqn' (choose from ppo, deepar)" in done.stderr
+
+
+def test_the_docs_say_what_a_block_prints() -> None:
+    text = (programs.ROOT / "docs" / "third-party.md").read_text()
+    (code,) = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    names: dict[str, object] = {}
+    exec(code, names)
+    (said,) = re.findall(r"^print\(layer\)  # (.*)$", code, re.MULTILINE)
+    assert repr(names["layer"]) == said
