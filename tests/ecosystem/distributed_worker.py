@@ -177,7 +177,7 @@ def main(kind: str, folder: Path) -> None:
         torch.save(work(kind, folder), folder / f"{kind}.pt")
         return
     dist.init_process_group("gloo")
-    # No model may be left when the group goes: gloo can wait forever for one that is.
+    # No DDP model is left when the group goes: docs/distributed.md.
     result = work(kind, folder)
     if dist.get_rank() == 0:
         torch.save(result, folder / f"{kind}.pt")
