@@ -1,4 +1,12 @@
-"""Fused LSTM, GRU and RNN layers for PyTorch that drop in for torch.nn's."""
+"""Fused LSTM, GRU and RNN layers for PyTorch that drop in for torch.nn's.
+
+FusedLSTM, FusedGRU, FusedRNN           layers, as torch.nn's, and `lengths=` for padded batches
+FusedLSTMCell, FusedGRUCell, ...        one step of each
+convert, revert, to_torch               a model's layers made fused in place, and back; a copy
+patch_torch                             programs that build torch.nn's layers build fused ones
+functional                              `lstm`, `gru` and `rnn` on given weights
+show_config                             what was compiled, and what runs
+"""
 
 from . import functional
 from ._library import show_config
@@ -6,6 +14,7 @@ from ._version import __version__
 from .cells import FusedGRUCell, FusedLSTMCell, FusedRNNCell
 from .conversion import convert, revert, to_torch
 from .modules import FusedGRU, FusedLSTM, FusedRNN
+from .patch import patch_torch
 
 __all__ = [
     "FusedGRU",
@@ -17,6 +26,7 @@ __all__ = [
     "__version__",
     "convert",
     "functional",
+    "patch_torch",
     "revert",
     "show_config",
     "to_torch",

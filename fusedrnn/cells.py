@@ -230,6 +230,9 @@ class FusedGRUCell(_FusedCell):
         weight_ih: ``[3H, I]``, gates r, z, n.
         weight_hh: ``[3H, H]``.
         bias_ih, bias_hh: ``[3H]``.
+
+    Raises:
+        TypeError: reset_after is not a bool.
     """
 
     __constants__ = [*RNNCellBase.__constants__, "reset_after"]  # noqa: RUF012 (torch.nn's form)
