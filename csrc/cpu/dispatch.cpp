@@ -6,6 +6,7 @@
 namespace fusedrnn {
 namespace {
 
+#if defined(__x86_64__)
 // __builtin_cpu_supports also asks whether the operating system saves the registers.
 bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 
@@ -13,6 +14,7 @@ bool has_avx512() {
   return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
+#endif
 
 const KernelTable& choose() {
   const char* wanted = std::getenv("FUSEDRNN_ISA");
@@ -26,8 +28,10 @@ const KernelTable& choose() {
 
 const std::vector<IsaInfo>& instruction_sets() {
   static const std::vector<IsaInfo> list = {
+#if defined(__x86_64__)
       {"avx512", "avx512f avx512bw avx512dq avx512vl", has_avx512(), &kKernelsAvx512},
       {"avx2", "avx2 fma", has_avx2(), &kKernelsAvx2},
+#endif
       {"portable", "nothing beyond the platform's baseline", true, &kKernelsPortable},
   };
   return list;
