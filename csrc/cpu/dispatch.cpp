@@ -6,6 +6,7 @@
 namespace fusedrnn {
 namespace {
 
+#if defined(__x86_64__)
 // __builtin_cpu_supports also asks whether the operating system saves the registers.
 bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 
@@ -24,6 +25,7 @@ const KernelTable& avx512_bf16() {
                                     .bf16 = &kBf16KernelsAvx512};
   return table;
 }
+#endif
 
 const KernelTable& choose() {
   const char* wanted = std::getenv("FUSEDRNN_ISA");
@@ -37,10 +39,12 @@ const KernelTable& choose() {
 
 const std::vector<IsaInfo>& instruction_sets() {
   static const std::vector<IsaInfo> list = {
+#if defined(__x86_64__)
       {"avx512_bf16", "avx512f avx512bw avx512dq avx512vl avx512_bf16", has_avx512_bf16(),
        &avx512_bf16()},
       {"avx512", "avx512f avx512bw avx512dq avx512vl", has_avx512(), &kKernelsAvx512},
       {"avx2", "avx2 fma", has_avx2(), &kKernelsAvx2},
+#endif
       {"portable", "nothing beyond the platform's baseline", true, &kKernelsPortable},
   };
   return list;
