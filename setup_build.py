@@ -180,7 +180,7 @@ def cuda_choice() -> tuple[bool, str]:
     if asked is False:
         return False, "FUSEDRNN_CUDA=0"
     if not asked and not (torch_dir() / "lib" / "libtorch_cuda.so").exists():
-        return False, "this torch computes on the CPU only; FUSEDRNN_CUDA=1 builds it anyway"
+        return False, "this torch is no CUDA build; FUSEDRNN_CUDA=1 builds it anyway"
     if not (problem := _nvcc_problem()):
         return True, f"{'FUSEDRNN_CUDA=1' if asked else 'torch has CUDA'}, {nvcc()}"
     if asked:

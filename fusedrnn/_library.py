@@ -25,6 +25,10 @@ class CellSpec:
     projects: bool  # whether h is projected to P < H
 
 
+# Compute capabilities of NVIDIA's systems on a chip: Xavier, Orin, Thor (in CUDA 12 and in 13).
+TEGRA = {72, 87, 101, 110}
+
+
 @dataclasses.dataclass(frozen=True)
 class CudaLibrary:
     """The library of the CUDA kernels, or why there is none."""
@@ -37,9 +41,16 @@ class CudaLibrary:
 
     def runs_on(self, capability: int) -> bool:
         """Whether there are kernels for a compute capability, 86 for 8.6."""
-        # Machine code runs on the same major version from its own minor version on.
-        same = (code // 10 == capability // 10 and code <= capability for code in self.codes)
-        return any(same) or (self.ptx is not None and self.ptx <= capability)
+        # Machine code runs on the same major version from its own minor version on; between Tegra
+        # and other GPUs, and from one Tegra to the next, it does not (CUDA C++ Programming Guide,
+        # "Binary Compatibility").
+        served = (
+            code == capability
+            or (code // 10 == capability // 10 and code < capability and capability not in TEGRA)
+            for code in self.codes
+            if code == capability or code not in TEGRA
+        )
+        return any(served) or (self.ptx is not None and self.ptx <= capability)
 
     def architectures(self) -> str:
         """What it was compiled for, in words."""

@@ -26,9 +26,11 @@ CI = CudaLibrary(HERE, "", (80, 90), None, "13.0")
 @pytest.mark.parametrize(
     ("library", "runs", "does_not"),
     [
-        (RELEASE, (75, 80, 86, 87, 89, 90, 100, 103, 120, 121, 130), (70, 72)),
+        (RELEASE, (75, 80, 86, 89, 90, 100, 103, 120, 121, 130), (70, 72, 87, 101)),
         (CI, (80, 86, 89, 90), (75, 100, 120)),
-        (CudaLibrary(HERE, "", (86,), None, ""), (86, 89), (75, 80, 90)),
+        (CudaLibrary(HERE, "", (86,), None, ""), (86, 89), (75, 80, 87, 90)),
+        (CudaLibrary(HERE, "", (87,), None, ""), (87,), (86, 89)),
+        (CudaLibrary(HERE, "", (75,), 80, ""), (75, 80, 87, 101, 110), (72,)),
     ],
 )
 def test_which_gpus_a_library_fits(

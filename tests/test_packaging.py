@@ -197,7 +197,7 @@ def torch_and_nvcc(
         ("", True, None, False, "nvcc is not in CUDA_HOME=.*; FUSEDRNN_CUDA=1 makes that an err"),
         ("", True, "12.6", False, r"the CUDA library needs nvcc 12\.8 or later, .*nvcc is 12\.6; "),
         ("", True, "?", False, ".*nvcc --version names no release: 'Cuda .*; FUSEDRNN_CUDA=1 "),
-        ("", False, "13.0", False, "this torch computes on the CPU only; FUSEDRNN_CUDA=1 builds"),
+        ("", False, "13.0", False, "this torch is no CUDA build; FUSEDRNN_CUDA=1 builds"),
         ("1", False, "13.0", True, "FUSEDRNN_CUDA=1, .*nvcc"),
         ("0", True, "13.0", False, "FUSEDRNN_CUDA=0"),
     ],
