@@ -162,3 +162,11 @@ def plot_times(axes: Axes, runs: Sequence[Run]) -> None:
     axes.set(title=f"training time, s ({torch.get_num_threads()} threads)")
     axes.set_ylim(len(runs) - 0.5, -0.5)
     axes.set_yticks(range(len(runs)), [r.title for r in runs], rotation=90, va="center")
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Prints rows below a head, the first column to the left and the others to the right."""
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    for row in (head, *rows):
+        first, *rest = (text.rjust(width) for text, width in zip(row, widths, strict=True))
+        print("  " + "  ".join([row[0].ljust(len(first)), *rest]))
