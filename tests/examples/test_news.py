@@ -151,6 +151,13 @@ def test_padding_counts_where_the_way_says_so(vowels: Any, way: str) -> None:
         assert torch.equal(model(x, lengths), model.linear(model.rnn(x)[0][-1]))
 
 
+def test_what_a_batch_is_padded_to() -> None:
+    rows = [torch.zeros(T) for T in (2, 7, 3, 5)]
+    part = news.Part(rows, torch.zeros(4))
+    assert news.longest(part, argparse.Namespace(batch=4, seed=0)) == 7
+    assert news.longest(part, argparse.Namespace(batch=1, seed=0)) == 17 / 4
+
+
 def test_moved_by_padding(vowels: Any) -> None:
     options = argparse.Namespace(batch=16, seed=0)
     for kind, way in (("torch", "packed"), ("fused", "packed"), ("fused", "lengths")):
@@ -209,7 +216,7 @@ def test_short_run_on_news(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert news.main(arguments) == 0
     out = capsys.readouterr().out
     assert "120 sequences to train on" in out
-    assert re.search(r"^  packed +torch.nn +100.0% +81.4% +0.0% ", out, re.M)
+    assert re.search(r"^  packed +torch.nn +100.0% \(81.4%\) +0.0% ", out, re.M)
     assert out.count("  ok  ") == 4
 
 
