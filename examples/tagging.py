@@ -183,13 +183,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     choices = {"nargs": "+", "choices": LANGUAGES, "default": list(LANGUAGES)}
     add("--language", **choices, metavar="CODE", help="pt, en (both)")
-    add("--words", type=int, help="the commonest to choose from (40000; 3000 with --short)")
+    add("--words", type=int, help="the commonest to choose from (30000; 3000 with --short)")
     add("--epochs", type=int, help="passes over the words (4; 2 with --short)")
     add("--hidden", type=int, help="hidden size of a direction (96; 32 with --short)")
     add("--layers", type=int, default=2, help="number of layers (2)")
     add("--wrong", type=int, default=12, help="words to show that it gets wrong (12)")
     options = parser.parse_args(arguments)
-    for name, short, full in (("words", 3000, 40_000), ("epochs", 2, 4), ("hidden", 32, 96)):
+    for name, short, full in (("words", 3000, 30_000), ("epochs", 2, 4), ("hidden", 32, 96)):
         if getattr(options, name) is None:
             setattr(options, name, short if options.short else full)
     if min(options.epochs, options.hidden, options.layers) < 1:
