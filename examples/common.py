@@ -132,6 +132,12 @@ def fit(
             bar.set_postfix(accuracy=f"{run.accuracies[-1]:.1%}", refresh=False)
 
 
+def threads() -> str:
+    """How many threads torch has, in words."""
+    number = torch.get_num_threads()
+    return "1 thread" if number == 1 else f"{number} threads"
+
+
 def plot_losses(axes: Axes, runs: Sequence[Run], steps: int = 25) -> None:
     """The training losses, smoothed: means of `steps` steps."""
     for run in runs:
@@ -159,7 +165,7 @@ def plot_times(axes: Axes, runs: Sequence[Run]) -> None:
         axes.barh(i, run.seconds, color=STYLES[run.kind][0], height=0.5)
         text = "white" if run.kind == "fused" else "black"
         axes.text(0, i, f" {run.seconds:.1f} s", va="center", size=13, color=text)
-    axes.set(title=f"training time, s ({torch.get_num_threads()} threads)")
+    axes.set(title=f"training time, s ({threads()})")
     axes.set_ylim(len(runs) - 0.5, -0.5)
     axes.set_yticks(range(len(runs)), [r.title for r in runs], rotation=90, va="center")
 

@@ -244,7 +244,8 @@ def plot(runs: dict[tuple[str, str], Run], data: Data, options: argparse.Namespa
     lengths.axvline(padded, color="#b3261e", ls=":", label="longest of a batch")
     lengths.axvline(sum(T) / len(T), color="black", ls=":", label="mean")
     lengths.set(title="lengths of the training sequences", xlabel="T")
-    lengths.legend(frameon=False, loc="upper left")
+    lengths.margins(y=0.3)  # room for the legend
+    lengths.legend(loc="upper right", framealpha=1, edgecolor="none")
     ways = [way for way in WAYS if any(name[0] == way for name in runs)]
     for way in ways:
         run = runs.get((way, "fused")) or runs[way, "torch"]
@@ -266,7 +267,7 @@ def plot(runs: dict[tuple[str, str], Run], data: Data, options: argparse.Namespa
     times.set_yticks(range(len(ways)), ways)
     times.invert_yaxis()
     times.margins(x=0.12)
-    times.set(title=f"training time, s ({torch.get_num_threads()} threads)")
+    times.set(title=f"training time, s ({common.threads()})")
     bars = {common.TITLES[kind]: common.STYLES[kind][0] for kind in common.kinds(options)}
     handles = [Patch(color=colour, label=title) for title, colour in bars.items()]
     times.legend(handles=handles, frameon=False, loc="lower right")
