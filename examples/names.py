@@ -213,7 +213,7 @@ def plot(runs: list[Run], data: Data, path: Path) -> None:
         apart.plot(gaps, color="#7a7a7a", lw=0.5)
         apart.plot(gaps[:50], color="#b3261e", lw=1.5, label="first 50 steps")
         apart.axhline(1e-4, color="#b3261e", ls=":", label="their limit")
-        apart.legend(frameon=False, loc="lower right")
+        apart.legend(loc="lower right", framealpha=1, edgecolor="none")
     counts = torch.zeros(len(LANGUAGES), len(LANGUAGES))
     for (_, label), answered in zip(data.test, answers(runs[-1].model, data), strict=True):
         counts[label, answered] += 1
