@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +17,9 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
-from torch import nn
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+from torch import Tensor, nn
 from tqdm import tqdm
 
 KINDS = ("torch", "fused")
@@ -71,3 +75,104 @@ def agree(
         f"{apart:.1e} (limit {limit:.0e})"
     )
     return good
+
+
+@dataclass
+class Run:
+    """What one training left behind."""
+
+    kind: str  # of KINDS
+    title: str
+    model: nn.Module
+    losses: list[float] = field(default_factory=list)  # of every step
+    accuracies: list[float] = field(default_factory=list)  # on what is held out, after every epoch
+    seconds: float = 0.0  # training alone
+
+
+def fit(
+    run: Run,
+    loss: Callable[[Tensor], Tensor],
+    accuracy: Callable[[], float],
+    samples: int,
+    *,
+    epochs: int,
+    batch: int,
+    rate: float,
+    one_cycle: bool = True,
+) -> None:
+    """Trains `run.model` with AdamW, gradients clipped to norm 1, and fills in the rest of `run`.
+
+    `loss` gets the indices of a batch; all `samples` are dealt out anew in every epoch. `rate` is
+    the learning rate; with `one_cycle` it rises to there and falls again.
+    """
+    model = run.model
+    steps = epochs * -(-samples // batch)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
+    schedule = None
+    if one_cycle:
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
+    with progress(steps, run.title) as bar:
+        for _ in range(epochs):
+            model.train()
+            start = time.perf_counter()
+            for indices in torch.randperm(samples).split(batch):
+                value = loss(indices)
+                optimizer.zero_grad()
+                value.backward()
+                nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                optimizer.step()
+                if schedule:
+                    schedule.step()
+                run.losses.append(value.item())
+                bar.update()
+            run.seconds += time.perf_counter() - start
+            model.eval()
+            with torch.no_grad():
+                run.accuracies.append(accuracy())
+            bar.set_postfix(accuracy=f"{run.accuracies[-1]:.1%}", refresh=False)
+
+
+def threads() -> str:
+    """How many threads torch has, in words."""
+    number = torch.get_num_threads()
+    return "1 thread" if number == 1 else f"{number} threads"
+
+
+def plot_losses(axes: Axes, runs: Sequence[Run], steps: int = 25) -> None:
+    """The training losses, smoothed: means of `steps` steps."""
+    for run in runs:
+        colour, width = STYLES[run.kind]
+        smooth = torch.tensor(run.losses).unfold(0, min(steps, len(run.losses)), 1).mean(1)
+        axes.plot(smooth, color=colour, lw=width, label=run.title)
+    axes.set(title=f"training loss (mean of {steps} steps)", xlabel="step", ylim=(0, None))
+    axes.legend(frameon=False)
+
+
+def plot_accuracies(axes: Axes, runs: Sequence[Run]) -> None:
+    """The accuracies after every epoch, in per cent."""
+    for run in runs:
+        colour, width = STYLES[run.kind]
+        percent = [100 * a for a in run.accuracies]
+        epochs = range(1, len(percent) + 1)
+        axes.plot(epochs, percent, "o-", color=colour, lw=width, ms=3 + width, label=run.title)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set(xlabel="epoch", ylim=(0, 100))
+
+
+def plot_times(axes: Axes, runs: Sequence[Run]) -> None:
+    """A bar for the time of each training."""
+    for i, run in enumerate(runs):
+        axes.barh(i, run.seconds, color=STYLES[run.kind][0], height=0.5)
+        text = "white" if run.kind == "fused" else "black"
+        axes.text(0, i, f" {run.seconds:.1f} s", va="center", size=13, color=text)
+    axes.set(title=f"training time, s ({threads()})")
+    axes.set_ylim(len(runs) - 0.5, -0.5)
+    axes.set_yticks(range(len(runs)), [r.title for r in runs], rotation=90, va="center")
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Prints rows below a head, the first column to the left and the others to the right."""
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    for row in (head, *rows):
+        first, *rest = (text.rjust(width) for text, width in zip(row, widths, strict=True))
+        print("  " + "  ".join([row[0].ljust(len(first)), *rest]))

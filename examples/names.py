@@ -1,35 +1,31 @@
-"""Which language does a name come from? A character LSTM learns it, twice.
+"""Which language does a name come from? A recurrent network learns it, twice.
 
 The data are the first and last names that the `faker` package ships for 35 locales (30 languages)
-in Latin script. A name is read character by character: embedding, LSTM on packed sequences (names
-differ in length), linear layer on the last hidden state. That is trained with torch.nn.LSTM and
-with fusedrnn.FusedLSTM, from one seed on the same batches, and the two are compared: first losses,
-accuracy on names that were never trained on, time. The exit status is 1 if they do not agree.
+in Latin script. A name is read character by character: embedding, an LSTM (or GRU, or RNN) by its
+layer on packed sequences (names differ in length) or by its cell in a loop, linear layer on the
+last hidden state. That is trained with torch.nn and with fusedrnn, from one seed on the same
+batches, and the two are compared: first losses, accuracy on names that were never trained on, time.
+The exit status is 1 if they do not agree.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
-import os
 import random
 import sys
-import time
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-# Threads that spin while they wait slow a small model tenfold on a machine that is busy.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
+import common  # before torch
 import torch
+from common import Run
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_sequence
-from tqdm import tqdm
 
 # fmt: off
 LOCALES = {
@@ -49,7 +45,7 @@ TEST_SHARE = 0.2
 PADDING, UNKNOWN = 0, 1  # character ids
 EMBEDDING, BATCH, LEARNING_RATE, DROPOUT = 64, 64, 3e-3, 0.5
 NAMES = ["Wojciechowska", "Sigurðardóttir", "Yılmazoğlu", "Ó Murchú", "Ogunbanjo", "Hämäläinen"]
-TITLES = {"torch": "torch.nn.LSTM", "fused": "fusedrnn.FusedLSTM"}
+PREFIXES = {"torch": "torch.nn.", "fused": "fusedrnn.Fused"}
 
 
 @dataclass
@@ -107,88 +103,95 @@ def load(seed: int) -> Data:
     return data
 
 
+class ByLayers(nn.Module):
+    """Embedded names [N, T, E] and lengths [N] to last hidden states [N, H], by a packed layer."""
+
+    def __init__(self, kind: str, cell: str, H: int, L: int) -> None:
+        super().__init__()
+        layer = getattr(common.layers(kind), cell.upper())
+        self.layer = layer(EMBEDDING, H, L, dropout=DROPOUT if L > 1 else 0.0)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+        _, state = self.layer(packed)
+        h_n = state[0] if isinstance(state, tuple) else state  # an LSTM's is (h_n, c_n)
+        return h_n[-1]
+
+
+class ByCells(nn.Module):
+    """The same in a loop: L cells read one character of every name in each step."""
+
+    def __init__(self, kind: str, cell: str, H: int, L: int) -> None:
+        super().__init__()
+        make = getattr(common.layers(kind), f"{cell.upper()}Cell")
+        self.cells = nn.ModuleList(make(H if k else EMBEDDING, H) for k in range(L))
+        self.dropout = nn.Dropout(DROPOUT)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        states: list[Tensor | tuple[Tensor, Tensor] | None] = [None] * len(self.cells)
+        outputs = []
+        for h in x.unbind(1):
+            for k, cell in enumerate(self.cells):
+                states[k] = state = cell(self.dropout(h) if k else h, states[k])
+                h = state[0] if isinstance(state, tuple) else state
+            outputs.append(h)
+        # What a cell makes of the padding behind a name is not looked at.
+        return torch.stack(outputs)[lengths - 1, torch.arange(len(lengths))]
+
+
+READERS = {"layers": ByLayers, "cells": ByCells}
+
+
 class NameClassifier(nn.Module):
     """Character ids [N, T] and lengths [N] to a score for every language [N, languages]."""
 
-    def __init__(self, lstm: Callable[..., nn.Module], characters: int, H: int, L: int) -> None:
+    def __init__(self, kind: str, cell: str, by: str, characters: int, H: int, L: int) -> None:
         super().__init__()
         self.embedding = nn.Embedding(characters, EMBEDDING, padding_idx=PADDING)
-        self.lstm = lstm(EMBEDDING, H, L, dropout=DROPOUT if L > 1 else 0.0)
+        self.read = READERS[by](kind, cell, H, L)
         self.dropout = nn.Dropout(DROPOUT)
         self.linear = nn.Linear(H, len(LANGUAGES))
 
     def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
-        characters = self.embedding(ids)
-        packed = pack_padded_sequence(characters, lengths, batch_first=True, enforce_sorted=False)
-        _, (h_n, _) = self.lstm(packed)
-        return self.linear(self.dropout(h_n[-1]))
-
-
-@dataclass
-class Run:
-    """What one training left behind."""
-
-    title: str
-    model: NameClassifier
-    losses: list[float] = field(default_factory=list)  # of every step
-    accuracies: list[float] = field(default_factory=list)  # on held-out names, after every epoch
-    answers: list[int] = field(default_factory=list)  # to the held-out names, at the end
-    seconds: float = 0.0  # training alone
+        return self.linear(self.dropout(self.read(self.embedding(ids), lengths)))
 
 
 def train(kind: str, data: Data, options: argparse.Namespace) -> Run:
-    """Trains with one of the two LSTMs; both see the same initial weights, batches and dropout."""
-    lstm: Callable[..., nn.Module] = nn.LSTM
-    if kind == "fused":
-        import fusedrnn
-
-        lstm = fusedrnn.FusedLSTM
+    """Trains one of the two kinds; both see the same initial weights, batches and dropout."""
+    cell, by, H, L = options.cell, options.by, options.hidden, options.layers
     torch.manual_seed(options.seed)
-    model = NameClassifier(lstm, len(data.characters) + 2, options.hidden, options.layers)
-    run = Run(TITLES[kind], model)
+    model = NameClassifier(kind, cell, by, len(data.characters) + 2, H, L)
+    title = PREFIXES[kind] + cell.upper() + ("Cell" if by == "cells" else "")
+    run = Run(kind, title, model)
     ids, lengths = data.encode([name for name, _ in data.train])
     labels = torch.tensor([label for _, label in data.train])
-    held_out = data.encode([name for name, _ in data.test])
-    steps = options.epochs * -(-len(labels) // BATCH)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
-    pause = 0.2 if sys.stderr.isatty() else 10  # seconds; a log file gets few lines
-    with tqdm(total=steps, desc=f"{run.title:18}", mininterval=pause) as bar:
-        for _ in range(options.epochs):
-            model.train()
-            start = time.perf_counter()
-            for batch in torch.randperm(len(labels)).split(BATCH):
-                scores = model(ids[batch, : lengths[batch].max()], lengths[batch])
-                loss = nn.functional.cross_entropy(scores, labels[batch])
-                optimizer.zero_grad()
-                loss.backward()
-                nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-                optimizer.step()
-                schedule.step()
-                run.losses.append(loss.item())
-                bar.update()
-            run.seconds += time.perf_counter() - start
-            model.eval()
-            with torch.no_grad():
-                run.answers = model(*held_out).argmax(1).tolist()
-            right = sum(a == label for a, (_, label) in zip(run.answers, data.test, strict=True))
-            run.accuracies.append(right / len(data.test))
-            bar.set_postfix(accuracy=f"{run.accuracies[-1]:.1%}", refresh=False)
+    held_out = torch.tensor([label for _, label in data.test])
+
+    def loss(batch: Tensor) -> Tensor:
+        scores = model(ids[batch, : lengths[batch].max()], lengths[batch])
+        return nn.functional.cross_entropy(scores, labels[batch])
+
+    def accuracy() -> float:
+        return (answers(model, data) == held_out).double().mean().item()
+
+    settings = {"epochs": options.epochs, "batch": BATCH, "rate": LEARNING_RATE}
+    common.fit(run, loss, accuracy, len(labels), **settings)
     return run
+
+
+def answers(model: nn.Module, data: Data) -> Tensor:
+    """The likeliest language of every held-out name."""
+    with torch.no_grad():
+        return model.eval()(*data.encode([name for name, _ in data.test])).argmax(1)
 
 
 def compare(first: Run, second: Run) -> bool:
     """Prints how well two runs agree, and whether that is well enough."""
-    losses = torch.tensor([first.losses, second.losses], dtype=torch.float64)[:, :50]
-    apart = (losses[0] - losses[1]).abs().max().item()
+    agree = common.agree(first.losses, second.losses)
     points = 100 * abs(first.accuracies[-1] - second.accuracies[-1])
-    checks = {
-        f"first {losses.shape[1]} losses differ by at most {apart:.1e} (limit 1e-4)": apart <= 1e-4,
-        f"held-out accuracies differ by {points:.2f} points (limit 1)": points <= 1,
-    }
-    for text, good in checks.items():
-        print(f"  {'ok    ' if good else 'FAILED'}  {text}")
-    return all(checks.values())
+    mark = "ok    " if points <= 1 else "FAILED"
+    print(f"  {mark}  held-out accuracies differ by {points:.2f} points (limit 1)")
+    return agree and points <= 1
 
 
 def plot(runs: list[Run], data: Data, path: Path) -> None:
@@ -197,24 +200,12 @@ def plot(runs: list[Run], data: Data, path: Path) -> None:
     grid = figure.add_gridspec(2, 3, width_ratios=[1, 1, 2.1])
     loss, apart, accuracy, bars = (figure.add_subplot(grid[i // 2, i % 2]) for i in range(4))
     matrix = figure.add_subplot(grid[:, 2])
-    styles = [("#f2a541", 3.5, "black"), ("#1f4e79", 1.2, "white")]  # the second on top
-    for i, (run, (colour, width, text)) in enumerate(zip(runs, styles, strict=False)):
-        smooth = torch.tensor(run.losses).unfold(0, min(25, len(run.losses)), 1).mean(1)
-        loss.plot(smooth, color=colour, lw=width, label=run.title)
-        percent = [100 * a for a in run.accuracies]
-        accuracy.plot(
-            range(1, len(percent) + 1), percent, "o-", color=colour, lw=width, ms=3 + width
-        )
-        bars.barh(i, run.seconds, color=colour, height=0.5)
-        bars.text(0, i, f" {run.seconds:.1f} s", va="center", size=13, color=text)
-    loss.set(title="training loss (mean of 25 steps)", xlabel="step", ylim=(0, None))
-    loss.legend(frameon=False)
+    common.plot_losses(loss, runs)
+    common.plot_accuracies(accuracy, runs)
+    common.plot_times(bars, runs)
     accuracy.axhline(100 * data.baseline(), color="grey", ls=":", label="most frequent language")
-    accuracy.xaxis.set_major_locator(MaxNLocator(integer=True))
-    accuracy.set(title="accuracy on held-out names, %", xlabel="epoch", ylim=(0, 100))
-    accuracy.legend(frameon=False)
-    bars.set(title=f"training time, s ({torch.get_num_threads()} threads)", ylim=(1.5, -0.5))
-    bars.set_yticks(range(len(runs)), [r.title for r in runs], rotation=90, va="center")
+    accuracy.set(title="accuracy on held-out names, %")
+    accuracy.legend(accuracy.get_lines()[-1:], ["most frequent language"], frameon=False)
     apart.set(title="difference of the two losses", xlabel="step", yscale="log")
     apart.set_visible(len(runs) == 2)
     if len(runs) == 2:
@@ -222,9 +213,9 @@ def plot(runs: list[Run], data: Data, path: Path) -> None:
         apart.plot(gaps, color="#7a7a7a", lw=0.5)
         apart.plot(gaps[:50], color="#b3261e", lw=1.5, label="first 50 steps")
         apart.axhline(1e-4, color="#b3261e", ls=":", label="their limit")
-        apart.legend(frameon=False, loc="lower right")
+        apart.legend(loc="lower right", framealpha=1, edgecolor="none")
     counts = torch.zeros(len(LANGUAGES), len(LANGUAGES))
-    for (_, label), answered in zip(data.test, runs[-1].answers, strict=True):
+    for (_, label), answered in zip(data.test, answers(runs[-1].model, data), strict=True):
         counts[label, answered] += 1
     shares = 100 * counts / counts.sum(1, keepdim=True)
     image = matrix.imshow(shares.sqrt(), cmap="BuPu", vmin=0, vmax=10)
@@ -236,31 +227,48 @@ def plot(runs: list[Run], data: Data, path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def answer(run: Run, data: Data, names: list[str]) -> None:
-    """Prints the three likeliest languages of every name."""
-    parts = {n: "trained on" for n, _ in data.train} | {n: "held out" for n, _ in data.test}
+def predict(model: nn.Module, data: Data, names: Sequence[str]) -> list[list[tuple[str, float]]]:
+    """The three likeliest languages of every name, with their probabilities."""
     ids, lengths = data.encode([normalise(name) for name in names])
     with torch.no_grad():
-        chances, best = run.model.eval()(ids, lengths).softmax(1).topk(3)
-    for name, chance, label in zip(names, chances.tolist(), best.tolist(), strict=True):
-        guesses = ", ".join(f"{LANGUAGES[i]} {c:.0%}" for i, c in zip(label, chance, strict=True))
-        print(f"  {name:16} {guesses}  ({parts.get(normalise(name), 'not in the data')})")
+        chances, best = model.eval()(ids, lengths).softmax(1).topk(3)
+    return [
+        [(LANGUAGES[i], chance) for i, chance in zip(*pair, strict=True)]
+        for pair in zip(best.tolist(), chances.tolist(), strict=True)
+    ]
+
+
+def answer(model: nn.Module, data: Data, names: Sequence[str]) -> None:
+    """Prints the three likeliest languages of every name."""
+    parts = {n: "trained on" for n, _ in data.train} | {n: "held out" for n, _ in data.test}
+    for name, guesses in zip(names, predict(model, data, names), strict=True):
+        text = ", ".join(f"{language} {chance:.0%}" for language, chance in guesses)
+        print(f"  {name:16} {text}  ({parts.get(normalise(name), 'not in the data')})")
+
+
+def ask(model: nn.Module, data: Data) -> None:
+    """Answers names that are typed in, until an empty line or the end of the input."""
+    while True:
+        try:
+            name = input("a name, or nothing to end: ")
+        except EOFError:
+            return
+        if not normalise(name):
+            return
+        answer(model, data, [name])
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    layout = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
+    parser = common.parser(__doc__)
     add = parser.add_argument
     add("names", nargs="*", default=NAMES, help="names to answer in the end")
-    add("--rnn", choices=["torch", "fused", "both"], default="both", help="what to train (both)")
+    add("--ask", action="store_true", help="then ask for more names")
+    add("--cell", choices=["rnn", "gru", "lstm"], default="lstm", help="what reads (lstm)")
+    add("--by", choices=READERS, default="layers", help="a layer, or cells in a loop (layers)")
     add("--epochs", type=int, help="passes over the data (10; 2 with --short)")
-    add("--hidden", type=int, help="hidden size of the LSTM (256; 64 with --short)")
-    add("--layers", type=int, default=1, help="layers of the LSTM (1)")
-    add("--seed", type=int, default=0, help="of the split, the weights and the batches (0)")
-    add("--short", action="store_true", help="a smaller model, 2 epochs: done in seconds")
-    out = Path(__file__).resolve().parent.parent / "demo-output"
-    add("--out", type=Path, default=out, metavar="DIR", help="folder for the plot (demo-output)")
+    add("--hidden", type=int, help="hidden size (256; 64 with --short)")
+    add("--layers", type=int, default=1, help="number of layers (1)")
     options = parser.parse_args(arguments)
     if options.epochs is None:
         options.epochs = 2 if options.short else 10
@@ -274,7 +282,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Trains, compares, plots and answers; 1 if the two LSTMs do not agree."""
+    """Trains, compares, plots and answers; 1 if the two do not agree."""
     options = parse(arguments)
     data = load(options.seed)
     print(
@@ -283,15 +291,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"at most {MOST_PER_LANGUAGE:,} of a language are taken: {len(data.train):,} to train on, "
         f"{len(data.test):,} held out, {len(data.characters)} different characters"
     )
-    runs = [train(kind, data, options) for kind in TITLES if options.rnn in (kind, "both")]
+    runs = [train(kind, data, options) for kind in common.kinds(options)]
     print(f"held-out accuracy (the most frequent language always: {data.baseline():.1%})")
+    width = max(len(run.title) for run in runs)
     for run in runs:
-        print(f"  {run.title:18}  {run.accuracies[-1]:.1%}, trained in {run.seconds:.1f} s")
+        print(f"  {run.title:{width}}  {run.accuracies[-1]:.1%}, trained in {run.seconds:.1f} s")
     agree = len(runs) == 1 or compare(*runs)
     options.out.mkdir(parents=True, exist_ok=True)
     plot(runs, data, options.out / "names.png")
     print(f"plot: {options.out / 'names.png'}\nlikeliest languages")
-    answer(runs[-1], data, options.names)
+    answer(runs[-1].model, data, options.names)
+    if options.ask:
+        ask(runs[-1].model, data)
     return 0 if agree else 1
 
 

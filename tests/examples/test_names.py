@@ -1,50 +1,28 @@
-"""The demo: its data, its answers, and a short run of it."""
+"""Names, the demo: its data, its answers, its models, and short runs of it."""
 
 from __future__ import annotations
 
-import importlib.util
-import os
+import builtins
 import re
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-PROGRAM = ROOT / "examples" / "names.py"
+from tests.examples import programs
+
+common = programs.load("common")
+names = programs.load("names")
 
 
 @pytest.fixture(scope="module")
-def names() -> ModuleType:
-    """The program as a module."""
-    spec = importlib.util.spec_from_file_location("names", PROGRAM)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["names"] = module  # where dataclasses look up annotations
-    spec.loader.exec_module(module)
-    return module
+def data() -> Any:
+    return names.load(0)
 
 
-def start(*arguments: str, folder: Path, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """Runs the program."""
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    return subprocess.run(
-        [sys.executable, str(PROGRAM), "--out", str(folder), *arguments],
-        env={**os.environ, "PYTHONPATH": path, "PYTHONIOENCODING": "utf-8"},
-        encoding="utf-8",
-        capture_output=True,
-        timeout=300,
-        check=check,
-    )
-
-
-def test_data(names: ModuleType) -> None:
-    data = names.load(0)
+def test_data(data: Any) -> None:
     locales = [locale for group in names.LOCALES.values() for locale in group]
     assert len(set(locales)) == len(locales) >= 15
     train, test = (dict(part) for part in (data.train, data.test))
@@ -67,7 +45,7 @@ def test_data(names: ModuleType) -> None:
     assert "anna" not in train.keys() | test.keys()
 
 
-def test_split_depends_on_the_seed_alone(names: ModuleType) -> None:
+def test_split_depends_on_the_seed_alone() -> None:
     assert names.load(3) == names.load(3)
     assert names.load(3).test != names.load(4).test
 
@@ -82,12 +60,11 @@ def test_split_depends_on_the_seed_alone(names: ModuleType) -> None:
         ("", ""),
     ],
 )
-def test_normalise(names: ModuleType, raw: str, normal: str) -> None:
+def test_normalise(raw: str, normal: str) -> None:
     assert names.normalise(raw) == normal
 
 
-def test_encode(names: ModuleType) -> None:
-    data = names.load(0)
+def test_encode(data: Any) -> None:
     ids, lengths = data.encode(["abc", "é", "ж日a"])
     assert lengths.tolist() == [3, 1, 3]
     assert ids.shape == (3, 3)
@@ -98,19 +75,81 @@ def test_encode(names: ModuleType) -> None:
     assert data.characters.keys() == {c for name, _ in data.train for c in name}
 
 
-def test_baseline_is_the_share_of_one_language(names: ModuleType) -> None:
-    data = names.load(0)
+def test_baseline_is_the_share_of_one_language(data: Any) -> None:
     shares = {count / len(data.test) for count in Counter(i for _, i in data.test).values()}
     assert data.baseline() in shares
     assert data.baseline() < 0.1
 
 
-def test_padding_does_not_change_an_answer(names: ModuleType) -> None:
-    data = names.load(0)
-    model = names.NameClassifier(torch.nn.LSTM, len(data.characters) + 2, 8, 1).eval()
+@pytest.mark.parametrize("by", ["layers", "cells"])
+def test_padding_does_not_change_an_answer(by: str, data: Any) -> None:
+    model = names.NameClassifier("torch", "lstm", by, len(data.characters) + 2, 8, 1).eval()
     alone = model(*data.encode(["Li"]))
     beside = model(*data.encode(["Sigurbjörnsdóttir", "Li"]))
     torch.testing.assert_close(beside[1:], alone)
+
+
+@pytest.mark.parametrize("kind", ["torch", "fused"])
+@pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
+@pytest.mark.parametrize("L", [1, 2])
+def test_cells_in_a_loop_are_a_layer(kind: str, cell: str, L: int, data: Any) -> None:
+    ids, lengths = data.encode(["Li", "Sigurbjörnsdóttir", "O'Brien"])
+    by_layers, by_cells = (
+        names.NameClassifier(kind, cell, by, len(data.characters) + 2, 8, L).double().eval()
+        for by in ("layers", "cells")
+    )
+    by_cells.load_state_dict(
+        {
+            re.sub(r"read\.layer\.(\w+)_l(\d)", r"read.cells.\2.\1", key): value
+            for key, value in by_layers.state_dict().items()
+        }
+    )
+    torch.testing.assert_close(by_cells(ids, lengths), by_layers(ids, lengths))
+
+
+def test_a_seed_gives_cells_and_a_layer_the_same_weights() -> None:
+    weights = []
+    for by in ("layers", "cells"):
+        torch.manual_seed(3)
+        weights.append(list(names.NameClassifier("torch", "gru", by, 30, 8, 1).parameters()))
+    assert all(map(torch.equal, *weights))
+
+
+def test_predict_gives_the_likeliest_first(data: Any) -> None:
+    model = names.NameClassifier("torch", "gru", "layers", len(data.characters) + 2, 8, 1).eval()
+    asked = ["  LI ", "Sigurbjörnsdóttir"]
+    with torch.no_grad():
+        chances = model(*data.encode(["li", "sigurbjörnsdóttir"])).softmax(1)
+    for guesses, row in zip(names.predict(model, data, asked), chances, strict=True):
+        assert len(guesses) == 3
+        for (language, chance), other in zip(guesses, row.sort(descending=True)[0], strict=False):
+            assert chance == pytest.approx(row[names.LANGUAGES.index(language)].item())
+            assert chance == pytest.approx(other.item())
+
+
+@pytest.mark.parametrize("end", ["", "   ", None])
+def test_ask(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    end: str | None,
+    data: Any,
+) -> None:
+    model = names.NameClassifier("fused", "rnn", "layers", len(data.characters) + 2, 8, 1)
+    lines = iter(["Ana Clara", "Zoë", end, "not asked for"])
+
+    def typed(prompt: str) -> str:
+        assert "a name" in prompt
+        line = next(lines)
+        if line is None:
+            raise EOFError
+        return line
+
+    monkeypatch.setattr(builtins, "input", typed)
+    names.ask(model, data)
+    assert re.findall(r"^  (\S.*?) {2,}\S+ \d+%, ", capsys.readouterr().out, re.M) == [
+        "Ana Clara",
+        "Zoë",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -125,12 +164,10 @@ def test_padding_does_not_change_an_answer(names: ModuleType) -> None:
         ([2.0, 1.5], 0.689, False),
     ],
 )
-def test_what_agreement_is(
-    names: ModuleType, second: list[float], accuracy: float, agree: bool
-) -> None:
+def test_what_agreement_is(second: list[float], accuracy: float, agree: bool) -> None:
     runs = [
-        names.Run("a", None, losses=[2.0, 1.5], accuracies=[0.1, 0.7]),
-        names.Run("b", None, losses=second, accuracies=[0.1, accuracy]),
+        common.Run("torch", "a", None, losses=[2.0, 1.5], accuracies=[0.1, 0.7]),
+        common.Run("fused", "b", None, losses=second, accuracies=[0.1, accuracy]),
     ]
     assert names.compare(*runs) is agree
     # Only the first 50 steps count: rounding grows in a training.
@@ -140,7 +177,8 @@ def test_what_agreement_is(
 
 
 def test_short_run(tmp_path: Path) -> None:
-    done = start("--short", "Guðmundsdóttir", "O'Brien", "日本", folder=tmp_path / "new")
+    asked = ["Guðmundsdóttir", "O'Brien", "日本"]
+    done = programs.run("names", "--short", *asked, folder=tmp_path / "new")
     out = done.stdout
     accuracies = [float(a) for a in re.findall(r"LSTM +(\d+\.\d)%, trained in \d+\.\d s", out)]
     assert len(accuracies) == 2, out
@@ -155,11 +193,19 @@ def test_short_run(tmp_path: Path) -> None:
     assert str(picture) in out
     assert picture.read_bytes().startswith(b"\x89PNG")
     answers = dict(re.findall(r"^  (\S+) +(.*%.*)$", out.split("likeliest languages\n")[1], re.M))
-    assert answers.keys() == {"Guðmundsdóttir", "O'Brien", "日本"}
+    assert answers.keys() == set(asked)
     assert answers["Guðmundsdóttir"].startswith("Icelandic ")
     assert all(len(re.findall(r"[A-Z][a-z]+ \d+%", text)) == 3 for text in answers.values())
     # A progress bar for each of the two.
     assert done.stderr.count("100%") >= 2
+
+
+def test_short_run_by_cells(tmp_path: Path) -> None:
+    short = ["--short", "--epochs", "1", "--hidden", "16", "--cell", "gru", "--by", "cells"]
+    out = programs.run("names", *short, "Anna", folder=tmp_path).stdout
+    for title in ("torch.nn.GRUCell", "fusedrnn.FusedGRUCell"):
+        assert re.search(rf"{title} +\d+\.\d%, trained in", out)
+    assert "FAILED" not in out
 
 
 @pytest.mark.parametrize(
@@ -168,11 +214,13 @@ def test_short_run(tmp_path: Path) -> None:
         (["--epochs", "0"], "must be at least 1"),
         (["--hidden", "-3"], "must be at least 1"),
         (["--rnn", "jax"], "invalid choice"),
+        (["--cell", "gated"], "invalid choice"),
+        (["--by", "hand"], "invalid choice"),
         (["Anna", "  "], "a name needs at least one character"),
     ],
 )
 def test_bad_arguments(
-    names: ModuleType, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+    capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     with pytest.raises(SystemExit) as caught:
         names.parse(arguments)
@@ -180,10 +228,10 @@ def test_bad_arguments(
     assert message in capsys.readouterr().err
 
 
-def test_help(names: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         names.parse(["--help"])
     assert caught.value.code == 0
     text = capsys.readouterr().out
-    for option in ("--rnn", "--epochs", "--hidden", "--layers", "--short", "--out", "--seed"):
-        assert option in text
+    options = "rnn epochs hidden layers short out seed cell by ask"
+    assert all(f"--{option}" in text for option in options.split())
