@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 import fusedrnn
+from tools.draw_pictures import PICTURES
 
 REASON = "requirements-docs.txt is not installed"
 markdown_it = pytest.importorskip("markdown_it", reason=REASON)
@@ -242,3 +243,10 @@ def test_every_public_name_is_on_the_api_page(site: Site) -> None:
     wanted |= {f"fusedrnn.functional.{name}" for name in fusedrnn.functional.__all__}
     wanted |= {f"fusedrnn.{name}.forward" for name in fusedrnn.__all__ if name.startswith("Fused")}
     assert not wanted - site["api.html"].ids
+
+
+def test_pictures_are_what_their_program_draws() -> None:
+    for file, draw in PICTURES.items():
+        assert (ROOT / "docs/images" / file).read_text() == draw().svg(), (
+            "python -m tools.draw_pictures docs/images"
+        )
