@@ -149,13 +149,16 @@ def test_commands(page: Path) -> None:
 
 
 def slugs(page: Path) -> set[str]:
-    """Anchors of a page's headings, as GitHub and MyST make them."""
-    titles = [
-        "".join(child.content for child in after.children)
-        for token, after in pairwise(tokens(page))
-        if token.type == "heading_open"
-    ]
-    return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles}
+    """Anchors of a page's headings, as GitHub and MyST make them, and of what it includes."""
+    found = set()
+    for token, after in pairwise(tokens(page)):
+        if token.type == "heading_open":
+            title = "".join(child.content for child in after.children)
+            found.add(re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-"))
+    for _, info, _ in blocks(page):
+        if info.startswith("{include} "):
+            found |= slugs(page.parent / info.removeprefix("{include} "))
+    return found
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
@@ -243,6 +246,19 @@ def test_every_public_name_is_on_the_api_page(site: Site) -> None:
     wanted |= {f"fusedrnn.functional.{name}" for name in fusedrnn.functional.__all__}
     wanted |= {f"fusedrnn.{name}.forward" for name in fusedrnn.__all__ if name.startswith("Fused")}
     assert not wanted - site["api.html"].ids
+
+
+def test_the_cell_of_the_page_compiles_and_is_differentiated(tmp_path: Path) -> None:
+    page = ROOT / "docs/adding-a-cell.md"
+    (header,) = (text for _, info, text in blocks(page) if info == "cpp" and "#pragma" in text)
+    (tmp_path / "cell.h").write_text(header)
+    # The header includes its neighbours, in quotes: <math.h> stays the system's.
+    flags = ["-std=c++20", "-Wall", "-Wextra", "-Werror", "-iquote", tmp_path]
+    flags += ["-iquote", ROOT / "csrc/cells", '-DCELL_HEADER="cell.h"', "-DCELL=LstmCoupled"]
+    source = Path(__file__).with_name("derivative.cpp")
+    subprocess.run(["g++", source, *flags, "-o", tmp_path / "derivative"], check=True)
+    result = subprocess.run([tmp_path / "derivative"], capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout
 
 
 def test_pictures_are_what_their_program_draws() -> None:
