@@ -50,7 +50,7 @@ bench-report: $(STATE)/requirements-bench
 	$(PY) -m benchmarks report benchmarks/results/*.json --docs docs/benchmarks.md --readme README.md
 
 docs: build $(STATE)/requirements-docs
-	$(PY) -m sphinx -W --keep-going -q -E docs $(SITE)
+	$(PY) -m sphinx -W --keep-going -q -E -d build/doctrees docs $(SITE)
 
 selftest: build
 	@mkdir -p $(REPORT)
