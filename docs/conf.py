@@ -97,14 +97,18 @@ def _name_the_rest(app: Sphinx, docname: str, source: list[str]) -> None:
         source[0] += f"\n## More\n\n```{{eval-rst}}\n{rest}```\n"
 
 
-def _keep_names_together(
+def _part_names(
     app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: list[str]
 ) -> None:
-    """Two attributes on one line of a docstring: Sphinx would take the first for a type."""
-    for i, line in enumerate(lines):
-        if line.startswith(":ivar "):
-            names, text = line.removeprefix(":ivar ").split(":", 1)
-            lines[i] = ":ivar " + names.replace(", ", ",\N{NO-BREAK SPACE}") + ":" + text
+    """Two attributes in one line become two lines: Sphinx would take the first for a type."""
+    parted = []
+    for line in lines:
+        names, colon, text = line.removeprefix(":ivar ").partition(":")
+        if line.startswith(":ivar ") and ", " in names:
+            parted += [f":ivar {each}{colon}{text}" for each in names.split(", ")]
+        else:
+            parted.append(line)
+    lines[:] = parted
 
 
 def _formula(self: Any, node: nodes.Element, inline: bool) -> None:
@@ -152,7 +156,7 @@ def setup(app: Sphinx) -> None:
     """Adds to Sphinx what is above."""
     app.connect("source-read", _lead_to_pages)
     app.connect("source-read", _name_the_rest)
-    app.connect("autodoc-process-docstring", _keep_names_together, priority=900)
+    app.connect("autodoc-process-docstring", _part_names, priority=900)
     app.connect("doctree-resolved", _take_in_pictures)
     app.connect("html-page-context", _name_the_language)
     # Formulas are drawn here, in a font that comes with ziamath: the pages need no script for them.
