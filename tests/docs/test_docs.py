@@ -62,8 +62,12 @@ def is_python(info: str) -> bool:
 WITH_PYTHON = [page for page in PAGES if any(is_python(info) for _, info, _ in blocks(page))]
 
 
-# torch's own, where docs/migrate.md shows that torch.nn's layers do not export.
+# What torch and others say of themselves: where docs/migrate.md shows that torch.nn's layers do not
+# export, and where docs/interop.md exports to ONNX and reads Keras.
 @pytest.mark.filterwarnings("ignore:The tensor attributes self._flat_weights:UserWarning")
+@pytest.mark.filterwarnings("ignore:# The axis name:UserWarning")
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("page", WITH_PYTHON, ids=name)
 def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All of a page in order, in one fresh namespace; a block `python no-run` says first why."""
@@ -81,24 +85,36 @@ def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
                 exec(compile("\n" * line + text, str(page), "exec"), namespace)
 
 
+OURS = re.compile(r"(\w+=\S+ )*(bash|make|pip|python|torchrun) ")
+
+
 def commands(page: Path) -> Iterator[tuple[str, list[str]]]:
-    """Place and words of every command of a page: fences of sh and console, indented blocks."""
+    """Place and words of a page's commands: in fences of sh and console, indented."""
     for token in tokens(page):
-        shell = token.type == "fence" and token.info.strip() in ("sh", "console")
-        if not (shell or token.type == "code_block"):
+        fence = token.type == "fence" and token.info.strip() in ("sh", "console")
+        if fence or token.type == "code_block":
+            lines = token.content.replace("\\\n", " ").splitlines()
+        else:
             continue
-        text = token.content.replace("\\\n", " ")
-        lines = text.splitlines()
         if any(line.startswith("$ ") for line in lines):  # the others are what is printed
             lines = [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
+        command = ""
         for line in lines:
-            if not shell and not re.match(r"(\w+=\S+ )*(bash|make|pip|python|torchrun) ", line):
-                continue  # an indented block may be anything
-            words = shlex.split(line, comments=True)
+            command += line
+            if not fence and not OURS.match(command):
+                command = ""
+                continue  # it may be anything
+            try:
+                words = shlex.split(command, comments=True)
+            except ValueError:  # a quotation goes on
+                command += "\n"
+                continue
+            command = ""
             while words and re.fullmatch(r"\w+=.*", words[0]):
                 words.pop(0)
             if words:
                 yield f"{name(page)}:{token.map[0] + 1}", words
+        assert not command, f"{name(page)}:{token.map[0] + 1}: a quotation has no end"
 
 
 def problem(words: list[str]) -> str:
@@ -111,6 +127,8 @@ def problem(words: list[str]) -> str:
         return "".join(f"no target {word}. " for word in asked if word not in known)
     if program in ("python", "torchrun", "bash"):
         scripts = [word for word in rest if word.endswith((".py", ".sh")) or "/" in word]
+        if "-c" in rest:
+            return ""
         if "-m" in rest:
             module = rest[rest.index("-m") + 1]
             if find_spec(module.split(".")[0]) is None:
