@@ -1,6 +1,7 @@
 # make demo   trains the demo: names -> languages     make demo SHORT=1; make demo NAMES="Garcia Müller"
 # make test   runs the tests                          make test ARGS="-k gru"; make test WORKERS=2
 # make bench  times against torch.nn and rivals       make bench BENCH="--set packed"; make bench-report
+# make docs   builds the documentation's site into build/site (open index.html there)
 # make selftest   checks and times every layer, and writes a report   make selftest DEVICE=cuda
 # make lint, make sanitize, make build, make environment, make clean
 #
@@ -18,14 +19,16 @@ PYTEST_FLAGS := -q -p no:cacheprovider --durations=15 $(if $(filter-out 0,$(WORK
 BENCH ?= --set core --rivals torch,ort,openvino,jax
 RESULTS ?= benchmarks/results/core.json
 # The tests also run the programs of examples/ and the tools that people use with torch.nn's layers.
-TEST_REQUIREMENTS = $(addprefix $(STATE)/requirements,-dev -examples -ecosystem)
+TEST_REQUIREMENTS = $(addprefix $(STATE)/requirements,-dev -examples -ecosystem -docs)
 CXX_FILES = $(shell find csrc tests benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh')
 
 # Of the selftest, and the folder of its report.
 DEVICE ?= cuda
 REPORT ?= build
 
-.PHONY: selftest build demo test bench bench-report lint sanitize environment clean
+SITE ?= build/site
+
+.PHONY: docs selftest build demo test bench bench-report lint sanitize environment clean
 
 build: $(STATE)/requirements
 	$(PY) setup.py -q build_ext --inplace
@@ -45,6 +48,9 @@ bench: build $(STATE)/requirements-bench
 
 bench-report: $(STATE)/requirements-bench
 	$(PY) -m benchmarks report benchmarks/results/*.json --docs docs/benchmarks.md --readme README.md
+
+docs: build $(STATE)/requirements-docs
+	$(PY) -m sphinx -W --keep-going -q -E -d build/doctrees docs $(SITE)
 
 selftest: build
 	@mkdir -p $(REPORT)
@@ -72,8 +78,8 @@ $(PY):
 
 # The tools of requirements-dev.txt stand on requirements.txt.
 $(STATE)/requirements-dev: $(STATE)/requirements
-$(STATE)/requirements-bench $(STATE)/requirements-examples $(STATE)/requirements-ecosystem: \
-  $(STATE)/requirements-dev
+$(STATE)/requirements-bench $(STATE)/requirements-examples $(STATE)/requirements-ecosystem \
+  $(STATE)/requirements-docs: $(STATE)/requirements-dev
 
 $(STATE)/%: %.txt tools/missing_requirements.py | $(PY)
 	@mkdir -p $(STATE)

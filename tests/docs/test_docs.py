@@ -1,0 +1,291 @@
+"""The documentation: its blocks of code run, its site builds, its links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from importlib.util import find_spec
+from itertools import pairwise
+from pathlib import Path
+from urllib.parse import unquote, urldefrag
+
+import pytest
+import torch
+from torch import nn
+
+import fusedrnn
+import fusedrnn.keras
+import fusedrnn.onnx
+from tools.draw_pictures import PICTURES
+
+REASON = "requirements-docs.txt is not installed"
+markdown_it = pytest.importorskip("markdown_it", reason=REASON)
+
+ROOT = Path(__file__).resolve().parents[2]
+OUTSIDE = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "examples/README.md"]
+PAGES = sorted(
+    [
+        *(ROOT / name for name in OUTSIDE),
+        *ROOT.glob("csrc/**/*.md"),
+        *ROOT.glob("tests/**/*.md"),
+        *ROOT.glob("docs/**/*.md"),
+    ]
+)
+# What a page speaks of without making it.
+GIVEN = {"README.md": {"model": nn.Sequential(nn.LSTM(4, 8))}}
+# Programs of commands that a machine may lack.
+OPTIONAL = {"compute-sanitizer", "nvcc", "torchrun", "chromium"}
+
+
+def name(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def tokens(page: Path) -> list:
+    return markdown_it.MarkdownIt("commonmark").enable("table").parse(page.read_text())
+
+
+def blocks(page: Path) -> Iterator[tuple[int, str, str]]:
+    """First line, language and text of every fenced block of code."""
+    for token in tokens(page):
+        if token.type == "fence":
+            yield token.map[0] + 1, token.info.strip(), token.content
+
+
+def is_python(info: str) -> bool:
+    return info.split(" ")[0] == "python"
+
+
+WITH_PYTHON = [page for page in PAGES if any(is_python(info) for _, info, _ in blocks(page))]
+
+
+# What torch and others say of themselves: where docs/migrate.md shows that torch.nn's layers do not
+# export, and where docs/interop.md exports to ONNX and reads Keras.
+@pytest.mark.filterwarnings("ignore:The tensor attributes self._flat_weights:UserWarning")
+@pytest.mark.filterwarnings("ignore:# The axis name:UserWarning")
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("page", WITH_PYTHON, ids=name)
+def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of a page in order, in one fresh namespace; a block `python no-run` says first why."""
+    monkeypatch.chdir(tmp_path)
+    torch.compiler.reset()
+    namespace = {"__name__": name(page), **GIVEN.get(name(page), {})}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for line, info, text in blocks(page):
+            if info == "python no-run":
+                assert text.startswith("# Not run: "), f"{name(page)}:{line} does not say why"
+            elif is_python(info):
+                assert info == "python", f"{name(page)}:{line}: what is {info!r}?"
+                # A traceback names the page and its line.
+                exec(compile("\n" * line + text, str(page), "exec"), namespace)
+
+
+OURS = re.compile(r"(\w+=\S+ )*(bash|make|pip|python|torchrun) ")
+
+
+def commands(page: Path) -> Iterator[tuple[str, list[str]]]:
+    """Place and words of a page's commands: in fences of sh and console, indented, in a line."""
+    for token in tokens(page):
+        fence = token.type == "fence" and token.info.strip() in ("sh", "console")
+        if token.type == "inline":
+            lines = [child.content for child in token.children if child.type == "code_inline"]
+        elif fence or token.type == "code_block":
+            lines = token.content.replace("\\\n", " ").splitlines()
+        else:
+            continue
+        if any(line.startswith("$ ") for line in lines):  # the others are what is printed
+            lines = [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
+        command = ""
+        for line in lines:
+            command += line
+            if not fence and not OURS.match(command):
+                command = ""
+                continue  # it may be anything
+            try:
+                words = shlex.split(command, comments=True)
+            except ValueError:  # a quotation goes on
+                command += "\n"
+                continue
+            command = ""
+            while words and re.fullmatch(r"\w+=.*", words[0]):
+                words.pop(0)
+            if words:
+                yield f"{name(page)}:{token.map[0] + 1}", words
+        assert not command, f"{name(page)}:{token.map[0] + 1}: a quotation has no end"
+
+
+def problem(words: list[str]) -> str:
+    """What keeps a command from running, as far as that is cheap to see."""
+    program, *rest = words
+    if program == "make":
+        targets = re.findall(r"^([\w -]+):", (ROOT / "Makefile").read_text(), re.M)
+        known = {word for line in targets for word in line.split()}
+        asked = [word for word in rest if "=" not in word and not word.startswith("-")]
+        return "".join(f"no target {word}. " for word in asked if word not in known)
+    if program in ("python", "torchrun", "bash"):
+        scripts = [word for word in rest if word.endswith((".py", ".sh")) or "/" in word]
+        if "-c" in rest:
+            return ""
+        if "-m" in rest:
+            module = rest[rest.index("-m") + 1]
+            if find_spec(module.split(".")[0]) is None:
+                return f"no module {module}"
+        elif program == "python" and scripts:
+            script = ROOT / scripts[0]
+            if not script.is_file():
+                return f"no file {scripts[0]}"
+            if script.parent.name != "examples":
+                return ""
+            # Its long options stand in its source or in that of what the programs share.
+            source = script.read_text() + (ROOT / "examples/common.py").read_text()
+            options = [word.split("=")[0] for word in rest if word.startswith("--")]
+            return "".join(
+                f"{scripts[0]} has no {option}. "
+                for option in options
+                if option != "--help" and f'"{option}"' not in source
+            )
+        return ""
+    if program in OPTIONAL or shutil.which(program):
+        return ""
+    return f"no program {program}"
+
+
+SHELL_WORDS = {"for", "do", "done", "export", "cd"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_commands(page: Path) -> None:
+    wrong = [
+        f"{place}: {' '.join(words)}: {problem(words)}"
+        for place, words in commands(page)
+        if words[0] not in SHELL_WORDS and problem(words)
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def slugs(page: Path) -> set[str]:
+    """Anchors of a page's headings, as GitHub and MyST make them, and of what it includes."""
+    found = set()
+    for token, after in pairwise(tokens(page)):
+        if token.type == "heading_open":
+            title = "".join(child.content for child in after.children)
+            found.add(re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-"))
+    for _, info, _ in blocks(page):
+        if info.startswith("{include} "):
+            found |= slugs(page.parent / info.removeprefix("{include} "))
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_links_between_files(page: Path) -> None:
+    wrong = []
+    for token in tokens(page):
+        for child in token.children or ():
+            link = child.attrGet("href") or child.attrGet("src") or ""
+            if not link or re.match(r"\w+:", link):
+                continue
+            path, anchor = urldefrag(unquote(link))
+            target = page.parent / path if path else page
+            in_a_page = anchor and target.suffix == ".md" and target.exists()
+            if not target.exists() or (in_a_page and anchor not in slugs(target)):
+                wrong.append(link)
+    assert not wrong, f"{name(page)} links to what is not there: {', '.join(wrong)}"
+
+
+class Html(HTMLParser):
+    """Anchors, links and what a browser loads by itself, of one page."""
+
+    def __init__(self, page: Path) -> None:
+        super().__init__()
+        self.ids: set[str] = set()
+        self.links: list[str] = []
+        self.loads: list[str] = []
+        self.feed(page.read_text())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = {key: value or "" for key, value in attrs}
+        if "id" in values:
+            self.ids.add(values["id"])
+        if tag == "a" and "href" in values:
+            self.links.append(values["href"])
+        elif tag == "link" and "href" in values:
+            self.loads.append(values["href"])
+        elif "src" in values:
+            self.loads.append(values["src"])
+
+
+Site = dict[str, Html | None]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
+    """The pages of the built site; a warning of Sphinx is an error."""
+    pytest.importorskip("sphinx", reason=REASON)
+    pytest.importorskip("furo", reason=REASON)
+    pytest.importorskip("myst_parser", reason=REASON)
+    pytest.importorskip("ziamath", reason=REASON)
+    out = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-E", "docs", str(out)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    files = [path for path in out.rglob("*") if path.is_file()]
+    return {str(p.relative_to(out)): Html(p) if p.suffix == ".html" else None for p in files}
+
+
+def test_links_of_the_site(site: Site) -> None:
+    wrong = []
+    for page, content in site.items():
+        if content is None:
+            continue
+        for link in [*content.links, *content.loads]:
+            if re.match(r"\w+:|//", link):
+                continue
+            path, anchor = urldefrag(unquote(link))
+            path = path.split("?")[0]
+            target = str((Path("/") / Path(page).parent / path).resolve())[1:] if path else page
+            if target not in site:
+                wrong.append(f"{page}: {link}: no file")
+            elif anchor and site[target] is not None and anchor not in site[target].ids:
+                wrong.append(f"{page}: {link}: no anchor")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_site_needs_no_network(site: Site) -> None:
+    loads = {link for content in site.values() if content for link in content.loads}
+    assert loads
+    assert not [link for link in loads if re.match(r"\w+:|//", link)]
+
+
+def test_every_public_name_is_on_the_api_page(site: Site) -> None:
+    names = [f"fusedrnn.{name}" for name in fusedrnn.__all__ if name != "functional"]
+    for module in (fusedrnn.functional, fusedrnn.onnx, fusedrnn.keras):
+        names += [f"{module.__name__}.{name}" for name in module.__all__]
+    names += [f"fusedrnn.{name}.forward" for name in fusedrnn.__all__ if name.startswith("Fused")]
+    assert not set(names) - site["api.html"].ids
+
+
+def test_the_cell_of_the_page_compiles_and_is_differentiated(tmp_path: Path) -> None:
+    page = ROOT / "docs/adding-a-cell.md"
+    (header,) = (text for _, info, text in blocks(page) if info == "cpp" and "#pragma" in text)
+    (tmp_path / "cell.h").write_text(header)
+    # The header includes its neighbours, in quotes: <math.h> stays the system's.
+    flags = ["-std=c++20", "-Wall", "-Wextra", "-Werror", "-iquote", tmp_path]
+    flags += ["-iquote", ROOT / "csrc/cells", '-DCELL_HEADER="cell.h"', "-DCELL=LstmCoupled"]
+    source = Path(__file__).with_name("derivative.cpp")
+    subprocess.run(["g++", source, *flags, "-o", tmp_path / "derivative"], check=True)
+    result = subprocess.run([tmp_path / "derivative"], capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout
+
+
+def test_pictures_are_what_their_program_draws() -> None:
+    for file, draw in PICTURES.items():
+        assert (ROOT / "docs/images" / file).read_text() == draw().svg(), (
+            "python -m tools.draw_pictures docs/images"
+        )
