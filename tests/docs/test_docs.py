@@ -19,6 +19,8 @@ import torch
 from torch import nn
 
 import fusedrnn
+import fusedrnn.keras
+import fusedrnn.onnx
 from tools.draw_pictures import PICTURES
 
 REASON = "requirements-docs.txt is not installed"
@@ -89,10 +91,12 @@ OURS = re.compile(r"(\w+=\S+ )*(bash|make|pip|python|torchrun) ")
 
 
 def commands(page: Path) -> Iterator[tuple[str, list[str]]]:
-    """Place and words of a page's commands: in fences of sh and console, indented."""
+    """Place and words of a page's commands: in fences of sh and console, indented, in a line."""
     for token in tokens(page):
         fence = token.type == "fence" and token.info.strip() in ("sh", "console")
-        if fence or token.type == "code_block":
+        if token.type == "inline":
+            lines = [child.content for child in token.children if child.type == "code_inline"]
+        elif fence or token.type == "code_block":
             lines = token.content.replace("\\\n", " ").splitlines()
         else:
             continue
@@ -260,10 +264,11 @@ def test_the_site_needs_no_network(site: Site) -> None:
 
 
 def test_every_public_name_is_on_the_api_page(site: Site) -> None:
-    wanted = {f"fusedrnn.{name}" for name in fusedrnn.__all__ if name != "functional"}
-    wanted |= {f"fusedrnn.functional.{name}" for name in fusedrnn.functional.__all__}
-    wanted |= {f"fusedrnn.{name}.forward" for name in fusedrnn.__all__ if name.startswith("Fused")}
-    assert not wanted - site["api.html"].ids
+    names = [f"fusedrnn.{name}" for name in fusedrnn.__all__ if name != "functional"]
+    for module in (fusedrnn.functional, fusedrnn.onnx, fusedrnn.keras):
+        names += [f"{module.__name__}.{name}" for name in module.__all__]
+    names += [f"fusedrnn.{name}.forward" for name in fusedrnn.__all__ if name.startswith("Fused")]
+    assert not set(names) - site["api.html"].ids
 
 
 def test_the_cell_of_the_page_compiles_and_is_differentiated(tmp_path: Path) -> None:
