@@ -29,8 +29,8 @@ struct Bf16 {
   uint16_t bits;
 };
 
-// F is the type of a product's factors: float, double or Bf16. Everything that is summed, c and
-// what a cell saves is of type Sum<F>.
+// F is the type of a product's factors and of what is kept for backward: float, double or Bf16.
+// Everything that is summed, c and what a cell saves is of type Sum<F>.
 template <class F>
 struct SumOf {
   using Type = F;
@@ -97,9 +97,8 @@ struct ForwardArgs {
   int64_t y_ld;         // D*P where both directions share y
   F* h_in;              // h_{t-1} of every row: [S, P] if keep, else two steps [2, N, P]
   T* c_in;              // c_{t-1} of every row: [S, H] if keep, else null (c is updated in place)
-  T* saved;             // [S, kSaved*H] if keep; [N, kSaved*H] for cells of several stages; [N, H]
-                        // of type F for those that save h: of each sequence's last step, for h_in
-                        // has the others
+  F* saved;             // [S, kSaved*H] if keep; [N, kSaved*H] for cells of several stages, and for
+                        // those that save h, of each sequence's last step: h_in has the others
   F* emit[kMaxStages];  // what a stage hands to the next: [S, H] if keep, else [N, H]
 };
 
@@ -115,7 +114,7 @@ struct BackwardArgs {
   const F* weight[kMaxStages];  // [gates * width, K], for at most kFewRows sequences
   T* few_sums;                  // [kFewRows, few_ld], a row a sequence, where weight is used
   int64_t few_ld;               // at least K of every stage, whole vectors
-  const T* saved;               // [S, kSaved*H] or [N, H], as forward left it
+  const F* saved;               // [S, kSaved*H] or [N, H], as forward left it
   const F* h_in;                // [S, P]
   const T* c_in;                // [S, H]
   const F* d_y;                 // [S, d_y_ld] or null

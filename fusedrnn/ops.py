@@ -20,7 +20,7 @@ from torch.compiler import is_compiling
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from . import _reference
-from ._library import CELLS
+from ._library import CELLS, LIBRARY
 
 __all__ = ["layer", "may_step", "step"]
 
@@ -398,6 +398,15 @@ def _check_devices(x: Tensor, on_cpu: Sequence[Tensor | None], **others: Any) ->
             raise RuntimeError(f"fusedrnn: {name} must be on the CPU, got {t.device}")
 
 
+def _in_pairs(dtype: torch.dtype, *sizes: int) -> bool:
+    """Whether the CPU engine multiplies pairs of bfloat16, and keeps it; sizes = I, H, P."""
+    return (
+        dtype == torch.bfloat16
+        and LIBRARY.isa.endswith("bf16")
+        and all(size % 2 == 0 for size in sizes)
+    )
+
+
 def _empty_reserve(x: Tensor, cell: str, sizes: tuple[Any, Any, Any, Any, Any]) -> Tensor:
     """Return what forward keeps for rows of states; sizes = rows, N, D, H, P."""
     spec = CELLS[cell]
@@ -406,6 +415,8 @@ def _empty_reserve(x: Tensor, cell: str, sizes: tuple[Any, Any, Any, Any, Any]) 
     of_dtype = saved + rows * ((spec.stages > 1) * hidden + width)
     of_state = rows * spec.has_c * hidden
     if x.device.type != "cuda":
+        if _in_pairs(x.dtype, x.shape[-1], hidden, width):
+            of_dtype = of_dtype // 2
         compute = torch.float64 if x.dtype == torch.float64 else torch.float32
         return x.new_empty([directions * (of_dtype + of_state)], dtype=compute)
     # Bytes: all in the dtype of x but c, which is float32 for the 16-bit types, and aligned.

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 from benchmarks.memory import kept
+from fusedrnn._library import LIBRARY
 from tests.helpers import BY_NAME, TORCH_CELLS, Cell, ragged, randn
 
 T, N, I, H = 20, 8, 24, 32
@@ -20,7 +21,12 @@ def make_input(form: str, dtype: torch.dtype) -> Tensor | PackedSequence:
     return pack_sequence(ragged(LENGTHS, I, dtype))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+DTYPES = [torch.float32, torch.float64]
+if LIBRARY.isa.endswith("bf16"):  # others keep the layer's float32
+    DTYPES.append(torch.bfloat16)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("form", ["plain", "packed"])
 @pytest.mark.parametrize("layers", [1, 2])
 @pytest.mark.parametrize("bidirectional", [False, True])

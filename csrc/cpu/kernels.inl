@@ -57,20 +57,6 @@ FUSEDRNN_INLINE Blocks in_turns(const Part& part) {
   return {part.blocks.begin, part.blocks.end, part.position % 2 == 1};
 }
 
-// What a cell saves: values of type Sum<F>, or h itself.
-template <class F, class Cell>
-FUSEDRNN_INLINE auto* saved_of(Sum<F>* saved) {
-  if constexpr (Cell::kSavesH) {
-    return reinterpret_cast<F*>(saved);
-  } else {
-    return saved;
-  }
-}
-template <class F, class Cell>
-FUSEDRNN_INLINE const auto* saved_of(const Sum<F>* saved) {
-  return saved_of<F, Cell>(const_cast<Sum<F>*>(saved));
-}
-
 // --- Forward ------------------------------------------------------------------------------------
 
 // Where the states of a position lie; sequence j is at row j of each.
@@ -81,7 +67,7 @@ struct ForwardRows {
   T* c_in;    // [., H]
   F* h_next;  // of sequences that stay
   T* c_next;
-  T* saved;  // [., kSaved*H] or null
+  F* saved;  // [., kSaved*H] or null
   F* emit;   // [., H]
 };
 
@@ -106,7 +92,7 @@ __attribute__((noinline)) void forward_cells(const ForwardArgs<F>& a, const Posi
   const T* x = a.gates_x + (at.row + first - a.steps.first_row) * x_ld + kStage.first_gate * H + u;
   const F* h_in = rows.h_in + first * P + u;
   const T* c_in = kReadsC ? rows.c_in + first * H + u : nullptr;
-  auto* saved_values = rows.saved ? saved_of<F, Cell>(rows.saved) + first * saved_ld + u : nullptr;
+  F* saved_values = rows.saved ? rows.saved + first * saved_ld + u : nullptr;
   F* y = kLast ? a.y + (at.row + first) * y_ld + u : nullptr;
   F* h_next = rows.h_next + first * P + u;
   T* c_next = kReadsC ? rows.c_next + first * H + u : nullptr;
@@ -301,8 +287,8 @@ __attribute__((noinline)) void backward_cells(const BackwardArgs<F>& a, const Po
   const F* d_y = kLast && a.d_y ? a.d_y + row * d_y_ld + u : nullptr;
   T* d_h = a.d_h + first * P + u;
   T* d_c = Cell::kHasC ? a.d_c + first * H + u : nullptr;
-  const auto* saved_values = saved_of<F, Cell>(a.saved) + row * saved_ld + u;
-  if constexpr (Cell::kSavesH) saved_values = a.h_in + (at.previous_row + first) * P + u;
+  const F* saved_values =
+      Cell::kSavesH ? a.h_in + (at.previous_row + first) * P + u : a.saved + row * saved_ld + u;
   const F* h_in = a.h_in + row * P + u;
   const T* c_in = Cell::kHasC ? a.c_in + row * H + u : nullptr;
   F* delta_proj = kStage.projects ? a.delta_proj + chunk_row * P + u : nullptr;
@@ -323,8 +309,7 @@ __attribute__((noinline)) void backward_cells(const BackwardArgs<F>& a, const Po
       delta_proj += P;
     } else {
       V saved[Cell::kSaved], delta[Cell::kGates], delta_x[Cell::kGates];
-      if constexpr (Cell::kSavesH)
-        if (r == with_next) saved_values = saved_of<F, Cell>(a.saved) + (first + r) * H + u;
+      if (Cell::kSavesH && r == with_next) saved_values = a.saved + (first + r) * H + u;
       for (int i = 0; i < Cell::kSaved; ++i) saved[i] = units.load(saved_values + i * H);
       saved_values += saved_ld;
       State<V> state;

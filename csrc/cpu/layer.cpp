@@ -226,10 +226,10 @@ void multiply_as_stored(const DtypeKernels<F>& kernels, Runtime& runtime, const 
 // What forward keeps of one direction. The same row of each belongs to the same step.
 template <class F>
 struct Kept {
-  Sum<F>* saved;  // [rows, kSaved*H]; [N, H], of type F, of cells that save h
-  F* h_in;        // [rows, P]
-  Sum<F>* c_in;   // [rows, H]
-  F* emit;        // [rows, H], cells of several stages
+  F* saved;      // [rows, kSaved*H]; [N, H] of cells that save h
+  F* h_in;       // [rows, P]
+  Sum<F>* c_in;  // [rows, H]
+  F* emit;       // [rows, H], cells of several stages
 };
 
 int64_t saved_size(const Layer& layer, int64_t rows) {
@@ -237,22 +237,25 @@ int64_t saved_size(const Layer& layer, int64_t rows) {
   return info.saves_h ? layer.sequences.N * layer.H : rows * info.saved * layer.H;
 }
 
+// Values of Sum<F>. Whole groups of factors, as H and P are.
+template <class F>
 int64_t kept_size(const Layer& layer, int64_t rows) {
   const CellInfo& info = layer.info();
-  return saved_size(layer, rows) + rows * ((info.has_c + (info.stages > 1)) * layer.H + layer.P);
+  const int64_t factors = saved_size(layer, rows) + rows * (layer.P + (info.stages > 1) * layer.H);
+  return factors / kTerms<F> + rows * info.has_c * layer.H;
 }
 
-// Factors that are smaller than sums leave a part of their room empty.
 template <class F>
 Kept<F> kept(const Layer& layer, Sum<F>* reserve, int64_t d) {
   const CellInfo& info = layer.info();
   const int64_t rows = layer.sequences.rows();
-  Sum<F>* saved = reserve + d * kept_size(layer, rows);
-  Sum<F>* h_in = saved + saved_size(layer, rows);
-  Sum<F>* c_in = h_in + rows * layer.P;
-  Sum<F>* emit = c_in + (info.has_c ? rows * layer.H : 0);
-  return {saved, reinterpret_cast<F*>(h_in), info.has_c ? c_in : nullptr,
-          reinterpret_cast<F*>(emit)};
+  Kept<F> k;
+  k.saved = reinterpret_cast<F*>(reserve + d * kept_size<F>(layer, rows));
+  k.h_in = k.saved + saved_size(layer, rows);
+  auto* rest = reinterpret_cast<Sum<F>*>(k.h_in + rows * layer.P);
+  k.c_in = info.has_c ? rest : nullptr;
+  k.emit = reinterpret_cast<F*>(rest + (info.has_c ? rows * layer.H : 0));
+  return k;
 }
 
 // Steps of one chunk in one direction.
@@ -344,7 +347,10 @@ void fill_zero(T* p, int64_t n) {
 
 }  // namespace
 
-int64_t reserve_size(const Layer& layer, int64_t rows) { return layer.D * kept_size(layer, rows); }
+template <class F>
+int64_t reserve_size(const Layer& layer, int64_t rows) {
+  return layer.D * kept_size<F>(layer, rows);
+}
 
 template <class F>
 void layer_forward(const Layer& layer, const DtypeKernels<F>& kernels, Runtime& runtime,
@@ -355,8 +361,7 @@ void layer_forward(const Layer& layer, const DtypeKernels<F>& kernels, Runtime& 
   const bool keep = args.reserve != nullptr;
   // Sequences of length 0 have no last step.
   for (int d = 0; d < layer.D && keep && info.saves_h; ++d)
-    fill_zero(reinterpret_cast<F*>(kept<F>(layer, args.reserve, d).saved) + seq.widest() * H,
-              (N - seq.widest()) * H);
+    fill_zero(kept<F>(layer, args.reserve, d).saved + seq.widest() * H, (N - seq.widest()) * H);
   if (seq.rows() == 0) return;  // h and c are their own result
   const Plan plan = make_plan(seq, columns, P, layer.D, runtime.threads(), kForwardChunkValues);
   log_plan(layer, keep ? "forward for training" : "forward", plan);
@@ -375,7 +380,7 @@ void layer_forward(const Layer& layer, const DtypeKernels<F>& kernels, Runtime& 
       if (keep) continue;
       fwd[d].h_in = arena.take<F>(2 * N * P);
       if (info.stages > 1) {
-        fwd[d].saved = arena.take<Sum<F>>(N * info.saved * H);
+        fwd[d].saved = arena.take<F>(N * info.saved * H);
         fwd[d].emit[0] = arena.take<F>(N * H);
       }
     }
@@ -516,6 +521,7 @@ void layer_backward(const Layer& layer, const DtypeKernels<F>& kernels, Runtime&
 }
 
 #define FUSEDRNN_LAYER(F)                                                         \
+  template int64_t reserve_size<F>(const Layer&, int64_t);                        \
   template void layer_forward<F>(const Layer&, const DtypeKernels<F>&, Runtime&,  \
                                  const LayerForward<F>&);                         \
   template void layer_backward<F>(const Layer&, const DtypeKernels<F>&, Runtime&, \

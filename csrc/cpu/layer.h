@@ -68,8 +68,8 @@ struct LayerBackward {
   Weights<Sum<F>> d_w[2];  // [D]
 };
 
-// Values of Sum<F> in which there is room for what forward keeps, for any F and `rows` rows of
-// layer.sequences.N sequences.
+// Values of Sum<F> that forward keeps for backward, for `rows` rows of layer.sequences.N sequences.
+template <class F>
 int64_t reserve_size(const Layer& layer, int64_t rows);
 
 template <class F>

@@ -1,6 +1,6 @@
 // The ops on the CPU. A layer computes in float (for float, bfloat16 and float16) or double. Where
-// the instruction set multiplies pairs of bfloat16, the factors of products stay bfloat16, h is
-// rounded to it each step, and sums, c and what is saved are float. Else everything is in
+// the instruction set multiplies pairs of bfloat16, the factors of products and what is saved are
+// bfloat16, h is rounded to it each step, and sums and c are float. Else everything is in
 // contiguous copies of the dtype that it is computed in. Outputs go back to the dtype of x.
 #pragma once
 
@@ -12,6 +12,19 @@
 #include "runtime.h"
 
 namespace fusedrnn {
+
+// Calls body with a value of the type of a call's factors.
+template <class Body>
+auto with_factors(const Call& call, const Body& body) {
+  switch (call.stored) {
+    case ScalarType::Double:
+      return body(double());
+    case ScalarType::BFloat16:
+      return body(Bf16());
+    default:
+      return body(float());
+  }
+}
 
 class CpuEngine {
  public:
@@ -44,7 +57,8 @@ class CpuEngine {
   ScalarType gradient_dtype(const Call& call) const { return call.compute; }
   ScalarType reserve_dtype(const Call& call) const { return call.compute; }
   int64_t reserve_size(const Call& call, int64_t rows) const {
-    return fusedrnn::reserve_size(call.layer(), rows);
+    return with_factors(
+        call, [&](auto f) { return fusedrnn::reserve_size<decltype(f)>(call.layer(), rows); });
   }
 
   Tensor packed_rows(const Call& call, const Tensor& rows, int64_t width) const {
@@ -107,19 +121,6 @@ class CpuEngine {
   }
 
  private:
-  // Calls body with a value of the type of a call's factors.
-  template <class Body>
-  static void with_factors(const Call& call, const Body& body) {
-    switch (call.stored) {
-      case ScalarType::Double:
-        return body(double());
-      case ScalarType::BFloat16:
-        return body(Bf16());
-      default:
-        return body(float());
-    }
-  }
-
   template <class F>
   void run(const Call& call, const ForwardTensors& t) const {
     LayerForward<F> args = {};

@@ -66,7 +66,7 @@ py::tuple forward(const std::string& isa, const std::string& cell, const Array<T
   const Shapes<T> shapes(cell, x, weights, batch_sizes, h0.shape(1));
   const Layer layer = shapes.layer();
   expect(c0.has_value() == layer.info().has_c, "c0 must be there exactly for cells with c");
-  const int64_t reserve_values = reserve_size(layer, shapes.sequences.rows());
+  const int64_t reserve_values = reserve_size<T>(layer, shapes.sequences.rows());
 
   Fence fence;
   LayerForward<T> args = {};
@@ -98,7 +98,7 @@ py::tuple backward(const std::string& isa, const std::string& cell, const Array<
   fence_weights(fence, shapes, weights, args.w);
   args.x = fence.copy("x", x.data(), x.size());
   args.reserve =
-      fenced<T>(fence, "reserve", reserve, {reserve_size(layer, shapes.sequences.rows())});
+      fenced<T>(fence, "reserve", reserve, {reserve_size<T>(layer, shapes.sequences.rows())});
   args.d_y = fenced<T>(fence, "d_y", d_y, shapes.y_shape());
   args.d_h = fenced<T>(fence, "d_h", d_h, shapes.h_shape());
   args.d_c = fenced<T>(fence, "d_c", d_c, shapes.c_shape());

@@ -167,7 +167,7 @@ void run(const Case& c, const KernelTable& table, Place place) {
     if (info.projects) d_w[d].w_hr = pool.poisoned<T>(c.P * c.H);
   }
   const F* x = pool.random<F>(S * c.I, 1);
-  T* reserve = pool.poisoned<T>(reserve_size(layer, S));
+  T* reserve = pool.poisoned<T>(reserve_size<F>(layer, S));
 
   for (T* keep : {static_cast<T*>(nullptr), reserve}) {
     F* h = pool.random<F>(h_size, 1);
