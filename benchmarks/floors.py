@@ -30,7 +30,7 @@ from .measure import Call, elapsed
 from .shapes import TRAINING, Row
 
 SOURCE = Path(__file__).with_name("native.cpp")
-VECTOR_BYTES = {"avx512": 64, "avx2": 32}
+VECTOR_BYTES = {"avx512_bf16": 64, "avx512": 64, "avx2": 32}
 # Enough rows for a product to reach its rate; a thousand times more would only take longer.
 MOST_ROWS = 4096
 SQUARES = (512, 1024, 2048)
