@@ -6,8 +6,10 @@ import asyncio
 import copy
 import importlib
 import pickle
+import re
 import subprocess
 import sys
+import textwrap
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -306,17 +308,16 @@ def test_quantization() -> None:
 def test_a_whole_script(tmp_path: Path) -> None:
     """As docs/third-party.md runs one: in a block that its imports are in as well."""
     script = tmp_path / "script.py"
-    script.write_text("from torch.nn import LSTM\nprint(__name__, LSTM(3, 4))\n")
-    program = (
-        "import runpy, sys, fusedrnn\n"
-        "with fusedrnn.patch_torch():\n"
-        "    runpy.run_path(sys.argv[1], run_name='__main__')\n"
+    script.write_text(
+        "import sys\nfrom torch.nn import LSTM\nprint(__name__, sys.argv[1:], LSTM(3, 4))\n"
     )
+    page = (Path(fusedrnn.__file__).parents[1] / "docs/third-party.md").read_text()
+    (program,) = re.findall(r'^    python -c "(.*?)" script\.py', page, re.MULTILINE | re.DOTALL)
     done = subprocess.run(
-        [sys.executable, "-c", program, script],
+        [sys.executable, "-c", textwrap.dedent("    " + program), script, "--its", "options"],
         capture_output=True,
         text=True,
         check=True,
         cwd=Path(fusedrnn.__file__).parents[1],
     )
-    assert done.stdout == "__main__ FusedLSTM(3, 4)\n"
+    assert done.stdout == "__main__ ['--its', 'options'] FusedLSTM(3, 4)\n"
