@@ -67,7 +67,9 @@ def load(layer: Any) -> Layer:
                 f'merge_mode must be "concat", got {merge_mode!r}; load forward_layer, or build '
                 "the layer with concat and merge the two halves of y"
             )
-    options = [_options(kind, part, d == 1) for d, part in enumerate(parts)]
+    options = []
+    for d, part in enumerate(parts):  # no comprehension: a warning points to the caller's line
+        options.append(_options(kind, part, d == 1))
     if options[0] != options[-1]:
         raise ValueError(f"both directions must have the same options, got {options}")
     weights = layer.get_weights()
@@ -117,9 +119,16 @@ def from_weights(
     result: list[Tensor] = []
     for d in range(D):
         kernel, recurrent, *biases = (as_tensor(w) for w in weights[d * one : (d + 1) * one])
-        H = recurrent.shape[0]
+        if d == 0:
+            for name, weight in (("kernel", kernel), ("recurrent_kernel", recurrent)):
+                if weight.dim() != 2 or not weight.is_floating_point():
+                    raise ValueError(
+                        f"{name} must be 2-D and of a floating-point dtype, got "
+                        f"{list(weight.shape)} of {weight.dtype}"
+                    )
+            I, H = kernel.shape[0], recurrent.shape[0]
         expect_shape("recurrent_kernel", recurrent, f"[H, {G}*H]", H, G * H)
-        expect_shape("kernel", kernel, f"[I, {G}*H]", kernel.shape[0], G * H)
+        expect_shape("kernel", kernel, f"[I, {G}*H]", I, G * H)
         result += [with_gates(w.T, order) for w in (kernel, recurrent)]
         for bias in biases:
             if two_biases:

@@ -156,8 +156,9 @@ def test_what_a_bidirectional_layer_must_be() -> None:
 
 def test_dropout_is_left_out_and_named() -> None:
     theirs = build("GRU", dropout=0.25)
-    with pytest.warns(UserWarning, match=r"dropout=0\.25 is left out"):
+    with pytest.warns(UserWarning, match=r"dropout=0\.25 is left out") as warned:
         ours = fusedrnn.keras.load(theirs)
+    assert warned[0].filename == __file__  # the line to look at is the caller's
     x = torch.randn(N, T, I, dtype=torch.float64)
     assert error(ours(x)[0], outputs(theirs, x)[0]) < LIMIT
 
@@ -182,8 +183,17 @@ def test_what_is_no_layer_of_keras() -> None:
         ("LSTM", [(4, 20), (6, 24)], r"kernel must be \[I, 4\*H\] = \[4, 24\], got \[4, 20\]"),
         ("LSTM", [(4, 24), (6, 24), (2, 24)], r"bias must be \[4\*H\] = \[24\], got \[2, 24\]"),
         ("GRU", [(4, 18), (6, 18), (18,)], r"reset_after=True must be \[2, 3\*H\] = \[2, 18\]"),
+        ("SimpleRNN", [(), (6, 6)], r"kernel must be 2-D and of a floating-point dtype, got \[\]"),
     ],
 )
 def test_weights_that_do_not_fit(kind: str, shapes: list[Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         fusedrnn.keras.from_weights(kind, [np.zeros(shape) for shape in shapes])
+
+
+def test_weights_of_a_wrong_kind() -> None:
+    with pytest.raises(ValueError, match=r"floating-point dtype, got \[4, 6\] of torch\.int64"):
+        fusedrnn.keras.from_weights("SimpleRNN", [np.zeros((4, 6), int), np.zeros((6, 6), int)])
+    two = [np.zeros(shape) for shape in [(4, 6), (6, 6), (5, 6), (6, 6)]]  # I is 4, then 5
+    with pytest.raises(ValueError, match=r"kernel must be \[I, 1\*H\] = \[4, 6\], got \[5, 6\]"):
+        fusedrnn.keras.from_weights("SimpleRNN", two, bidirectional=True)
