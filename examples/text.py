@@ -168,7 +168,10 @@ def resume(
     run: Run, optimizer: torch.optim.Optimizer, text: Text, options: argparse.Namespace
 ) -> Tensor:
     """Puts back what save() wrote; the state of this process's streams."""
-    content = torch.load(options.resume, weights_only=True)
+    try:
+        content = torch.load(options.resume, weights_only=True)
+    except OSError as error:
+        raise SystemExit(f"--resume {options.resume}: {error}") from None
     here = settings(options, text)
     for name, value in content["settings"].items():
         if value != here[name]:
@@ -345,7 +348,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def read(options: argparse.Namespace) -> Text:
     """The text, checked against the options."""
-    raw = options.text.read_text(encoding="utf-8") if options.text else "\n".join(topics.values())
+    try:
+        raw = options.text.read_text("utf-8") if options.text else "\n".join(topics.values())
+    except (OSError, UnicodeDecodeError) as error:
+        raise SystemExit(f"--text {options.text}: {error}") from None
     text = Text.of(raw[:100_000] if options.short else raw)
     need = options.streams * (options.chunk + 1)
     if len(text.train) < need or len(text.held_out) < 2:
@@ -366,7 +372,8 @@ def work(options: argparse.Namespace) -> int:
     if rank() == 0:
         print(
             f"{len(text.train):,} characters to train on, {len(text.held_out):,} held out, "
-            f"{len(text.characters) - 1} different ones; {processes()} process(es)"
+            f"{len(text.characters) - 1} different ones"
+            + (f"; {processes()} processes" if processes() > 1 else "")
         )
     runs = [train(kind, text, options) for kind in common.kinds(options)]
     if rank() > 0:

@@ -26,7 +26,6 @@ from typing import Any
 
 import common  # before torch
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 
 import fusedrnn
@@ -201,7 +200,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"\n{table(results)}\n")
     options.out.mkdir(parents=True, exist_ok=True)
     plot(results, options.out / "third_party.png")
-    print(f"{torch.get_num_threads()} threads; plot: {options.out / 'third_party.png'}")
+    print(f"{common.threads()}; plot: {options.out / 'third_party.png'}")
     return 0 if good else 1
 
 

@@ -203,7 +203,7 @@ def test_two_processes_learn_as_one(tmp_path: Path, book: Path) -> None:
     file = tmp_path / "two.pt"
     options = ["--text", str(book), "--rnn", "fused", *TINY, "--dropout", "0"]
     out = torchrun(tmp_path, *options, "--steps", "6", "--save", str(file))
-    assert "2 process(es)" in out
+    assert "; 2 processes\n" in out
     assert out.count("held-out text") == 1  # of two processes one speaks
     assert (tmp_path / "text.png").exists()
     content = torch.load(file, weights_only=True)
@@ -252,6 +252,14 @@ def test_a_text_that_is_too_short(book: Path) -> None:
     book.write_text("short", encoding="utf-8")
     with pytest.raises(SystemExit, match="--text must have 3232 characters to train on"):
         text.read(text.parse(["--text", str(book)]))
+
+
+def test_files_that_are_not_there(tmp_path: Path, book: Path) -> None:
+    missing = tmp_path / "missing"
+    with pytest.raises(SystemExit, match=f"--text {missing}: .*No such file"):
+        text.read(text.parse(["--text", str(missing)]))
+    with pytest.raises(SystemExit, match=f"--resume {missing}: .*No such file"):
+        train(book, "--resume", str(missing), "--steps", "2")
 
 
 @pytest.mark.parametrize(
