@@ -256,7 +256,7 @@ def assert_close(actual: Tensor, expected: Tensor, limit: float = 1e-12, **optio
 
 
 def error(actual: Tensor, reference: Tensor) -> float:
-    """Largest absolute difference over the reference's largest absolute value (SPEC 5)."""
+    """Largest absolute difference over the reference's largest absolute value."""
     assert actual.shape == reference.shape, (actual.shape, reference.shape)
     if reference.numel() == 0:
         return 0.0

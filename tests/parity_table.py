@@ -1,4 +1,4 @@
-"""Errors against float64, beside torch.nn's own in the same dtype (SPEC.md section 5).
+"""Errors against float64, beside torch.nn's own in the same dtype.
 
 `python -m tests.parity_table` prints the worst of every cell and dtype over the cases below.
 """

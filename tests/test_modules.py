@@ -389,7 +389,7 @@ def test_a_subclass_and_the_checks_that_others_call() -> None:
 
 
 def test_the_other_convention_for_z(device: torch.device) -> None:
-    """h_t = (1 − z) h_{t−1} + z n becomes ours by negating the rows of z (SPEC section 1)."""
+    """h_t = (1 − z) h_{t−1} + z n becomes ours by negating the rows of z."""
     H = 5
     ours = fusedrnn.FusedGRU(3, H, dtype=f64, device=device)
     other = copy.deepcopy(ours)
