@@ -29,8 +29,8 @@ struct Bf16 {
   uint16_t bits;
 };
 
-// F is the type of a product's factors and of what is kept for backward: float, double or Bf16.
-// Everything that is summed, c and what a cell saves is of type Sum<F>.
+// F is the type of a product's factors and of what a cell saves: float, double or Bf16. Everything
+// that is summed, and c, is of type Sum<F>.
 template <class F>
 struct SumOf {
   using Type = F;

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from fusedrnn._library import CELLS as SPECS
-from tests.calls import FORMS, make_call
+from tests.calls import CELLS_AND_FORMS, FORMS, make_call
 from tests.helpers import CELLS, TORCH_CELLS, Cell, make_states, pad, ragged, randn, run
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -78,7 +78,7 @@ def test_poisoned_memory(
     cell: Cell, form: str, dtype: torch.dtype, request: pytest.FixtureRequest
 ) -> None:
     runs = []
-    for H in (2, 13, 33):
+    for H in (2, 13, 33, 34):
         for bidirectional in (False, True):
             module, _ = cell.make(4, H, num_layers=2, bidirectional=bidirectional)
             module = module.to(dtype)
@@ -97,6 +97,17 @@ def test_poisoned_memory(
             with torch.no_grad():
                 y = module(input, hx, **kwargs)[0]
             assert torch.equal(y.data if form == "packed" else y, got["y"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("cell", "form"), CELLS_AND_FORMS)
+def test_poisoned_memory_in_what_is_kept(
+    cell: str, form: str, dtype: torch.dtype, poisoned_memory: None
+) -> None:
+    """It is an op's output, the same in every run."""
+    call = make_call(cell, form, dtype=dtype, requires_grad=False)
+    *_, reserve = torch.ops.fusedrnn.forward(*call.op_arguments())
+    assert reserve.numel() > 0 and reserve.isfinite().all()
 
 
 # --- NaN and Inf ---------------------------------------------------------------------------------

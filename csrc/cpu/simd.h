@@ -44,8 +44,9 @@ struct Lanes;
 template <>
 struct Lanes<float> {
   typedef float Native __attribute__((vector_size(FUSEDRNN_VECTOR_BYTES)));
+  // Not by 4: a lane may be a pair of bfloat16 (factors.h), which begins at any even address.
   typedef float Unaligned
-      __attribute__((vector_size(FUSEDRNN_VECTOR_BYTES), aligned(4), may_alias));
+      __attribute__((vector_size(FUSEDRNN_VECTOR_BYTES), aligned(2), may_alias));
   typedef int Bits __attribute__((vector_size(FUSEDRNN_VECTOR_BYTES)));
   typedef unsigned Unsigned __attribute__((vector_size(FUSEDRNN_VECTOR_BYTES)));
 };

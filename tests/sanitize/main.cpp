@@ -79,7 +79,9 @@ class Pool {
 
   template <class T>
   T* random(int64_t values, double bound) {
-    T* p = static_cast<T*>(take(static_cast<size_t>(values) * sizeof(T)));
+    // The caller's bfloat16 may begin between two floats, in a view of a larger tensor.
+    constexpr int64_t kShift = std::is_same_v<T, Bf16>;
+    T* p = static_cast<T*>(take(static_cast<size_t>(values + kShift) * sizeof(T))) + kShift;
     std::uniform_real_distribution<double> uniform(-bound, bound);
     for (int64_t i = 0; i < values; ++i) p[i] = from_double<T>(uniform(generator_));
     return p;
