@@ -103,9 +103,9 @@ for name, value in by_hand.items():
     check(f"{name} and the published number", value, expected[name], 5e-5)
 
 # %% [markdown]
-# (The slides that these numbers come from print h' = 0.7195. That is tanh(c'); the output gate was
-# forgotten.) The cells of the libraries say what we said. They order the gates i, f, g, o, and have
-# two biases that are added (cuDNN wanted two); ours goes into the first.
+# (Where these numbers were published, h' = 0.7195 was printed. That is tanh(c'): the output gate
+# was forgotten.) The cells of the libraries say what we said. They order the gates i, f, g, o,
+# and have two biases that are added (cuDNN wanted two); ours goes into the first.
 
 # %%
 W, U, b = (number([step[key][gate] for gate in "ifco"]) for key in ("w_x", "w_h", "b"))
@@ -208,7 +208,8 @@ print(f"  L = ({y_true} - {y_hat:.4f})² / 2 = {loss:.4f}")
 #
 #     d_w = δ_1 x_1 + δ_2 x_2        d_u = δ_1 h_0 + δ_2 h_1        d_b = δ_1 + δ_2
 #
-# (The slides' formulas have v in the place of u in d_h_1. Their numbers are right.)
+# (The formulas published with these numbers have v in the place of u in d_h_1. The numbers are
+# right.)
 
 # %%
 d_y = y_hat - y_true

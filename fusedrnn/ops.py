@@ -181,11 +181,14 @@ def step(
         raise _as_torch_raises(error) from None
 
 
+_NO_FORWARD_MODE = (
+    "fusedrnn: forward-mode AD is not supported; use reverse mode (torch.autograd.grad)"
+)
+
+
 def _refuse_dual(*tensors: Tensor | None) -> None:
     if any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors):
-        raise NotImplementedError(
-            "fusedrnn: forward-mode AD is not supported; use reverse mode (torch.autograd.grad)"
-        )
+        raise NotImplementedError(_NO_FORWARD_MODE)
 
 
 class _Layer(torch.autograd.Function):
@@ -304,6 +307,16 @@ class _FunctorchLayer(_Layer):
         ctx.mark_non_differentiable(*([reserve] if CELLS[options[1]].has_c else [c_n, reserve]))
         ctx.save_for_backward(x, h0, c0, batch_sizes, lengths, reserve, *weights)
         ctx.options = options
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+        raise NotImplementedError(
+            "fusedrnn: torch.vmap is not supported; give the layer a batch of N sequences instead"
+        )
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        raise NotImplementedError(_NO_FORWARD_MODE)
 
 
 class _FunctorchBackward(torch.autograd.Function):

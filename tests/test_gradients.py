@@ -194,8 +194,17 @@ def test_forward_mode_is_an_error(device: torch.device, context: Any) -> None:
 
 def test_vmap_is_an_error(device: torch.device) -> None:
     lstm = fusedrnn.FusedLSTM(3, 4, device=device)
-    with pytest.raises(RuntimeError, match="vmap"):
-        torch.func.vmap(lambda x: lstm(x)[0])(torch.randn(2, 5, 1, 3, device=device))
+    x = torch.randn(2, 5, 1, 3, device=device)
+    for function in (lambda x: lstm(x)[0], torch.func.grad(lambda x: lstm(x)[0].sum())):
+        with pytest.raises(NotImplementedError, match=r"^fusedrnn: torch\.vmap is not supported"):
+            torch.func.vmap(function)(x)
+
+
+def test_jvp_is_an_error(device: torch.device) -> None:
+    lstm = fusedrnn.FusedLSTM(3, 4, device=device)
+    x = torch.randn(5, 1, 3, device=device)
+    with pytest.raises(NotImplementedError, match=r"^fusedrnn: forward-mode AD is not supported"):
+        torch.func.jvp(lambda x: lstm(x)[0], (x,), (x,))
 
 
 def test_checkpointing(device: torch.device) -> None:
