@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
 
@@ -33,3 +35,21 @@ def run(
         timeout=300,
         check=check,
     )
+
+
+def parse_fails(
+    program: ModuleType, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> str:
+    """What a program's command line says of arguments that it must refuse."""
+    with pytest.raises(SystemExit) as caught:
+        program.parse(arguments)
+    assert caught.value.code == 2
+    return capsys.readouterr().err
+
+
+def help_of(program: ModuleType, capsys: pytest.CaptureFixture[str]) -> str:
+    """What a program prints for --help."""
+    with pytest.raises(SystemExit) as caught:
+        program.parse(["--help"])
+    assert caught.value.code == 0
+    return capsys.readouterr().out

@@ -222,16 +222,10 @@ def test_short_run_by_cells(tmp_path: Path) -> None:
 def test_bad_arguments(
     capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
-    with pytest.raises(SystemExit) as caught:
-        names.parse(arguments)
-    assert caught.value.code == 2
-    assert message in capsys.readouterr().err
+    assert message in programs.parse_fails(names, arguments, capsys)
 
 
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        names.parse(["--help"])
-    assert caught.value.code == 0
-    text = capsys.readouterr().out
+    text = programs.help_of(names, capsys)
     options = "rnn epochs hidden layers short out seed cell by ask"
     assert all(f"--{option}" in text for option in options.split())

@@ -233,16 +233,10 @@ def test_short_run_on_news(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 def test_bad_arguments(
     capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
-    with pytest.raises(SystemExit) as caught:
-        news.parse(arguments)
-    assert caught.value.code == 2
-    assert message in capsys.readouterr().err
+    assert message in programs.parse_fails(news, arguments, capsys)
 
 
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        news.parse(["--help"])
-    assert caught.value.code == 0
-    text = capsys.readouterr().out
+    text = programs.help_of(news, capsys)
     for word in ("--data", "--way", "--rnn", "--seed", "--short", "0.806", "0.773", "0.814"):
         assert word in text

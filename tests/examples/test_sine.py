@@ -187,16 +187,10 @@ def test_short_run(tmp_path: Path) -> None:
 def test_bad_arguments(
     capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
-    with pytest.raises(SystemExit) as caught:
-        sine.parse(arguments)
-    assert caught.value.code == 2
-    assert message in capsys.readouterr().err
+    assert message in programs.parse_fails(sine, arguments, capsys)
 
 
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        sine.parse(["--help"])
-    assert caught.value.code == 0
-    text = capsys.readouterr().out
+    text = programs.help_of(sine, capsys)
     for option in ("--rnn", "--by", "--future", "--length", "--steps", "--sunspot-steps", "--seed"):
         assert option in text

@@ -145,16 +145,10 @@ def test_disagreement_is_an_error(
 def test_bad_arguments(
     capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
-    with pytest.raises(SystemExit) as caught:
-        tagging.parse(arguments)
-    assert caught.value.code == 2
-    assert message in capsys.readouterr().err
+    assert message in programs.parse_fails(tagging, arguments, capsys)
 
 
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        tagging.parse(["--help"])
-    assert caught.value.code == 0
-    text = capsys.readouterr().out
+    text = programs.help_of(tagging, capsys)
     for word in ("--language", "--words", "--rnn", "--seed", "--short", "rules"):
         assert word in text

@@ -276,16 +276,10 @@ def test_files_that_are_not_there(tmp_path: Path, book: Path) -> None:
 def test_bad_arguments(
     capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
-    with pytest.raises(SystemExit) as caught:
-        text.parse(arguments)
-    assert caught.value.code == 2
-    assert message in capsys.readouterr().err
+    assert message in programs.parse_fails(text, arguments, capsys)
 
 
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        text.parse(["--help"])
-    assert caught.value.code == 0
-    shown = capsys.readouterr().out
+    shown = programs.help_of(text, capsys)
     for option in ("--text", "--temperature", "--save", "--resume", "--rnn", "--seed", "torchrun"):
         assert option in shown
