@@ -67,6 +67,11 @@ class Library:
     compiled: dict[str, bool]  # instruction set -> whether this processor has it
     cells: dict[str, CellSpec]
 
+    @property
+    def multiplies_pairs(self) -> bool:
+        """Whether bfloat16 layers multiply pairs of bfloat16; else they compute in float32."""
+        return self.isa.endswith("bf16")
+
 
 def _load() -> Library:
     path = Path(__file__).with_name("_C.so")

@@ -415,7 +415,7 @@ def _in_pairs(dtype: torch.dtype, *sizes: int) -> bool:
     """Whether the CPU engine multiplies pairs of bfloat16, and keeps it; sizes = I, H, P."""
     return (
         dtype == torch.bfloat16
-        and LIBRARY.isa.endswith("bf16")
+        and LIBRARY.multiplies_pairs
         and all(size % 2 == 0 for size in sizes)
     )
 

@@ -12,7 +12,7 @@ from fusedrnn._library import LIBRARY
 from tests.helpers import CELLS, Cell, error, make_states, map_tensors, ragged, randn, run
 
 pytestmark = pytest.mark.skipif(
-    not LIBRARY.isa.endswith("bf16"),
+    not LIBRARY.multiplies_pairs,
     reason=f"{LIBRARY.isa} multiplies no pairs of bfloat16: such layers compute in float32",
 )
 

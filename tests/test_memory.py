@@ -22,7 +22,7 @@ def make_input(form: str, dtype: torch.dtype) -> Tensor | PackedSequence:
 
 
 DTYPES = [torch.float32, torch.float64]
-if LIBRARY.isa.endswith("bf16"):  # others keep the layer's float32
+if LIBRARY.multiplies_pairs:  # others keep the layer's float32
     DTYPES.append(torch.bfloat16)
 
 
