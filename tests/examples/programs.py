@@ -22,14 +22,19 @@ def load(name: str) -> ModuleType:
     return importlib.import_module(name)
 
 
+def environment(**others: str) -> dict[str, str]:
+    """For a process that finds this fusedrnn and prints UTF-8."""
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "PYTHONPATH": path, "PYTHONIOENCODING": "utf-8", **others}
+
+
 def run(
     name: str, *arguments: str, folder: Path, check: bool = True
 ) -> subprocess.CompletedProcess[str]:
     """Runs examples/<name>.py with its plot in `folder`."""
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     return subprocess.run(
         [sys.executable, str(EXAMPLES / f"{name}.py"), "--out", str(folder), *arguments],
-        env={**os.environ, "PYTHONPATH": path, "PYTHONIOENCODING": "utf-8"},
+        env=environment(),
         encoding="utf-8",
         capture_output=True,
         timeout=300,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 import subprocess
 import sys
@@ -181,14 +180,13 @@ def test_another_text_does_not_fit_a_checkpoint(tmp_path: Path, book: Path) -> N
 
 def torchrun(folder: Path, *arguments: str) -> str:
     """What two processes print."""
-    path = os.pathsep.join(filter(None, [str(programs.ROOT), os.environ.get("PYTHONPATH")]))
     done = subprocess.run(
         [
             *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
             *("--nproc-per-node", "2", str(programs.EXAMPLES / "text.py"), "--out", str(folder)),
             *arguments,
         ],
-        env={**os.environ, "PYTHONPATH": path, "PYTHONIOENCODING": "utf-8", "OMP_NUM_THREADS": "1"},
+        env=programs.environment(OMP_NUM_THREADS="1"),
         encoding="utf-8",
         capture_output=True,
         timeout=200,
