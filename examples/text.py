@@ -403,4 +403,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    if "WORLD_SIZE" in os.environ:
+        # gloo's threads may still hold Python objects, and abort at the interpreter's end:
+        # docs/distributed.md.
+        sys.stdout.flush()
+        os._exit(code)
+    sys.exit(code)

@@ -11,6 +11,7 @@ checkpoint was made of in the middle and that a new model went on from.
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -177,11 +178,14 @@ def main(kind: str, folder: Path) -> None:
         torch.save(work(kind, folder), folder / f"{kind}.pt")
         return
     dist.init_process_group("gloo")
-    # No DDP model is left when the group goes: docs/distributed.md.
+    # No DDP model is left when the group goes, and the interpreter's end is left out:
+    # docs/distributed.md.
     result = work(kind, folder)
     if dist.get_rank() == 0:
         torch.save(result, folder / f"{kind}.pt")
     dist.destroy_process_group()
+    sys.stdout.flush()
+    os._exit(0)
 
 
 if __name__ == "__main__":
