@@ -98,9 +98,9 @@ constexpr int kCacheLine = 64;
 // KiB of panel, which L2 holds together. Fewer terms would send c through memory more often.
 constexpr int64_t kGemmRows = 128;
 
-// The same where a is transposed, and so copied: 64 KiB of panel and 48 KiB of rows.
+// The same where a is transposed, and so copied: with AVX-512 128 KiB of panel, and 96 KiB of a.
 template <class F>
-constexpr int64_t kTransposedTerms = 256 * kTerms<F>;
+constexpr int64_t kTransposedTerms = 512 * kTerms<F>;
 constexpr int64_t kTransposedRows = 48;
 
 // A gradient of weights sums over all T*N rows, and the error of a sum grows with its length: so
@@ -109,7 +109,7 @@ constexpr int64_t kTransposedRows = 48;
 // rounded by far more than a float's sum.)
 template <class F>
 FUSEDRNN_INLINE int64_t sum_terms(int64_t K) {
-  return sizeof(F) < sizeof(float) ? kTransposedTerms<F> : K <= 64 ? 8 : K <= 256 ? 16 : 32;
+  return sizeof(F) < sizeof(float) ? 256 * kTerms<F> : K <= 64 ? 8 : K <= 256 ? 16 : 32;
 }
 
 // c[r, :] (+)= tile[r][:] for a tile of columns of which `columns` exist.
@@ -140,9 +140,10 @@ template <class F, int kVectors>
 FUSEDRNN_INLINE void product_in_sums(int64_t rows, const F* source, int64_t K, const F* panel,
                                      int64_t terms, Sum<F>* out) {
   constexpr int kWidth = kVectors * Vec<Sum<F>>::kLanes;
-  product<F, kVectors, true>(rows, source, 0, min64(terms, K), panel, {}, out);
+  constexpr int64_t kLd = kTransposedRows;
+  product<F, kVectors, true>(rows, source, kLd, min64(terms, K), panel, {}, out);
   for (int64_t k0 = terms; k0 < K; k0 += terms)
-    product<F, kVectors, true, true>(rows, source + k0 * rows, 0, min64(terms, K - k0),
+    product<F, kVectors, true, true>(rows, source + k0 * kLd, kLd, min64(terms, K - k0),
                                      panel + k0 * kWidth, {}, out);
 }
 
@@ -171,36 +172,44 @@ void gemm_rows(const GemmArgs<F>& a) {
   }
 }
 
+// The first `columns` columns of a matrix, `terms` rows that lie ld apart, to
+// [terms][kTransposedRows] in groups of kTerms<F>: rows far apart share sets of the caches, and each
+// its page. They are fetched ahead, which the hardware does not do across pages.
+template <class F>
+FUSEDRNN_INLINE void copy_columns(const F* from, int64_t ld, int64_t terms, int64_t columns, F* to) {
+  constexpr int64_t kAhead = 16;
+  for (int64_t k = 0; k < terms; k += kTerms<F>, from += ld * kTerms<F>) {
+    for (int64_t m = 0; m < columns * int64_t{sizeof(F)}; m += kCacheLine)
+      for (int i = 0; i < kTerms<F>; ++i)
+        __builtin_prefetch(reinterpret_cast<const char*>(from + (kAhead + i) * ld) + m);
+    for (int64_t m = 0; m < columns; m += Vec<Sum<F>>::kLanes)
+      load_rows(from + m, ld, terms - k, lanes_at<Sum<F>>(m, columns))
+          .store(reinterpret_cast<Sum<F>*>(to + k * kTransposedRows + m * kTerms<F>));
+  }
+}
+
 // c (+)= a b, a transposed.
 template <class F>
 void gemm_columns(const GemmArgs<F>& a) {
   constexpr int kVectors = kColumnBlocks;
   constexpr int kMaxRows = tile_rows(kVectors);
   constexpr int kUnits = kVectors * Vec<Sum<F>>::kLanes;
+  static_assert(kTransposedRows % Vec<Sum<F>>::kLanes == 0);
   alignas(64) Sum<F> tile[kMaxRows * kUnits];
-  constexpr int kLanes = Vec<Sum<F>>::kLanes;
-  alignas(64) F tiles_of_a[kTransposedRows * kTransposedTerms<F> + kLanes * kTerms<F>];
-  static_assert(kMaxRows <= kLanes);
+  alignas(64) F columns_of_a[kTransposedTerms<F> * kTransposedRows];
   const int64_t K = whole_terms<F>(a.K);
-  for (int64_t m0 = a.m_begin; m0 < a.m_end; m0 += kTransposedRows) {
-    const int64_t m1 = min64(a.m_end, m0 + kTransposedRows);
-    for (int64_t k0 = 0; k0 < a.K; k0 += kTransposedTerms<F>) {
-      const int64_t terms = min64(kTransposedTerms<F>, a.K - k0), whole = whole_terms<F>(terms);
-      for_tiles(kMaxRows, m0, m1, [&](int64_t first, int64_t count) {
-        F* to = tiles_of_a + (first - m0) * whole;
-        const F* from = a.a + k0 * a.a_ld + first;
-        // Whole vectors are stored; the next row, the next tile or the slack takes the surplus.
-        for (int64_t k = 0; k < terms;
-             k += kTerms<F>, to += count * kTerms<F>, from += a.a_ld * kTerms<F>)
-          load_rows(from, a.a_ld, terms - k, static_cast<int>(count))
-              .store(reinterpret_cast<Sum<F>*>(to));
-      });
+  for (int64_t k0 = 0; k0 < a.K; k0 += kTransposedTerms<F>) {
+    const int64_t terms = min64(kTransposedTerms<F>, a.K - k0);
+    for (int64_t m0 = a.m_begin; m0 < a.m_end; m0 += kTransposedRows) {
+      const int64_t m1 = min64(a.m_end, m0 + kTransposedRows);
+      copy_columns(a.a + k0 * a.a_ld + m0, a.a_ld, terms, m1 - m0, columns_of_a);
       for (int64_t block = a.block_begin; block < a.block_end; ++block) {
         const int64_t u = block * kUnits;
         const F* panel = a.panels + (block * K + k0) * kUnits;
         for_tiles(kMaxRows, m0, m1, [&](int64_t first, int64_t count) {
           prefetch_tile(count, min64(kUnits, a.N - u), a.c + first * a.c_ld + u, a.c_ld);
-          product_in_sums<F, kVectors>(count, tiles_of_a + (first - m0) * whole, whole, panel,
+          product_in_sums<F, kVectors>(count, columns_of_a + (first - m0) * kTerms<F>,
+                                       whole_terms<F>(terms), panel,
                                        sum_terms<F>(max64(a.K, a.whole_K)), tile);
           store_tile(tile, count, min64(kUnits, a.N - u), a.c + first * a.c_ld + u, a.c_ld,
                      a.accumulate || k0 > 0);

@@ -13,8 +13,17 @@ namespace {
 // than that take several vectors of units each.
 constexpr int blocks_of(int gates) { return gates >= 3 ? 1 : 4 / gates; }
 
+// Of those, how many a tile sums at once: with sixteen registers, half of four, for two rows of four
+// sums would neither hide a product's latency nor make good use of what is loaded.
+constexpr int vectors_at_once(int vectors) {
+  return FUSEDRNN_REGISTERS < 32 && vectors == 4 ? 2 : vectors;
+}
+
 // Rows of a tile: accumulators, one row of panel vectors and a temporary fill the registers.
-constexpr int tile_rows(int vectors) { return (FUSEDRNN_REGISTERS - vectors - 1) / vectors; }
+constexpr int tile_rows(int vectors) {
+  const int at_once = vectors_at_once(vectors);
+  return (FUSEDRNN_REGISTERS - at_once - 1) / at_once;
+}
 
 // Vectors in the width of a panel of pack_columns.
 constexpr int kColumnBlocks = 4;
@@ -26,7 +35,7 @@ static_assert(kMaxStages == 2);
 
 FUSEDRNN_INLINE int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 FUSEDRNN_INLINE int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
-FUSEDRNN_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+FUSEDRNN_INLINE constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Lanes of a vector at unit u of `width`.
 template <class T>
@@ -108,10 +117,12 @@ struct Start {
 };
 
 // out[p][r][v] = start[p][r][v] + Σ_k source[r, k] panel_p[k][v], for kRows rows, kPanels panels
-// that lie panel_ld apart and kVectors vectors of each. The source is row-major, or [K][kRows] in
+// that lie panel_ld apart and kVectors vectors of each. The source is row-major, or [K][ld] in
 // groups of kTerms<F> of K if kTile. Every sum runs over k in order, whatever the tile: results do
-// not depend on how rows are shared out. With kAdd the sums are added to out.
-template <class F, int kRows, int kPanels, int kVectors, bool kTile, bool kAdd = false>
+// not depend on how rows are shared out. With kAdd the sums are added to out. A panel's rows, and
+// out's, are kWidth vectors wide.
+template <class F, int kRows, int kPanels, int kVectors, bool kTile, bool kAdd = false,
+          int kWidth = kVectors>
 void product_rows(const F* source, int64_t ld, int64_t K, const F* panel, int64_t panel_ld,
                   Start<Sum<F>> start, Sum<F>* out) {
   using T = Sum<F>;
@@ -128,9 +139,9 @@ void product_rows(const F* source, int64_t ld, int64_t K, const F* panel, int64_
             start.p ? V::load(start.p + p * start.panel_ld + r * start.row_ld + v * V::kLanes)
                     : V::zero();
   const auto factors_at = [&](int64_t k, int r) FUSEDRNN_INLINE_LAMBDA {
-    return broadcast_factors(kTile ? source + k * kRows + r * kTerms<F> : source + r * ld + k);
+    return broadcast_factors(kTile ? source + k * ld + r * kTerms<F> : source + r * ld + k);
   };
-  for (int64_t k = 0; k < K; k += kTerms<F>, panel += kVectors * kLanes) {
+  for (int64_t k = 0; k < K; k += kTerms<F>, panel += kWidth * kLanes) {
     V a[kRows];
     if constexpr (kPanels > 1) {
 #pragma GCC unroll 8
@@ -155,7 +166,7 @@ void product_rows(const F* source, int64_t ld, int64_t K, const F* panel, int64_
     for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 8
       for (int v = 0; v < kVectors; ++v) {
-        T* to = out + ((p * kRows + r) * kVectors + v) * V::kLanes;
+        T* to = out + ((p * kRows + r) * kWidth + v) * V::kLanes;
         (kAdd ? V::load(to) + acc[p][r][v] : acc[p][r][v]).store(to);
       }
 }
@@ -165,8 +176,14 @@ template <class F, int kVectors, bool kTile = false, bool kAdd = false,
           int kRows = tile_rows(kVectors)>
 FUSEDRNN_INLINE void product(int64_t rows, const F* source, int64_t ld, int64_t K, const F* panel,
                              Start<Sum<F>> start, Sum<F>* out) {
+  using V = Vec<Sum<F>>;
+  constexpr int kAtOnce = vectors_at_once(kVectors);
   if (rows == kRows) {
-    product_rows<F, kRows, 1, kVectors, kTile, kAdd>(source, ld, K, panel, 0, start, out);
+    for (int v = 0; v < kVectors; v += kAtOnce) {
+      product_rows<F, kRows, 1, kAtOnce, kTile, kAdd, kVectors>(
+          source, ld, K, panel + v * V::kLanes * kTerms<F>, 0, start, out + v * V::kLanes);
+      if (start.p) start.p += kAtOnce * V::kLanes;
+    }
   } else if constexpr (kRows > 1) {
     product<F, kVectors, kTile, kAdd, kRows - 1>(rows, source, ld, K, panel, start, out);
   }
