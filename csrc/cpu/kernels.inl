@@ -268,7 +268,8 @@ FUSEDRNN_INLINE const F* delta_of(const BackwardArgs<F>& a, int64_t row) {
 }
 
 // The cell's derivative on one vector of units, from u on, of the sequences [first, first + count).
-// sums: what the consumer's deltas give to each, sums_ld apart.
+// sums: what the consumer's deltas give to each, sums_ld apart. What the next units of the same rows
+// will want is fetched ahead: the hardware does not follow so many rows at once.
 template <class F, class Cell, int s, class Units>
 __attribute__((noinline)) void backward_cells(const BackwardArgs<F>& a, const Position& at,
                                               Units units, int64_t u, int64_t first, int64_t count,
@@ -300,6 +301,7 @@ __attribute__((noinline)) void backward_cells(const BackwardArgs<F>& a, const Po
     if constexpr (kLast) {
       if (d_y) {
         d_emit += units.load(d_y);
+        __builtin_prefetch(d_y + V::kLanes);
         d_y += d_y_ld;
       }
       if (Cell::kCarriesH || r >= alive) d_emit += units.load(d_h);
@@ -310,7 +312,10 @@ __attribute__((noinline)) void backward_cells(const BackwardArgs<F>& a, const Po
     } else {
       V saved[Cell::kSaved], delta[Cell::kGates], delta_x[Cell::kGates];
       if (Cell::kSavesH && r == with_next) saved_values = a.saved + (first + r) * H + u;
-      for (int i = 0; i < Cell::kSaved; ++i) saved[i] = units.load(saved_values + i * H);
+      for (int i = 0; i < Cell::kSaved; ++i) {
+        saved[i] = units.load(saved_values + i * H);
+        __builtin_prefetch(saved_values + i * H + V::kLanes);
+      }
       saved_values += saved_ld;
       State<V> state;
       Carry<V> carry;
@@ -320,6 +325,7 @@ __attribute__((noinline)) void backward_cells(const BackwardArgs<F>& a, const Po
       }
       if constexpr (Cell::kHasC) {
         state.c = units.load(c_in);
+        __builtin_prefetch(c_in + V::kLanes);
         carry.d_c = units.load(d_c);
         c_in += H;
       }
@@ -334,6 +340,7 @@ __attribute__((noinline)) void backward_cells(const BackwardArgs<F>& a, const Po
       if constexpr (Cell::kCarriesH) units.store(carry.d_h, d_h);
       for (int g = kStage.delta_begin; g < kStage.delta_end; ++g) {
         units.store(delta[g], to_delta + g * H);
+        __builtin_prefetch(to_delta + g * H + V::kLanes, 1);
         if constexpr (Cell::kSeparateDeltas) units.store(delta_x[g], to_delta_x + g * H);
       }
       to_delta += delta_ld;
