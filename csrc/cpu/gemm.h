@@ -92,8 +92,6 @@ void pack_columns(const PackColumnsArgs<F>& a) {
   }
 }
 
-constexpr int kCacheLine = 64;
-
 // Rows that share one part of a panel, kTermsNear terms: with AVX-512 512 KiB of rows beside 256
 // KiB of panel, which L2 holds together. Fewer terms would send c through memory more often.
 constexpr int64_t kGemmRows = 128;
@@ -141,10 +139,11 @@ FUSEDRNN_INLINE void product_in_sums(int64_t rows, const F* source, int64_t K, c
                                      int64_t terms, Sum<F>* out) {
   constexpr int kWidth = kVectors * Vec<Sum<F>>::kLanes;
   constexpr int64_t kLd = kTransposedRows;
-  product<F, kVectors, true>(rows, source, kLd, min64(terms, K), panel, {}, out);
+  Ahead nothing;
+  product<F, kVectors, true>(rows, source, kLd, min64(terms, K), panel, {}, out, nothing);
   for (int64_t k0 = terms; k0 < K; k0 += terms)
     product<F, kVectors, true, true>(rows, source + k0 * kLd, kLd, min64(terms, K - k0),
-                                     panel + k0 * kWidth, {}, out);
+                                     panel + k0 * kWidth, {}, out, nothing);
 }
 
 // c (+)= a b, a as it lies.
@@ -153,6 +152,7 @@ void gemm_rows(const GemmArgs<F>& a) {
   constexpr int kVectors = kColumnBlocks;
   constexpr int kMaxRows = tile_rows(kVectors);
   constexpr int kUnits = kVectors * Vec<Sum<F>>::kLanes;
+  const bool far = (a.block_end - a.block_begin) * a.K * kUnits * int64_t{sizeof(F)} > kBytesNear;
   alignas(64) Sum<F> tile[kMaxRows * kUnits];
   for (int64_t m0 = a.m_begin; m0 < a.m_end; m0 += kGemmRows) {
     const int64_t m1 = min64(a.m_end, m0 + kGemmRows);
@@ -161,9 +161,12 @@ void gemm_rows(const GemmArgs<F>& a) {
       for (int64_t block = a.block_begin; block < a.block_end; ++block) {
         const int64_t u = block * kUnits;
         const F* panel = a.panels + (block * a.K + k0) * kUnits;
+        Ahead ahead;
+        if (far && block + 1 < a.block_end) ahead = Ahead(panel + a.K * kUnits, terms * kUnits);
         for_tiles(kMaxRows, m0, m1, [&](int64_t first, int64_t count) {
           prefetch_tile(count, min64(kUnits, a.N - u), a.c + first * a.c_ld + u, a.c_ld);
-          product<F, kVectors>(count, a.a + first * a.a_ld + k0, a.a_ld, terms, panel, {}, tile);
+          product<F, kVectors>(count, a.a + first * a.a_ld + k0, a.a_ld, terms, panel, {}, tile,
+                               ahead);
           store_tile(tile, count, min64(kUnits, a.N - u), a.c + first * a.c_ld + u, a.c_ld,
                      a.accumulate || k0 > 0);
         });

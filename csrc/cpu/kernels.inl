@@ -109,7 +109,10 @@ __attribute__((noinline)) void forward_cells(const ForwardArgs<F>& a, const Posi
     V gates_x[kStage.gates], acc[kStage.gates], saved[Cell::kSaved];
     for (int g = 0; g < kStage.gates; ++g) {
       acc[g] = V::load(sums + g * kGate);
-      if constexpr (kStage.takes_input) gates_x[g] = units.load(x + g * H) + bias[g];
+      if constexpr (kStage.takes_input) {
+        gates_x[g] = units.load(x + g * H) + bias[g];
+        __builtin_prefetch(x + g * H + V::kLanes);  // the next units'
+      }
     }
     if constexpr (s > 0 && !kStage.projects) {
       for (int i = 0; i < kStage.saved_begin; ++i) saved[i] = units.load(saved_values + i * H);

@@ -116,18 +116,34 @@ struct Start {
   int64_t row_ld = 0;
 };
 
+// Memory to fetch into L2, line by line, while products run: the panel that comes after theirs.
+struct Ahead {
+  const char* line = nullptr;
+  const char* end = nullptr;
+
+  Ahead() = default;
+  template <class F>
+  Ahead(const F* p, int64_t count)
+      : line(reinterpret_cast<const char*>(p)), end(reinterpret_cast<const char*>(p + count)) {}
+};
+constexpr int kCacheLine = 64;
+
+// Panels of fewer bytes than this in all are in L2 anyway.
+constexpr int64_t kBytesNear = 512 << 10;
+
 // out[p][r][v] = start[p][r][v] + Σ_k source[r, k] panel_p[k][v], for kRows rows, kPanels panels
 // that lie panel_ld apart and kVectors vectors of each. The source is row-major, or [K][ld] in
 // groups of kTerms<F> of K if kTile. Every sum runs over k in order, whatever the tile: results do
 // not depend on how rows are shared out. With kAdd the sums are added to out. A panel's rows, and
-// out's, are kWidth vectors wide.
+// out's, are kWidth vectors wide. For every k a line of `ahead` is fetched, as long as there are any.
 template <class F, int kRows, int kPanels, int kVectors, bool kTile, bool kAdd = false,
           int kWidth = kVectors>
 void product_rows(const F* source, int64_t ld, int64_t K, const F* panel, int64_t panel_ld,
-                  Start<Sum<F>> start, Sum<F>* out) {
+                  Start<Sum<F>> start, Sum<F>* out, Ahead& ahead) {
   using T = Sum<F>;
   using V = Vec<T>;
   constexpr int kLanes = V::kLanes * kTerms<F>;  // factors of a vector
+  const char* line = ahead.line;
   V acc[kPanels][kRows][kVectors];
 #pragma GCC unroll 8
   for (int p = 0; p < kPanels; ++p)
@@ -142,6 +158,10 @@ void product_rows(const F* source, int64_t ld, int64_t K, const F* panel, int64_
     return broadcast_factors(kTile ? source + k * ld + r * kTerms<F> : source + r * ld + k);
   };
   for (int64_t k = 0; k < K; k += kTerms<F>, panel += kWidth * kLanes) {
+    if (line < ahead.end) {
+      __builtin_prefetch(line, 0, 2);
+      line += kCacheLine;
+    }
     V a[kRows];
     if constexpr (kPanels > 1) {
 #pragma GCC unroll 8
@@ -169,23 +189,25 @@ void product_rows(const F* source, int64_t ld, int64_t K, const F* panel, int64_
         T* to = out + ((p * kRows + r) * kWidth + v) * V::kLanes;
         (kAdd ? V::load(to) + acc[p][r][v] : acc[p][r][v]).store(to);
       }
+  ahead.line = line;
 }
 
 // One panel and a number of rows known only at run time, at most tile_rows(kVectors).
 template <class F, int kVectors, bool kTile = false, bool kAdd = false,
           int kRows = tile_rows(kVectors)>
 FUSEDRNN_INLINE void product(int64_t rows, const F* source, int64_t ld, int64_t K, const F* panel,
-                             Start<Sum<F>> start, Sum<F>* out) {
+                             Start<Sum<F>> start, Sum<F>* out, Ahead& ahead) {
   using V = Vec<Sum<F>>;
   constexpr int kAtOnce = vectors_at_once(kVectors);
   if (rows == kRows) {
     for (int v = 0; v < kVectors; v += kAtOnce) {
       product_rows<F, kRows, 1, kAtOnce, kTile, kAdd, kVectors>(
-          source, ld, K, panel + v * V::kLanes * kTerms<F>, 0, start, out + v * V::kLanes);
+          source, ld, K, panel + v * V::kLanes * kTerms<F>, 0, start, out + v * V::kLanes,
+          ahead);
       if (start.p) start.p += kAtOnce * V::kLanes;
     }
   } else if constexpr (kRows > 1) {
-    product<F, kVectors, kTile, kAdd, kRows - 1>(rows, source, ld, K, panel, start, out);
+    product<F, kVectors, kTile, kAdd, kRows - 1>(rows, source, ld, K, panel, start, out, ahead);
   }
 }
 
@@ -202,7 +224,9 @@ FUSEDRNN_INLINE void product_panels(int64_t panels, const F* source, int64_t ld,
                                     const F* panel, int64_t panel_ld, Start<Sum<F>> start,
                                     Sum<F>* out) {
   if (panels >= kPanels) {
-    product_rows<F, kRows, kPanels, kVectors, false>(source, ld, K, panel, panel_ld, start, out);
+    Ahead nothing;
+    product_rows<F, kRows, kPanels, kVectors, false>(source, ld, K, panel, panel_ld, start, out,
+                                                     nothing);
   } else if constexpr (kPanels > 1) {
     product_panels<F, kVectors, kRows, kPanels - 1>(panels, source, ld, K, panel, panel_ld, start,
                                                     out);
@@ -255,17 +279,25 @@ FUSEDRNN_INLINE void for_products(int64_t begin, int64_t end, const F* source, i
     constexpr int kMaxRows = tile_rows(kVectors);
     alignas(64) T tiles[max64(kRowsNear, kMaxRows) * kWidth];
     const int64_t rows_near = K > kTermsNear<F> ? kRowsNear : kMaxRows;
+    const bool far = (blocks.end - blocks.begin) * panel_ld * int64_t{sizeof(F)} > kBytesNear;
     for (int64_t i = blocks.begin; i < blocks.end; ++i) {
       const int64_t block = blocks.from_last ? blocks.begin + blocks.end - 1 - i : i;
+      const int64_t next_block = blocks.from_last ? block - 1 : block + 1;
       const T* start = starts ? starts + block * start_ld : nullptr;
       for_tiles(rows_near, begin, end, [&](int64_t first, int64_t rows) {
         for (int64_t k0 = 0; k0 == 0 || k0 < K; k0 += kTermsNear<F>) {
           const int64_t terms = min64(kTermsNear<F>, K - k0);
           const F* panel = panels + block * panel_ld + k0 * kWidth;
+          Ahead ahead;
+          if (far && k0 + terms < K) {
+            ahead = Ahead(panel + terms * kWidth, min64(kTermsNear<F>, K - k0 - terms) * kWidth);
+          } else if (far && first + rows == end && i + 1 < blocks.end) {
+            ahead = Ahead(panels + next_block * panel_ld, min64(kTermsNear<F>, K) * kWidth);
+          }
           for_tiles(kMaxRows, 0, rows, [&](int64_t r, int64_t count) {
             T* tile = tiles + r * kWidth;
             product<F, kVectors>(count, source + (first + r) * ld + k0, ld, terms, panel,
-                                 k0 ? Start<T>{tile, 0, kWidth} : Start<T>{start}, tile);
+                                 k0 ? Start<T>{tile, 0, kWidth} : Start<T>{start}, tile, ahead);
           });
         }
         body(block, first, rows, tiles);
