@@ -7,40 +7,43 @@
 namespace fusedrnn {
 namespace {
 
-// Rows of a weight whose dot products run side by side: with one source row, as many sums as fill
-// two units of four cycles.
+// Rows of a weight whose dot products with so many source rows run side by side: eight sums fill two
+// units of four cycles, more sums make better use of what is loaded, as far as there are registers.
 template <class T>
-constexpr int kDots = Vec<T>::kLanes < 8 ? Vec<T>::kLanes : 8;
+constexpr int dots_at_once(int rows) {
+  int dots = Vec<T>::kLanes < 8 ? Vec<T>::kLanes : 8;
+  while (dots > 1 && rows * dots > FUSEDRNN_REGISTERS - rows - 1) dots /= 2;
+  return dots;
+}
 
 // sums[r][i] += the products of source row r and weight row i, lane by lane, over k < K.
-template <class F, int kRows>
+template <class F, int kRows, int kDots>
 FUSEDRNN_INLINE void add_dots(const F* source, int64_t ld, const F* weight, int64_t K,
-                              Vec<Sum<F>> (&sums)[kRows][kDots<Sum<F>>]) {
-  using T = Sum<F>;
-  using V = Vec<T>;
+                              Vec<Sum<F>> (&sums)[kRows][kDots]) {
+  using V = Vec<Sum<F>>;
   constexpr int kLanes = V::kLanes * kTerms<F>;  // factors of a vector
   const int64_t whole = K - K % kLanes;
-  const F* rows[kDots<T>];
+  const F* rows[kDots];
 #pragma GCC unroll 8
-  for (int i = 0; i < kDots<T>; ++i) rows[i] = weight + i * K;
+  for (int i = 0; i < kDots; ++i) rows[i] = weight + i * K;
   for (int64_t k = 0; k < whole; k += kLanes) {
     V x[kRows];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) x[r] = load_factors(source + r * ld + k);
 #pragma GCC unroll 8
-    for (int i = 0; i < kDots<T>; ++i) {
+    for (int i = 0; i < kDots; ++i) {
       const V w = load_factors(rows[i] + k);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) sums[r][i] = multiply_add<F>(w, x[r], sums[r][i]);
     }
   }
   if (whole == K) return;
   const int rest = static_cast<int>(K - whole);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
     const V x = load_factors(source + r * ld + whole, rest);
 #pragma GCC unroll 8
-    for (int i = 0; i < kDots<T>; ++i)
+    for (int i = 0; i < kDots; ++i)
       sums[r][i] = multiply_add<F>(load_factors(rows[i] + whole, rest), x, sums[r][i]);
   }
 }
@@ -53,16 +56,17 @@ void dots(const F* source, int64_t ld, const F* weight, int inside, int64_t K, S
   using T = Sum<F>;
   using V = Vec<T>;
   constexpr int kLanes = V::kLanes * kTerms<F>;  // factors of a vector
+  constexpr int kDots = dots_at_once<T>(kRows);
   V lanes[kRows][V::kLanes];
-  for (int i0 = 0; i0 < V::kLanes; i0 += kDots<T>) {
-    V sums[kRows][kDots<T>];
+  for (int i0 = 0; i0 < V::kLanes; i0 += kDots) {
+    V sums[kRows][kDots];
     for (int r = 0; r < kRows; ++r)
-      for (int i = 0; i < kDots<T>; ++i) sums[r][i] = V::zero();
-    if (i0 + kDots<T> <= inside) {
-      add_dots<F, kRows>(source, ld, weight + i0 * K, K, sums);
+      for (int i = 0; i < kDots; ++i) sums[r][i] = V::zero();
+    if (i0 + kDots <= inside) {
+      add_dots<F>(source, ld, weight + i0 * K, K, sums);
     } else {
       // One after another, as far as there are any.
-      for (int i = 0; i < kDots<T> && i0 + i < inside; ++i)
+      for (int i = 0; i < kDots && i0 + i < inside; ++i)
         for (int r = 0; r < kRows; ++r)
           for (int64_t k = 0; k < K; k += kLanes) {
             const int n = static_cast<int>(min64(kLanes, K - k));
@@ -71,7 +75,7 @@ void dots(const F* source, int64_t ld, const F* weight, int inside, int64_t K, S
           }
     }
     for (int r = 0; r < kRows; ++r)
-      for (int i = 0; i < kDots<T>; ++i) lanes[r][i0 + i] = sums[r][i];
+      for (int i = 0; i < kDots; ++i) lanes[r][i0 + i] = sums[r][i];
   }
   for (int r = 0; r < kRows; ++r) sums_of_rows(lanes[r]).store(out + r * out_ld);
 }
@@ -108,25 +112,40 @@ FUSEDRNN_INLINE void products_as_stored(int64_t begin, int64_t end, const F* sou
   }
 }
 
-// Blocks of columns of c = a b^T. Three rows of a share what is read of b.
+// Rows of a that share what is read of b: as many as still leave four dot products at once.
+template <class T>
+constexpr int shared_rows() {
+  int rows = 1;
+  while (rows < 6 && dots_at_once<T>(rows + 1) >= 4) ++rows;
+  return rows;
+}
+
+// dots for so many rows, at most kRows.
+template <class F, int kRows>
+FUSEDRNN_INLINE void dots_of(int64_t rows, const F* source, int64_t ld, const F* weight, int inside,
+                             int64_t K, Sum<F>* out, int64_t out_ld) {
+  if (rows == kRows) {
+    dots<F, kRows>(source, ld, weight, inside, K, out, out_ld);
+  } else if constexpr (kRows > 1) {
+    dots_of<F, kRows - 1>(rows, source, ld, weight, inside, K, out, out_ld);
+  }
+}
+
+// Blocks of columns of c = a b^T.
 template <class F>
 void gemm_as_stored(const GemmAsStoredArgs<F>& a) {
   using T = Sum<F>;
   using V = Vec<T>;
   const int64_t end = min64(a.N, a.block_end * kColumnBlocks * V::kLanes);
-  alignas(64) T sums[kFewRows * V::kLanes];
+  constexpr int kRows = shared_rows<T>();
+  alignas(64) T sums[kRows * V::kLanes];
   for (int64_t u = a.block_begin * kColumnBlocks * V::kLanes; u < end; u += V::kLanes) {
     const int inside = lanes_at<T>(u, a.N);
-    for (int64_t m = 0; m < a.M; m += kFewRows) {
-      const int64_t rows = min64(kFewRows, a.M - m);
-      const F* from = a.a + m * a.K;
-      const F* weight = a.b + u * a.K;
-      if (rows == 3) dots<F, 3>(from, a.K, weight, inside, a.K, sums, V::kLanes);
-      if (rows == 2) dots<F, 2>(from, a.K, weight, inside, a.K, sums, V::kLanes);
-      if (rows == 1) dots<F, 1>(from, a.K, weight, inside, a.K, sums, V::kLanes);
+    for_tiles(kRows, 0, a.M, [&](int64_t m, int64_t rows) {
+      dots_of<F, kRows>(rows, a.a + m * a.K, a.K, a.b + u * a.K, inside, a.K, sums, V::kLanes);
       for (int64_t r = 0; r < rows; ++r)
         store(V::load(sums + r * V::kLanes), a.c + (m + r) * a.N + u, inside);
-    }
+    });
   }
 }
 
