@@ -7,8 +7,9 @@
 namespace fusedrnn {
 namespace {
 
-// Rows of a weight whose dot products with so many source rows run side by side: eight sums fill two
-// units of four cycles, more sums make better use of what is loaded, as far as there are registers.
+// Rows of a weight whose dot products with so many source rows run side by side: eight sums fill
+// two units of four cycles, more sums make better use of what is loaded, as far as there are
+// registers.
 template <class T>
 constexpr int dots_at_once(int rows) {
   int dots = Vec<T>::kLanes < 8 ? Vec<T>::kLanes : 8;

@@ -176,10 +176,11 @@ void gemm_rows(const GemmArgs<F>& a) {
 }
 
 // The first `columns` columns of a matrix, `terms` rows that lie ld apart, to
-// [terms][kTransposedRows] in groups of kTerms<F>: rows far apart share sets of the caches, and each
-// its page. They are fetched ahead, which the hardware does not do across pages.
+// [terms][kTransposedRows] in groups of kTerms<F>: rows far apart share sets of the caches, and
+// each its page. They are fetched ahead, which the hardware does not do across pages.
 template <class F>
-FUSEDRNN_INLINE void copy_columns(const F* from, int64_t ld, int64_t terms, int64_t columns, F* to) {
+FUSEDRNN_INLINE void copy_columns(const F* from, int64_t ld, int64_t terms, int64_t columns,
+                                  F* to) {
   constexpr int64_t kAhead = 16;
   for (int64_t k = 0; k < terms; k += kTerms<F>, from += ld * kTerms<F>) {
     for (int64_t m = 0; m < columns * int64_t{sizeof(F)}; m += kCacheLine)

@@ -271,8 +271,8 @@ FUSEDRNN_INLINE const F* delta_of(const BackwardArgs<F>& a, int64_t row) {
 }
 
 // The cell's derivative on one vector of units, from u on, of the sequences [first, first + count).
-// sums: what the consumer's deltas give to each, sums_ld apart. What the next units of the same rows
-// will want is fetched ahead: the hardware does not follow so many rows at once.
+// sums: what the consumer's deltas give to each, sums_ld apart. What the next units of the same
+// rows will want is fetched ahead: the hardware does not follow so many rows at once.
 template <class F, class Cell, int s, class Units>
 __attribute__((noinline)) void backward_cells(const BackwardArgs<F>& a, const Position& at,
                                               Units units, int64_t u, int64_t first, int64_t count,

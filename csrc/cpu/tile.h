@@ -13,8 +13,8 @@ namespace {
 // than that take several vectors of units each.
 constexpr int blocks_of(int gates) { return gates >= 3 ? 1 : 4 / gates; }
 
-// Of those, how many a tile sums at once: with sixteen registers, half of four, for two rows of four
-// sums would neither hide a product's latency nor make good use of what is loaded.
+// Of those, how many a tile sums at once: with sixteen registers, half of four, for two rows of
+// four sums would neither hide a product's latency nor make good use of what is loaded.
 constexpr int vectors_at_once(int vectors) {
   return FUSEDRNN_REGISTERS < 32 && vectors == 4 ? 2 : vectors;
 }
@@ -135,7 +135,8 @@ constexpr int64_t kBytesNear = 512 << 10;
 // that lie panel_ld apart and kVectors vectors of each. The source is row-major, or [K][ld] in
 // groups of kTerms<F> of K if kTile. Every sum runs over k in order, whatever the tile: results do
 // not depend on how rows are shared out. With kAdd the sums are added to out. A panel's rows, and
-// out's, are kWidth vectors wide. For every k a line of `ahead` is fetched, as long as there are any.
+// out's, are kWidth vectors wide. For every k a line of `ahead` is fetched, as long as there are
+// any.
 template <class F, int kRows, int kPanels, int kVectors, bool kTile, bool kAdd = false,
           int kWidth = kVectors>
 void product_rows(const F* source, int64_t ld, int64_t K, const F* panel, int64_t panel_ld,
@@ -202,8 +203,7 @@ FUSEDRNN_INLINE void product(int64_t rows, const F* source, int64_t ld, int64_t 
   if (rows == kRows) {
     for (int v = 0; v < kVectors; v += kAtOnce) {
       product_rows<F, kRows, 1, kAtOnce, kTile, kAdd, kVectors>(
-          source, ld, K, panel + v * V::kLanes * kTerms<F>, 0, start, out + v * V::kLanes,
-          ahead);
+          source, ld, K, panel + v * V::kLanes * kTerms<F>, 0, start, out + v * V::kLanes, ahead);
       if (start.p) start.p += kAtOnce * V::kLanes;
     }
   } else if constexpr (kRows > 1) {
