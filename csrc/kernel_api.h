@@ -165,6 +165,9 @@ struct GemmArgs {
   int64_t block_begin, block_end;
   bool accumulate;
   int64_t whole_K = 0;  // of the whole sum where this product is a part of it, else 0
+  // Unless null, the rows are those of these sequences in these steps, counted from first_row, and
+  // not [m_begin, m_end); a is not transposed.
+  const Steps* steps = nullptr;
 };
 
 // Blocks of columns of c = a b^T, b as torch stores a weight.

@@ -264,7 +264,7 @@ def test_several_chunks(isa: str, cell: str) -> None:
     case, expected = large_case(cell)
     columns, T = GATES[cell] * case.H, len(case.batch_sizes)
     for chunk_values in native().chunk_values():
-        sizes = (case.batch_sizes, case.N, columns, case.P, case.D, 1, chunk_values)
+        sizes = (case.batch_sizes, case.N, columns, case.P, case.I, case.D, 1, chunk_values)
         chunk_steps = native().make_plan(*sizes)[0]
         assert 1 < chunk_steps < T // 2
         assert T % chunk_steps
@@ -302,7 +302,7 @@ def test_outputs_are_the_same_without_keep(isa: str, cell: str, dtype: type) -> 
 
 @each_cell
 def test_threads_change_no_bit(isa: str, cell: str) -> None:
-    by_units = set()
+    ways = set()
     for case in [*some_cases(cell), *few_sequences(cell)]:
         alone = run(case, isa, np.float32)
         for threads, at_once in ((2, False), (3, True), (5, False), (28, False)):
@@ -310,10 +310,10 @@ def test_threads_change_no_bit(isa: str, cell: str) -> None:
             assert_same_bits(many, alone, (threads, case))
             columns = GATES[cell] * case.H
             plan = native().make_plan(
-                case.batch_sizes, case.N, columns, case.P, case.D, threads, 1 << 17
+                case.batch_sizes, case.N, columns, case.P, case.I, case.D, threads, 1 << 17
             )
-            by_units.add((plan[2] > 0, at_once))
-    assert len(by_units) == 4, "every way to share a layer, at once and one after another"
+            ways.add((plan[2] > 0, "each with its x W" in plan[3], at_once))
+    assert len(ways) == 6, "every way to share a layer, at once and one after another"
 
 
 def few_sequences(cell: str) -> Iterator[Case]:

@@ -82,7 +82,8 @@ def test_plans(seed: int) -> None:
         columns, threads = int(rng.integers(1, 5000)), int(rng.integers(1, 100))
         inner = int(rng.integers(1, columns + 1))
         directions, values = int(rng.integers(1, 3)), int(2 ** rng.uniform(0, 24))
-        sizes = (batch_sizes, N, columns, inner, directions)
+        input = int(rng.choice([0, rng.integers(1, 5000)]))
+        sizes = (batch_sizes, N, columns, inner, input, directions)
         chunk_steps, cut, slices, text = native().make_plan(*sizes, threads, values)
         T, widest = len(batch_sizes), batch_sizes[0]
         assert 1 <= chunk_steps <= T
@@ -91,7 +92,8 @@ def test_plans(seed: int) -> None:
         assert chunk_steps == T or (chunk_steps + 1) * widest * columns > values
         assert cut == native().cut_sequences(batch_sizes, N, -(-threads // directions))
         few = widest <= 3 and sum(batch_sizes) <= inner // 16
-        wanted = "recurrent weights as stored, " if few else ""
+        wanted = "input weights as stored, " if sum(batch_sizes) <= input // 16 else ""
+        wanted += "recurrent weights as stored, " if few else ""
         wanted += f"chunks of {chunk_steps} steps, "
         if slices:
             assert threads > 1
@@ -99,6 +101,10 @@ def test_plans(seed: int) -> None:
             wanted += f"by units in {slices} slices"
         else:
             wanted += "by rows, sequences cut at " + " ".join(map(str, cut))
+            tasks = len(cut) - 1
+            busy = threads > 1 and tasks * directions >= threads and widest >= 4 * tasks
+            if busy and sum(batch_sizes) > input // 16 and input > 0:
+                wanted += ", each with its x W"
         assert text == wanted
         # The bits of a result may depend on the chunks, so those must not depend on threads.
         alone = native().make_plan(*sizes, 1, values)
@@ -108,7 +114,7 @@ def test_plans(seed: int) -> None:
 
 def test_who_shares_a_step() -> None:
     def by_units(N: int, H: int, threads: int, directions: int = 1) -> bool:
-        return native().make_plan([N] * 5, N, 4 * H, H, directions, threads, 1 << 17)[2] > 0
+        return native().make_plan([N] * 5, N, 4 * H, H, H, directions, threads, 1 << 17)[2] > 0
 
     assert by_units(1, 1024, 2)
     assert by_units(2, 1024, 4, directions=2)
@@ -124,13 +130,13 @@ def test_who_shares_a_step() -> None:
 
 def test_plans_of_nothing() -> None:
     for batch_sizes in ([], [0, 0, 0]):
-        chunk_steps, cut, _, _ = native().make_plan(batch_sizes, 0, 40, 10, 2, 8, 1 << 20)
+        chunk_steps, cut, _, _ = native().make_plan(batch_sizes, 0, 40, 10, 10, 2, 8, 1 << 20)
         assert 1 <= chunk_steps <= max(1, len(batch_sizes))
         assert cut == [0, 0]
 
 
 def test_huge_steps_overflow_nothing() -> None:
-    plan = native().make_plan([1 << 30] * 3, 1 << 30, 1 << 20, 1 << 18, 1, 1, 1 << 22)
+    plan = native().make_plan([1 << 30] * 3, 1 << 30, 1 << 20, 1 << 18, 1 << 18, 1, 1, 1 << 22)
     assert plan[0] == 1
 
 

@@ -96,9 +96,9 @@ void pack_columns(const PackColumnsArgs<F>& a) {
 // KiB of panel, which L2 holds together. Fewer terms would send c through memory more often.
 constexpr int64_t kGemmRows = 128;
 
-// The same where a is transposed, and so copied: with AVX-512 128 KiB of panel, and 96 KiB of a.
+// The same where a is transposed, and so copied: with AVX-512 128 KiB of panel beside 96 KiB of a.
 template <class F>
-constexpr int64_t kTransposedTerms = 512 * kTerms<F>;
+constexpr int64_t kTransposedTerms = 2048 / int64_t{sizeof(Sum<F>)} * kTerms<F>;
 constexpr int64_t kTransposedRows = 48;
 
 // A gradient of weights sums over all T*N rows, and the error of a sum grows with its length: so
@@ -146,33 +146,62 @@ FUSEDRNN_INLINE void product_in_sums(int64_t rows, const F* source, int64_t K, c
                                      panel + k0 * kWidth, {}, out, nothing);
 }
 
-// c (+)= a b, a as it lies.
+// c (+)= a b for some tiles of rows of a as they lie.
+struct RowTile {
+  int64_t first, count;
+};
 template <class F>
-void gemm_rows(const GemmArgs<F>& a) {
+FUSEDRNN_INLINE void gemm_tiles(const GemmArgs<F>& a, const RowTile* tiles, int64_t n) {
   constexpr int kVectors = kColumnBlocks;
-  constexpr int kMaxRows = tile_rows(kVectors);
   constexpr int kUnits = kVectors * Vec<Sum<F>>::kLanes;
   const bool far = (a.block_end - a.block_begin) * a.K * kUnits * int64_t{sizeof(F)} > kBytesNear;
-  alignas(64) Sum<F> tile[kMaxRows * kUnits];
-  for (int64_t m0 = a.m_begin; m0 < a.m_end; m0 += kGemmRows) {
-    const int64_t m1 = min64(a.m_end, m0 + kGemmRows);
-    for (int64_t k0 = 0; k0 < a.K; k0 += kTermsNear<F>) {
-      const int64_t terms = min64(kTermsNear<F>, a.K - k0);
-      for (int64_t block = a.block_begin; block < a.block_end; ++block) {
-        const int64_t u = block * kUnits;
-        const F* panel = a.panels + (block * a.K + k0) * kUnits;
-        Ahead ahead;
-        if (far && block + 1 < a.block_end) ahead = Ahead(panel + a.K * kUnits, terms * kUnits);
-        for_tiles(kMaxRows, m0, m1, [&](int64_t first, int64_t count) {
-          prefetch_tile(count, min64(kUnits, a.N - u), a.c + first * a.c_ld + u, a.c_ld);
-          product<F, kVectors>(count, a.a + first * a.a_ld + k0, a.a_ld, terms, panel, {}, tile,
-                               ahead);
-          store_tile(tile, count, min64(kUnits, a.N - u), a.c + first * a.c_ld + u, a.c_ld,
-                     a.accumulate || k0 > 0);
-        });
+  alignas(64) Sum<F> tile[tile_rows(kVectors) * kUnits];
+  for (int64_t k0 = 0; k0 < a.K; k0 += kTermsNear<F>) {
+    const int64_t terms = min64(kTermsNear<F>, a.K - k0);
+    for (int64_t block = a.block_begin; block < a.block_end; ++block) {
+      const int64_t u = block * kUnits;
+      const F* panel = a.panels + (block * a.K + k0) * kUnits;
+      Ahead ahead;
+      if (far && block + 1 < a.block_end) ahead = Ahead(panel + a.K * kUnits, terms * kUnits);
+      for (int64_t i = 0; i < n; ++i) {
+        const auto [first, count] = tiles[i];
+        prefetch_tile(count, min64(kUnits, a.N - u), a.c + first * a.c_ld + u, a.c_ld);
+        product<F, kVectors>(count, a.a + first * a.a_ld + k0, a.a_ld, terms, panel, {}, tile,
+                             ahead);
+        store_tile(tile, count, min64(kUnits, a.N - u), a.c + first * a.c_ld + u, a.c_ld,
+                   a.accumulate || k0 > 0);
       }
     }
   }
+}
+
+// c (+)= a b, a as it lies.
+template <class F>
+void gemm_rows(const GemmArgs<F>& a) {
+  constexpr int64_t kMaxRows = tile_rows(kColumnBlocks);
+  RowTile tiles[kGemmRows];
+  int64_t n = 0, rows = 0;
+  const auto add = [&](int64_t begin, int64_t end) {
+    for (int64_t m0 = begin; m0 < end; m0 += kGemmRows) {
+      const int64_t m1 = min64(end, m0 + kGemmRows);
+      if (rows + m1 - m0 > kGemmRows) {
+        gemm_tiles(a, tiles, n);
+        n = rows = 0;
+      }
+      for_tiles(kMaxRows, m0, m1,
+                [&](int64_t first, int64_t count) { tiles[n++] = {first, count}; });
+      rows += m1 - m0;
+    }
+  };
+  if (a.steps) {
+    for (int64_t p = a.steps->begin; p < a.steps->end; ++p) {
+      const int64_t first = a.steps->row_offset[step_at(*a.steps, p)] - a.steps->first_row;
+      add(first + a.steps->n_begin, first + alive_at(*a.steps, p));
+    }
+  } else {
+    add(a.m_begin, a.m_end);
+  }
+  gemm_tiles(a, tiles, n);
 }
 
 // The first `columns` columns of a matrix, `terms` rows that lie ld apart, to
@@ -192,7 +221,7 @@ FUSEDRNN_INLINE void copy_columns(const F* from, int64_t ld, int64_t terms, int6
   }
 }
 
-// c (+)= a b, a transposed.
+// c (+)= a b, a transposed. Part by part of K, so that a part of b stays in L2 for all of a.
 template <class F>
 void gemm_columns(const GemmArgs<F>& a) {
   constexpr int kVectors = kColumnBlocks;

@@ -34,12 +34,6 @@ struct Position {
   int64_t previous_end;  // of the sequences alive there, be it in the chunk before
 };
 
-// End of the sequences of this task that are alive at position p of the chunk, n_begin if none.
-FUSEDRNN_INLINE int64_t alive_at(const Steps& s, int64_t p) {
-  if (p < s.begin || p >= s.end) return s.n_begin;
-  return max64(s.n_begin, min64(s.n_end, s.batch_sizes[step_at(s, p)]));
-}
-
 FUSEDRNN_INLINE Position position_at(const Steps& s, int64_t p) {
   Position at;
   at.row = s.row_offset[step_at(s, p)];

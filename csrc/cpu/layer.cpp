@@ -5,6 +5,7 @@
 #include <cstdlib>
 
 #include "schedule.h"
+#include "work.h"
 
 namespace fusedrnn {
 namespace {
@@ -72,14 +73,14 @@ StageWeight<F> stage_weight(const Layer& layer, const Stage& stage, const Weight
 
 int64_t blocks(int64_t width, int64_t block) { return (width + block - 1) / block; }
 
-// Calls body(begin, end) for parts of [0, n): up to four for each thread, so that others can take
-// over from a late one, but none of less than `least` unless a thread would have none.
-void split(Runtime& runtime, int64_t n, int64_t least,
-           const std::function<void(int64_t, int64_t)>& body) {
-  const int64_t threads = runtime.threads();
-  const int64_t most = std::min(n, threads == 1 ? 1 : 4 * threads);
-  const int64_t parts = std::clamp(n / least, std::min(n, threads), most);
-  runtime.parallel(parts, [&](int64_t i) { body(n * i / parts, n * (i + 1) / parts); });
+template <class F>
+void add_pack_columns(const DtypeKernels<F>& kernels, Work& work, int64_t blocks,
+                      const PackColumnsArgs<F>& args) {
+  work.split(blocks, 1, [&kernels, args](int64_t begin, int64_t end) {
+    PackColumnsArgs<F> part = args;
+    part.block_begin = begin, part.block_end = end;
+    kernels.pack_columns(part);
+  });
 }
 
 // Recurrent weights of every direction and stage, packed for the time loop.
@@ -108,24 +109,25 @@ class Panels {
     });
   }
 
-  void pack_forward(const Layer& layer, const DtypeKernels<F>& kernels, Runtime& runtime,
+  void pack_forward(const Layer& layer, const DtypeKernels<F>& kernels, Work& work,
                     const Weights<const F>* w) const {
     each_stage(layer, w, [&](int d, int s, const StageWeight<F>& sw) {
-      split(runtime, blocks_[d][s], 1, [&](int64_t begin, int64_t end) {
-        kernels.pack_gates({sw.weight, sw.bias_x, sw.bias_h, sw.gates, sw.width, sw.K, begin, end,
-                            panels_[d][s], bias_[d][s]});
+      const PackGatesArgs<F> args = {sw.weight, sw.bias_x, sw.bias_h, sw.gates,      sw.width,
+                                     sw.K,      0,         0,         panels_[d][s], bias_[d][s]};
+      work.split(blocks_[d][s], 1, [&kernels, args](int64_t begin, int64_t end) {
+        PackGatesArgs<F> part = args;
+        part.block_begin = begin, part.block_end = end;
+        kernels.pack_gates(part);
       });
     });
   }
 
-  void pack_backward(const Layer& layer, const DtypeKernels<F>& kernels, Runtime& runtime,
+  void pack_backward(const Layer& layer, const DtypeKernels<F>& kernels, Work& work,
                      const Weights<const F>* w) const {
     if (as_stored_) return;
     each_stage(layer, w, [&](int d, int s, const StageWeight<F>& sw) {
-      split(runtime, blocks_[d][s], 1, [&](int64_t begin, int64_t end) {
-        kernels.pack_columns(
-            {sw.weight, sw.K, sw.gates * sw.width, sw.K, begin, end, panels_[d][s]});
-      });
+      add_pack_columns(kernels, work, blocks_[d][s],
+                       {sw.weight, sw.K, sw.gates * sw.width, sw.K, 0, 0, panels_[d][s]});
     });
   }
 
@@ -166,46 +168,47 @@ class Factor {
   }
 
   // b = matrix, [K, N] with row stride ld.
-  void pack(const DtypeKernels<F>& kernels, Runtime& runtime, const F* matrix, int64_t ld,
-            int64_t K) {
+  void pack(const DtypeKernels<F>& kernels, Work& work, const F* matrix, int64_t ld, int64_t K) {
     K_ = K;
-    split(runtime, blocks_, 1, [&](int64_t begin, int64_t end) {
-      kernels.pack_columns({matrix, ld, K, N_, begin, end, panels_});
-    });
+    add_pack_columns(kernels, work, blocks_, {matrix, ld, K, N_, 0, 0, panels_});
   }
 
   // b = matrix^T, matrix [N, K] contiguous.
-  void pack_transposed(const DtypeKernels<F>& kernels, Runtime& runtime, const F* matrix,
-                       int64_t K) {
+  void pack_transposed(const DtypeKernels<F>& kernels, Work& work, const F* matrix, int64_t K) {
     K_ = K;
-    split(runtime, blocks_, 1, [&](int64_t begin, int64_t end) {
+    work.split(blocks_, 1, [=, this, &kernels](int64_t begin, int64_t end) {
       kernels.pack_gates({matrix, nullptr, nullptr, 1, N_, K, begin, end, panels_, nullptr});
     });
   }
 
   // c (+)= a b for M rows; a is [M, K], or [K, M] if a_transposed. whole_K: of the sum to which
   // several calls add.
-  void multiply(const DtypeKernels<F>& kernels, Runtime& runtime, const F* a, int64_t a_ld,
+  void multiply(const DtypeKernels<F>& kernels, Work& work, const F* a, int64_t a_ld,
                 bool a_transposed, int64_t M, Sum<F>* c, int64_t c_ld, bool accumulate,
                 int64_t whole_K = 0) const {
-    const GemmArgs<F> gemm = {a, a_ld, a_transposed, panels_,    c,      c_ld, K_, N_, 0,
-                              M, 0,    blocks_,      accumulate, whole_K};
+    const GemmArgs<F> gemm = {a, a_ld, a_transposed, panels_,    c,       c_ld,   K_, N_, 0,
+                              M, 0,    blocks_,      accumulate, whole_K, nullptr};
     // Few rows: every thread would read all of b for them, so it is b that is cut, if it is wide.
-    const int64_t threads = runtime.threads();
-    if (M < kRowsToSplit * threads && blocks_ >= threads) {
-      split(runtime, blocks_, 1, [&](int64_t begin, int64_t end) {
+    if (M < kRowsToSplit * work.threads() && blocks_ >= work.threads()) {
+      work.split(blocks_, 1, [&kernels, gemm](int64_t begin, int64_t end) {
         GemmArgs<F> part = gemm;
         part.block_begin = begin, part.block_end = end;
         kernels.gemm(part);
       });
     } else {
-      split(runtime, M, M < kRowsToSplit * threads ? 1 : kRowsToSplit,
-            [&](int64_t begin, int64_t end) {
-              GemmArgs<F> part = gemm;
-              part.m_begin = begin, part.m_end = end;
-              kernels.gemm(part);
-            });
+      work.split(M, M < kRowsToSplit * work.threads() ? 1 : kRowsToSplit,
+                 [&kernels, gemm](int64_t begin, int64_t end) {
+                   GemmArgs<F> part = gemm;
+                   part.m_begin = begin, part.m_end = end;
+                   kernels.gemm(part);
+                 });
     }
+  }
+
+  // c (+)= a b for the rows of the sequences of one task in a chunk, by the thread that asks.
+  void multiply_own(const DtypeKernels<F>& kernels, const Steps& steps, const F* a, int64_t a_ld,
+                    Sum<F>* c, int64_t c_ld) const {
+    kernels.gemm({a, a_ld, false, panels_, c, c_ld, K_, N_, 0, 0, 0, blocks_, false, 0, &steps});
   }
 
  private:
@@ -216,9 +219,9 @@ class Factor {
 
 // c = a b^T, a [M, K], b [N, K] a weight as torch stores it.
 template <class F>
-void multiply_as_stored(const DtypeKernels<F>& kernels, Runtime& runtime, const F* a, int64_t M,
+void multiply_as_stored(const DtypeKernels<F>& kernels, Work& work, const F* a, int64_t M,
                         const F* b, int64_t N, int64_t K, Sum<F>* c) {
-  split(runtime, blocks(N, kernels.columns_block()), 1, [&](int64_t begin, int64_t end) {
+  work.split(blocks(N, kernels.columns_block()), 1, [=, &kernels](int64_t begin, int64_t end) {
     kernels.gemm_as_stored({a, b, c, M, N, K, begin, end});
   });
 }
@@ -258,8 +261,10 @@ Kept<F> kept(const Layer& layer, Sum<F>* reserve, int64_t d) {
   return k;
 }
 
-// Steps of one chunk in one direction.
-Steps chunk_steps(const Sequences& seq, int64_t begin, int64_t end, bool descending) {
+// Steps of the chunk that begins at `begin` in one direction, for the sequences [n_begin, n_end).
+Steps chunk_steps(const Sequences& seq, const Plan& plan, int64_t begin, bool descending,
+                  int64_t n_begin, int64_t n_end) {
+  const int64_t end = std::min(seq.T, begin + plan.chunk_steps);
   const int64_t lowest = descending ? seq.T - end : begin;
   return {.T = seq.T,
           .batch_sizes = seq.batch_sizes.data(),
@@ -268,8 +273,8 @@ Steps chunk_steps(const Sequences& seq, int64_t begin, int64_t end, bool descend
           .begin = begin,
           .end = end,
           .first_row = seq.row_offset[lowest],
-          .n_begin = 0,
-          .n_end = seq.widest()};
+          .n_begin = n_begin,
+          .n_end = n_end};
 }
 
 int64_t chunk_rows(const Sequences& seq, const Steps& steps) {
@@ -285,13 +290,15 @@ int64_t widest_chunk(const Sequences& seq, const Plan& plan) {
 // Bias gradients are summed in slices of columns, one task each.
 constexpr int64_t kSumColumns = 128;
 
+// copy_to: takes the same sums, or null.
 template <class F>
-void sum_rows(Runtime& runtime, const DtypeKernels<F>& kernels, const F* m, int64_t rows,
-              int64_t columns, Sum<F>* out, bool accumulate) {
-  runtime.parallel(blocks(columns, kSumColumns), [&](int64_t i) {
+void sum_rows(Work& work, const DtypeKernels<F>& kernels, const F* m, int64_t rows, int64_t columns,
+              Sum<F>* out, Sum<F>* copy_to, bool accumulate) {
+  work.add(blocks(columns, kSumColumns), [=, &kernels](int64_t i) {
     const int64_t begin = i * kSumColumns;
     const int64_t end = begin + kSumColumns < columns ? begin + kSumColumns : columns;
     kernels.sum_rows(m, rows, columns, begin, end, out, accumulate);
+    if (copy_to) std::copy(out + begin, out + end, copy_to + begin);
   });
 }
 
@@ -302,17 +309,29 @@ struct ChunkFactors {
   Factor<F> source[kMaxStages];  // [rows, P or H]
 };
 
+// Packs them for one direction.
+template <class F>
+void pack_sources(const Layer& layer, const DtypeKernels<F>& kernels, Work& work, int64_t first_row,
+                  int64_t rows, const Kept<F>& keep, const F* x, const Weights<Sum<F>>& d_w,
+                  ChunkFactors<F>& factors) {
+  if (d_w.w_ih) factors.x.pack(kernels, work, x + first_row * layer.I, layer.I, rows);
+  for (int s = 0; s < layer.info().stages && d_w.w_hh; ++s) {
+    const bool from_hidden = layer.info().stage[s].from_hidden;
+    const int64_t K = from_hidden ? layer.P : layer.H;
+    const F* source = from_hidden ? keep.h_in : keep.emit;
+    factors.source[s].pack(kernels, work, source + first_row * K, K, rows);
+  }
+}
+
 // Gradients of one direction's parameters from the rows of one chunk.
 template <class F>
-void weight_gradients(const Layer& layer, const DtypeKernels<F>& kernels, Runtime& runtime,
-                      const BackwardArgs<F>& chunk, const Kept<F>& keep, const F* x, int64_t rows,
-                      bool accumulate, ChunkFactors<F>& factors, const Weights<Sum<F>>& d_w) {
+void weight_gradients(const Layer& layer, const DtypeKernels<F>& kernels, Work& work,
+                      const BackwardArgs<F>& chunk, int64_t rows, bool accumulate,
+                      const ChunkFactors<F>& factors, const Weights<Sum<F>>& d_w) {
   const CellInfo& info = layer.info();
-  const int64_t columns = layer.gate_columns();
-  const int64_t first_row = chunk.steps.first_row, S = layer.sequences.rows();
+  const int64_t columns = layer.gate_columns(), S = layer.sequences.rows();
   if (d_w.w_ih) {
-    factors.x.pack(kernels, runtime, x + first_row * layer.I, layer.I, rows);
-    factors.x.multiply(kernels, runtime, chunk.delta_x, columns, true, columns, d_w.w_ih, layer.I,
+    factors.x.multiply(kernels, work, chunk.delta_x, columns, true, columns, d_w.w_ih, layer.I,
                        accumulate, S);
   }
   for (int s = 0; s < info.stages; ++s) {
@@ -320,24 +339,20 @@ void weight_gradients(const Layer& layer, const DtypeKernels<F>& kernels, Runtim
     Sum<F>* out = stage.projects ? d_w.w_hr : d_w.w_hh;
     if (!out) continue;
     const int64_t K = stage.from_hidden ? layer.P : layer.H;
-    const F* source = stage.from_hidden ? keep.h_in : keep.emit;
-    factors.source[s].pack(kernels, runtime, source + first_row * K, K, rows);
     if (stage.projects) {
-      factors.source[s].multiply(kernels, runtime, chunk.delta_proj, layer.P, true, layer.P, out, K,
+      factors.source[s].multiply(kernels, work, chunk.delta_proj, layer.P, true, layer.P, out, K,
                                  accumulate, S);
     } else {
       const int64_t first = stage.first_gate * layer.H;
-      factors.source[s].multiply(kernels, runtime, chunk.delta + first, columns, true,
+      factors.source[s].multiply(kernels, work, chunk.delta + first, columns, true,
                                  stage.gates * layer.H, out + first * K, K, accumulate, S);
     }
   }
   if (!d_w.b_hh) return;
-  sum_rows(runtime, kernels, chunk.delta, rows, columns, d_w.b_hh, accumulate);
-  if (info.separate_deltas) {
-    sum_rows(runtime, kernels, chunk.delta_x, rows, columns, d_w.b_ih, accumulate);
-  } else {
-    std::copy(d_w.b_hh, d_w.b_hh + columns, d_w.b_ih);
-  }
+  sum_rows(work, kernels, chunk.delta, rows, columns, d_w.b_hh,
+           info.separate_deltas ? nullptr : d_w.b_ih, accumulate);
+  if (info.separate_deltas)
+    sum_rows<F>(work, kernels, chunk.delta_x, rows, columns, d_w.b_ih, nullptr, accumulate);
 }
 
 template <class T>
@@ -363,10 +378,12 @@ void layer_forward(const Layer& layer, const DtypeKernels<F>& kernels, Runtime& 
   for (int d = 0; d < layer.D && keep && info.saves_h; ++d)
     fill_zero(kept<F>(layer, args.reserve, d).saved + seq.widest() * H, (N - seq.widest()) * H);
   if (seq.rows() == 0) return;  // h and c are their own result
-  const Plan plan = make_plan(seq, columns, P, layer.D, runtime.threads(), kForwardChunkValues);
+  const Plan plan =
+      make_plan(seq, columns, P, layer.I, layer.D, runtime.threads(), kForwardChunkValues);
   log_plan(layer, keep ? "forward for training" : "forward", plan);
 
-  const bool x_as_stored = reads_as_stored(seq.rows(), layer.I);
+  const int64_t chunk_values = widest_chunk(seq, plan) * columns;
+  const int64_t buffers = plan.own_chunks ? plan.tasks_per_direction() : 1;
 
   Panels<F> panels(plan.as_stored);
   Factor<F> w_ih[2];
@@ -375,8 +392,8 @@ void layer_forward(const Layer& layer, const DtypeKernels<F>& kernels, Runtime& 
   allocate(runtime, [&](Arena& arena) {
     panels.lay_out_forward(arena, layer, kernels, args.w);
     for (int d = 0; d < layer.D; ++d) {
-      if (!x_as_stored) w_ih[d].lay_out(arena, kernels, layer.I, columns);
-      gates_x[d] = arena.take<Sum<F>>(widest_chunk(seq, plan) * columns);
+      if (!plan.x_as_stored) w_ih[d].lay_out(arena, kernels, layer.I, columns);
+      gates_x[d] = arena.take<Sum<F>>(buffers * chunk_values);
       if (keep) continue;
       fwd[d].h_in = arena.take<F>(2 * N * P);
       if (info.stages > 1) {
@@ -414,23 +431,43 @@ void layer_forward(const Layer& layer, const DtypeKernels<F>& kernels, Runtime& 
         {s, blocks(stage.projects ? P : H, kernels.gates_block(stage.gates)), false});
   }
   runtime.together([&] {
-    panels.pack_forward(layer, kernels, runtime, args.w);
-    for (int d = 0; d < layer.D && !x_as_stored; ++d)
-      w_ih[d].pack_transposed(kernels, runtime, args.w[d].w_ih, layer.I);
+    Work work(runtime);
+    panels.pack_forward(layer, kernels, work, args.w);
+    for (int d = 0; d < layer.D && !plan.x_as_stored; ++d)
+      w_ih[d].pack_transposed(kernels, work, args.w[d].w_ih, layer.I);
+    work.run();
+    const auto rows_of_x = [&](const Steps& steps) { return args.x + steps.first_row * layer.I; };
+    if (plan.own_chunks) {
+      add_by_rows(work, plan, loop, [&](int64_t d, int64_t task, ForwardArgs<F> a) {
+        Sum<F>* const own_gates_x = gates_x[d] + task * chunk_values;
+        a.gates_x = own_gates_x;
+        for (int64_t begin = 0; begin < seq.T; begin += plan.chunk_steps) {
+          a.steps = chunk_steps(seq, plan, begin, d == 1, a.steps.n_begin, a.steps.n_end);
+          w_ih[d].multiply_own(kernels, a.steps, rows_of_x(a.steps), layer.I, own_gates_x, columns);
+          run_sequences(loop, a);
+        }
+      });
+      return work.run();
+    }
     for (int64_t begin = 0; begin < seq.T; begin += plan.chunk_steps) {
-      const int64_t end = std::min(seq.T, begin + plan.chunk_steps);
       for (int d = 0; d < layer.D; ++d) {
-        fwd[d].steps = chunk_steps(seq, begin, end, d == 1);
+        fwd[d].steps = chunk_steps(seq, plan, begin, d == 1, 0, seq.widest());
         const int64_t rows = chunk_rows(seq, fwd[d].steps);
-        const F* x = args.x + fwd[d].steps.first_row * layer.I;
-        if (x_as_stored) {
-          multiply_as_stored(kernels, runtime, x, rows, args.w[d].w_ih, columns, layer.I,
-                             gates_x[d]);
+        const F* x = rows_of_x(fwd[d].steps);
+        if (plan.x_as_stored) {
+          multiply_as_stored(kernels, work, x, rows, args.w[d].w_ih, columns, layer.I, gates_x[d]);
         } else {
-          w_ih[d].multiply(kernels, runtime, x, layer.I, false, rows, gates_x[d], columns, false);
+          w_ih[d].multiply(kernels, work, x, layer.I, false, rows, gates_x[d], columns, false);
         }
       }
-      run(runtime, plan, loop);
+      work.run();
+      if (plan.by_units) {
+        run_by_units(runtime, plan, loop);
+      } else {
+        add_by_rows(work, plan, loop,
+                    [&](int64_t, int64_t, const ForwardArgs<F>& a) { run_sequences(loop, a); });
+        work.run();
+      }
     }
   });
 }
@@ -451,7 +488,7 @@ void layer_backward(const Layer& layer, const DtypeKernels<F>& kernels, Runtime&
     }
     return;
   }
-  const Plan plan = make_plan(seq, columns, P, layer.D, runtime.threads(), kBackwardChunkValues);
+  const Plan plan = make_plan(seq, columns, P, 0, layer.D, runtime.threads(), kBackwardChunkValues);
   log_plan(layer, "backward", plan);
 
   Panels<F> panels(plan.as_stored);
@@ -500,21 +537,31 @@ void layer_backward(const Layer& layer, const DtypeKernels<F>& kernels, Runtime&
   }
   loop.stages.push_back({info.stages, blocks(P, kernels.columns_block()), true});
   runtime.together([&] {
-    panels.pack_backward(layer, kernels, runtime, args.w);
+    Work work(runtime);
+    panels.pack_backward(layer, kernels, work, args.w);
     for (int d = 0; d < layer.D && args.d_x; ++d)
-      w_ih[d].pack(kernels, runtime, args.w[d].w_ih, layer.I, columns);
+      w_ih[d].pack(kernels, work, args.w[d].w_ih, layer.I, columns);
+    work.run();
     for (int64_t begin = 0; begin < seq.T; begin += plan.chunk_steps) {
-      const int64_t end = std::min(seq.T, begin + plan.chunk_steps);
-      for (int d = 0; d < layer.D; ++d) bwd[d].steps = chunk_steps(seq, begin, end, d == 0);
-      run(runtime, plan, loop);
+      for (int d = 0; d < layer.D; ++d)
+        bwd[d].steps = chunk_steps(seq, plan, begin, d == 0, 0, seq.widest());
+      if (plan.by_units) {
+        run_by_units(runtime, plan, loop);
+      } else {
+        add_by_rows(work, plan, loop,
+                    [&](int64_t, int64_t, const BackwardArgs<F>& a) { run_sequences(loop, a); });
+      }
+      // Directions one after another: they share the packed sources and add to the same d_x.
       for (int d = 0; d < layer.D; ++d) {
         const int64_t first_row = bwd[d].steps.first_row, rows = chunk_rows(seq, bwd[d].steps);
+        pack_sources(layer, kernels, work, first_row, rows, keep[d], args.x, args.d_w[d], factors);
+        work.run();
         if (args.d_x) {
-          w_ih[d].multiply(kernels, runtime, bwd[d].delta_x, columns, false, rows,
+          w_ih[d].multiply(kernels, work, bwd[d].delta_x, columns, false, rows,
                            args.d_x + first_row * layer.I, layer.I, layer.D == 2);
         }
-        weight_gradients(layer, kernels, runtime, bwd[d], keep[d], args.x, rows, begin > 0, factors,
-                         args.d_w[d]);
+        weight_gradients(layer, kernels, work, bwd[d], rows, begin > 0, factors, args.d_w[d]);
+        work.run();
       }
     }
   });

@@ -23,12 +23,16 @@ struct Sequences {
 };
 
 struct Plan {
-  bool as_stored = false;   // the time loop reads weights as torch stores them, without packing
-  int64_t chunk_steps = 1;  // steps per chunk of x W (forward) or of deltas (backward)
+  bool as_stored = false;    // the time loop reads weights as torch stores them, without packing
+  bool x_as_stored = false;  // the same of x W
+  int64_t chunk_steps = 1;   // steps per chunk of x W (forward) or of deltas (backward)
   // By rows: task i runs sequences [cut[i], cut[i + 1]) through all steps, nobody waits. By units:
   // every step is cut into slices of hidden units, and a step waits for the one before.
   bool by_units = false;
   std::vector<int64_t> sequence_cut;
+  // Forward by rows: a task computes x W of its own sequences too, so that threads meet only at the
+  // end.
+  bool own_chunks = false;
   int64_t slices = 1;
 
   int64_t tasks_per_direction() const { return static_cast<int64_t>(sequence_cut.size()) - 1; }
@@ -79,13 +83,18 @@ constexpr int64_t kSlicesPerThread = 2;  // so that another can take over half o
 // forward: 8.9 ms packed, 7.2 as stored.)
 inline bool reads_as_stored(int64_t rows, int64_t K) { return rows <= K / 16; }
 
-// columns: G*H, inner: P, of one direction. directions: run side by side.
-inline Plan make_plan(const Sequences& seq, int64_t columns, int64_t inner, int64_t directions,
-                      int64_t threads, int64_t chunk_values) {
+// A tile's rows with AVX-512 are six: of fewer rows a step, x W goes better by whole chunks.
+constexpr int64_t kOwnChunkSequences = 4;
+
+// columns: G*H, inner: P, of one direction. input: I where x W is computed, 0 where it is not.
+// directions: run side by side.
+inline Plan make_plan(const Sequences& seq, int64_t columns, int64_t inner, int64_t input,
+                      int64_t directions, int64_t threads, int64_t chunk_values) {
   Plan plan;
   const int64_t per_step = std::max<int64_t>(1, seq.widest() * columns);
   plan.chunk_steps = std::clamp<int64_t>(chunk_values / per_step, 1, std::max<int64_t>(1, seq.T));
   plan.as_stored = seq.widest() <= kFewRows && reads_as_stored(seq.rows(), inner);
+  plan.x_as_stored = reads_as_stored(seq.rows(), input);
   plan.sequence_cut = cut_sequences(seq, (threads + directions - 1) / directions);
   const int64_t sequences = seq.widest() * directions, values = columns * inner;
   plan.by_units =
@@ -93,17 +102,22 @@ inline Plan make_plan(const Sequences& seq, int64_t columns, int64_t inner, int6
       ((sequences < threads && values >= kByUnitsValues) ||
        (sequences < kByUnitsSequences * threads && values >= kByUnitsFarValues) ||
        (sequences < kByUnitsManySequences * threads && values >= kByUnitsVeryFarValues));
+  const int64_t tasks = plan.tasks_per_direction();
+  plan.own_chunks = input > 0 && !plan.x_as_stored && !plan.by_units && threads > 1 &&
+                    tasks * directions >= threads && seq.widest() >= kOwnChunkSequences * tasks;
   plan.slices = std::max<int64_t>(1, kSlicesPerThread * threads / directions);
   return plan;
 }
 
 inline std::string describe(const Plan& plan) {
-  std::string text = plan.as_stored ? "recurrent weights as stored, " : "";
+  std::string text = plan.x_as_stored ? "input weights as stored, " : "";
+  if (plan.as_stored) text.append("recurrent weights as stored, ");
   text.append("chunks of ").append(std::to_string(plan.chunk_steps)).append(" steps, ");
   if (plan.by_units)
     return text.append("by units in ").append(std::to_string(plan.slices)).append(" slices");
   text.append("by rows, sequences cut at");
   for (int64_t cut : plan.sequence_cut) text.append(" ").append(std::to_string(cut));
+  if (plan.own_chunks) text.append(", each with its x W");
   return text;
 }
 

@@ -10,6 +10,7 @@
 #include "../kernel_api.h"
 #include "layer.h"
 #include "team.h"
+#include "work.h"
 
 namespace fusedrnn {
 
@@ -33,17 +34,25 @@ struct Loop {
   int64_t end() const { return args[0].steps.end; }
 };
 
-// Every task takes its own sequences through all positions; nobody waits for anybody.
+// By rows: the sequences of a task through all positions of its chunk.
 template <class Args>
-void run_by_rows(Runtime& runtime, const Plan& plan, const Loop<Args>& loop) {
-  const int64_t runs = plan.tasks_per_direction();
-  runtime.parallel(loop.D * runs, [&](int64_t task) {
-    Args a = loop.args[task / runs];
-    a.steps.n_begin = plan.sequence_cut[task % runs];
-    a.steps.n_end = plan.sequence_cut[task % runs + 1];
-    if (loop.enter) loop.enter(a);
-    for (int64_t p = loop.begin(); p < loop.end(); ++p)
-      for (const StageBlocks& s : loop.stages) loop.kernel(a, {p, s.stage, {0, s.blocks}});
+void run_sequences(const Loop<Args>& loop, const Args& a) {
+  if (loop.enter) loop.enter(a);
+  for (int64_t p = a.steps.begin; p < a.steps.end; ++p)
+    for (const StageBlocks& s : loop.stages) loop.kernel(a, {p, s.stage, {0, s.blocks}});
+}
+
+// Adds the tasks by rows: body(d, task, args), args being those of the task's own sequences. Nobody
+// waits for anybody.
+template <class Args, class Body>
+void add_by_rows(Work& work, const Plan& plan, const Loop<Args>& loop, Body body) {
+  const int64_t tasks = plan.tasks_per_direction();
+  work.add(loop.D * tasks, [=, &plan, &loop](int64_t i) {
+    const int64_t d = i / tasks, task = i % tasks;
+    Args a = loop.args[d];
+    a.steps.n_begin = plan.sequence_cut[task];
+    a.steps.n_end = plan.sequence_cut[task + 1];
+    body(d, task, a);
   });
 }
 
@@ -109,15 +118,6 @@ void run_by_units(Runtime& runtime, const Plan& plan, const Loop<Args>& loop) {
       ++epoch;
     }
   });
-}
-
-template <class Args>
-void run(Runtime& runtime, const Plan& plan, const Loop<Args>& loop) {
-  if (plan.by_units) {
-    run_by_units(runtime, plan, loop);
-  } else {
-    run_by_rows(runtime, plan, loop);
-  }
 }
 
 }  // namespace fusedrnn

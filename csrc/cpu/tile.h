@@ -37,6 +37,12 @@ FUSEDRNN_INLINE int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 FUSEDRNN_INLINE int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
 FUSEDRNN_INLINE constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// End of the sequences of this task that are alive at position p of the chunk, n_begin if none.
+FUSEDRNN_INLINE int64_t alive_at(const Steps& s, int64_t p) {
+  if (p < s.begin || p >= s.end) return s.n_begin;
+  return max64(s.n_begin, min64(s.n_end, s.batch_sizes[step_at(s, p)]));
+}
+
 // Lanes of a vector at unit u of `width`.
 template <class T>
 FUSEDRNN_INLINE int lanes_at(int64_t u, int64_t width) {
@@ -133,11 +139,11 @@ constexpr int64_t kBytesNear = 512 << 10;
 
 // out[p][r][v] = start[p][r][v] + Σ_k source[r, k] panel_p[k][v], for kRows rows, kPanels panels
 // that lie panel_ld apart and kVectors vectors of each. The source is row-major, or [K][ld] in
-// groups of kTerms<F> of K if kTile. Every sum runs over k in order, whatever the tile: results do
-// not depend on how rows are shared out. With kAdd the sums are added to out. A panel's rows, and
-// out's, are kWidth vectors wide. For every k a line of `ahead` is fetched, as long as there are
-// any.
-template <class F, int kRows, int kPanels, int kVectors, bool kTile, bool kAdd = false,
+// groups of kTerms<F> of K if kTransposed. Every sum runs over k in order, whatever the tile:
+// results do not depend on how rows are shared out. With kAdd the sums are added to out. A panel's
+// rows, and out's, are kWidth vectors wide. For every k a line of `ahead` is fetched, as long as
+// there are any.
+template <class F, int kRows, int kPanels, int kVectors, bool kTransposed, bool kAdd = false,
           int kWidth = kVectors>
 void product_rows(const F* source, int64_t ld, int64_t K, const F* panel, int64_t panel_ld,
                   Start<Sum<F>> start, Sum<F>* out, Ahead& ahead) {
@@ -156,7 +162,7 @@ void product_rows(const F* source, int64_t ld, int64_t K, const F* panel, int64_
             start.p ? V::load(start.p + p * start.panel_ld + r * start.row_ld + v * V::kLanes)
                     : V::zero();
   const auto factors_at = [&](int64_t k, int r) FUSEDRNN_INLINE_LAMBDA {
-    return broadcast_factors(kTile ? source + k * ld + r * kTerms<F> : source + r * ld + k);
+    return broadcast_factors(kTransposed ? source + k * ld + r * kTerms<F> : source + r * ld + k);
   };
   for (int64_t k = 0; k < K; k += kTerms<F>, panel += kWidth * kLanes) {
     if (line < ahead.end) {
@@ -194,7 +200,7 @@ void product_rows(const F* source, int64_t ld, int64_t K, const F* panel, int64_
 }
 
 // One panel and a number of rows known only at run time, at most tile_rows(kVectors).
-template <class F, int kVectors, bool kTile = false, bool kAdd = false,
+template <class F, int kVectors, bool kTransposed = false, bool kAdd = false,
           int kRows = tile_rows(kVectors)>
 FUSEDRNN_INLINE void product(int64_t rows, const F* source, int64_t ld, int64_t K, const F* panel,
                              Start<Sum<F>> start, Sum<F>* out, Ahead& ahead) {
@@ -202,12 +208,13 @@ FUSEDRNN_INLINE void product(int64_t rows, const F* source, int64_t ld, int64_t 
   constexpr int kAtOnce = vectors_at_once(kVectors);
   if (rows == kRows) {
     for (int v = 0; v < kVectors; v += kAtOnce) {
-      product_rows<F, kRows, 1, kAtOnce, kTile, kAdd, kVectors>(
+      product_rows<F, kRows, 1, kAtOnce, kTransposed, kAdd, kVectors>(
           source, ld, K, panel + v * V::kLanes * kTerms<F>, 0, start, out + v * V::kLanes, ahead);
       if (start.p) start.p += kAtOnce * V::kLanes;
     }
   } else if constexpr (kRows > 1) {
-    product<F, kVectors, kTile, kAdd, kRows - 1>(rows, source, ld, K, panel, start, out, ahead);
+    product<F, kVectors, kTransposed, kAdd, kRows - 1>(rows, source, ld, K, panel, start, out,
+                                                       ahead);
   }
 }
 

@@ -59,14 +59,14 @@ void define_plan(py::module_& m) {
       py::arg("batch_sizes"), py::arg("N"), py::arg("tasks"));
   m.def(
       "make_plan",
-      [](const Sizes& batch_sizes, int64_t N, int64_t columns, int64_t inner, int64_t directions,
-         int64_t threads, int64_t chunk_values) {
-        const Plan plan = make_plan(from_batch_sizes(batch_sizes, N), columns, inner, directions,
-                                    threads, chunk_values);
+      [](const Sizes& batch_sizes, int64_t N, int64_t columns, int64_t inner, int64_t input,
+         int64_t directions, int64_t threads, int64_t chunk_values) {
+        const Plan plan = make_plan(from_batch_sizes(batch_sizes, N), columns, inner, input,
+                                    directions, threads, chunk_values);
         return py::make_tuple(plan.chunk_steps, plan.sequence_cut, plan.by_units ? plan.slices : 0,
                               describe(plan));
       },
-      py::arg("batch_sizes"), py::arg("N"), py::arg("columns"), py::arg("inner"),
+      py::arg("batch_sizes"), py::arg("N"), py::arg("columns"), py::arg("inner"), py::arg("input"),
       py::arg("directions"), py::arg("threads"), py::arg("chunk_values"),
       "chunk_steps, sequence_cut, slices (0 by rows) and their text.");
   m.def("chunk_values",

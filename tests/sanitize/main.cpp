@@ -266,7 +266,7 @@ std::vector<Case> make_large_cases() {
                      .bias = true,
                      .all_gradients = true});
     const Case& c = cases.back();
-    const Plan plan = make_plan(from_batch_sizes(c.batch_sizes, N), info.gates * H, c.P, D,
+    const Plan plan = make_plan(from_batch_sizes(c.batch_sizes, N), info.gates * H, c.P, 0, D,
                                 c.threads, kBackwardChunkValues);
     if (plan.by_units == (plan.chunk_steps < T)) {
       std::printf("a large case of %s takes no other way\n", info.name);
