@@ -103,12 +103,17 @@ class Group:
 
 
 def group(runs: Iterable[Result]) -> list[Group]:
-    """Runs of the same processor and instruction set together, in the order they come."""
-    groups: dict[tuple[str, str], Group] = {}
+    """Runs of the same processor and instruction set together, in the order they were made."""
+    together: dict[tuple[str, str], list[Result]] = {}
     for run in runs:
         machine = run["machine"]
-        groups.setdefault((machine["cpu"], machine["isa"]), Group()).add(run)
-    return list(groups.values())
+        together.setdefault((machine["cpu"], machine["isa"]), []).append(run)
+    groups = []
+    for found in together.values():
+        groups.append(Group())
+        for run in sorted(found, key=lambda run: str(run["machine"]["date"])):
+            groups[-1].add(run)
+    return groups
 
 
 def geometric_mean(values: Sequence[float]) -> float | None:
