@@ -4,8 +4,7 @@ saved tensors that change, memory that grows.
 
 from __future__ import annotations
 
-import ctypes
-import gc
+import json
 import os
 import subprocess
 import sys
@@ -266,59 +265,32 @@ def test_a_changed_input_is_noticed(cell: Cell, changed: str) -> None:
 # --- Memory that grows ---------------------------------------------------------------------------
 
 
-def resident_bytes() -> int:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
+@pytest.fixture(scope="module")
+def growth() -> dict[str, dict[str, int]]:
+    """What tests/growth.py measures, in a process whose memory no other test has used."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "tests.growth"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    grown: dict[str, dict[str, int]] = json.loads(done.stdout)
+    return grown
 
 
-class MallInfo(ctypes.Structure):
-    """glibc's struct mallinfo2; uordblks counts the bytes that malloc has given out."""
-
-    _names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
-    _fields_ = [(name, ctypes.c_size_t) for name in _names.split()]
-
-
-def allocated_bytes() -> int:
-    """Bytes of malloc in use, to the last; 0 where glibc is older than 2.33."""
-    mallinfo2 = getattr(ctypes.CDLL(None), "mallinfo2", None)
-    if mallinfo2 is None:
-        return 0
-    mallinfo2.restype = MallInfo
-    info = mallinfo2()
-    return info.uordblks + info.hblkhd
-
-
-@pytest.mark.parametrize("training", [True, False], ids=["training", "inference"])
+@pytest.mark.parametrize("mode", ["training", "inference"])
 @each_cell
-def test_no_growth_over_1000_calls(cell: Cell, training: bool) -> None:
-    module, _ = cell.make(16, 64, bidirectional=True)
-    inputs = [make_input(form, ragged(LENGTHS, 16, torch.float32)) for form in FORMS]
-
-    def calls(count: int) -> None:
-        for i in range(count):
-            input, kwargs = inputs[i % len(inputs)]
-            with torch.set_grad_enabled(training):
-                y = module(input, **kwargs)[0]
-                if training:
-                    (y.data if isinstance(y, PackedSequence) else y).sum().backward()
-
-    def now() -> tuple[int, int, int]:
-        gc.collect()
-        return resident_bytes(), allocated_bytes(), len(gc.get_objects())
-
-    calls(60)
-    for _ in range(3):
-        before = now()
-        calls(1000)
-        resident, allocated, objects = (b - a for a, b in zip(before, now(), strict=True))
-        assert objects < 50
-        # The smallest thing malloc gives out, kept at each call, is 32 KB.
-        assert allocated < 16_000
-        # Small leaks in between keep freed memory from being used again: far more than they hold,
-        # and in every round. What malloc gives back to the system and takes again comes once.
-        if resident < 8_000_000:
-            return
-    raise AssertionError(f"resident memory grew by {resident} bytes, in each of three rounds")
+def test_no_growth_over_1000_calls(
+    growth: dict[str, dict[str, int]], cell: Cell, mode: str
+) -> None:
+    grown = growth[f"{cell} {mode}"]
+    assert grown["objects"] < 50
+    # The smallest thing malloc gives out, kept at each call, is 32 KB.
+    assert grown["allocated"] < 16_000
+    # Small leaks in between keep freed memory from being used again: far more than they hold.
+    assert grown["resident"] < 8_000_000
 
 
 LONG = """
