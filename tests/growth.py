@@ -44,7 +44,7 @@ def allocated_bytes() -> int:
 
 
 def growth(cell: Cell, training: bool) -> dict[str, int]:
-    """By what resident memory, malloc's and Python's objects are more after 1000 calls than before."""
+    """By what resident memory, what malloc gave out and Python's objects grow over 1000 calls."""
     module, _ = cell.make(16, 64, bidirectional=True)
     inputs = [make_input(form, ragged(LENGTHS, 16, torch.float32)) for form in FORMS]
 
