@@ -132,13 +132,13 @@ struct BackwardArgs {
 // side by side.
 template <class F>
 struct PackGatesArgs {
-  const F* weight;  // [gates * width, K]
-  const F* bias_x;  // [gates * width] or null
-  const F* bias_h;  // [gates * width] or null
+  const F* weight;            // [gates * width, K]
+  const F* bias_x = nullptr;  // [gates * width] or null
+  const F* bias_h = nullptr;  // [gates * width] or null
   int64_t gates, width, K;
-  int64_t block_begin, block_end;
-  F* panels;     // or null where not wanted
-  Sum<F>* bias;  // [block][2][gates][units], or null where not wanted
+  int64_t block_begin = 0, block_end = 0;
+  F* panels;               // or null where not wanted
+  Sum<F>* bias = nullptr;  // [block][2][gates][units], or null where not wanted
 };
 
 // Columns of a matrix [K, N] to panels [block][K][units], zero padded.
@@ -146,7 +146,7 @@ template <class F>
 struct PackColumnsArgs {
   const F* matrix;
   int64_t ld, K, N;
-  int64_t block_begin, block_end;
+  int64_t block_begin = 0, block_end = 0;
   F* panels;
 };
 
@@ -156,14 +156,14 @@ template <class F>
 struct GemmArgs {
   const F* a;  // [M, K] with row stride a_ld, or [K, M] if a_transposed
   int64_t a_ld;
-  bool a_transposed;
+  bool a_transposed = false;
   const F* panels;
   Sum<F>* c;  // [M, N], row stride c_ld
   int64_t c_ld;
   int64_t K, N;
-  int64_t m_begin, m_end;
-  int64_t block_begin, block_end;
-  bool accumulate;
+  int64_t m_begin = 0, m_end = 0;
+  int64_t block_begin = 0, block_end = 0;
+  bool accumulate = false;
   int64_t whole_K = 0;  // of the whole sum where this product is a part of it, else 0
   // Unless null, the rows are those of these sequences in these steps, counted from first_row, and
   // not [m_begin, m_end); a is not transposed.
@@ -177,7 +177,7 @@ struct GemmAsStoredArgs {
   const F* b;  // [N, K]
   Sum<F>* c;   // [M, N]
   int64_t M, N, K;
-  int64_t block_begin, block_end;
+  int64_t block_begin = 0, block_end = 0;
 };
 
 template <class F>

@@ -146,10 +146,11 @@ FUSEDRNN_INLINE void product_in_sums(int64_t rows, const F* source, int64_t K, c
                                      panel + k0 * kWidth, {}, out, nothing);
 }
 
-// c (+)= a b for some tiles of rows of a as they lie.
 struct RowTile {
   int64_t first, count;
 };
+
+// c (+)= a b for some tiles of rows of a as they lie.
 template <class F>
 FUSEDRNN_INLINE void gemm_tiles(const GemmArgs<F>& a, const RowTile* tiles, int64_t n) {
   constexpr int kVectors = kColumnBlocks;

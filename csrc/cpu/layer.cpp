@@ -4,39 +4,13 @@
 #include <cstdio>
 #include <cstdlib>
 
+#include "arena.h"
+#include "packed.h"
 #include "schedule.h"
 #include "work.h"
 
 namespace fusedrnn {
 namespace {
-
-// Hands out aligned pieces of one allocation. A first pass without memory measures it.
-class Arena {
- public:
-  explicit Arena(void* base) : base_(static_cast<char*>(base)) {}
-
-  template <class T>
-  T* take(int64_t values) {
-    T* piece = base_ ? reinterpret_cast<T*>(base_ + used_) : nullptr;
-    used_ += (static_cast<size_t>(values) * sizeof(T) + kAlign - 1) / kAlign * kAlign;
-    return piece;
-  }
-  size_t used() const { return used_; }
-
- private:
-  static constexpr size_t kAlign = 64;
-  char* base_;
-  size_t used_ = 0;
-};
-
-// Runs lay_out(arena) twice: to measure, and on memory of that size.
-template <class LayOut>
-void allocate(Runtime& runtime, const LayOut& lay_out) {
-  Arena measure(nullptr);
-  lay_out(measure);
-  Arena arena(runtime.scratch(measure.used()));
-  lay_out(arena);
-}
 
 void log_plan(const Layer& layer, const char* what, const Plan& plan) {
   static const char* wanted = std::getenv("FUSEDRNN_LOG");
@@ -47,183 +21,6 @@ void log_plan(const Layer& layer, const char* what, const Plan& plan) {
                static_cast<long long>(seq.N), static_cast<long long>(layer.I),
                static_cast<long long>(layer.H), static_cast<long long>(layer.P),
                static_cast<long long>(layer.D), describe(plan).c_str());
-}
-
-// The part of the recurrent weights that a stage multiplies.
-template <class F>
-struct StageWeight {
-  int64_t gates, width, K;
-  const F* weight;
-  const F* bias_x;
-  const F* bias_h;
-};
-
-template <class F>
-StageWeight<F> stage_weight(const Layer& layer, const Stage& stage, const Weights<const F>& w) {
-  if (stage.projects) return {1, layer.P, layer.H, w.w_hr, nullptr, nullptr};
-  const int64_t K = stage.from_hidden ? layer.P : layer.H;
-  const int64_t first = stage.first_gate * layer.H;
-  return {stage.gates,
-          layer.H,
-          K,
-          w.w_hh + first * K,
-          w.b_ih && stage.takes_input ? w.b_ih + first : nullptr,
-          w.b_hh ? w.b_hh + first : nullptr};
-}
-
-int64_t blocks(int64_t width, int64_t block) { return (width + block - 1) / block; }
-
-template <class F>
-void add_pack_columns(const DtypeKernels<F>& kernels, Work& work, int64_t blocks,
-                      const PackColumnsArgs<F>& args) {
-  work.split(blocks, 1, [&kernels, args](int64_t begin, int64_t end) {
-    PackColumnsArgs<F> part = args;
-    part.block_begin = begin, part.block_end = end;
-    kernels.pack_columns(part);
-  });
-}
-
-// Recurrent weights of every direction and stage, packed for the time loop.
-template <class F>
-class Panels {
- public:
-  // as_stored: the time loop takes the weights themselves; only the biases are packed.
-  explicit Panels(bool as_stored) : as_stored_(as_stored) {}
-
-  void lay_out_forward(Arena& arena, const Layer& layer, const DtypeKernels<F>& kernels,
-                       const Weights<const F>* w) {
-    each_stage(layer, w, [&](int d, int s, const StageWeight<F>& sw) {
-      const int64_t units = kernels.gates_block(sw.gates);
-      blocks_[d][s] = blocks(sw.width, units);
-      if (!as_stored_) panels_[d][s] = arena.take<F>(blocks_[d][s] * units * sw.gates * sw.K);
-      bias_[d][s] = arena.take<Sum<F>>(blocks_[d][s] * units * sw.gates * 2);
-    });
-  }
-
-  void lay_out_backward(Arena& arena, const Layer& layer, const DtypeKernels<F>& kernels,
-                        const Weights<const F>* w) {
-    each_stage(layer, w, [&](int d, int s, const StageWeight<F>& sw) {
-      const int64_t units = kernels.columns_block();
-      blocks_[d][s] = blocks(sw.K, units);
-      if (!as_stored_) panels_[d][s] = arena.take<F>(blocks_[d][s] * units * sw.gates * sw.width);
-    });
-  }
-
-  void pack_forward(const Layer& layer, const DtypeKernels<F>& kernels, Work& work,
-                    const Weights<const F>* w) const {
-    each_stage(layer, w, [&](int d, int s, const StageWeight<F>& sw) {
-      const PackGatesArgs<F> args = {sw.weight, sw.bias_x, sw.bias_h, sw.gates,      sw.width,
-                                     sw.K,      0,         0,         panels_[d][s], bias_[d][s]};
-      work.split(blocks_[d][s], 1, [&kernels, args](int64_t begin, int64_t end) {
-        PackGatesArgs<F> part = args;
-        part.block_begin = begin, part.block_end = end;
-        kernels.pack_gates(part);
-      });
-    });
-  }
-
-  void pack_backward(const Layer& layer, const DtypeKernels<F>& kernels, Work& work,
-                     const Weights<const F>* w) const {
-    if (as_stored_) return;
-    each_stage(layer, w, [&](int d, int s, const StageWeight<F>& sw) {
-      add_pack_columns(kernels, work, blocks_[d][s],
-                       {sw.weight, sw.K, sw.gates * sw.width, sw.K, 0, 0, panels_[d][s]});
-    });
-  }
-
-  // The weights of a stage in the arguments of a time loop, in one of two forms.
-  template <class Args>
-  void give(const Layer& layer, const Weights<const F>* w, int d, Args& args) const {
-    for (int s = 0; s < layer.info().stages; ++s) {
-      args.panels[s] = panels_[d][s];
-      args.weight[s] =
-          as_stored_ ? stage_weight(layer, layer.info().stage[s], w[d]).weight : nullptr;
-    }
-  }
-  const Sum<F>* bias(int d, int s) const { return bias_[d][s]; }
-
- private:
-  template <class Body>
-  void each_stage(const Layer& layer, const Weights<const F>* w, const Body& body) const {
-    for (int d = 0; d < layer.D; ++d)
-      for (int s = 0; s < layer.info().stages; ++s)
-        body(d, s, stage_weight(layer, layer.info().stage[s], w[d]));
-  }
-
-  const bool as_stored_;
-  int64_t blocks_[2][kMaxStages] = {};
-  F* panels_[2][kMaxStages] = {};
-  Sum<F>* bias_[2][kMaxStages] = {};
-};
-
-// The right side b [K, N] of matrix products outside the time loop, in panels.
-template <class F>
-class Factor {
- public:
-  // K: the most rows that b will have.
-  void lay_out(Arena& arena, const DtypeKernels<F>& kernels, int64_t K, int64_t N) {
-    N_ = N;
-    blocks_ = blocks(N, kernels.columns_block());
-    panels_ = arena.take<F>(blocks_ * kernels.columns_block() * whole_terms<F>(K));
-  }
-
-  // b = matrix, [K, N] with row stride ld.
-  void pack(const DtypeKernels<F>& kernels, Work& work, const F* matrix, int64_t ld, int64_t K) {
-    K_ = K;
-    add_pack_columns(kernels, work, blocks_, {matrix, ld, K, N_, 0, 0, panels_});
-  }
-
-  // b = matrix^T, matrix [N, K] contiguous.
-  void pack_transposed(const DtypeKernels<F>& kernels, Work& work, const F* matrix, int64_t K) {
-    K_ = K;
-    work.split(blocks_, 1, [=, this, &kernels](int64_t begin, int64_t end) {
-      kernels.pack_gates({matrix, nullptr, nullptr, 1, N_, K, begin, end, panels_, nullptr});
-    });
-  }
-
-  // c (+)= a b for M rows; a is [M, K], or [K, M] if a_transposed. whole_K: of the sum to which
-  // several calls add.
-  void multiply(const DtypeKernels<F>& kernels, Work& work, const F* a, int64_t a_ld,
-                bool a_transposed, int64_t M, Sum<F>* c, int64_t c_ld, bool accumulate,
-                int64_t whole_K = 0) const {
-    const GemmArgs<F> gemm = {a, a_ld, a_transposed, panels_,    c,       c_ld,   K_, N_, 0,
-                              M, 0,    blocks_,      accumulate, whole_K, nullptr};
-    // Few rows: every thread would read all of b for them, so it is b that is cut, if it is wide.
-    if (M < kRowsToSplit * work.threads() && blocks_ >= work.threads()) {
-      work.split(blocks_, 1, [&kernels, gemm](int64_t begin, int64_t end) {
-        GemmArgs<F> part = gemm;
-        part.block_begin = begin, part.block_end = end;
-        kernels.gemm(part);
-      });
-    } else {
-      work.split(M, M < kRowsToSplit * work.threads() ? 1 : kRowsToSplit,
-                 [&kernels, gemm](int64_t begin, int64_t end) {
-                   GemmArgs<F> part = gemm;
-                   part.m_begin = begin, part.m_end = end;
-                   kernels.gemm(part);
-                 });
-    }
-  }
-
-  // c (+)= a b for the rows of the sequences of one task in a chunk, by the thread that asks.
-  void multiply_own(const DtypeKernels<F>& kernels, const Steps& steps, const F* a, int64_t a_ld,
-                    Sum<F>* c, int64_t c_ld) const {
-    kernels.gemm({a, a_ld, false, panels_, c, c_ld, K_, N_, 0, 0, 0, blocks_, false, 0, &steps});
-  }
-
- private:
-  static constexpr int64_t kRowsToSplit = 48;
-  int64_t K_ = 0, N_ = 0, blocks_ = 0;
-  F* panels_ = nullptr;
-};
-
-// c = a b^T, a [M, K], b [N, K] a weight as torch stores it.
-template <class F>
-void multiply_as_stored(const DtypeKernels<F>& kernels, Work& work, const F* a, int64_t M,
-                        const F* b, int64_t N, int64_t K, Sum<F>* c) {
-  work.split(blocks(N, kernels.columns_block()), 1, [=, &kernels](int64_t begin, int64_t end) {
-    kernels.gemm_as_stored({a, b, c, M, N, K, begin, end});
-  });
 }
 
 // What forward keeps of one direction. The same row of each belongs to the same step.
@@ -461,13 +258,8 @@ void layer_forward(const Layer& layer, const DtypeKernels<F>& kernels, Runtime& 
         }
       }
       work.run();
-      if (plan.by_units) {
-        run_by_units(runtime, plan, loop);
-      } else {
-        add_by_rows(work, plan, loop,
-                    [&](int64_t, int64_t, const ForwardArgs<F>& a) { run_sequences(loop, a); });
-        work.run();
-      }
+      run_or_add(runtime, work, plan, loop);
+      work.run();
     }
   });
 }
@@ -545,12 +337,7 @@ void layer_backward(const Layer& layer, const DtypeKernels<F>& kernels, Runtime&
     for (int64_t begin = 0; begin < seq.T; begin += plan.chunk_steps) {
       for (int d = 0; d < layer.D; ++d)
         bwd[d].steps = chunk_steps(seq, plan, begin, d == 0, 0, seq.widest());
-      if (plan.by_units) {
-        run_by_units(runtime, plan, loop);
-      } else {
-        add_by_rows(work, plan, loop,
-                    [&](int64_t, int64_t, const BackwardArgs<F>& a) { run_sequences(loop, a); });
-      }
+      run_or_add(runtime, work, plan, loop);
       // Directions one after another: they share the packed sources and add to the same d_x.
       for (int d = 0; d < layer.D; ++d) {
         const int64_t first_row = bwd[d].steps.first_row, rows = chunk_rows(seq, bwd[d].steps);

@@ -120,4 +120,15 @@ void run_by_units(Runtime& runtime, const Plan& plan, const Loop<Args>& loop) {
   });
 }
 
+// One chunk in the way that the plan says: by units at once, by rows with what else is in `work`.
+template <class Args>
+void run_or_add(Runtime& runtime, Work& work, const Plan& plan, const Loop<Args>& loop) {
+  if (plan.by_units) {
+    run_by_units(runtime, plan, loop);
+  } else {
+    add_by_rows(work, plan, loop,
+                [&loop](int64_t, int64_t, const Args& a) { run_sequences(loop, a); });
+  }
+}
+
 }  // namespace fusedrnn

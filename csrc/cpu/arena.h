@@ -1,0 +1,39 @@
+// The scratch memory of a layer call, in one allocation.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "layer.h"
+
+namespace fusedrnn {
+
+// Hands out aligned pieces of one allocation. A first pass without memory measures it.
+class Arena {
+ public:
+  explicit Arena(void* base) : base_(static_cast<char*>(base)) {}
+
+  template <class T>
+  T* take(int64_t values) {
+    T* piece = base_ ? reinterpret_cast<T*>(base_ + used_) : nullptr;
+    used_ += (static_cast<size_t>(values) * sizeof(T) + kAlign - 1) / kAlign * kAlign;
+    return piece;
+  }
+  size_t used() const { return used_; }
+
+ private:
+  static constexpr size_t kAlign = 64;
+  char* base_;
+  size_t used_ = 0;
+};
+
+// Runs lay_out(arena) twice: to measure, and on memory of that size.
+template <class LayOut>
+void allocate(Runtime& runtime, const LayOut& lay_out) {
+  Arena measure(nullptr);
+  lay_out(measure);
+  Arena arena(runtime.scratch(measure.used()));
+  lay_out(arena);
+}
+
+}  // namespace fusedrnn
