@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
+from ._cards import CARDS, card_spelled
 from ._library import CELLS, show_config
 
 DTYPES = {"f32": "float32", "f64": "float64", "f16": "float16", "bf16": "bfloat16"}
@@ -36,8 +37,12 @@ def _dtype(text: str) -> str:
     raise argparse.ArgumentTypeError(f"must be one of {', '.join(DTYPES)}, got {text!r}")
 
 
-def _architectures() -> list[str]:
-    return torch.ops.fusedrnn._plan_architectures().split(", ")
+def _card(text: str) -> str:
+    """A card's name, however it is spelled."""
+    try:
+        return card_spelled(text)
+    except ValueError as wrong:
+        raise argparse.ArgumentTypeError(str(wrong)) from None
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -57,9 +62,11 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--shape", type=_shape, required=True, metavar="T,N,I,H")
     plan.add_argument(
         "--arch",
-        choices=_architectures(),
-        metavar="ARCH",
-        help=f"one of {', '.join(_architectures())}; default: each",
+        type=_card,
+        action="append",
+        metavar="CARD",
+        help=f"one of {', '.join(card.name for card in CARDS)}, or an architecture such as sm_90 "
+        "for the first of its cards; may be given several times; default: each card",
     )
     plan.add_argument("--pass", choices=["forward", "backward"], help="default: both", dest="which")
     plan.add_argument("--bidirectional", action="store_true")
@@ -87,13 +94,13 @@ def _print_plans(options: argparse.Namespace) -> int:
         options.fail(f"--proj must be in [1, H] = [1, {H}], got {P}")
     sizes = [T, N, I, H, P, 2 if options.bidirectional else 1]
     status = 0
-    for arch in [options.arch] if options.arch else _architectures():
+    for card in options.arch or [card.name for card in CARDS]:
         for which in [options.which] if options.which else ["forward", "backward"]:
             text, _, _, limit = torch.ops.fusedrnn._plan(
                 options.cell,
                 options.dtype,
                 sizes,
-                arch,
+                card,
                 which == "backward",
                 options.tf32,
                 options.regime or "",

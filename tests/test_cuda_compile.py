@@ -87,7 +87,7 @@ def test_registers_and_spills(arch: int) -> None:
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_the_grids_fit(arch: int) -> None:
     """With the registers that the kernels have, blocks of a resident launch run together."""
-    device = build.host().architectures()[f"sm_{arch}"]
+    device = build.host().device(f"sm_{arch}")
     resident = 0
     for cores, dtype, way, H, N, D in itertools.product(
         ["fma", "mma"], ["f32", "f16", "bf16"], WAYS, [64, 512, 1024], [4, 32], [1, 2]

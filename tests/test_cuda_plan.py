@@ -17,7 +17,19 @@ from tests.numpy_reference import GATES
 CELLS = list(GATES)
 DTYPES = ["f32", "f64", "f16", "bf16"]
 SIZE = {"f32": 4, "f64": 8, "f16": 2, "bf16": 2}
-ARCHITECTURES = ["sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"]
+# Multiprocessors, and bytes of shared memory that a block may have.
+CARDS = {
+    "T4": (40, 65536),
+    "A100": (108, 166912),
+    "A100 80GB": (108, 166912),
+    "RTX 3090": (82, 101376),
+    "RTX 4090": (128, 101376),
+    "L4": (58, 101376),
+    "H100": (132, 232448),
+    "H200": (132, 232448),
+    "B200": (148, 232448),
+    "RTX 5090": (170, 101376),
+}
 # Gates of each stage's product.
 STAGES = {"gru_reset_before": [2, 1], **{c: [g] for c, g in GATES.items() if c.find("_r") < 0}}
 STAGES |= {"rnn_tanh": [1], "rnn_relu": [1]}
@@ -43,7 +55,7 @@ def random_request(rng: np.random.Generator) -> dict[str, Any]:
     return {
         "cell": cell,
         "dtype": DTYPES[rng.integers(len(DTYPES))],
-        "arch": ARCHITECTURES[rng.integers(len(ARCHITECTURES))],
+        "arch": list(CARDS)[rng.integers(len(CARDS))],
         "sizes": list(sizes.values()),
         "backward": bool(rng.integers(2)),
         "allow_tf32": bool(rng.integers(2)),
@@ -104,7 +116,7 @@ def test_fits_and_covers(seed: int) -> None:
             assert plan["why_per_step"]
             continue
         resident += 1
-        device = build.host().architectures()[request["arch"]]
+        device = build.host().device(request["arch"])
         assert request["cell"] != "lstm_proj"
         assert request["dtype"] != "f64"
         if plan["cores"] == "mma":
@@ -141,22 +153,109 @@ def test_estimates() -> None:
     assert len(limits) >= 4
 
 
+def test_the_cards_are_those_of_the_table() -> None:
+    assert build.host().cards() == list(CARDS)
+    for name, (sms, shared) in CARDS.items():
+        device = build.host().device(name)
+        assert (device["sms"], device["shared_per_block"]) == (sms, shared), name
+
+
+@pytest.mark.parametrize(
+    ("arch", "card"),
+    {
+        "sm_75": "T4",
+        "sm_80": "A100",
+        "sm_86": "RTX 3090",
+        "sm_89": "RTX 4090",
+        "sm_90": "H100",
+        "sm_100": "B200",
+        "sm_120": "RTX 5090",
+    }.items(),
+)
+def test_an_architecture_is_its_first_card(arch: str, card: str) -> None:
+    sizes = [10, 4, 32, 32, 32, 1]
+    assert build.host().plan("lstm", "f32", sizes, arch) == build.host().plan(
+        "lstm", "f32", sizes, card
+    )
+    assert f" on {card} ({arch}): " in build.host().plan("lstm", "f32", sizes, arch)["text"]
+
+
+@pytest.mark.parametrize("card", CARDS)
+def test_no_plan_asks_for_more_than_the_card_has(card: str) -> None:
+    """Counted from the card's figures here, without the plan's own count of blocks."""
+    sms, shared_per_block = CARDS[card]
+    device = build.host().device(card)
+    seen = set()
+    for cell, dtype, H, N, D, backward, tf32, registers in itertools.product(
+        [cell for cell in CELLS if cell != "lstm_proj"],
+        DTYPES,
+        [64, 100, 256, 512, 1000, 1024, 1536, 2048],
+        [1, 3, 8, 32, 100, 128],
+        [1, 2],
+        [False, True],
+        [False, True],
+        [128, 255],
+    ):
+        plan = build.host().plan(
+            *(cell, dtype, [50, N, H, H, H, D], card),
+            backward=backward,
+            allow_tf32=tf32,
+            registers=registers,
+        )
+        if plan["regime"] == "per_step":
+            seen.add("per step")
+            continue
+        seen.add(plan["cores"])
+        assert dtype != "f64"
+        assert plan["cores"] == "fma" or card != "T4"
+        blocks, together = int(np.prod(plan["grid"])), plan["blocks_per_sm"]
+        assert blocks <= sms * together, plan
+        assert 0 < plan["shared_bytes"] <= shared_per_block, plan
+        of_block = plan["shared_bytes"] + device["shared_reserved"]
+        assert together * of_block <= device["shared_per_sm"], plan
+        assert together * THREADS <= device["threads_per_sm"], plan
+        # Registers are given to a warp in units of 256: 8 for each of its threads.
+        assert together * THREADS * ceil_div(registers, 8) * 8 <= 65536, plan
+    assert seen == {"per step", "fma"} | ({"mma"} if card != "T4" else set())
+
+
 def test_peaks_are_the_vendors() -> None:
     """TFLOPS of float32, 16-bit and TF32 and float64 products, from the sources in estimate.h."""
     published = {
-        "sm_75": (8.1, 65, 0, 8.1 / 32),
-        "sm_80": (19.5, 312, 156, 19.5),
-        "sm_86": (35.6, 71, 35.6, 35.6 / 64),
-        "sm_89": (82.6, 165.2, 82.6, 82.6 / 64),
-        "sm_90": (66.9, 989.4, 494.7, 66.9),
-        "sm_100": (75, 2250, 1125, 37),
-        "sm_120": (104.8, 209.5, 104.8, 104.8 / 64),
+        "T4": (8.1, 65, 0, 8.1 / 32),
+        "A100": (19.5, 312, 156, 19.5),
+        "A100 80GB": (19.5, 312, 156, 19.5),
+        "RTX 3090": (35.6, 71, 35.6, 35.6 / 64),
+        "RTX 4090": (82.6, 165.2, 82.6, 82.6 / 64),
+        "L4": (30.3, 121, 60, 30.3 / 64),
+        "H100": (66.9, 989.4, 494.7, 66.9),
+        "H200": (66.9, 989.4, 494.7, 66.9),
+        "B200": (75, 2250, 1125, 37),
+        "RTX 5090": (104.8, 209.5, 104.8, 104.8 / 64),
     }
-    peaks = build.host().peaks()
-    assert peaks.keys() == published.keys()
-    for arch, tflops in published.items():
+    assert published.keys() == CARDS.keys()
+    for card, tflops in published.items():
         # Some figures are for a clock up to 8 % faster than the one of the table.
-        np.testing.assert_allclose(peaks[arch], tflops, rtol=0.08, err_msg=arch)
+        np.testing.assert_allclose(build.host().peaks(card), tflops, rtol=0.08, err_msg=card)
+
+
+def test_bandwidths_are_those_of_the_memory() -> None:
+    """Bits of the bus times what a pin carries, Gbit/s."""
+    memory = {
+        "T4": (256, 10),
+        "A100": (5120, 2.43),
+        "A100 80GB": (5120, 3.186),
+        "RTX 3090": (384, 19.5),
+        "RTX 4090": (384, 21),
+        "L4": (192, 12.5),
+        "H100": (5120, 5.238),
+        "H200": (6144, 6.25),
+        "B200": (7680, 7.992),
+        "RTX 5090": (512, 28),
+    }
+    assert memory.keys() == CARDS.keys()
+    for card, (bits, rate) in memory.items():
+        assert build.host().bandwidth(card) == pytest.approx(bits / 8 * rate, rel=0.01), card
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -208,7 +307,7 @@ def test_what_does_not_fit_is_named(seed: int) -> None:
 
 
 def test_unknown_names_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"arch must be one of sm_75, .*, got 'sm_70'"):
+    with pytest.raises(ValueError, match=r"arch must be one of T4 \(sm_75\), .*, got 'sm_70'"):
         build.host().plan("lstm", "f32", [1] * 6, "sm_70")
     with pytest.raises(ValueError, match="regime must be resident or per_step, got 'fast'"):
         build.host().plan("lstm", "f32", [1] * 6, "sm_80", regime="fast")
@@ -223,7 +322,8 @@ def test_occupancy_is_nvidias(tmp_path: Path) -> None:
     command = [*setup_build.compiler(), "-std=c++20", "-isystem", str(include), str(source)]
     subprocess.run([*command, "-o", str(program)], check=True)
     rng = np.random.default_rng(0)
-    for arch, d in build.host().architectures().items():
+    for card in CARDS:
+        d = build.host().device(card)
         registers = [*range(16, 256), *(255,) * 200]
         shared = [int(rng.integers(0, d["shared_per_block"] + 1)) for _ in registers]
         shared[:3] = [0, d["shared_per_block"], d["shared_per_block"] // 2]
@@ -238,10 +338,10 @@ def test_occupancy_is_nvidias(tmp_path: Path) -> None:
         )
         wanted = [int(line) for line in done.stdout.split()]
         ours = [
-            build.host().blocks_per_sm(arch, r, s) for r, s in zip(registers, shared, strict=True)
+            build.host().blocks_per_sm(card, r, s) for r, s in zip(registers, shared, strict=True)
         ]
         # Where NVIDIA's finer rules allow more, fewer are planned; never the other way.
         assert len(wanted) == len(ours)
-        assert all(mine <= theirs for mine, theirs in zip(ours, wanted, strict=True)), arch
+        assert all(mine <= theirs for mine, theirs in zip(ours, wanted, strict=True)), card
         exact = sum(mine == theirs for mine, theirs in itertools.zip_longest(ours, wanted))
-        assert exact > 0.95 * len(ours), arch
+        assert exact > 0.95 * len(ours), card

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import re
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from fusedrnn.__main__ import main
+from fusedrnn._cards import CARDS, card_named, card_spelled
+from tools import cuda_estimates
+
+NAMES = [
+    *("T4", "A100", "A100 80GB", "RTX 3090", "RTX 4090"),
+    *("L4", "H100", "H200", "B200", "RTX 5090"),
+]
+DOCUMENT = Path(__file__).parents[1] / "docs" / "cuda.md"
 
 
 def plan(capsys: pytest.CaptureFixture[str], *arguments: str, status: int = 0) -> str:
@@ -21,17 +31,93 @@ def test_one_pass_of_one_layer(capsys: pytest.CaptureFixture[str]) -> None:
         *("--cell", "lstm", "--dtype", "bfloat16", "--shape", "150,32,1024,1024"),
         *("--arch", "sm_90", "--pass", "forward"),
     )
-    assert "lstm bf16 forward on sm_90 (H100 SXM): T=150 N=32 I=1024 H=1024" in out
+    assert "lstm bf16 forward on H100 (sm_90): T=150 N=32 I=1024 H=1024" in out
     assert re.search(r"resident, mma.sync: \d+ x \d+ x 1 blocks", out)
     assert re.search(r"estimate: .* us a step .*, limited by \w+", out)
 
 
-def test_both_passes_on_every_architecture(capsys: pytest.CaptureFixture[str]) -> None:
+def test_both_passes_on_every_card(capsys: pytest.CaptureFixture[str]) -> None:
     out = plan(capsys, "--cell", "gru", "--shape", "10,4,32,64", "--bidirectional")
-    for arch in torch.ops.fusedrnn._plan_architectures().split(", "):
-        for which in ("forward", "backward"):
-            assert f"gru f32 {which} on {arch} " in out
-    assert "D=2" in out
+    assert re.findall(r"gru f32 forward on (.+) \(sm_\d+\): .* D=2", out) == NAMES
+    assert re.findall(r"gru f32 backward on (.+) \(sm_\d+\): .* D=2", out) == NAMES
+
+
+@pytest.mark.parametrize(
+    ("spelled", "name"),
+    [
+        *((name, name) for name in NAMES),
+        *((card.driver_name, card.name) for card in CARDS),
+        ("h200", "H200"),
+        ("rtx 4090", "RTX 4090"),
+        ("rtx4090", "RTX 4090"),
+        ("RTX_4090", "RTX 4090"),
+        ("rtx-5090", "RTX 5090"),
+        ("a100", "A100"),
+        ("a100-80gb", "A100 80GB"),
+        ("sm_75", "T4"),
+        ("sm_89", "RTX 4090"),
+        ("SM90", "H100"),
+    ],
+)
+def test_a_card_by_any_spelling(
+    capsys: pytest.CaptureFixture[str], spelled: str, name: str
+) -> None:
+    assert card_spelled(spelled) == name
+    out = plan(capsys, "--shape", "10,4,32,64", "--pass", "forward", "--arch", spelled)
+    assert out.count("\nestimate: ") == 1
+    assert out.startswith(f"lstm f32 forward on {name} (sm_")
+
+
+def test_cards_in_the_order_in_which_they_are_asked_for(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = plan(capsys, "--shape", "10,4,32,64", "--pass", "forward", "--arch=l4", "--arch=A100")
+    assert re.findall(r" on (.+) \(sm_", out) == ["L4", "A100"]
+
+
+@pytest.mark.parametrize(
+    ("device_name", "capability", "name"),
+    [
+        ("Tesla T4", 75, "T4"),
+        ("NVIDIA A100-SXM4-40GB", 80, "A100"),
+        ("NVIDIA A100-SXM4-80GB", 80, "A100 80GB"),
+        ("NVIDIA GeForce RTX 3090", 86, "RTX 3090"),
+        ("NVIDIA GeForce RTX 4090", 89, "RTX 4090"),
+        ("NVIDIA L4", 89, "L4"),
+        ("NVIDIA H100 80GB HBM3", 90, "H100"),
+        ("NVIDIA H200", 90, "H200"),
+        ("NVIDIA B200", 100, "B200"),
+        ("NVIDIA GeForce RTX 5090", 120, "RTX 5090"),
+        # No entry of their own: the first of the nearest capability.
+        ("NVIDIA H100 PCIe", 90, "H100"),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", 90, "H100"),
+        ("NVIDIA A100 80GB PCIe", 80, "A100"),
+        ("NVIDIA L40S", 89, "RTX 4090"),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", 89, "RTX 4090"),
+        ("NVIDIA GeForce GTX 1650", 75, "T4"),
+        ("NVIDIA RTX A6000", 86, "RTX 3090"),
+        ("Orin", 87, "RTX 3090"),
+        ("NVIDIA B300 SXM6 AC", 103, "B200"),
+        ("NVIDIA GB10", 121, "RTX 5090"),
+        ("NVIDIA of years to come", 150, "RTX 5090"),
+    ],
+)
+def test_the_card_of_a_device(device_name: str, capability: int, name: str) -> None:
+    assert card_named(device_name, capability) == name
+
+
+def test_the_cards_are_sorted_by_capability() -> None:
+    """On which the choice of the nearest one relies."""
+    capabilities = [card.capability for card in CARDS]
+    assert capabilities == sorted(capabilities)
+
+
+def test_a_device_that_is_too_old() -> None:
+    with pytest.raises(
+        ValueError,
+        match="capability must be at least 75, of sm_75, got 70 of 'Tesla V100-SXM2-16GB'",
+    ):
+        card_named("Tesla V100-SXM2-16GB", 70)
 
 
 def test_options_reach_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
@@ -83,7 +169,12 @@ def test_a_regime_that_runs_in_one_direction_of_two(capsys: pytest.CaptureFixtur
         (["--shape", "1,0,3,4"], r"must be integers in \[1, 2147483647\], got '1,0,3,4'"),
         (["--shape", f"1,2,3,{2**31}"], r"must be integers in \[1, 2147483647\], got '1,2,3,2147"),
         (["--shape", f"{10**30},2,3,4"], r"must be integers in \[1, 2147483647\], got '10000000"),
-        (["--shape", "1,2,3,4", "--arch", "sm_60"], "invalid choice: 'sm_60'.*sm_75"),
+        (
+            ["--shape", "1,2,3,4", "--arch", "sm_60"],
+            r"must be one of T4 \(sm_75\), .*, got 'sm_60'",
+        ),
+        (["--shape", "1,2,3,4", "--arch", "h300"], r"must be one of .*H200 \(sm_90\), .*'h300'"),
+        (["--shape", "1,2,3,4", "--arch", ""], "must be one of .*, got ''"),
         (["--shape", "1,2,3,4", "--dtype", "int8"], "must be one of f32, f64, f16, bf16, got 'int"),
         (["--shape", "1,2,3,4", "--cell", "lstm_proj"], "--cell lstm_proj needs --proj"),
         (
@@ -112,7 +203,7 @@ def test_mistakes(capsys: pytest.CaptureFixture[str], arguments: list[str], mess
         ({1: "f8"}, "dtype must be f32, f64, f16 or bf16, got 'f8'"),
         ({2: [1, 2]}, "sizes must be T, N, I, H, P, D, got 2 of them"),
         ({2: [1, 2, 3, 4, 4, -1]}, r"sizes must be positive and below 2\^31, got -1"),
-        ({3: "sm_1"}, "arch must be one of sm_75, .*, got 'sm_1'"),
+        ({3: "sm_1"}, r"arch must be one of T4 \(sm_75\), .*, got 'sm_1'"),
         ({6: "fast"}, "regime must be resident or per_step, got 'fast'"),
     ],
 )
@@ -127,10 +218,27 @@ def test_mistakes_of_the_op(change: dict[int, object], message: str) -> None:
 def test_the_largest_sizes_have_a_plan(capsys: pytest.CaptureFixture[str]) -> None:
     largest = str(2**31 - 1)
     out = plan(capsys, "--shape", ",".join([largest] * 4), "--bidirectional")
-    assert out.count("\nper step: ") == out.count("\nestimate: ") == 14
+    assert out.count("\nper step: ") == out.count("\nestimate: ") == 2 * len(CARDS)
     assert not re.search(r"-\d|nan|inf", out)
 
 
 def test_without_a_command_it_shows_what_is_there(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
     assert "instruction set chosen" in capsys.readouterr().out
+
+
+def test_the_documented_estimates_are_the_models(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["cuda_estimates", str(DOCUMENT), "--check"])
+    assert cuda_estimates.main() == 0, capsys.readouterr().out
+    other = tmp_path / "cuda.md"
+    text = DOCUMENT.read_text()
+    other.write_text(text.replace("| H200 (sm_90) | 1.", "| H200 (sm_90) | 7."))
+    assert other.read_text() != text
+    monkeypatch.setattr(sys, "argv", ["cuda_estimates", str(other), "--check"])
+    assert cuda_estimates.main() == 1
+    assert str(other) in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["cuda_estimates", str(other)])
+    assert cuda_estimates.main() == 0
+    assert other.read_text() == text

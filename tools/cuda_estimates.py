@@ -14,38 +14,59 @@ from pathlib import Path
 import torch
 
 import fusedrnn
+from fusedrnn._cards import CARDS
 
 BEGIN, END = "<!-- estimates -->", "<!-- /estimates -->"
 T = 100
-GPUS = {"H100 SXM": "sm_90", "A100 SXM": "sm_80"}
+WAYS = {"forward": False, "backward": True}
+# Cell, dtype, N and H, on every card.
+SHAPES = (("lstm", "f32", 8, 512), ("lstm", "bf16", 32, 1024), ("gru", "bf16", 1, 1024))
+# Tables of sizes, bfloat16.
+GPUS = ("H100", "A100")
 CELLS = ("lstm", "gru")
 HIDDEN = (256, 512, 1024, 2048)
 BATCHES = (1, 8, 32, 128)
 
 
-def cell_of(cell: str, arch: str, N: int, H: int, backward: bool) -> str:
+def cell_of(card: str, cell: str, dtype: str, N: int, H: int, backward: bool) -> str:
     """One place in a table: regime, microseconds a step, and what limits it."""
     text, step, _, limit = torch.ops.fusedrnn._plan(
-        cell, "bf16", [T, N, H, H, H, 1], arch, backward, False, ""
+        cell, dtype, [T, N, H, H, H, 1], card, backward, False, ""
     )
     regime = "resident" if "\nresident" in text else "per step"
     return f"{step:.1f} ({regime}, {limit})"
 
 
+def table(title: str, head: list[str], rows: dict[str, list[str]], align: str) -> Iterator[str]:
+    """A table with its title; `align` is of the first column."""
+    yield from ("", f"**{title}** (estimates: µs a step)", "")
+    yield f"| {' | '.join(head)} |"
+    yield f"| {align} |{' :-- |' * (len(head) - 1)}"
+    for name, cells in rows.items():
+        yield f"| {name} | {' | '.join(cells)} |"
+
+
 def tables() -> Iterator[str]:
     """The lines between the markers."""
-    for gpu, arch in GPUS.items():
+    shapes = [f"{cell.upper()}, {dtype}, N = {N}, H = {H}" for cell, dtype, N, H in SHAPES]
+    for which, backward in WAYS.items():
+        on_cards = {
+            f"{card.name} ({card.architecture})": [
+                cell_of(card.name, *shape, backward) for shape in SHAPES
+            ]
+            for card in CARDS
+        }
+        yield from table(f"Every card, {which}", ["card", *shapes], on_cards, ":--")
+    batches = [f"N = {N}" for N in BATCHES]
+    for gpu in GPUS:
         for cell in CELLS:
-            for backward in (False, True):
-                which = "backward" if backward else "forward"
-                yield ""
-                yield f"**{cell.upper()}, {which}, {gpu}** (estimates: µs a step)"
-                yield ""
-                yield f"| H | {' | '.join(f'N = {N}' for N in BATCHES)} |"
-                yield f"| --: |{' :-- |' * len(BATCHES)}"
-                for H in HIDDEN:
-                    row = [cell_of(cell, arch, N, H, backward) for N in BATCHES]
-                    yield f"| {H} | {' | '.join(row)} |"
+            for which, backward in WAYS.items():
+                of_sizes = {
+                    str(H): [cell_of(gpu, cell, "bf16", N, H, backward) for N in BATCHES]
+                    for H in HIDDEN
+                }
+                title = f"{cell.upper()}, bf16, {which}, {gpu}"
+                yield from table(title, ["H", *batches], of_sizes, "--:")
     yield ""
 
 

@@ -15,11 +15,11 @@
 
 namespace fusedrnn::cuda {
 
-// A representative of each architecture, with its vendor's figures. Operations are multiplications
-// and additions, per clock and multiprocessor.
-struct Architecture {
-  const char* name;
-  const char* device_name;
+// A card with its vendor's figures. Operations are multiplications and additions, per clock and
+// multiprocessor.
+struct Card {
+  const char* name;         // for people and --arch
+  const char* driver_name;  // what torch.cuda.get_device_name says
   Device device;
   double ghz;       // boost clock
   double hbm_gb_s;  // memory bandwidth
@@ -30,95 +30,165 @@ struct Architecture {
   double double_flops;  // float64 matrix products
 };
 
-// Limits of blocks and shared memory: CUDA C++ Programming Guide, table of technical
-// specifications. Clocks, bandwidths, caches and rates: NVIDIA's whitepapers, by the peak TFLOPS in
-// them, multiprocessors * clock * rate:
-//   T4         Turing architecture: float32 8.1, float16 65
-//   A100       A100 architecture: float32 19.5, float64 19.5 (tensor cores), TF32 156, 16-bit 312
-//   RTX 3090   GA102 architecture: float32 35.6, TF32 35.6, 16-bit 71
-//   RTX 4090   Ada architecture: float32 82.6, TF32 82.6, 16-bit 165.2
-//   H100 SXM   H100 architecture: float32 66.9 and float64 66.9 at 1.98 GHz, TF32 494.7 and 16-bit
-//              989.4 at 1.83 GHz; twice A100's float32 a clock (Hopper Tuning Guide)
-//   B200       HGX B200 datasheet, one of its GPUs: float32 75, float64 37, TF32 1125, 16-bit 2250;
-//              148 multiprocessors and 126 MB of L2 as the driver says
-//   RTX 5090   RTX Blackwell architecture: float32 104.8, TF32 104.8, 16-bit 209.5
-inline constexpr std::array<Architecture, 7> kArchitectures = {{
-    {"sm_75", "T4", {75, 40, 1024, 65536, 65536, 65536, 0}, 1.59, 320, 4, 128, 1024, 0, 4},
-    {"sm_80",
-     "A100 SXM 40 GB",
-     {80, 108, 2048, 65536, 166912, 167936, 1024},
-     1.41,
-     1555,
-     40,
-     128,
-     2048,
-     1024,
-     128},
-    {"sm_86",
-     "RTX 3090",
-     {86, 82, 1536, 65536, 101376, 102400, 1024},
-     1.70,
-     936,
-     6,
-     256,
-     512,
-     256,
-     4},
-    {"sm_89",
-     "RTX 4090",
-     {89, 128, 1536, 65536, 101376, 102400, 1024},
-     2.52,
-     1008,
-     72,
-     256,
-     512,
-     256,
-     4},
-    {"sm_90",
-     "H100 SXM",
-     {90, 132, 2048, 65536, 232448, 233472, 1024},
-     1.83,
-     3350,
-     50,
-     256,
-     4096,
-     2048,
-     256},
-    {"sm_100",
-     "B200",
-     {100, 148, 2048, 65536, 232448, 233472, 1024},
-     1.86,
-     7700,
-     126,
-     256,
-     8192,
-     4096,
-     128},
-    {"sm_120",
-     "RTX 5090",
-     {120, 170, 1536, 65536, 101376, 102400, 1024},
-     2.41,
-     1792,
-     96,
-     256,
-     512,
-     256,
-     4},
-}};
-
-inline std::string architecture_names() {
-  std::string names;
-  for (const Architecture& arch : kArchitectures)
-    names.append(names.empty() ? "" : ", ").append(arch.name);
-  return names;
+// Limits that a compute capability fixes: CUDA C++ Programming Guide, table of technical
+// specifications.
+constexpr Device device_of(int capability, int sms) {
+  const bool server = capability == 90 || capability == 100;
+  const int threads = capability == 75 ? 1024 : capability == 80 || server ? 2048 : 1536;
+  const size_t kib = capability == 75 ? 64 : capability == 80 ? 164 : server ? 228 : 100;
+  const size_t reserved = capability == 75 ? 0 : 1024;
+  return {.capability = capability,
+          .sms = sms,
+          .threads_per_sm = threads,
+          .registers_per_sm = 65536,
+          .shared_per_block = kib * 1024 - reserved,
+          .shared_per_sm = kib * 1024,
+          .shared_reserved = reserved};
 }
 
-// The architecture of a name as in sm_90.
-inline const Architecture& architecture_named(const std::string& name) {
-  for (const Architecture& arch : kArchitectures)
-    if (name == arch.name) return arch;
-  throw std::invalid_argument("arch must be one of " + architecture_names() + ", got '" + name +
-                              "'");
+// By compute capability; the first of each stands for it (sm_89 is the RTX 4090). Multiprocessors,
+// clocks, bandwidths, caches and rates: NVIDIA's whitepapers and datasheets, the rates by their
+// peak TFLOPS, multiprocessors * clock * rate:
+//   T4         Turing architecture: float32 8.1, float16 65
+//   A100       A100 architecture, SXM: float32 19.5, float64 19.5 (tensor cores), TF32 156, 16-bit
+//              312; its datasheet has 40 GB with 1555 GB/s and 80 GB with 2039
+//   RTX 3090   GA102 architecture: float32 35.6, TF32 35.6, 16-bit 71
+//   RTX 4090   Ada architecture: float32 82.6, TF32 82.6, 16-bit 165.2
+//   L4         its datasheet: float32 30.3, TF32 60, 16-bit 121 (half of its figures, which are for
+//              sparse matrices); 58 multiprocessors and 48 MB of L2 as the driver says
+//   H100       H100 architecture, SXM: float32 66.9 and float64 66.9 at 1.98 GHz, TF32 494.7 and
+//              16-bit 989.4 at 1.83 GHz; twice A100's float32 a clock (Hopper Tuning Guide)
+//   H200       its datasheet, SXM: H100's rates, and 4.8 TB/s; 60 MB of L2 as the driver says
+//   B200       HGX B200 datasheet, one of its GPUs: float32 75, float64 37, TF32 1125, 16-bit 2250;
+//              as the driver says: 148 multiprocessors, 126 MB of L2, and a bus of 7680 bits at
+//              4 GHz, which is 7.7 TB/s
+//   RTX 5090   RTX Blackwell architecture: float32 104.8, TF32 104.8, 16-bit 209.5
+inline constexpr std::array<Card, 10> kCards = {{
+    {.name = "T4",
+     .driver_name = "Tesla T4",
+     .device = device_of(75, 40),
+     .ghz = 1.59,
+     .hbm_gb_s = 320,
+     .l2_mb = 4,
+     .fma_flops = 128,
+     .half_flops = 1024,
+     .tf32_flops = 0,
+     .double_flops = 4},
+    {.name = "A100",
+     .driver_name = "NVIDIA A100-SXM4-40GB",
+     .device = device_of(80, 108),
+     .ghz = 1.41,
+     .hbm_gb_s = 1555,
+     .l2_mb = 40,
+     .fma_flops = 128,
+     .half_flops = 2048,
+     .tf32_flops = 1024,
+     .double_flops = 128},
+    {.name = "A100 80GB",
+     .driver_name = "NVIDIA A100-SXM4-80GB",
+     .device = device_of(80, 108),
+     .ghz = 1.41,
+     .hbm_gb_s = 2039,
+     .l2_mb = 40,
+     .fma_flops = 128,
+     .half_flops = 2048,
+     .tf32_flops = 1024,
+     .double_flops = 128},
+    {.name = "RTX 3090",
+     .driver_name = "NVIDIA GeForce RTX 3090",
+     .device = device_of(86, 82),
+     .ghz = 1.70,
+     .hbm_gb_s = 936,
+     .l2_mb = 6,
+     .fma_flops = 256,
+     .half_flops = 512,
+     .tf32_flops = 256,
+     .double_flops = 4},
+    {.name = "RTX 4090",
+     .driver_name = "NVIDIA GeForce RTX 4090",
+     .device = device_of(89, 128),
+     .ghz = 2.52,
+     .hbm_gb_s = 1008,
+     .l2_mb = 72,
+     .fma_flops = 256,
+     .half_flops = 512,
+     .tf32_flops = 256,
+     .double_flops = 4},
+    {.name = "L4",
+     .driver_name = "NVIDIA L4",
+     .device = device_of(89, 58),
+     .ghz = 2.04,
+     .hbm_gb_s = 300,
+     .l2_mb = 48,
+     .fma_flops = 256,
+     .half_flops = 1024,
+     .tf32_flops = 512,
+     .double_flops = 4},
+    {.name = "H100",
+     .driver_name = "NVIDIA H100 80GB HBM3",
+     .device = device_of(90, 132),
+     .ghz = 1.83,
+     .hbm_gb_s = 3350,
+     .l2_mb = 50,
+     .fma_flops = 256,
+     .half_flops = 4096,
+     .tf32_flops = 2048,
+     .double_flops = 256},
+    {.name = "H200",
+     .driver_name = "NVIDIA H200",
+     .device = device_of(90, 132),
+     .ghz = 1.83,
+     .hbm_gb_s = 4800,
+     .l2_mb = 60,
+     .fma_flops = 256,
+     .half_flops = 4096,
+     .tf32_flops = 2048,
+     .double_flops = 256},
+    {.name = "B200",
+     .driver_name = "NVIDIA B200",
+     .device = device_of(100, 148),
+     .ghz = 1.86,
+     .hbm_gb_s = 7700,
+     .l2_mb = 126,
+     .fma_flops = 256,
+     .half_flops = 8192,
+     .tf32_flops = 4096,
+     .double_flops = 128},
+    {.name = "RTX 5090",
+     .driver_name = "NVIDIA GeForce RTX 5090",
+     .device = device_of(120, 170),
+     .ghz = 2.41,
+     .hbm_gb_s = 1792,
+     .l2_mb = 96,
+     .fma_flops = 256,
+     .half_flops = 512,
+     .tf32_flops = 256,
+     .double_flops = 4},
+}};
+
+inline std::string architecture_of(const Card& card) {
+  return "sm_" + std::to_string(card.device.capability);
+}
+
+// One line a card: name, architecture and what the driver calls it, between tabs.
+inline std::string list_cards() {
+  std::string lines;
+  for (const Card& card : kCards)
+    lines.append(lines.empty() ? "" : "\n")
+        .append(card.name)
+        .append("\t" + architecture_of(card) + "\t")
+        .append(card.driver_name);
+  return lines;
+}
+
+// A card by its name, or by an architecture as in sm_90 the first of its cards.
+inline const Card& card_named(const std::string& name) {
+  std::string names;
+  for (const Card& card : kCards) {
+    if (name == card.name || name == architecture_of(card)) return card;
+    names.append(card.name).append(" (" + architecture_of(card) + "), ");
+  }
+  throw std::invalid_argument("arch must be one of " + names + "got '" + name + "'");
 }
 
 inline Dtype dtype_named(const std::string& name) {
@@ -158,7 +228,7 @@ inline PlanRequest request_named(CellKind cell, const std::string& dtype,
           .backward = backward,
           .allow_tf32 = allow_tf32,
           .regime = regime_named(regime),
-          .device = architecture_named(arch).device};
+          .device = card_named(arch).device};
 }
 
 // Assumed: mma.sync, which the resident kernels use, is as fast a clock as on sm_80. The rates of
@@ -191,31 +261,31 @@ struct Estimate {
 };
 
 // Of torch's products, by the vendor's library.
-inline double gemm_flops_of(const PlanRequest& q, const Architecture& arch) {
-  if (q.dtype == Dtype::kFloat64) return arch.double_flops;
+inline double gemm_flops_of(const PlanRequest& q, const Card& card) {
+  if (q.dtype == Dtype::kFloat64) return card.double_flops;
   if (q.dtype == Dtype::kFloat32)
-    return q.allow_tf32 && arch.tf32_flops > 0 ? arch.tf32_flops : arch.fma_flops;
-  const bool no_tensor_cores = q.dtype == Dtype::kBFloat16 && arch.device.capability < 80;
-  return no_tensor_cores ? arch.fma_flops : arch.half_flops;
+    return q.allow_tf32 && card.tf32_flops > 0 ? card.tf32_flops : card.fma_flops;
+  const bool no_tensor_cores = q.dtype == Dtype::kBFloat16 && card.device.capability < 80;
+  return no_tensor_cores ? card.fma_flops : card.half_flops;
 }
 
-inline Estimate estimate(const PlanRequest& q, const Plan& plan, const Architecture& arch) {
+inline Estimate estimate(const PlanRequest& q, const Plan& plan, const Card& card) {
   const CellInfo& info = kCellInfo[static_cast<int>(q.cell)];
   const double value = static_cast<double>(size_of(q.dtype)), real = std::max(value, 4.0);
   const double N = static_cast<double>(q.N), H = static_cast<double>(q.H);
   const double P = static_cast<double>(q.P), D = static_cast<double>(q.D);
   const double I = static_cast<double>(q.I), rows = static_cast<double>(q.T) * N;
   const double columns = info.gates * H;
-  const double clock = arch.ghz * 1e3;  // per microsecond
-  const double of_sm = clock * arch.device.sms;
-  const double gemm_flops = gemm_flops_of(q, arch);
+  const double clock = card.ghz * 1e3;  // per microsecond
+  const double of_sm = clock * card.device.sms;
+  const double gemm_flops = gemm_flops_of(q, card);
   Estimate e;
   e.steps = static_cast<double>(q.T);
   // What a step reads and writes beside h: x W, y and what is kept; backward that and the deltas.
   const double kept =
       (info.saves_h ? 0 : info.saved) * H * value + P * value + info.has_c * H * real;
   const double streamed = q.backward ? kept + (columns + P) * value : columns * real + kept;
-  e.hbm = D * N * streamed / (arch.hbm_gb_s * 1e3);
+  e.hbm = D * N * streamed / (card.hbm_gb_s * 1e3);
   for (int s = 0; s < info.stages; ++s) {
     const Stage& stage = info.stage[s];
     const double K = stage.from_hidden ? P : H, width = stage.projects ? P : stage.gates * H;
@@ -223,8 +293,8 @@ inline Estimate estimate(const PlanRequest& q, const Plan& plan, const Architect
       e.launch += 2 * kLaunchUs * D;
       e.cores += D * 2 * N * K * width / (gemm_flops * of_sm);
       const double weights = D * K * width * value;
-      if (weights > arch.l2_mb * 1e6) {
-        e.hbm += weights / (arch.hbm_gb_s * 1e3);
+      if (weights > card.l2_mb * 1e6) {
+        e.hbm += weights / (card.hbm_gb_s * 1e3);
       } else {
         e.l2 += weights / (kL2BytesPerClock * of_sm);
       }
@@ -233,15 +303,15 @@ inline Estimate estimate(const PlanRequest& q, const Plan& plan, const Architect
     const ResidentTile& tile = plan.shape.tile[s];
     const bool mma = plan.cores == Cores::kMma;
     const double per_sm = std::max(
-        1.0, plan.grid.x * plan.grid.y * plan.grid.z / static_cast<double>(arch.device.sms));
+        1.0, plan.grid.x * plan.grid.y * plan.grid.z / static_cast<double>(card.device.sms));
     const double block_rows = plan.shape.rows_pad;
     const double source = block_rows * tile.K_pad * value;
     const double R = mma ? static_cast<double>(round_up(tile.R, 16)) : tile.R;
     const double held = s == 0 ? (mma ? kMmaHeld : kFmaHeld) : 0;
     const double passes = static_cast<double>(ceil_div(plan.shape.rows, mma ? kMmaRows : kFmaRows));
-    const double flops = !mma                         ? arch.fma_flops
-                         : q.dtype == Dtype::kFloat32 ? std::min(arch.tf32_flops, kMmaTf32Flops)
-                                                      : std::min(arch.half_flops, kMmaHalfFlops);
+    const double flops = !mma                         ? card.fma_flops
+                         : q.dtype == Dtype::kFloat32 ? std::min(card.tf32_flops, kMmaTf32Flops)
+                                                      : std::min(card.half_flops, kMmaHalfFlops);
     e.barrier += kBarrierUs;
     e.l2 += per_sm * source / (kL2BytesPerClock * clock);
     e.cores += per_sm * 2 * block_rows * R * tile.K_pad / (flops * clock);
@@ -251,7 +321,7 @@ inline Estimate estimate(const PlanRequest& q, const Plan& plan, const Architect
   // Forward: x W. Backward: d_x and dW, and dU.
   const double inner = q.backward ? 2 * I + P : I;
   e.outside = D * std::max(2 * rows * columns * inner / (gemm_flops * of_sm),
-                           rows * (columns + inner) * value / (arch.hbm_gb_s * 1e3));
+                           rows * (columns + inner) * value / (card.hbm_gb_s * 1e3));
   return e;
 }
 
@@ -284,15 +354,16 @@ inline std::string describe(const Estimate& e) {
 }
 
 // What would run, and how long it should take; or why what was asked for cannot run.
-inline std::string describe(const PlanRequest& q, const Plan& plan, const Architecture& arch) {
+inline std::string describe(const PlanRequest& q, const Plan& plan, const Card& card) {
   const std::string head =
       text("%s %s %s on %s (%s): T=%lld N=%lld I=%lld ", kCellInfo[static_cast<int>(q.cell)].name,
-           name_of(q.dtype), q.backward ? "backward" : "forward", arch.name, arch.device_name,
-           static_cast<long long>(q.T), static_cast<long long>(q.N), static_cast<long long>(q.I)) +
+           name_of(q.dtype), q.backward ? "backward" : "forward", card.name,
+           architecture_of(card).c_str(), static_cast<long long>(q.T), static_cast<long long>(q.N),
+           static_cast<long long>(q.I)) +
       text("H=%lld P=%lld D=%lld\n", static_cast<long long>(q.H), static_cast<long long>(q.P),
            static_cast<long long>(q.D));
   if (is_refused(q, plan)) return head + "resident: cannot run, " + plan.why_per_step + "\n";
-  return head + describe(plan) + "\n" + describe(estimate(q, plan, arch)) + "\n";
+  return head + describe(plan) + "\n" + describe(estimate(q, plan, card)) + "\n";
 }
 
 }  // namespace fusedrnn::cuda

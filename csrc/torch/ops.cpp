@@ -45,12 +45,13 @@ STABLE_TORCH_LIBRARY(fusedrnn, m) {
   // Whether float32 products on a GPU may use TF32, as torch is set when a kernel runs. Python has
   // the answer: the stable ABI has no way to ask.
   m.def("_allow_tf32() -> bool");
-  // What the CUDA engine would run on an architecture, and an estimate: a text, microseconds of a
-  // step and of the pass, and what limits a step. sizes: T, N, I, H, P, D.
+  // What the CUDA engine would run on a card, by its name or as in sm_90, and an estimate: a text,
+  // microseconds of a step and of the pass, and what limits a step. sizes: T, N, I, H, P, D.
   m.def(
-      "_plan(str cell, str dtype, int[] sizes, str architecture, bool backward, bool allow_tf32, "
+      "_plan(str cell, str dtype, int[] sizes, str card, bool backward, bool allow_tf32, "
       "str regime) -> (str text, float step, float total, str limit)");
-  m.def("_plan_architectures() -> str");
+  // The cards: name, architecture and what the driver calls it, between tabs; a line each.
+  m.def("_plan_cards() -> str");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fusedrnn, CPU, m) {

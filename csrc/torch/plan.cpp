@@ -9,17 +9,17 @@ namespace {
 // which is empty where the regime that was asked for cannot run.
 std::tuple<std::string, double, double, std::string> plan(StringHandle cell, StringHandle dtype,
                                                           std::vector<int64_t> sizes,
-                                                          StringHandle architecture, bool backward,
+                                                          StringHandle card, bool backward,
                                                           bool allow_tf32, StringHandle regime) {
   const std::string cell_name = take_string(cell), dtype_name = take_string(dtype);
-  const std::string arch_name = take_string(architecture), asked = take_string(regime);
+  const std::string card_name = take_string(card), asked = take_string(regime);
   try {
     const cuda::PlanRequest q = cuda::request_named(cell_named(cell_name), dtype_name, sizes,
-                                                    arch_name, backward, allow_tf32, asked);
-    const cuda::Architecture& arch = cuda::architecture_named(arch_name);
+                                                    card_name, backward, allow_tf32, asked);
+    const cuda::Card& chosen = cuda::card_named(card_name);
     const cuda::Plan plan = cuda::make_plan(q);
-    const cuda::Estimate e = cuda::estimate(q, plan, arch);
-    return {cuda::describe(q, plan, arch), e.step(), e.total(),
+    const cuda::Estimate e = cuda::estimate(q, plan, chosen);
+    return {cuda::describe(q, plan, chosen), e.step(), e.total(),
             cuda::is_refused(q, plan) ? "" : e.limit()};
   } catch (const std::invalid_argument& wrong) {
     fail(wrong.what());
@@ -31,5 +31,5 @@ std::tuple<std::string, double, double, std::string> plan(StringHandle cell, Str
 
 STABLE_TORCH_LIBRARY_IMPL(fusedrnn, CompositeExplicitAutograd, m) {
   m.impl("_plan", TORCH_BOX(&fusedrnn::plan));
-  m.impl("_plan_architectures", TORCH_BOX(&fusedrnn::cuda::architecture_names));
+  m.impl("_plan_cards", TORCH_BOX(&fusedrnn::cuda::list_cards));
 }

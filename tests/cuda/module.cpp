@@ -105,7 +105,8 @@ py::dict plan(const std::string& cell, const std::string& dtype, const std::vect
   PlanRequest q = request_named(cell_named(cell), dtype, sizes, arch, backward, allow_tf32, regime);
   q.registers_fma = q.registers_mma = registers;
   const Plan plan = make_plan(q);
-  const Estimate e = estimate(q, plan, architecture_named(arch));
+  const Card& card = card_named(arch);
+  const Estimate e = estimate(q, plan, card);
   py::dict out;
   out["regime"] = plan.regime == Regime::kResident ? "resident" : "per_step";
   out["why_per_step"] = plan.why_per_step;
@@ -136,7 +137,7 @@ py::dict plan(const std::string& cell, const std::string& dtype, const std::vect
   out["step_us"] = e.step();
   out["total_us"] = e.total();
   out["limit"] = e.limit();
-  out["text"] = describe(q, plan, architecture_named(arch));
+  out["text"] = describe(q, plan, card);
   return out;
 }
 
@@ -225,26 +226,26 @@ PYBIND11_MODULE(_cuda_host, m) {
                                            int64_t, int64_t, int64_t, int64_t>(),
                                   py::arg("cell"), py::arg("batch_sizes"), py::arg("N"),
                                   py::arg("I"), py::arg("H"), py::arg("P"), py::arg("D"));
-  m.def("architectures", [] {
-    py::dict out;
-    for (const Architecture& arch : kArchitectures) out[arch.name] = device_dict(arch.device);
-    return out;
+  m.def("cards", [] {
+    py::list names;
+    for (const Card& card : kCards) names.append(card.name);
+    return names;
   });
+  // The limits of a card, by its name or as in sm_90.
+  m.def("device", [](const std::string& name) { return device_dict(card_named(name).device); });
+  m.def("bandwidth", [](const std::string& name) { return card_named(name).hbm_gb_s; });
   // TFLOPS of a whole device: float32, 16-bit and TF32 and float64 products.
-  m.def("peaks", [] {
-    py::dict out;
-    for (const Architecture& a : kArchitectures) {
-      const double clocks = a.device.sms * a.ghz * 1e-3;
-      out[a.name] = py::make_tuple(clocks * a.fma_flops, clocks * a.half_flops,
-                                   clocks * a.tf32_flops, clocks * a.double_flops);
-    }
-    return out;
+  m.def("peaks", [](const std::string& name) {
+    const Card& card = card_named(name);
+    const double clocks = card.device.sms * card.ghz * 1e-3;
+    return py::make_tuple(clocks * card.fma_flops, clocks * card.half_flops,
+                          clocks * card.tf32_flops, clocks * card.double_flops);
   });
   m.def("plan", plan, py::arg("cell"), py::arg("dtype"), py::arg("sizes"), py::arg("arch"),
         py::kw_only(), py::arg("backward") = false, py::arg("allow_tf32") = false,
         py::arg("regime") = "", py::arg("registers") = 255);
   m.def("blocks_per_sm", [](const std::string& arch, int registers, size_t shared) {
-    return blocks_per_sm(architecture_named(arch).device, registers, shared);
+    return blocks_per_sm(card_named(arch).device, registers, shared);
   });
   define_for<float>(m, "f32");
   define_for<double>(m, "f64");
