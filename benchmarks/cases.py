@@ -12,7 +12,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -85,6 +85,17 @@ def build(row: Row) -> Case:
         x, d_y_packed = (pack_padded_sequence(t, lengths, enforce_sorted=False) for t in (x, d_y))
         d_y = d_y_packed.data
     return Case(row, theirs, ours, x, d_y)
+
+
+def there(case: Case, device: torch.device) -> Case:
+    """The case with everything on a device."""
+    return replace(
+        case,
+        torch=case.torch.to(device),
+        ours=case.ours.to(device),
+        x=case.x.to(device),
+        d_y=case.d_y.to(device),
+    )
 
 
 def run(layer: Layer, x: Any) -> tuple[Tensor, list[Tensor]]:

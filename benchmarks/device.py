@@ -6,7 +6,6 @@ for the device, so that its time is that of the work and not of its start.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -51,7 +50,7 @@ def as_markdown(found: dict[str, Any]) -> str:
 
 
 def _measure(row: Row, device: torch.device, seconds: float) -> Iterator[dict[str, Any]]:
-    case = _there(cases.build(row), device)
+    case = cases.there(cases.build(row), device)
     for mode in row.modes:
         fields: dict[str, Any] = {"name": row.name, "mode": mode}
         parity = cases.check(case, mode)
@@ -73,17 +72,6 @@ def _measure(row: Row, device: torch.device, seconds: float) -> Iterator[dict[st
             timings = alternate(steps, seconds)
         times = {name: timing.as_dict() for name, timing in timings.items()}
         yield fields | times | {"ratio": timings["torch"].median / timings["ours"].median}
-
-
-def _there(case: cases.Case, device: torch.device) -> cases.Case:
-    """The case with everything on the device."""
-    return dataclasses.replace(
-        case,
-        torch=case.torch.to(device),
-        ours=case.ours.to(device),
-        x=case.x.to(device),
-        d_y=case.d_y.to(device),
-    )
 
 
 def _to_the_end(step: Call, device: torch.device) -> Call:

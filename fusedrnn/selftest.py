@@ -140,13 +140,14 @@ class Selftest:
                     precisions.append(TF32)
                 for precision in precisions:
                     for regime in self.regimes:
-                        self._compare(call, precision, regime)
+                        self.compare(call, precision, regime)
         if why_no_tf32:
             self.not_run("parity", "tf32", why_no_tf32)
         else:
-            self._tf32_is_used()
+            self.tf32_is_used()
 
-    def _compare(self, call: Call, precision: Precision, regime: str) -> None:
+    def compare(self, call: Call, precision: Precision, regime: str) -> None:
+        """Outputs and gradients of one call against float64."""
         name = f"{call.cell} {precision.name} {call.shape} {regime}"
         # Small layers fit every GPU.
         may_refuse = CELLS[call.cell].projects or precision == FLOAT64 or call.shape not in SMALL
@@ -161,7 +162,7 @@ class Selftest:
                 check.detail += ", outputs alone"
             assert worst <= precision.limit, f"{check.detail}, allowed {precision.limit:g}"
 
-    def _tf32_is_used(self) -> None:
+    def tf32_is_used(self) -> None:
         """Where TF32 is allowed the resident kernels give other numbers than without it."""
         for cell, spec in CELLS.items():
             if spec.projects or "resident" not in self.regimes:

@@ -156,7 +156,7 @@ def test_the_cuda_kernels_pass(monkeypatch: pytest.MonkeyPatch, cell: str, regim
         monkeypatch.setattr(ops, "_backward_now", gpu["backward"])
         test = selftest.Selftest(CPU, regimes=[regime])
         for precision in (FLOAT32, FLOAT16, BFLOAT16, TF32):
-            test._compare(Call(cell, SMALL[2]), precision, regime)
+            test.compare(Call(cell, SMALL[2]), precision, regime)
     assert [(c.name, c.detail) for c in test.report.checks if c.result != "passed"] == []
 
 
@@ -172,7 +172,7 @@ def test_tf32_is_seen_to_be_used(monkeypatch: pytest.MonkeyPatch, used: bool) ->
         monkeypatch.setattr(ops, "_forward_now", gpu["forward"])
         monkeypatch.setattr(ops, "_backward_now", gpu["backward"])
         test = selftest.Selftest(CPU, regimes=["resident"])
-        test._tf32_is_used()
+        test.tf32_is_used()
     (check,) = test.report.checks
     assert check.result == ("passed" if used else "failed"), check.detail
     for which in ("forward", "backward"):
