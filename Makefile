@@ -2,6 +2,7 @@
 # make test   runs the tests                          make test ARGS="-k gru"; make test WORKERS=2
 # make bench  times against torch.nn and rivals       make bench BENCH="--set packed"; make bench-report
 # make docs   builds the documentation's site into build/site (open index.html there)
+# make gpu-dry    rehearses the run on a GPU where there is none; make gpu is that run (docs/gpu-run.md)
 # make selftest   checks and times every layer, and writes a report   make selftest DEVICE=cuda
 # make lint, make sanitize, make build, make environment, make clean
 #
@@ -26,14 +27,18 @@ CXX_FILES = $(shell find csrc tests benchmarks -name '*.h' -o -name '*.cpp' -o -
 DEVICE ?= cuda
 REPORT ?= build
 
+# Of the run on a GPU: its seconds, and the folder of what it found.
+GPU_SECONDS ?= 400
+GPU_OUT ?= build/gpu
+
 SITE ?= build/site
 
-.PHONY: docs selftest build demo test bench bench-report lint sanitize environment clean
+.PHONY: docs selftest gpu gpu-dry build demo test bench bench-report lint sanitize environment clean
 
 build: $(STATE)/requirements
 	$(PY) setup.py -q build_ext --inplace
 
-demo test bench bench-report: export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
+demo test bench bench-report gpu gpu-dry: export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
 # NAMES goes through the environment: O'Brien is not for the shell to read.
 demo: export NAMES := $(NAMES)
@@ -55,6 +60,13 @@ docs: build $(STATE)/requirements-docs
 selftest: build
 	@mkdir -p $(REPORT)
 	$(PY) -m fusedrnn.selftest --device $(DEVICE) --out $(REPORT) $(if $(filter cpu,$(DEVICE)),--quick)
+
+gpu: build
+	$(PY) -m tools.gpu run --out $(GPU_OUT) --seconds $(GPU_SECONDS) --keep
+
+# The kernels are compiled for the interpreter of the tests, which takes pybind11 and numpy.
+gpu-dry: build $(STATE)/requirements-dev
+	$(PY) -m tools.gpu dry --out build/gpu-dry
 
 lint: $(STATE)/requirements-dev
 	$(PY) -m ruff check .

@@ -1,0 +1,326 @@
+"""tools.gpu: which tasks there are, what becomes of workers that fail, what checks find."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from fusedrnn import _selftest_cases as cases
+from fusedrnn.selftest import Selftest
+from tools.gpu import check, checks, limits
+from tools.gpu.check import Lost, Supervisor
+from tools.gpu.tasks import CELLS, GROUPS, PLANTED, SPIN_LIMIT, Task, tasks_of
+
+CPU = torch.device("cpu")
+
+
+# --- Tasks ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("device", ["cuda", "cpu", "interpreter"])
+def test_every_task_has_a_function_and_a_name_of_its_own(device: str) -> None:
+    tasks = tasks_of([*GROUPS, *PLANTED], device, quick=False)
+    assert len({task.label for task in tasks}) == len(tasks)
+    sections = {"tf32", "determinism", "modules", "errors", "memory", "streams", "graphs"}
+    assert {task.kind for task in tasks} <= set(checks.TASKS) | sections
+
+
+def test_a_gpu_is_asked_for_everything() -> None:
+    tasks = tasks_of(GROUPS, "cuda", quick=False)
+    assert {task.kind for task in tasks} >= set(checks.TASKS) - set(PLANTED)
+    parity = [task.options for task in tasks if task.kind == "parity"]
+    assert {options["cell"] for options in parity} == set(CELLS)
+    # A projection has no resident kernel.
+    assert len(parity) == 2 * (2 * len(CELLS) - 1)
+    # Smallest layers first, and every cell at small sizes before any at large ones.
+    assert [task.kind for task in tasks[:3]] == ["limits", "products", "smoke"]
+    sizes = [options["size"] for options in parity]
+    assert sizes == sorted(sizes, key=["small", "large"].index)
+
+
+def test_tasks_of_processes_of_their_own() -> None:
+    own = {task.label: task for task in tasks_of(["surroundings"], "cuda", quick=True)}
+    assert own["cold_capture"].fresh
+    assert own["watchdog forward"].env == {SPIN_LIMIT: "1"}
+    assert own["watchdog forward"].loses_context
+    assert own["allocator without caching"].env == {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    assert not tasks_of(["surroundings"], "cpu", quick=True)
+
+
+def test_an_unknown_group_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Any) -> None:
+    with pytest.raises(ValueError, match=r"tasks must be of limits, smoke, .*, got 'smok'"):
+        tasks_of(["smok"], "cpu", quick=True)
+    with pytest.raises(SystemExit):
+        check.main(["--tasks", "smok", "--out", str(tmp_path / "checks.jsonl")])
+    assert "--tasks must be of limits, smoke" in capsys.readouterr().err
+
+
+# --- Supervisor ----------------------------------------------------------------------------------
+
+
+class FakeWorker:
+    """A worker whose words a test chooses: by kind of task, a list of events or of losses."""
+
+    script: dict[str, list[Any]]
+    made: list[FakeWorker]
+
+    def __init__(self, device: str, quick: bool, env: dict[str, str]) -> None:
+        self.env = dict(env)
+        self.done = 0
+        self.closed = False
+        self.words: list[Any] = [{"event": "ready"}]
+        FakeWorker.made.append(self)
+
+    def give(self, task: Task) -> None:
+        self.words = list(FakeWorker.script[task.kind])
+
+    def next_event(self, seconds: float) -> dict[str, Any]:
+        word = self.words.pop(0)
+        if isinstance(word, Exception):
+            raise word
+        if callable(word):
+            word = word(seconds)
+        assert isinstance(word, dict)
+        return word
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def told(result: str, section: str = "parity") -> dict[str, Any]:
+    return {
+        "event": "check",
+        "section": section,
+        "name": "a case",
+        "result": result,
+        "detail": "what",
+    }
+
+
+END = {"event": "end", "lost": ""}
+LOST = {"event": "end", "lost": "CUDA error"}
+
+
+@pytest.fixture
+def supervise(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Supervisor, list[Any]]]:
+    """Runs tasks with fake workers; the supervisor, and the lines that it wrote."""
+
+    def go(
+        script: dict[str, list[Any]], tasks: list[Task], seconds: float = 100, restarts: int = 8
+    ) -> tuple[Supervisor, list[Any]]:
+        FakeWorker.script, FakeWorker.made = script, []
+        monkeypatch.setattr(check, "Worker", FakeWorker)
+        options = argparse.Namespace(
+            device="cpu", quick=True, seconds=seconds, patience=30, start=90, restarts=restarts
+        )
+        out = io.StringIO()
+        supervisor = Supervisor(options, out)
+        supervisor.run(tasks)
+        return supervisor, [json.loads(line) for line in out.getvalue().splitlines()]
+
+    return go
+
+
+def test_all_right(supervise: Any) -> None:
+    supervisor, lines = supervise({"a": [told("passed"), END]}, [Task("a"), Task("a")])
+    assert supervisor.tally.status() == 0
+    assert len(FakeWorker.made) == 1
+    assert [line.get("ended") for line in lines] == [None, "ok", None, "ok"]
+    assert lines[0]["task"] == "a"
+    assert "event" not in lines[0]
+
+
+def test_a_failure_is_told_and_the_next_task_done(supervise: Any, capsys: Any) -> None:
+    script = {"a": [*[told("failed")] * 5, END], "b": [told("passed"), END]}
+    supervisor, lines = supervise(script, [Task("a"), Task("b")])
+    assert supervisor.tally.status() == 1
+    assert supervisor.tally.wrong == ["a"]
+    assert sum(line.get("result") == "failed" for line in lines) == 5
+    said = capsys.readouterr().out
+    assert said.count("FAILED parity: a case: what") == check.SHOWN
+    assert "a: 5 failed, " in said
+
+
+@pytest.mark.parametrize(
+    "words",
+    [[Lost("hung: 30 s without a word")], [told("passed"), Lost("died of SIGSEGV")], [LOST]],
+    ids=["hung", "died", "context"],
+)
+def test_what_takes_a_worker_costs_one_task(supervise: Any, words: list[Any]) -> None:
+    script = {"a": words, "b": [told("passed"), END]}
+    supervisor, lines = supervise(script, [Task("b"), Task("a"), Task("b")])
+    assert supervisor.tally.wrong == ["a"]
+    assert supervisor.tally.restarts == 1
+    assert len(FakeWorker.made) == 2
+    assert FakeWorker.made[0].closed
+    ended = [line["ended"] for line in lines if "ended" in line]
+    assert ended[0] == ended[2] == "ok"
+    assert ended[1] != "ok"
+
+
+def test_a_context_that_must_be_lost_is_no_failure(supervise: Any) -> None:
+    script = {"a": [told("passed"), LOST], "b": [told("passed"), END]}
+    supervisor, _ = supervise(script, [Task("a", loses_context=True), Task("b")])
+    assert supervisor.tally.status() == 0
+    assert len(FakeWorker.made) == 2
+
+
+def test_a_cell_in_a_regime_that_took_two_workers_is_left_alone(supervise: Any) -> None:
+    def task(size: str, cell: str) -> Task:
+        return Task("parity", {"cell": cell, "size": size, "regime": "resident"})
+
+    script = {"parity": [Lost("hung")]}
+    tasks = [task(size, "lstm") for size in ("1", "2", "3")] + [task("1", "gru")]
+    _, lines = supervise(script, tasks)
+    ended = {line["task"]: line["ended"] for line in lines}
+    assert ended["parity lstm 3 resident"].startswith("left alone")
+    assert ended["parity gru 1 resident"] == "lost: hung"
+
+
+def test_workers_are_not_restarted_for_ever(supervise: Any) -> None:
+    supervisor, _ = supervise({"a": [Lost("died")]}, [Task("a")] * 9, restarts=3)
+    assert supervisor.tally.restarts == 4
+    assert supervisor.tally.unreached == ["a"] * 5
+
+
+def test_another_environment_or_a_fresh_start_is_another_worker(supervise: Any) -> None:
+    tasks = [Task("a"), Task("a", env={"X": "1"}), Task("a", env={"X": "1"}), Task("a", fresh=True)]
+    supervise({"a": [told("passed"), END]}, tasks)
+    assert [worker.env for worker in FakeWorker.made] == [{}, {"X": "1"}, {}]
+
+
+def test_time_that_runs_out_in_a_task_is_not_its_fault(supervise: Any) -> None:
+    def slow(seconds: float) -> dict[str, Any]:
+        assert seconds <= 0.3
+        time.sleep(seconds + 0.02)
+        raise Lost("hung")
+
+    script = {"a": [told("passed"), END], "b": [slow]}
+    supervisor, lines = supervise(script, [Task("a"), Task("b"), Task("a")], seconds=0.3)
+    assert supervisor.tally.status() == check.UNFINISHED
+    assert supervisor.tally.unreached == ["b", "a"]
+    assert [line["ended"] for line in lines if "ended" in line] == ["ok"] + ["not reached"] * 2
+
+
+def test_nothing_checked_is_not_all_right(supervise: Any) -> None:
+    supervisor, _ = supervise({"a": [told("not run"), END]}, [Task("a")])
+    assert supervisor.tally.status() == 1
+
+
+# --- Checks --------------------------------------------------------------------------------------
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, key: str, by: float) -> None:
+    """Makes the last value of one of our results wrong."""
+    right = cases.Call.results
+
+    def wrong(self: Any, *arguments: Any, **named: Any) -> Any:
+        found = right(self, *arguments, **named)
+        if not named:
+            found[key] = found[key].clone()
+            found[key].view(-1)[-1] += by
+        return found
+
+    monkeypatch.setattr(cases.Call, "results", wrong)
+
+
+@pytest.mark.parametrize(
+    ("cell", "key", "place"),
+    [
+        ("lstm", "output 1", "h_n [1, 3, 7]: 1 wrong, in [0, 2, 6]..[0, 2, 6], 0 of them nan"),
+        ("lstm", "gradient 4", "d_w_hh [28, 7]: 1 wrong, in [27, 6]..[27, 6], 0 of them nan"),
+        ("gru", "gradient 6", "d_b_hh [21]: 1 wrong, in [20]..[20], 0 of them nan"),
+    ],
+)
+def test_a_wrong_number_is_located(
+    monkeypatch: pytest.MonkeyPatch, cell: str, key: str, place: str
+) -> None:
+    spoil(monkeypatch, key, 100.0)
+    test = Selftest(CPU)
+    checks.compare(test, cases.Call(cell, checks.SMOKE[1]), cases.FLOAT32, "")
+    number, where = test.report.checks
+    assert number.result == where.result == "failed"
+    assert place in where.detail
+    assert "resident, FMA" in where.detail  # the plan
+
+
+def test_reverse_weights_have_names() -> None:
+    call = cases.Call("lstm_proj", checks.SMOKE[2])
+    assert checks._name_of(call, "gradient 7") == "d_w_hr"
+    assert checks._name_of(call, "gradient 8") == "d_w_ih_reverse"
+
+
+@pytest.mark.parametrize("task", ["offsets", "deterministic_mode", "stress"])
+def test_checks_that_need_no_gpu_pass_on_the_cpu(task: str) -> None:
+    test = Selftest(CPU)
+    checks.do(task, test, {"cell": "gru", "regime": ""})
+    assert test.report.checks
+    assert {c.result for c in test.report.checks} == {"passed"}
+
+
+def test_offsets_move_every_tensor() -> None:
+    t = torch.arange(6.0).view(2, 3).requires_grad_()
+    moved = checks._moved(t, 3)
+    assert moved.storage_offset() == 3
+    assert torch.equal(moved, t)
+    assert moved.is_leaf and moved.requires_grad
+
+
+def test_results_that_move_fail_the_stress_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = cases.Call.results
+
+    def moving(self: Any, *arguments: Any, **named: Any) -> Any:
+        found = right(self, *arguments, **named)
+        return found | {"output 0": found["output 0"] + torch.rand(())}
+
+    monkeypatch.setattr(cases.Call, "results", moving)
+    test = Selftest(CPU)
+    checks.do("stress", test, {"cell": "lstm", "regime": ""})
+    assert {c.result for c in test.report.checks} == {"failed"}
+    assert test.report.checks[0].detail == "3 of 3 differ"
+
+
+def test_two_devices_are_not_claimed_where_there_are_none() -> None:
+    test = Selftest(CPU)
+    checks.do("two_devices", test, {})
+    (found,) = test.report.checks
+    assert (found.result, found.detail) == ("not run", "there are 0 GPUs here")
+
+
+def test_what_a_process_writes_below_python_is_read(capfd: pytest.CaptureFixture[str]) -> None:
+    with checks.said_by_process() as said:
+        os.write(2, b"block [0,0,0] gave up\n")
+        os.write(1, b"and more\n")
+    assert said == ["block [0,0,0] gave up", "and more"]
+    assert "block [0,0,0] gave up" in capfd.readouterr().err
+
+
+# --- What the driver says ------------------------------------------------------------------------
+
+FACTS = """name A card
+sms 132
+shared_per_block 232448
+kernel resident_forward_fma_f32 registers 198 shared 0 local 0 constant 264 max_threads 256
+"""
+
+
+def test_facts_of_the_driver_are_read() -> None:
+    facts = limits.parse(FACTS)
+    assert facts.device == {"name": "A card", "sms": "132", "shared_per_block": "232448"}
+    assert facts.kernels["resident_forward_fma_f32"]["registers"] == 198
+
+
+def test_what_differs_is_named() -> None:
+    believed = {"sms": "132", "shared_per_block": "166912", "registers_per_sm": "65536"}
+    assert limits.differences(believed, limits.parse(FACTS).device) == [
+        "shared_per_block: the plan has 166912, the driver says 232448",
+        "registers_per_sm: the plan has 65536, the driver says nothing",
+    ]

@@ -1,0 +1,372 @@
+"""tools.gpu: which rows are timed, what reports and the documentation say of results."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tools.gpu import __main__ as program
+from tools.gpu import bench, hot, keep, report, steps
+from tools.gpu.facts import ROOT, gather, sources
+from tools.gpu.results import load, numbers_are_wrong
+from tools.gpu.rows import timed_rows
+
+
+def alternative(plan: str) -> tuple[str, ...]:
+    """What a plan chose among: regime, cores, whether sequences are in several blocks."""
+    match = re.match(r"resident, (\S+): \d+ x (\d+) x \d+", plan)
+    if match is None:
+        return ("per step",)
+    return ("resident", match[1], "several" if int(match[2]) > 1 else "one")
+
+
+@pytest.mark.parametrize("card", ["H100", "H200"])
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+def test_every_alternative_of_the_plan_is_timed(card: str, backward: bool) -> None:
+    found = set()
+    for timed in timed_rows():
+        if backward and "training" not in timed.row.modes:
+            continue
+        for sizes in timed.layers():
+            text, *_ = torch.ops.fusedrnn._plan(
+                timed.cell, timed.dtype, sizes, card, backward, timed.precision == "tf32", ""
+            )
+            found.add(alternative(text.splitlines()[1]))
+    resident = {("resident", c, n) for c in ("FMA", "mma.sync") for n in ("one", "several")}
+    assert found == resident | {("per step",)}
+
+
+def test_rows_have_names_of_their_own_and_the_first_ones_tell_most() -> None:
+    rows = list(timed_rows())
+    assert len({row.name for row in rows}) == len(rows)
+    assert rows[0].name == "lstm 25,32,1024,1024 bf16"
+    # A row's other precisions come after every row's first one.
+    first = [row.row.shape.removesuffix(f" {row.row.dtype}") + row.row.cell for row in rows]
+    assert first.index(first[0], 1) == len(set(first))
+    assert [row.name for row in timed_rows("187,32")] == ["gru 187,32,2560,2560 bf16"]
+
+
+# --- The benchmark -------------------------------------------------------------------------------
+
+
+def run_bench(folder: Path, *arguments: str) -> tuple[int, list[dict[str, Any]]]:
+    out = folder / "bench.jsonl"
+    status = bench.main(["--device", "cpu", "--out", str(out), *arguments])
+    return status, [json.loads(line) for line in out.read_text().splitlines()]
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "ROUND_US", 100.0)
+    monkeypatch.setattr(bench, "ROUNDS", 2)
+    monkeypatch.setattr(bench, "ALONE", 2)
+
+
+@pytest.mark.usefixtures("short")
+def test_a_row_is_timed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, (rates, forward, training) = run_bench(tmp_path, "--rows", "60,12,96,200 f32")
+    assert status == 0
+    assert set(rates["rates"]) == {"bf16", "f16", "f32", "tf32", "copy", "launch"}
+    assert all(rate > 0 for rate in rates["rates"].values())
+    assert (forward["mode"], training["mode"]) == ("forward", "training")
+    for row in (forward, training):
+        assert row["status"] == "ok"
+        assert row["parity"]["right"]
+        assert set(row["times"]) == {"ours", "torch"}
+        assert row["estimate"] > 0
+    assert len(training["plan"]) == 2
+    assert training["floor"] == pytest.approx(3 * forward["floor"])
+    assert "lstm 60,12,96,200 f32 training: " in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("short")
+def test_a_wrong_row_gets_no_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = bench.cases.tensors
+
+    def wrong(layer: Any, *arguments: Any) -> Any:
+        found = right(layer, *arguments)
+        if type(layer).__module__.startswith("fusedrnn"):
+            found["y"] = found["y"] + 1
+        return found
+
+    monkeypatch.setattr(bench.cases, "tensors", wrong)
+    status, (_, row, _) = run_bench(tmp_path, "--rows", "60,12,96,200 f32")
+    assert status == 1
+    assert row["status"] == "red"
+    assert "times" not in row
+    assert row["why"].startswith("y is off by ")
+
+
+@pytest.mark.usefixtures("short")
+def test_a_row_that_fails_costs_itself_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = bench.cases.check
+
+    def fails(case: Any, mode: str) -> Any:
+        if mode == "forward":
+            raise RuntimeError("no kernel")
+        return right(case, mode)
+
+    monkeypatch.setattr(bench.cases, "check", fails)
+    status, (_, first, second) = run_bench(tmp_path, "--rows", "60,12,96,200 f32")
+    assert status == 1
+    assert (first["status"], first["why"]) == ("failed", "RuntimeError: no kernel")
+    assert second["status"] == "ok"
+
+
+@pytest.mark.usefixtures("short")
+def test_time_that_runs_out_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, lines = run_bench(tmp_path, "--seconds", "0")
+    assert status == 3
+    assert [line["kind"] for line in lines] == ["rates"]
+    assert "out of time before lstm 25,32,1024,1024 bf16 forward" in capsys.readouterr().out
+
+
+def test_the_floor_is_the_longer_of_operations_and_bytes() -> None:
+    (timed,) = timed_rows("60,12,96,200 f32")
+    flops = 2 * 60 * 12 * 4 * 200 * (96 + 200)
+    values = 60 * 12 * (96 + 200) + 4 * 200 * (96 + 200)
+    fast, slow = 1e15, 1e9
+    assert bench.floor_of(timed, "forward", {"f32": slow, "copy": fast}) == flops / slow * 1e6
+    assert bench.floor_of(timed, "forward", {"f32": fast, "copy": slow}) == values * 4 / slow * 1e6
+
+
+# --- Reports -------------------------------------------------------------------------------------
+
+
+def row(name: str, ours: float, theirs: float, **more: Any) -> dict[str, Any]:
+    times = {
+        "ours": {"call": ours * 2, "graph": ours, "alone": ours * 3, "spread": 1.0},
+        "torch": {"call": theirs * 2, "graph": theirs, "alone": theirs * 3, "spread": 1.0},
+    }
+    found = {"kind": "row", "name": name, "mode": "training", "source": "core", "status": "ok"}
+    found |= {"why": "", "plan": ["resident, FMA: 8 x 1 x 1", "per step"], "estimate": 50.0}
+    return found | {"floor": 12.0, "steps": 25, "times": times} | more
+
+
+RATES = {"kind": "rates", "card": "H100", "rates": {"bf16": 7e14, "copy": 3e12, "launch": 2e-6}}
+
+
+def make(
+    folder: Path,
+    name: str = "NVIDIA H100 80GB HBM3",
+    started: str = "2026-11-29T10:00:00+0000",
+    checks: Sequence[dict[str, Any]] = (),
+    rows: Sequence[dict[str, Any]] = (),
+    steps: Sequence[dict[str, Any]] = (),
+) -> Path:
+    """A folder of results."""
+    folder.mkdir(exist_ok=True)
+    facts = {
+        "gpu": {"name": name},
+        "nvidia_smi": {"driver_version": "580.1"},
+        "torch": {"version": "2.11.0+cu130", "cudnn": 91900},
+        "sources": "0123",
+    }
+    run = {"format": 1, "started": started, "seconds": 1, "settings": {}, "facts": facts}
+    (folder / "run.json").write_text(json.dumps(run | {"steps": list(steps)}))
+    for file, lines in (("checks.jsonl", checks), ("bench.jsonl", [RATES, *rows])):
+        (folder / file).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "summary.txt").write_text("said\n")
+    (folder / "log.txt").write_text("")
+    return folder
+
+
+def step(name: str, result: str, why: str = "") -> dict[str, Any]:
+    return {"name": name, "result": result, "why": why, "seconds": 3.0, "limit": 9.0, "last": []}
+
+
+def failed(number: int) -> dict[str, Any]:
+    name, detail = f"case {number}", "wrong " * 80
+    return {
+        "task": "a",
+        "section": "parity",
+        "name": name,
+        "result": "failed",
+        "detail": detail,
+    }
+
+
+def test_the_last_table_fits_whatever_happened(tmp_path: Path) -> None:
+    rows = [row(f"lstm {n},32,1024,1024 2 layers bidirectional bf16", 10, 20) for n in range(200)]
+    found = [failed(n) for n in range(100)]
+    many = [step(f"step {n}", "failed", "x" * 500) for n in range(20)]
+    text = report.final_table(load(make(tmp_path / "out", checks=found, rows=rows, steps=many)))
+    assert len(text) < 12_000
+    # What is most wanted comes first; what does not fit is counted.
+    assert text.index("step 19") < text.index("FAILED parity: case 0") < text.index("lstm 0,32")
+    assert "and 75 more, in report.md" in text
+    kept = sum(line.startswith("lstm ") for line in text.splitlines())
+    assert text.endswith(f"and {200 - kept} more lines, in report.md\n")
+
+
+def test_a_report_says_all_of_it(tmp_path: Path) -> None:
+    passed = {"task": "a", "section": "parity", "name": "b", "result": "passed", "detail": "0 eps"}
+    not_run = {**passed, "result": "not run", "detail": "no second GPU"}
+    lost = {"task": "parity gru resident", "ended": "lost: hung: 30 s without a word"}
+    rows = [row("fast", 10, 20), row("slow", 20, 10)]
+    rows += [{"kind": "row", "name": "red", "mode": "forward", "status": "red", "why": "y is off"}]
+    folder = make(
+        tmp_path / "out",
+        checks=[passed, not_run, failed(0), lost],
+        rows=rows,
+        steps=[step("bench", "ok"), step("ncu", "not run", "ncu is not on PATH")],
+    )
+    report.write(folder)
+    text = (folder / "report.md").read_text()
+    assert text.startswith("# fusedrnn on NVIDIA H100 80GB HBM3\n")
+    assert "driver 580.1, torch 2.11.0+cu130, cuDNN 91900" in text
+    assert "1 checks passed, 1 failed, 1 not run, 1 rows wrong" in text
+    assert "| ncu | not run | ncu is not on PATH |" in text
+    assert "- TASK parity gru resident: lost: hung: 30 s without a word" in text
+    assert "- parity: b: no second GPU" in text
+    # call/graph/alone of both, ratios, microseconds a step, estimate, floor; a loss is bold.
+    plan = "resident, FMA: 8 x 1 x 1; per step"
+    assert (
+        f"| fast | training | {plan} | 20/10/30 | 40/20/60 | 2.00 | 2.00 | 0.40 | 50 | 12 |" in text
+    )
+    assert "| **0.50** | **0.50** |" in text
+    assert "| red | forward | red: y is off |" in text
+
+
+def test_a_run_that_was_cut_off_can_be_read(tmp_path: Path) -> None:
+    folder = make(tmp_path / "out", checks=[failed(0)])
+    with (folder / "checks.jsonl").open("a") as out:
+        out.write('{"task": "a", "sec')
+    (folder / "bench.jsonl").unlink()
+    assert len(load(folder).checks) == 1
+    report.write(folder)
+
+
+def test_a_folder_without_results_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="holds no results of a run"):
+        load(tmp_path)
+    (tmp_path / "run.json").write_text('{"format": 2}')
+    with pytest.raises(ValueError, match="is not of format 1"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("line", "wrong"),
+    [
+        (failed(0), True),
+        ({**failed(0), "section": "limits"}, False),
+        ({**failed(0), "result": "not run"}, False),
+        ({"task": "a", "ended": "ok"}, False),
+        ({"task": "a", "ended": "not reached"}, False),
+        ({"task": "a", "ended": "lost: died of SIGSEGV"}, True),
+        ({"task": "a", "ended": "the context is lost: CUDA error"}, True),
+    ],
+)
+def test_when_numbers_are_wrong(line: dict[str, Any], wrong: bool) -> None:
+    assert numbers_are_wrong([line]) == wrong
+
+
+# --- Results that are kept -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A place for results and a page to write on."""
+    docs = tmp_path / "cuda.md"
+    docs.write_text(f"# CUDA\n{keep.BEGIN}\n{keep.END}\nthe rest\n")
+    monkeypatch.setattr(keep, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(keep, "DOCS", docs)
+    return docs
+
+
+def test_results_are_kept_raw_and_the_page_says_what_was_measured(
+    house: Path, tmp_path: Path
+) -> None:
+    keep.write_docs()
+    assert keep.NOTHING in house.read_text()
+    out = make(tmp_path / "out", rows=[row("fast", 10, 20)])
+    report.write(out)
+    (out / "run.json").chmod(0o444)
+    assert keep.keep(out).name == "gpu-h100-80gb-hbm3-2026-11-29"
+    assert keep.keep(out).name == "gpu-h100-80gb-hbm3-2026-11-29-2"
+    make(tmp_path / "later", "NVIDIA H200", "2026-12-01T10:00:00+0000")
+    kept = keep.keep(tmp_path / "later")
+    assert kept.name == "gpu-h200-2026-12-01"
+    for file in out.iterdir():
+        assert (keep.RESULTS / "gpu-h100-80gb-hbm3-2026-11-29" / file.name).read_bytes() == (
+            file.read_bytes()
+        )
+    text = house.read_text()
+    assert keep.NOTHING not in text
+    assert text.startswith("# CUDA\n")
+    assert text.endswith("the rest\n")
+    # The last run first.
+    assert text.index("### NVIDIA H200, 2026-12-01") < text.index("### NVIDIA H100 80GB HBM3")
+    assert "| fast | training |" in text
+    assert "No row was timed." in text
+    assert keep.write_docs(check=True) == 0
+    house.write_text(text.replace("fast", "faster"))
+    assert keep.write_docs(check=True) == 1
+
+
+def test_the_page_says_what_was_measured() -> None:
+    """python -m tools.gpu keep"""
+    assert keep.write_docs(check=True) == 0
+
+
+# --- The rest ------------------------------------------------------------------------------------
+
+
+def test_the_hottest_instructions() -> None:
+    text = """==PROF== noise
+"Kernel Name","resident_forward_fma_f32"
+"#","Source","Samples Not Issued","Warp Stall Sampling (All Samples)"
+"0","LDG R1","7","100"
+"1","FFMA R2","7","1,900"
+"""
+    assert list(hot.hottest(text.splitlines())) == [
+        "Kernel Name,resident_forward_fma_f32",
+        "2 instructions, 2000 of Warp Stall Sampling (All Samples)",
+        " 95.0 %  #1      FFMA R2",
+        "  5.0 %  #0      LDG R1",
+    ]
+    assert list(hot.hottest(["nothing of that kind"])) == []
+
+
+def test_facts_that_cannot_be_had_cost_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    found = gather()
+    assert "FileNotFoundError" in found["nvidia_smi"]["error"]
+    assert found["torch"]["version"] == torch.__version__
+    assert found["sources"] == sources()
+    json.dumps(found)
+
+
+def test_a_group_of_steps_that_is_not_there_is_named(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tools.gpu", "run", "--out", tmp_path, "--steps", "bensh"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "error: --steps must be of checks, bench, " in done.stderr
+    assert "got 'bensh'" in done.stderr
+
+
+def test_without_a_gpu_a_run_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The library's import fails, and so does its build; both are told, and no step is begun."""
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    monkeypatch.setattr(steps, "BUILD", "raise SystemExit('no compiler')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(program, "prepare_environment", lambda root: None)
+    options = program._parser().parse_args(["run", "--out", str(tmp_path / "out")])
+    assert options.command(options) == 1
+    said = capsys.readouterr().out
+    assert "nothing can run" in said
+    assert "   | no compiler" in said
+    assert [s["name"] for s in load(tmp_path / "out").run["steps"]] == ["facts", "import", "build"]

@@ -1,0 +1,338 @@
+"""Times layers beside torch.nn's (cuDNN on a GPU), each row written down as soon as it is measured.
+
+    python -m tools.gpu.bench --device cuda --out bench.jsonl --seconds 110
+
+Parity is looked at before a row is timed; a row that is wrong gets no time. Of each variant, in
+microseconds: "call", back to back by the device's events, so that the host counts where it is the
+slower side; "graph", the same as a CUDA graph, which leaves the host out; "alone", one at a time by
+the host's clock. Variants take turns. Beside them stand the plan, its estimate, and the floor: the
+operations at the rate of torch's products, or the bytes that must move at the rate of a copy, both
+measured in the same process, whichever takes longer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import cases
+from benchmarks.shapes import FORWARD, TRAINING
+from fusedrnn._selftest_cases import TF32, asking_for, float32_products
+
+from . import limits
+from .rows import PRECISIONS, Timed, timed_rows
+
+Call = Callable[[], Any]
+
+ROUND_US = 12_000.0  # of one variant's turn
+ROUNDS = 5
+ALONE = 7
+WARM_UP = 3
+# Rows that take longer a call than this are left out, and listed.
+LONGEST_US = 200_000.0
+# Beside twice torch.nn's error, which may have been made without TF32: the selftest's limit.
+TF32_LIMIT = TF32.limit * TF32.eps
+SQUARE = 4096
+COPIED_BYTES = 1 << 30
+
+
+class Clock:
+    """Times calls on a device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.cuda = device.type == "cuda"
+
+    def wait(self) -> None:
+        """Waits for the device."""
+        if self.cuda:
+            torch.cuda.synchronize(self.device)
+
+    def alone(self, call: Call) -> float:
+        """Microseconds of one call and the wait for it, by the host's clock; a median."""
+        times = []
+        for _ in range(ALONE):
+            self.wait()
+            begin = time.perf_counter()
+            call()
+            self.wait()
+            times.append((time.perf_counter() - begin) * 1e6)
+        return statistics.median(times)
+
+    def round(self, call: Call, count: int) -> float:
+        """Microseconds a call of `count` calls in a row."""
+        if not self.cuda:
+            begin = time.perf_counter()
+            for _ in range(count):
+                call()
+            return (time.perf_counter() - begin) * 1e6 / count
+        first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        first.record()
+        for _ in range(count):
+            call()
+        last.record()
+        last.synchronize()
+        return first.elapsed_time(last) * 1e3 / count
+
+    def graph(self, call: Call) -> Call:
+        """A CUDA graph of a call."""
+        side = torch.cuda.Stream(self.device)
+        side.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(side):
+            call()
+        torch.cuda.current_stream(self.device).wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            call()
+        return graph.replay
+
+
+def alternate(clock: Clock, calls: dict[str, Call]) -> dict[str, dict[str, float]]:
+    """Medians of calls that take turns, and their spread: the slowest round over the fastest."""
+    counts = {}
+    for name, call in calls.items():
+        once = clock.round(call, 1)
+        counts[name] = max(1, min(200, int(ROUND_US / max(once, 1e-3))))
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(ROUNDS):
+        for name, call in calls.items():
+            times[name].append(clock.round(call, counts[name]))
+    return {
+        name: {"call": statistics.median(found), "spread": max(found) / min(found)}
+        for name, found in times.items()
+    }
+
+
+def in_regime(call: Call, regime: str) -> Call:
+    """The call, which asks for a regime each time it runs, since the engine looks then."""
+
+    def asking() -> Any:
+        with asking_for(regime):
+            return call()
+
+    return asking
+
+
+def step_of(layer: torch.nn.Module, case: cases.Case, mode: str) -> Call:
+    """One call to time."""
+    if mode == FORWARD:
+        return lambda: layer(case.x)
+    x, leaf = cases.with_grad(case.x)
+    leaves = [leaf, *layer.parameters()]
+    return lambda: torch.autograd.grad(cases.run(layer, x)[0], leaves, case.d_y)
+
+
+def plans_of(timed: Timed, mode: str, card: str) -> tuple[list[str], float]:
+    """What each pass of each layer runs, and the estimate of all of them in microseconds."""
+    words, total = [], 0.0
+    for backward in (False, True) if mode == TRAINING else (False,):
+        for sizes in timed.layers():
+            text, _, microseconds, _ = torch.ops.fusedrnn._plan(
+                timed.cell, timed.dtype, sizes, card, backward, timed.precision == "tf32", ""
+            )
+            plan = text.splitlines()[1]
+            words.append(plan.split(" blocks")[0] if plan.startswith("resident") else "per step")
+            total += microseconds
+    return words, total
+
+
+def floor_of(timed: Timed, mode: str, rates: dict[str, float]) -> float:
+    """Microseconds below which the row cannot go, at the measured rates.
+
+    The bytes are those of input, output and weights, each moved once a pass. That steps must come
+    one after another is not in it.
+    """
+    row = timed.row
+    passes = 3 if mode == TRAINING else 1
+    weights = sum(row.D * row.G * row.H * (I + row.out) for I in row.inputs())
+    steps = sum(row.lengths())
+    values = sum(steps * (I + row.D * row.out) for I in row.inputs()) + weights
+    size = row.torch_dtype.itemsize
+    operations = row.flops(mode) / rates[timed.precision]
+    return max(operations, passes * values * size / rates["copy"]) * 1e6
+
+
+def measure_rates(device: torch.device) -> dict[str, float]:
+    """Operations a second of torch's products, bytes a second of a copy, seconds of a launch."""
+    clock = Clock(device)
+    n, copied = (SQUARE, COPIED_BYTES) if clock.cuda else (256, 1 << 22)
+    rates = {}
+    for precision, dtype in PRECISIONS.items():
+        with float32_products(precision == "tf32"):
+            a, b = (torch.randn(n, n, device=device).to(getattr(torch, dtype)) for _ in range(2))
+            torch.mm(a, b)
+            best = min(clock.round(lambda a=a, b=b: torch.mm(a, b), 5) for _ in range(3))
+            rates[precision] = 2 * n**3 / best * 1e6
+    source = torch.empty(copied, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    target.copy_(source)
+    best = min(clock.round(lambda: target.copy_(source), 3) for _ in range(3))
+    rates["copy"] = 2 * copied / best * 1e6
+    small = torch.zeros(1, device=device)
+
+    def launches() -> None:
+        for _ in range(100):
+            small.add_(1)
+
+    call = clock.graph(launches) if clock.cuda else launches
+    rates["launch"] = min(clock.round(call, 3) for _ in range(3)) / 100 / 1e6
+    return rates
+
+
+def measure(
+    timed: Timed, mode: str, device: torch.device, card: str, rates: dict[str, float]
+) -> dict[str, Any]:
+    """A row in a mode: parity, plan, and the times of all variants."""
+    clock = Clock(device)
+    plan, estimate = plans_of(timed, mode, card)
+    found: dict[str, Any] = {
+        "plan": plan,
+        "estimate": estimate,
+        "floor": floor_of(timed, mode, rates),
+        "steps": timed.row.T * timed.row.L,
+    }
+    built = cases.build(timed.row)
+    case = cases.there(built, device)
+    with float32_products(timed.precision == "tf32"):
+        parity = cases.check(case, mode)
+        found["parity"] = parity.as_dict()
+        if not (parity.right or (timed.precision == "tf32" and parity.ours <= TF32_LIMIT)):
+            why = f"{parity.worst} is off by {parity.ours:.1e}, the limit is {parity.limit:.1e}"
+            return found | {"status": "red", "why": why}
+        with cases.mode_of(case.ours, mode), cases.mode_of(case.torch, mode):
+            return found | _times(clock, case, mode, plan)
+
+
+def _times(clock: Clock, case: cases.Case, mode: str, plan: Sequence[str]) -> dict[str, Any]:
+    calls = {
+        "ours": step_of(case.ours, case, mode),
+        "torch": step_of(case.torch, case, mode),
+    }
+    if clock.cuda and any(word.startswith("resident") for word in plan):
+        calls["per_step"] = in_regime(calls["ours"], "per_step")
+    alone = {}
+    for name, call in calls.items():
+        for _ in range(WARM_UP):
+            call()
+        alone[name] = clock.alone(call)
+    if min(alone.values()) > LONGEST_US:
+        return {"status": "not run", "why": f"a call takes {min(alone.values()) / 1e6:.2f} s"}
+    found = alternate(clock, calls)
+    for name, microseconds in alone.items():
+        found[name]["alone"] = microseconds
+    graphs: dict[str, Call] = {}
+    if clock.cuda:
+        for name in ("ours", "torch"):
+            graph, why = _captured(clock, calls[name])
+            if graph:
+                graphs[name] = graph
+            else:
+                found[name]["no_graph"] = why
+    for name, times in alternate(clock, graphs).items():
+        found[name] |= {"graph": times["call"], "graph_spread": times["spread"]}
+    return {"status": "ok", "why": "", "times": found}
+
+
+def _captured(clock: Clock, call: Call) -> tuple[Call | None, str]:
+    """A graph of a call that has run once; None and the reason where it cannot be captured."""
+    try:
+        graph = clock.graph(call)
+        graph()
+        clock.wait()
+    except Exception as error:  # of torch's own calls some cannot
+        clock.wait()
+        return None, str(error).splitlines()[0][:150]
+    return graph, ""
+
+
+def as_text(found: dict[str, Any]) -> str:
+    """A row in a line."""
+    head = f"{found['name']} {found['mode']}"
+    if found["status"] != "ok":
+        return f"{head}: {found['status']}: {found['why'][:150]}"
+    times = found["times"]
+    ours, theirs = times["ours"], times["torch"]
+    words = [f"{head}: {_three(ours)} beside {_three(theirs)}"]
+    words.append(f"x{theirs['call'] / ours['call']:.2f}")
+    if "graph" in ours and "graph" in theirs:
+        words.append(f"graph x{theirs['graph'] / ours['graph']:.2f}")
+    if "per_step" in times:
+        words.append(f"per step {times['per_step']['call']:.0f}")
+    words.append(f"est {found['estimate']:.0f}, floor {found['floor']:.0f}")
+    words.append("+".join(dict.fromkeys(found["plan"])))
+    return " | ".join(words)
+
+
+def _three(times: dict[str, float]) -> str:
+    return "/".join(f"{times[k]:.0f}" if k in times else "-" for k in ("call", "graph", "alone"))
+
+
+def alive(device: torch.device) -> bool:
+    """Whether the device computes."""
+    try:
+        torch.zeros(8, device=device).add_(1).sum().item()
+    except Exception:
+        return False
+    return True
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line: 0 if all rows were right, 1 if one was not, 3 if time ran out."""
+    parser = argparse.ArgumentParser(prog="python -m tools.gpu.bench", description=__doc__)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--out", type=Path, required=True, help="rows are added to it")
+    parser.add_argument("--seconds", type=float, default=110)
+    parser.add_argument("--rows", default="", metavar="TEXT", help="only rows whose name has TEXT")
+    parser.add_argument("--most", type=int, default=1000, help="rows at most")
+    options = parser.parse_args(arguments)
+    end = time.monotonic() + options.seconds
+    device = torch.device(options.device)
+    if device.type == "cuda":
+        device = torch.device("cuda", device.index or 0)
+    card = limits.card(device)
+    status = 0
+    with options.out.open("a") as out:
+
+        def write(fields: dict[str, Any]) -> None:
+            out.write(json.dumps(fields) + "\n")
+            out.flush()
+
+        rates = measure_rates(device)
+        write({"kind": "rates", "card": card, "rates": rates})
+        products = ", ".join(f"{name} {rates[name] / 1e12:.3g}" for name in PRECISIONS)
+        print(f"products {products} TFLOP/s, copy {rates['copy'] / 1e9:.0f} GB/s, "
+              f"launch {rates['launch'] * 1e6:.2f} us")  # fmt: skip
+        print("us of call/graph/alone, ours beside torch.nn; x: torch.nn over ours", flush=True)
+        for timed in list(timed_rows(options.rows))[: options.most]:
+            for mode in timed.row.modes:
+                if time.monotonic() > end:
+                    print(f"out of time before {timed.name} {mode}")
+                    return status or 3
+                head = {"kind": "row", "name": timed.name, "mode": mode, "source": timed.source}
+                try:
+                    found = head | measure(timed, mode, device, card, rates)
+                except Exception as error:
+                    traceback.print_exc()
+                    why = f"{type(error).__name__}: {error}"[:500]
+                    found = head | {"status": "failed", "why": why}
+                write(found)
+                print(as_text(found), flush=True)
+                if found["status"] in ("red", "failed"):
+                    status = 1
+                if found["status"] == "failed" and not alive(device):
+                    print("the context is lost")
+                    return 1
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,277 @@
+"""Checks on a device, each written down as soon as it is done.
+
+    python -m tools.gpu.check --device cuda --out checks.jsonl --tasks smoke,parity
+
+The supervisor here imports no torch. It gives tasks to a worker process, one at a time. A worker
+that hangs, dies or loses its context (after which no call of CUDA works) costs the task that it was
+at; another one goes on with the task after it. The exit status is 0 where all is right, 1 where
+something is wrong, 3 where nothing is wrong but time ran out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from .process import ending
+from .tasks import DEVICES, Task, tasks_of
+
+RIGHT, WRONG, UNFINISHED = 0, 1, 3
+# Failed checks of a task that are printed; all are written down.
+SHOWN = 3
+
+
+class Lost(Exception):
+    """A worker hung or died; the text says how."""
+
+
+class Worker:
+    """A process that does tasks.
+
+    Args:
+        device, quick: as on the command line.
+        env: variables for it.
+    """
+
+    def __init__(self, device: str, quick: bool, env: Mapping[str, str]) -> None:
+        command = [sys.executable, "-u", "-m", "tools.gpu.worker", "--device", device]
+        self.env = dict(env)
+        self.done = 0
+        self.process = subprocess.Popen(
+            command + (["--quick"] if quick else []),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **env},
+            start_new_session=True,
+        )
+        self._lines: queue.Queue[str | None] = queue.Queue()
+        threading.Thread(target=self._read, args=(self.process.stdout,), daemon=True).start()
+
+    def _read(self, pipe: IO[str]) -> None:
+        for line in pipe:
+            self._lines.put(line)
+        self._lines.put(None)
+
+    def give(self, task: Task) -> None:
+        """Hands it a task."""
+        assert self.process.stdin
+        message = {"kind": task.kind, "options": dict(task.options)}
+        with contextlib.suppress(BrokenPipeError):  # it died; the next word says so
+            self.process.stdin.write(json.dumps(message) + "\n")
+            self.process.stdin.flush()
+
+    def next_event(self, seconds: float) -> dict[str, Any]:
+        """Its next word.
+
+        Raises:
+            Lost: there is none within `seconds`, or the process has ended.
+        """
+        end = time.monotonic() + seconds
+        while True:
+            try:
+                line = self._lines.get(timeout=max(end - time.monotonic(), 0.01))
+            except queue.Empty:
+                raise Lost(f"hung: {seconds:.0f} s without a word") from None
+            if line is None:
+                code = self.process.wait()
+                raise Lost(ending(code) or "ended before it was done")
+            try:
+                event = json.loads(line)
+            except ValueError:
+                print(line, end="", file=sys.stderr)  # of a library, not of ours
+                continue
+            assert isinstance(event, dict)
+            return event
+
+    def close(self) -> None:
+        """Ends it, and what it started."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+@dataclasses.dataclass
+class Tally:
+    """What came of the tasks so far."""
+
+    passed: int = 0
+    failed: int = 0
+    not_run: int = 0
+    wrong: list[str] = dataclasses.field(default_factory=list)  # labels of tasks
+    unreached: list[str] = dataclasses.field(default_factory=list)
+    restarts: int = 0
+
+    def count(self, result: str) -> None:
+        """Counts one check."""
+        name = result.replace(" ", "_")
+        setattr(self, name, getattr(self, name) + 1)
+
+    def summary(self) -> str:
+        """The counts in a line."""
+        counts = f"{self.passed} passed, {self.failed} failed, {self.not_run} not run"
+        words = [f"checks: {counts}", f"workers lost: {self.restarts}"]
+        if self.wrong:
+            words.append(f"tasks with failures: {', '.join(self.wrong)}")
+        if self.unreached:
+            words.append(f"not reached: {', '.join(self.unreached)}")
+        return "; ".join(words)
+
+    def status(self) -> int:
+        """The exit status."""
+        if self.wrong or self.passed == 0:
+            return WRONG
+        return UNFINISHED if self.unreached else RIGHT
+
+
+class Supervisor:
+    """Has tasks done by workers.
+
+    Args:
+        options: of the command line.
+        out: gets a line of JSON for each check, and for each task that ended.
+    """
+
+    def __init__(self, options: argparse.Namespace, out: IO[str]) -> None:
+        self.options = options
+        self.out = out
+        self.end = time.monotonic() + options.seconds
+        self.tally = Tally()
+        self.worker: Worker | None = None
+        self._lost: dict[tuple[str, ...], int] = {}
+
+    def run(self, tasks: Sequence[Task]) -> Tally:
+        """Does all tasks for which there is time."""
+        try:
+            for task in tasks:
+                if time.monotonic() >= self.end or self.tally.restarts > self.options.restarts:
+                    self._leave_out(task)
+                elif task.subject and self._lost.get(task.subject, 0) >= 2:
+                    self._end_task(task, "left alone: it took two workers", 0.0)
+                else:
+                    self._do(task)
+        finally:
+            self.close()
+        return self.tally
+
+    def close(self) -> None:
+        """Ends the worker."""
+        if self.worker:
+            self.worker.close()
+            self.worker = None
+
+    def _write(self, **fields: Any) -> None:
+        self.out.write(json.dumps(fields) + "\n")
+        self.out.flush()
+
+    def _wait(self, worker: Worker, patience: float) -> dict[str, Any]:
+        """The worker's next word; where the run's time is over first, the loss says so."""
+        left = self.end - time.monotonic()
+        try:
+            return worker.next_event(min(patience, max(left, 0.01)))
+        except Lost:
+            if time.monotonic() >= self.end:
+                raise Lost("out of time") from None
+            raise
+
+    def _do(self, task: Task) -> None:
+        begin, before = time.monotonic(), self.tally.failed
+        try:
+            worker = self._worker_for(task)
+            worker.give(task)
+            worker.done += 1
+            while (event := self._wait(worker, self.options.patience))["event"] == "check":
+                self._take(task, event, before)
+        except Lost as loss:
+            self.close()
+            if str(loss) == "out of time":
+                self._leave_out(task)
+                return
+            self.tally.restarts += 1
+            self._lost[task.subject] = self._lost.get(task.subject, 0) + 1
+            self._end_task(task, f"lost: {loss}", time.monotonic() - begin)
+            return
+        why = ""
+        if event["lost"]:
+            self.close()
+            if not task.loses_context:
+                self.tally.restarts += 1
+                why = f"the context is lost: {event['lost']}"
+        self._end_task(task, why, time.monotonic() - begin, self.tally.failed - before)
+
+    def _worker_for(self, task: Task) -> Worker:
+        """The worker there is, or another one where the task needs another."""
+        worker = self.worker
+        if worker and (worker.env != dict(task.env) or (task.fresh and worker.done)):
+            self.close()
+            worker = None
+        if worker is None:
+            worker = self.worker = Worker(self.options.device, self.options.quick, task.env)
+            self._wait(worker, self.options.start)
+        return worker
+
+    def _take(self, task: Task, event: dict[str, Any], before: int) -> None:
+        self.tally.count(event["result"])
+        self._write(task=task.label, **{k: v for k, v in event.items() if k != "event"})
+        if event["result"] == "failed" and self.tally.failed - before <= SHOWN:
+            print(
+                f"FAILED {event['section']}: {event['name']}: {event['detail'][:200]}", flush=True
+            )
+
+    def _end_task(self, task: Task, why: str, seconds: float, failures: int = 0) -> None:
+        self._write(task=task.label, ended=why or "ok", seconds=round(seconds, 2))
+        if why or failures:
+            self.tally.wrong.append(task.label)
+        words = [why] if why else []
+        words += [f"{failures} failed"] if failures else []
+        print(f"{task.label}: {', '.join(words) or 'ok'}, {seconds:.1f} s", flush=True)
+
+    def _leave_out(self, task: Task) -> None:
+        self._write(task=task.label, ended="not reached", seconds=0.0)
+        self.tally.unreached.append(task.label)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; its exit status."""
+    parser = argparse.ArgumentParser(prog="python -m tools.gpu.check", description=__doc__)
+    parser.add_argument("--device", choices=DEVICES, default="cuda")
+    parser.add_argument("--quick", action="store_true", help="small sizes alone")
+    parser.add_argument("--out", type=Path, required=True, help="checks are added to it")
+    parser.add_argument("--tasks", default="smoke,parity,sections,stress", metavar="GROUP,...")
+    parser.add_argument("--seconds", type=float, default=240, help="of all tasks")
+    parser.add_argument("--patience", type=float, default=30, help="seconds without a word")
+    parser.add_argument("--start", type=float, default=90, help="seconds to the first word")
+    parser.add_argument("--restarts", type=int, default=8, help="workers that may be lost")
+    options = parser.parse_args(arguments)
+    try:
+        tasks = tasks_of(options.tasks.split(","), options.device, options.quick)
+    except ValueError as error:
+        parser.error(f"--{error}")
+    with options.out.open("a") as out:
+        supervisor = Supervisor(options, out)
+
+        def stop(*_: object) -> None:
+            supervisor.close()
+            print(supervisor.tally.summary() + "; stopped", flush=True)
+            os._exit(WRONG if supervisor.tally.wrong else UNFINISHED)
+
+        signal.signal(signal.SIGTERM, stop)
+        tally = supervisor.run(tasks)
+    print(tally.summary(), flush=True)
+    return tally.status()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

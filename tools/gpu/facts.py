@@ -1,0 +1,137 @@
+"""The machine, the software on it and the sources, as one line of JSON.
+
+Each fact is looked for by itself: one that cannot be had costs no other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("numpy", "setuptools", "ninja", "pytest", "hypothesis", "pybind11", "triton")
+PROGRAMS = ("nvcc", "g++", "ncu", "compute-sanitizer", "cuobjdump")
+VARIABLES = ("CUDA_", "CUBLAS_", "NVIDIA_", "PYTORCH_", "TORCH_", "FUSEDRNN_", "LD_PRELOAD", "OMP_")
+# As nvidia-smi calls them.
+QUERIES = (
+    *("name", "driver_version", "memory.total", "memory.used", "compute_mode", "mig.mode.current"),
+    *("clocks.sm", "clocks.max.sm", "clocks.mem", "clocks.max.mem", "power.limit"),
+    *("persistence_mode", "ecc.mode.current", "pstate"),
+)
+
+
+def gather() -> dict[str, Any]:
+    """All facts; where one fails, why."""
+    parts: dict[str, Callable[[], Any]] = {
+        "python": platform.python_version,
+        "platform": platform.platform,
+        "libc": lambda: " ".join(platform.libc_ver()),
+        "cores": lambda: len(os.sched_getaffinity(0)),
+        "sources": sources,
+        "commit": _commit,
+        "programs": lambda: {name: shutil.which(name) is not None for name in PROGRAMS},
+        "packages": _packages,
+        "environment": _environment,
+        "nvidia_smi": _nvidia_smi,
+        "processes": _processes,
+        "torch": _torch,
+        "gpu": _gpu,
+    }
+    return {name: _attempt(part) for name, part in parts.items()}
+
+
+def _attempt(part: Callable[[], Any]) -> Any:
+    try:
+        return part()
+    except Exception as error:  # whatever it is, the others are still wanted
+        return {"error": f"{type(error).__name__}: {error}"[:300]}
+
+
+def sources() -> str:
+    """A sum over what is compiled and imported, by which results find their commit."""
+    digest = hashlib.sha256()
+    files = [*ROOT.glob("csrc/**/*"), *ROOT.glob("fusedrnn/*.py"), ROOT / "setup_build.py"]
+    for path in sorted(path for path in files if path.is_file()):
+        digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _run(*command: str) -> str:
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=20)
+    if done.returncode != 0:
+        raise RuntimeError((done.stderr or done.stdout).strip()[:200])
+    return done.stdout.strip()
+
+
+def _commit() -> str:
+    changed = len(_run("git", "status", "--porcelain").splitlines())
+    return _run("git", "rev-parse", "HEAD") + (f" and {changed} changed files" if changed else "")
+
+
+def _packages() -> dict[str, Any]:
+    def version_of(name: str) -> Any:
+        return getattr(importlib.import_module(name), "__version__", "?")
+
+    return {name: _attempt(lambda name=name: version_of(name)) for name in PACKAGES}
+
+
+def _environment() -> dict[str, str]:
+    return {k: v for k, v in sorted(os.environ.items()) if k.startswith(VARIABLES)}
+
+
+def _nvidia_smi() -> dict[str, str]:
+    said = _run("nvidia-smi", f"--query-gpu={','.join(QUERIES)}", "--format=csv,noheader")
+    return dict(zip(QUERIES, said.splitlines()[0].split(", "), strict=True))
+
+
+def _processes() -> list[str]:
+    """Other programs on the GPU: they may switch it away under a kernel that spins."""
+    said = _run("nvidia-smi", "--query-compute-apps=pid,name,used_memory", "--format=csv,noheader")
+    return said.splitlines()
+
+
+def _torch() -> dict[str, Any]:
+    import torch
+
+    return {
+        "version": torch.__version__,
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "gpus": torch.cuda.device_count(),
+    }
+
+
+def _gpu() -> dict[str, Any]:
+    import torch
+
+    if not torch.cuda.is_available():
+        return {"error": "torch finds no GPU"}
+    p = torch.cuda.get_device_properties(0)
+    return {
+        "name": p.name,
+        "capability": f"{p.major}.{p.minor}",
+        "sms": p.multi_processor_count,
+        "memory": p.total_memory,
+        "l2": getattr(p, "L2_cache_size", None),
+        "shared_per_sm": getattr(p, "shared_memory_per_multiprocessor", None),
+        "shared_per_block": getattr(p, "shared_memory_per_block_optin", None),
+    }
+
+
+def main() -> int:
+    """Prints the facts."""
+    print(json.dumps(gather()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,90 @@
+"""What the plan believes of a card beside what its driver says."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import torch
+
+from fusedrnn.selftest import Selftest
+
+# The plan of a dry run, where there is no card.
+WITHOUT_A_GPU = "H100"
+THREADS = 256  # of a block
+
+
+@dataclasses.dataclass(frozen=True)
+class DriverFacts:
+    """What the driver says of a device and of the library's kernels there."""
+
+    device: dict[str, str]
+    kernels: dict[str, dict[str, int]]  # name -> registers, shared, local, constant, max_threads
+
+
+def parse(text: str) -> DriverFacts:
+    """The lines of `torch.ops.fusedrnn._device_facts`."""
+    device: dict[str, str] = {}
+    kernels: dict[str, dict[str, int]] = {}
+    for line in text.splitlines():
+        key, _, value = line.partition(" ")
+        if key == "kernel":
+            name, *words = value.split()
+            kernels[name] = {k: int(v) for k, v in zip(words[::2], words[1::2], strict=True)}
+        else:
+            device[key] = value
+    return DriverFacts(device, kernels)
+
+
+def driver_facts(device: torch.device) -> DriverFacts:
+    """What the driver says of a GPU."""
+    return parse(torch.ops.fusedrnn._device_facts(device.index or 0))
+
+
+def card(device: torch.device) -> str:
+    """The plan's name of a device."""
+    if device.type != "cuda":
+        return WITHOUT_A_GPU
+    from fusedrnn._cards import card_named
+
+    major, minor = torch.cuda.get_device_capability(device)
+    return card_named(torch.cuda.get_device_name(device), 10 * major + minor)
+
+
+def differences(believed: Mapping[str, str], said: Mapping[str, str]) -> list[str]:
+    """Each limit of which the plan believes something else than the driver says."""
+    return [
+        f"{key}: the plan has {value}, the driver says {said.get(key, 'nothing')}"
+        for key, value in believed.items()
+        if said.get(key) != value
+    ]
+
+
+def check(test: Selftest, options: Mapping[str, str]) -> None:
+    """Compares limits, and how many blocks of each resident kernel run together."""
+    facts = driver_facts(test.device)
+    name = card(test.device)
+    for key, value in facts.device.items():
+        with test.check("driver", key) as found:
+            found.detail = value
+            assert value, "the driver says nothing"
+    with test.check("limits", f"the card, as the plan knows {name}") as found:
+        believed = parse(torch.ops.fusedrnn._plan_device(name)).device
+        differ = differences(believed, facts.device)
+        assert believed, f"the plan knows nothing of {name}"
+        assert not differ, "; ".join(differ)
+        found.detail = ", ".join(f"{key} {value}" for key, value in believed.items())
+    most = int(facts.device["shared_per_block"])
+    for kernel, of in facts.kernels.items():
+        with test.check("limits", f"registers of {kernel}") as found:
+            found.detail = ", ".join(f"{key} {value}" for key, value in of.items())
+            assert of["local"] == 0, f"it spills: {found.detail}"
+            assert of["max_threads"] >= THREADS, found.detail
+        if not kernel.startswith("resident"):
+            continue
+        for shared in (0, 48 << 10, most // 2, most):
+            with test.check("limits", f"blocks of {kernel} with {shared} bytes") as found:
+                planned = torch.ops.fusedrnn._plan_blocks_per_sm(name, of["registers"], shared)
+                told = torch.ops.fusedrnn._occupancy(kernel, shared, test.device.index or 0)
+                found.detail = f"the plan has {planned}, the driver says {told}"
+                assert planned == told, found.detail

@@ -1,0 +1,195 @@
+"""What came of a run, to read: report.md, and the table with which a run ends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from .results import Fields, Results, load
+
+# A lent machine may show the last 12,000 characters of what a run prints.
+TABLE_CHARACTERS = 11_500
+FAILURES_SHOWN = 25
+SHORT_MODES = {"forward": "fwd", "training": "train"}
+SECTIONS = ("what", "passed", "failed", "not run")
+TIMED = (
+    *("row", "mode", "plan", "fusedrnn", "torch.nn", "call", "graph"),
+    *("a step", "estimate", "floor"),
+)
+
+
+def write(folder: Path) -> Results:
+    """Writes report.md of what is in a folder."""
+    found = load(folder)
+    (folder / "report.md").write_text(as_markdown(found))
+    return found
+
+
+def final_table(found: Results) -> str:
+    """Steps, failures and timings, most important first, as much as fits."""
+    lines = [f"fusedrnn on {found.card}: {found.verdict()}", found.software(), ""]
+    for step in found.run["steps"]:
+        why = f": {step['why']}" if step["why"] else ""
+        lines.append(f"{step['result']:<8} {step['seconds']:6.1f} s  {step['name']}{why}"[:150])
+    wrong = list(_wrong(found))
+    lines += ["", *wrong[:FAILURES_SHOWN]] if wrong else []
+    if len(wrong) > FAILURES_SHOWN:
+        lines.append(f"and {len(wrong) - FAILURES_SHOWN} more, in report.md")
+    lines += ["", *_rates(found)]
+    rows = [_short(row) for row in found.rows()]
+    if rows:
+        lines.append("us, call/graph/alone: ours beside torch.nn's; torch.nn's over ours")
+    kept: list[str] = []
+    used = 0
+    for number, line in enumerate([*lines, *rows]):
+        more = f"and {len(lines) + len(rows) - number} more lines, in report.md"
+        if used + len(line) + 1 + len(more) + 1 > TABLE_CHARACTERS:
+            kept.append(more)
+            break
+        kept.append(line)
+        used += len(line) + 1
+    return "\n".join(kept) + "\n"
+
+
+def _wrong(found: Results) -> Iterator[str]:
+    for check in found.with_result("failed"):
+        yield f"FAILED {check['section']}: {check['name']}: {check['detail']}"[:300]
+    for task in found.lost():
+        yield f"TASK {task['task']}: {task['ended']}"[:200]
+    for row in found.rows():
+        if row["status"] != "ok":
+            yield f"ROW {row['name']} {row['mode']}: {row['status']}: {row['why']}"[:200]
+
+
+def _rates(found: Results) -> Iterator[str]:
+    measured = found.rates()
+    if measured:
+        rates = dict(measured["rates"])
+        copy, launch = rates.pop("copy"), rates.pop("launch")
+        products = ", ".join(f"{name} {rate / 1e12:.3g}" for name, rate in rates.items())
+        yield (
+            f"measured: products {products} TFLOP/s, copy {copy / 1e9:.0f} GB/s, "
+            f"launches {launch * 1e6:.2f} us apart"
+        )
+
+
+def _times(times: Fields) -> str:
+    return "/".join(f"{times[k]:.0f}" if k in times else "-" for k in ("call", "graph", "alone"))
+
+
+def ratio(row: Fields, key: str) -> float | None:
+    """torch.nn's time over ours; None where one is missing."""
+    ours, theirs = (row["times"][name].get(key) for name in ("ours", "torch"))
+    return theirs / ours if ours and theirs else None
+
+
+def device_time(row: Fields) -> float:
+    """Microseconds of our call on the device: as a graph where there is one."""
+    ours = row["times"]["ours"]
+    return float(ours.get("graph") or ours["call"])
+
+
+def _ratio_text(row: Fields, key: str) -> str:
+    value = ratio(row, key)
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _short(row: Fields) -> str:
+    head = f"{row['name']} {SHORT_MODES[row['mode']]}"
+    if row["status"] != "ok":
+        return f"{head}: {row['status']}"
+    times = row["times"]
+    return (
+        f"{head}: {_times(times['ours'])} {_times(times['torch'])} "
+        f"x{_ratio_text(row, 'call')} x{_ratio_text(row, 'graph')} est {row['estimate']:.0f}"
+    )
+
+
+def as_markdown(found: Results) -> str:
+    """The whole report."""
+    return "\n".join(_markdown(found)) + "\n"
+
+
+def _markdown(found: Results) -> Iterator[str]:
+    yield f"# fusedrnn on {found.card}"
+    yield ""
+    yield f"{found.date}, {found.software()}. {found.verdict()}."
+    yield ""
+    yield "## Steps"
+    yield ""
+    yield from _table(
+        ("step", "result", "why", "seconds", "limit"),
+        [[s["name"], s["result"], s["why"], s["seconds"], s["limit"]] for s in found.run["steps"]],
+    )
+    wrong = list(_wrong(found))
+    if wrong:
+        yield from ("", "## What is wrong", "")
+        yield from (f"- {line}" for line in wrong)
+    yield from ("", "## Checks", "")
+    yield from _table(SECTIONS, list(_sections(found)))
+    not_run = found.with_result("not run")
+    if not_run:
+        yield from ("", "Not run:", "")
+        yield from (f"- {c['section']}: {c['name']}: {c['detail']}" for c in not_run)
+    if found.rows():
+        yield from ("", "## Times", "")
+        yield from _rates(found)
+        yield from ("", *timing_table(found.rows()))
+    yield from ("", "## Facts", "")
+    yield from (f"- {key}: {_fact(value)}" for key, value in found.run["facts"].items())
+
+
+def _fact(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {item}" for key, item in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _sections(found: Results) -> Iterator[list[Any]]:
+    for section in dict.fromkeys(c["section"] for c in found.checks if "section" in c):
+        results = [c["result"] for c in found.checks if c.get("section") == section]
+        yield [section, *(results.count(result) for result in SECTIONS[1:])]
+
+
+def timing_table(rows: list[Fields]) -> Iterator[str]:
+    """The rows that were timed, losses included."""
+    yield (
+        "Microseconds; call/graph/alone: back to back, as a CUDA graph, one at a time with a wait. "
+        "Ratios are torch.nn's time over ours; **bold** is a loss."
+    )
+    yield ""
+    body = []
+    for row in rows:
+        if row["status"] != "ok":
+            body.append([row["name"], row["mode"], f"{row['status']}: {row['why']}", *[""] * 7])
+            continue
+        times, device = row["times"], device_time(row)
+        body.append(
+            [
+                row["name"],
+                row["mode"],
+                "; ".join(dict.fromkeys(row["plan"])),
+                _times(times["ours"]),
+                _times(times["torch"]),
+                _bold(ratio(row, "call")),
+                _bold(ratio(row, "graph")),
+                f"{device / row['steps']:.2f}",
+                f"{row['estimate']:.0f}",
+                f"{row['floor']:.0f}",
+            ]
+        )
+    yield from _table(TIMED, body)
+
+
+def _bold(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"**{value:.2f}**" if value < 0.97 else f"{value:.2f}"
+
+
+def _table(head: tuple[str, ...], rows: list[list[Any]]) -> Iterator[str]:
+    yield f"| {' | '.join(head)} |"
+    yield f"|{' :-- |' * len(head)}"
+    for row in rows:
+        yield f"| {' | '.join(str(value).replace('|', '/') for value in row)} |"

@@ -1,0 +1,239 @@
+"""A run: steps one after the other, each in a process and with a limit of its own.
+
+Whatever a step finds is in the folder before the next one begins, so that a run that is cut off
+has lost nothing. In the folder, eight files at most:
+
+    run.json         the machine, and how each step ended
+    summary.txt      what was said on the way
+    log.txt          all output of all steps
+    checks.jsonl     each check
+    bench.jsonl      each timing
+    profile.txt      torch's profiler, and ncu
+    sanitizer.txt    NVIDIA's compute-sanitizer
+    report.md        all of it, to read; report.py makes it
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import process
+
+# A step with fewer seconds is not begun.
+LEAST = 6.0
+# Of the whole log; a lent machine may give back files of up to 16 MiB.
+LOG_BYTES = 12 << 20
+WIDEST = 240
+# Lines of standard error that say nothing about what went wrong.
+NOISE = re.compile(r"^\s*$|^frame #|registered at|^ {2,}|^\[W|Warning")
+
+
+class Clock:
+    """The seconds of a run, and how many of them a step gets.
+
+    Args:
+        seconds: of the whole run.
+        now: tells the time; tests have one of their own.
+    """
+
+    def __init__(self, seconds: float, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self._begin = now()
+        self.seconds = seconds
+
+    def elapsed(self) -> float:
+        """Seconds since the run began."""
+        return self._now() - self._begin
+
+    def left(self) -> float:
+        """Seconds until the run must be over."""
+        return self.seconds - self.elapsed()
+
+    def grant(self, limit: float, keep: float = 0.0) -> float:
+        """The seconds of a step that wants `limit` and leaves `keep` to others; 0 for too few."""
+        seconds = min(limit, self.left() - keep)
+        return seconds if seconds >= LEAST else 0.0
+
+
+@dataclass
+class Step:
+    """How a step went."""
+
+    name: str
+    result: str  # "ok", "failed", or "not run"
+    why: str  # where it is not "ok"
+    seconds: float
+    limit: float
+    last: list[str]  # of what it said
+
+
+class Run:
+    """Runs steps and writes down what came of them.
+
+    Args:
+        folder: gets the files; made where it is not there.
+        seconds: of the whole run.
+        settings: what the run was asked for, kept with its results.
+        only: names of the groups of steps that run; all where empty.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        seconds: float,
+        settings: Mapping[str, Any],
+        only: Sequence[str] = (),
+    ) -> None:
+        self.folder = folder
+        self.clock = Clock(seconds)
+        self.only = only
+        self.steps: list[Step] = []
+        self.facts: dict[str, Any] = {}
+        self.settings = dict(settings)
+        self.started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        self._logged = 0
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("summary.txt", "log.txt", "checks.jsonl", "bench.jsonl"):
+            (folder / name).write_text("")
+        for name in ("profile.txt", "sanitizer.txt", "report.md"):
+            (folder / name).unlink(missing_ok=True)
+        self.save()
+
+    def say(self, text: str) -> None:
+        """Prints a line, and keeps it."""
+        line = text if len(text) <= WIDEST else text[: WIDEST - 3] + "..."
+        print(line, flush=True)
+        with (self.folder / "summary.txt").open("a") as out:
+            out.write(line + "\n")
+
+    def log(self, text: str) -> None:
+        """Keeps output, up to the log's limit."""
+        room = LOG_BYTES - self._logged
+        data = text.encode(errors="replace")[: max(room, 0)]
+        self._logged += len(data)
+        with (self.folder / "log.txt").open("ab") as out:
+            out.write(data)
+
+    def save(self) -> None:
+        """Writes run.json as of now, whole or not at all."""
+        found = {
+            "format": 1,
+            "started": self.started,
+            "seconds": round(self.clock.elapsed(), 1),
+            "settings": self.settings,
+            "facts": self.facts,
+            "steps": [vars(step) for step in self.steps],
+        }
+        partial = self.folder / "run.json.partial"
+        partial.write_text(json.dumps(found, indent=1) + "\n")
+        partial.replace(self.folder / "run.json")
+
+    def wants(self, group: str) -> bool:
+        """Whether this run was asked for a group of steps."""
+        return not self.only or group in self.only
+
+    def step(
+        self,
+        name: str,
+        limit: float,
+        command: Sequence[str],
+        keep: float = 0.0,
+        lines: int = 12,
+        env: Mapping[str, str] | None = None,
+        into: str = "",
+    ) -> process.Outcome | None:
+        """Runs a command as a step of its own.
+
+        Args:
+            name: what it is called.
+            limit: seconds that it may take, if there are so many.
+            command: program and arguments.
+            keep: seconds that it leaves to later steps.
+            lines: of its standard output, as many are said when they come.
+            env: variables for it alone.
+            into: a file that gets its standard output too.
+
+        Returns:
+            How it ended; None where it was not begun.
+        """
+        seconds = self.clock.grant(limit, keep)
+        if not seconds:
+            left = f"{self.clock.left():.0f} s left"
+            self.not_run(name, left + (f", {keep:.0f} kept for later steps" if keep else ""))
+            return None
+        variables = "".join(f"{key}={value} " for key, value in (env or {}).items())
+        self.log(f"\n== {name} ({seconds:.0f} s): {variables}{' '.join(command)}\n")
+        said = 0
+
+        def on_line(line: str) -> None:
+            nonlocal said
+            said += 1
+            if said <= lines:
+                self.say(f"   {line}")
+
+        outcome = process.run(command, seconds, on_line, env)
+        self.log(outcome.out.as_text())
+        if outcome.err.text:
+            self.log(f"-- standard error of {name}:\n{outcome.err.as_text()}")
+        if into:
+            self.keep_output(into, f"== {name}: {' '.join(command)}\n{outcome.out.as_text()}")
+        last = list(outcome.out.last)[-3:]
+        if not outcome.ok:
+            last += [line for line in outcome.err.last if not NOISE.search(line)][-4:]
+        result = "ok" if outcome.ok else "failed"
+        step = Step(name, result, outcome.why, round(outcome.seconds, 1), round(seconds, 1), last)
+        self._close(step)
+        if not outcome.ok:
+            for line in last:
+                self.say(f"   | {line}")
+        return outcome
+
+    def not_run(self, name: str, why: str) -> None:
+        """Writes down that a step was left out, and why."""
+        self._close(Step(name, "not run", why, 0.0, 0.0, []))
+
+    def _close(self, step: Step) -> None:
+        self.steps.append(step)
+        self.save()
+        why = f": {step.why}" if step.why else ""
+        self.say(f"== {step.name}: {step.result}{why}, {step.seconds:.1f} s, "
+                 f"{self.clock.left():.0f} s left")  # fmt: skip
+
+    def keep_output(self, file: str, text: str) -> None:
+        """Adds output to one of the run's files."""
+        with (self.folder / file).open("a") as out:
+            out.write(text if text.endswith("\n") else text + "\n")
+
+    def has_tool(self, step: str, program: str) -> bool:
+        """Whether a program is there; where it is not, the step is written down as not run."""
+        if shutil.which(program):
+            return True
+        self.not_run(step, f"{program} is not on PATH")
+        return False
+
+    def failed(self) -> list[Step]:
+        """The steps that went wrong."""
+        return [step for step in self.steps if step.result == "failed"]
+
+
+def python(module: str, *arguments: str) -> list[str]:
+    """A command that runs one of our modules with this Python."""
+    return [sys.executable, "-m", module, *arguments]
+
+
+def prepare_environment(root: Path) -> None:
+    """Sets the variables that every step has: where our modules are, and few threads."""
+    path = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = f"{root}{os.pathsep}{path}" if path else str(root)
+    os.environ["PYTHONUNBUFFERED"] = "1"
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+    os.environ.setdefault("OMP_NUM_THREADS", str(min(8, os.cpu_count() or 1)))

@@ -1,0 +1,122 @@
+"""Does tasks for tools.gpu.check: one line of JSON in for each, lines of JSON out.
+
+Everything that libraries print on standard output goes to standard error instead. A worker whose
+GPU's context is lost says so and ends, since no call of CUDA in it can work again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import sys
+import traceback
+from typing import Any, TextIO
+
+from .tasks import DEVICES, regimes_of
+
+PR_SET_PDEATHSIG = 1
+LONGEST_DETAIL = 1500
+
+
+class Told(list[Any]):
+    """The checks of a report, which are told as soon as they are there."""
+
+    def __init__(self, channel: TextIO) -> None:
+        super().__init__()
+        self.channel = channel
+
+    def append(self, check: Any) -> None:
+        """Takes a check, and tells it."""
+        super().append(check)
+        say(
+            self.channel,
+            event="check",
+            section=check.section,
+            name=check.name,
+            result=check.result,
+            detail=check.detail[:LONGEST_DETAIL],
+        )
+
+
+def say(channel: TextIO, **event: Any) -> None:
+    """Writes one event."""
+    channel.write(json.dumps(event) + "\n")
+    channel.flush()
+
+
+def why_lost(test: Any) -> str:
+    """Why the device computes no more; "" where it does."""
+    import torch
+
+    if test.device.type != "cuda":
+        return ""
+    try:
+        test.synchronize()
+        torch.zeros(8, device=test.device).add_(1).sum().item()
+    except Exception as error:
+        return str(error).splitlines()[0][:200]
+    return ""
+
+
+def work(channel: TextIO, device_name: str, quick: bool) -> int:
+    """Does tasks until there are no more."""
+    import torch
+
+    from fusedrnn import _selftest_cases as cases
+    from fusedrnn import selftest
+    from fusedrnn._selftest_report import Check
+
+    from . import checks
+
+    torch.set_num_threads(min(8, torch.get_num_threads()))
+    with contextlib.ExitStack() as stack:
+        device = torch.device("cpu")
+        if device_name == "cuda":
+            device = torch.device("cuda", 0)
+            torch.zeros(1, device=device)
+        elif device_name == "interpreter":
+            checks.Context.interpreter = stack.enter_context(checks.interpreted())
+        say(channel, event="ready")
+        for line in sys.stdin:
+            task = json.loads(line)
+            options = task["options"]
+            regime = options.get("regime", "")
+            regimes = [regime] if regime else regimes_of(device_name)
+            test = selftest.Selftest(device, quick, regimes)
+            test.report.checks = Told(channel)
+            # What does not ask for a regime gets the library's choice.
+            only = "per_step" if regime == "per_step" else ""
+            try:
+                with cases.asking_for(only), cases.float32_products(tf32=False):
+                    checks.do(task["kind"], test, options)
+            except Exception as error:  # whatever it is, the other tasks go on
+                traceback.print_exc()
+                text = "".join(traceback.format_exception_only(type(error), error)).strip()
+                test.report.checks.append(Check(task["kind"], "outside of a check", "failed", text))
+            lost = why_lost(test)
+            say(channel, event="end", lost=lost)
+            if lost:
+                channel.flush()
+                os._exit(3)
+    return 0
+
+
+def main() -> int:
+    """Runs the command line."""
+    parser = argparse.ArgumentParser(prog="python -m tools.gpu.worker", description=__doc__)
+    parser.add_argument("--device", choices=DEVICES, required=True)
+    parser.add_argument("--quick", action="store_true")
+    options = parser.parse_args()
+    # Ends with its supervisor, however that ends: nothing may be left that holds the GPU.
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    channel = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    return work(channel, options.device, options.quick)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
