@@ -18,6 +18,7 @@ from tools.gpu import bench, hot, keep, report, steps
 from tools.gpu.facts import ROOT, gather, sources
 from tools.gpu.results import load, numbers_are_wrong
 from tools.gpu.rows import timed_rows
+from tools.gpu.run import Run
 
 
 def alternative(plan: str) -> tuple[str, ...]:
@@ -345,6 +346,18 @@ def test_facts_that_cannot_be_had_cost_no_other(monkeypatch: pytest.MonkeyPatch)
     assert found["torch"]["version"] == torch.__version__
     assert found["sources"] == sources()
     json.dumps(found)
+
+
+def test_facts_come_through_whatever_their_length(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a program's output long lines are cut."""
+    monkeypatch.setenv("CUDA_OF_A_TEST", "x" * 100_000)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    run = Run(tmp_path, 100, {})
+    steps.Everything(run, "cpu", quick=True).facts()
+    assert run.facts["environment"]["CUDA_OF_A_TEST"] == "x" * 500
+    assert run.facts["torch"]["version"] == torch.__version__
 
 
 def test_a_group_of_steps_that_is_not_there_is_named(tmp_path: Path) -> None:

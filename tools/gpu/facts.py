@@ -1,4 +1,4 @@
-"""The machine, the software on it and the sources, as one line of JSON.
+"""The machine, the software on it and the sources, as JSON.
 
 Each fact is looked for by itself: one that cannot be had costs no other.
 """
@@ -85,7 +85,7 @@ def _packages() -> dict[str, Any]:
 
 
 def _environment() -> dict[str, str]:
-    return {k: v for k, v in sorted(os.environ.items()) if k.startswith(VARIABLES)}
+    return {k: v[:500] for k, v in sorted(os.environ.items()) if k.startswith(VARIABLES)}
 
 
 def _nvidia_smi() -> dict[str, str]:
@@ -129,7 +129,7 @@ def _gpu() -> dict[str, Any]:
 
 def main() -> int:
     """Prints the facts."""
-    print(json.dumps(gather()))
+    print(json.dumps(gather(), indent=1))
     return 0
 
 

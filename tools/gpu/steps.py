@@ -10,12 +10,16 @@ from pathlib import Path
 from .facts import ROOT
 from .results import lines, numbers_are_wrong
 from .run import Run, python
+from .tasks import SPIN_LIMIT
 
 # The groups of steps, as --steps names them.
 GROUPS = ("checks", "bench", "profile", "ncu", "sanitizer", "pytest")
 # Seconds that the checks leave to what is measured, and that the timings leave to the profiles.
 FOR_TIMES = 150.0
 FOR_PROFILES = 25.0
+# How often blocks look for others in the checks, by estimate for six seconds: a barrier that never
+# opens then ends in an error with a kernel's name before its worker is taken for hung.
+LOOKS = str(1 << 24)
 
 IMPORT = """
 import sys, time
@@ -105,7 +109,7 @@ class Everything:
         """The machine and its software."""
         outcome = self.run.step("facts", 60, python("tools.gpu.facts"), lines=0)
         if outcome and outcome.ok:
-            self.run.facts = json.loads(outcome.out.last[-1])
+            self.run.facts = json.loads("".join(outcome.out.text))
             self.run.save()
             facts = self.run.facts
             for name in ("nvidia_smi", "gpu", "torch", "programs"):
@@ -138,6 +142,7 @@ class Everything:
         # The supervisor stops by itself, a little before it is stopped.
         arguments = ["--device", self.device, "--out", str(self.run.folder / "checks.jsonl")]
         arguments += ["--tasks", tasks, "--seconds", f"{max(seconds - 4, 1):.0f}", *self.quick]
+        env = {SPIN_LIMIT: LOOKS, **env}
         self.run.step(name, limit, python("tools.gpu.check", *arguments), keep, 90, env)
 
     def checks(self) -> None:

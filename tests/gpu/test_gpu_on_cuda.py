@@ -1,0 +1,368 @@
+"""tools.gpu: the parts that run on a GPU alone, with something in its place."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fusedrnn import ops
+from fusedrnn._selftest_report import Check
+from fusedrnn.selftest import Selftest
+from tests.gpu import fake_cuda
+from tools.gpu import bench, checks, limits, steps
+from tools.gpu.process import Outcome, Stream
+from tools.gpu.rows import timed_rows
+from tools.gpu.run import Clock, Run
+from tools.gpu.tasks import SPIN_LIMIT
+
+CPU = torch.device("cpu")
+
+
+# --- Times ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "ROUND_US", 100.0)
+    monkeypatch.setattr(bench, "ROUNDS", 2)
+    monkeypatch.setattr(bench, "ALONE", 2)
+
+
+class CudaClock(bench.Clock):
+    """The clock of a GPU, on the CPU."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(device)
+        self.cuda = True
+
+
+RATES = {"f32": 1e12, "bf16": 1e13, "tf32": 1e12, "f16": 1e12, "copy": 1e12, "launch": 2e-6}
+
+
+@pytest.mark.usefixtures("short")
+@pytest.mark.parametrize("mode", ["forward", "training"])
+def test_rows_are_timed_by_events_and_as_graphs(monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+    fake_cuda.use(monkeypatch)
+    monkeypatch.setattr(bench, "Clock", CudaClock)
+    (timed,) = timed_rows("60,12,96,200 f32")
+    found = bench.measure(timed, mode, CPU, "H100", RATES)
+    assert found["status"] == "ok"
+    assert found["plan"][0] == "resident, FMA: 100 x 1 x 1"
+    assert set(found["times"]) == {"ours", "torch", "per_step"}
+    assert set(found["times"]["ours"]) == {"call", "spread", "alone", "graph", "graph_spread"}
+    assert "graph" not in found["times"]["per_step"]
+    assert "| graph x" in bench.as_text({"name": "a", "mode": mode, **found})
+
+
+@pytest.mark.usefixtures("short")
+def test_what_cannot_be_captured_has_no_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_cuda.use(monkeypatch)
+    right, captured = CudaClock.graph, []
+
+    def graph(self: bench.Clock, call: Any) -> Any:
+        captured.append(call)
+        if len(captured) == 2:  # torch.nn's
+            raise RuntimeError("operation not permitted when stream is capturing\nand so on")
+        return right(self, call)
+
+    monkeypatch.setattr(CudaClock, "graph", graph)
+    monkeypatch.setattr(bench, "Clock", CudaClock)
+    (timed,) = timed_rows("60,12,96,200 f32")
+    times = bench.measure(timed, "forward", CPU, "H100", RATES)["times"]
+    assert times["torch"]["no_graph"] == "operation not permitted when stream is capturing"
+    assert "graph" in times["ours"]
+    assert "graph" not in times["torch"]
+
+
+def test_the_per_step_regime_is_asked_for_in_each_call() -> None:
+    seen: list[str | None] = []
+    call = bench.in_regime(lambda: seen.append(os.environ.get("FUSEDRNN_CUDA_REGIME")), "per_step")
+    call()
+    assert seen == ["per_step"]
+    assert "FUSEDRNN_CUDA_REGIME" not in os.environ
+
+
+# --- Checks --------------------------------------------------------------------------------------
+
+
+def only(test: Selftest) -> Check:
+    (found,) = test.report.checks
+    return found
+
+
+def test_a_cold_capture(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_cuda.use(monkeypatch)
+    test = Selftest(CPU)
+    checks.do("cold_capture", test, {})
+    assert only(test).result == "passed", only(test).detail
+
+
+def test_a_replay_that_differs_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_cuda.use(monkeypatch)
+    right = checks.Call.results
+    calls = []
+
+    def moving(self: Any, *arguments: Any, **named: Any) -> Any:
+        calls.append(1)
+        found = right(self, *arguments, **named)
+        return found | {"output 0": found["output 0"] + len(calls)}
+
+    monkeypatch.setattr(checks.Call, "results", moving)
+    test = Selftest(CPU)
+    checks.do("cold_capture", test, {})
+    assert only(test).detail == "the replay differs"
+
+
+def test_two_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_cuda.use(monkeypatch)
+    monkeypatch.setattr(checks, "Shape", lambda T, N, I, H: checks.cases.Shape(3, 2, 4, 6))
+    test = Selftest(CPU)
+    checks.do("two_streams", test, {"regime": "resident"})
+    assert only(test).result == "passed"
+    assert only(test).detail == "0 of 40 differ"
+
+
+def test_allocators(monkeypatch: pytest.MonkeyPatch) -> None:
+    test = Selftest(CPU)
+    checks.do("allocator", test, {"name": "cudaMallocAsync"})
+    assert {c.result for c in test.report.checks} == {"passed"}
+    assert len(test.report.checks) == 4
+
+
+NAMED = b"resident.cuh:1: resident_%s_fma_f32: block: [0,0,0], thread: [0,0,0] Assertion failed\n"
+
+
+@pytest.mark.parametrize("which", ["forward", "backward"])
+@pytest.mark.parametrize(
+    ("raises", "names", "detail"),
+    [
+        (True, True, "CUDA error: device-side assert triggered | resident.cuh:1: resident_"),
+        (True, False, "nothing names resident_"),
+        (False, True, "no barrier gave up with FUSEDRNN_CUDA_SPIN_LIMIT=1"),
+    ],
+)
+def test_the_watchdog_must_raise_and_name_the_kernel(
+    monkeypatch: pytest.MonkeyPatch, which: str, raises: bool, names: bool, detail: str
+) -> None:
+    """The limit stands while the pass that is looked at runs, and not before."""
+    op = f"_{which}_now"
+    right, limits_seen = getattr(ops, op), []
+
+    def launch(*arguments: Any) -> Any:
+        limits_seen.append(os.environ.get(SPIN_LIMIT))
+        return right(*arguments)
+
+    def synchronize(device: Any = None) -> None:
+        if not limits_seen:
+            return
+        if names:
+            os.write(2, NAMED % which.encode())
+        if raises:
+            raise RuntimeError("CUDA error: device-side assert triggered\nmore")
+
+    monkeypatch.setattr(ops, op, launch)
+    monkeypatch.setenv(SPIN_LIMIT, "1")
+    fake_cuda.use(monkeypatch, synchronize)
+    test = Selftest(CPU)
+    checks.do("watchdog", test, {"which": which})
+    assert limits_seen == ["1"]
+    assert only(test).result == ("passed" if raises and names else "failed")
+    assert only(test).detail.startswith(detail), only(test).detail
+
+
+def facts(registers: int = 198, local: int = 0, **device: str) -> str:
+    believed = torch.ops.fusedrnn._plan_device("H100")
+    kernel = f"registers {registers} shared 0 local {local} constant 264 max_threads 256"
+    changed = "".join(
+        f"{line.split()[0]} {device.get(line.split()[0], line.split()[1])}\n"
+        for line in believed.splitlines()
+    )
+    return f"name NVIDIA H100 80GB HBM3\n{changed}kernel resident_forward_fma_f32 {kernel}\n"
+
+
+def look_at_limits(
+    monkeypatch: pytest.MonkeyPatch, said: str, occupancy: Callable[[str, int, int], int]
+) -> list[Check]:
+    fusedrnn = torch.ops.fusedrnn
+    monkeypatch.setattr(fusedrnn, "_device_facts", lambda index: said)
+    monkeypatch.setattr(fusedrnn, "_occupancy", occupancy)
+    test = Selftest(CPU)
+    checks.do("limits", test, {})
+    return test.report.with_result("failed")
+
+
+def as_planned(kernel: str, shared: int, index: int) -> int:
+    return int(torch.ops.fusedrnn._plan_blocks_per_sm("H100", 198, shared))
+
+
+def test_a_card_as_the_plan_knows_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert look_at_limits(monkeypatch, facts(), as_planned) == []
+
+
+def test_limits_that_differ_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    (wrong,) = look_at_limits(monkeypatch, facts(sms="114"), as_planned)
+    assert wrong.detail == "sms: the plan has 132, the driver says 114"
+
+
+def test_blocks_that_differ_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = look_at_limits(monkeypatch, facts(), lambda *_: 7)
+    assert len(wrong) == 4
+    assert wrong[0].name == "blocks of resident_forward_fma_f32 with 0 bytes"
+    assert wrong[0].detail == "the plan has 1, the driver says 7"
+
+
+def test_spills_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    (wrong,) = look_at_limits(monkeypatch, facts(local=16), as_planned)
+    assert wrong.detail.startswith("it spills: registers 198, ")
+
+
+@pytest.mark.parametrize(
+    ("seen", "result", "detail"),
+    [
+        (["void at::mm()", "add_f32(AddArgs)", "pack_rows_b16(PackArgs)"], "passed", "2 of 2"),
+        (["add_f32(fusedrnn::cuda::AddArgs<float>)"], "failed", "1 of 2; not: pack_rows_b16"),
+        ([], "not run", "torch's profiler saw nothing of the GPU"),
+    ],
+)
+def test_kernels_that_never_ran_are_named(
+    monkeypatch: pytest.MonkeyPatch, seen: list[str], result: str, detail: str
+) -> None:
+    class Profile:
+        def __init__(self, activities: Any) -> None:
+            pass
+
+        def __enter__(self) -> Profile:
+            return self
+
+        def __exit__(self, *_: Any) -> None:
+            pass
+
+        def key_averages(self) -> list[Any]:
+            return [type("Event", (), {"key": name}) for name in seen]
+
+    monkeypatch.setattr(torch.profiler, "profile", Profile)
+    kernels: dict[str, dict[str, int]] = {"add_f32": {}, "pack_rows_b16": {}}
+    monkeypatch.setattr(limits, "driver_facts", lambda device: limits.DriverFacts({}, kernels))
+    test = Selftest(CPU)
+    checks.do("kernels", test, {})
+    assert (only(test).result, only(test).detail) == (result, detail)
+
+
+# --- The order of steps and their seconds --------------------------------------------------------
+
+
+class Script(Run):
+    """A run whose steps take what a test says, by the beginning of their names; none is begun."""
+
+    def __init__(self, folder: Path, seconds: float, takes: dict[str, float], fails: str = "-"):
+        super().__init__(folder, seconds, {})
+        self.now = 0.0
+        self.clock = Clock(seconds, lambda: self.now)
+        self.takes = takes
+        self.fails = fails
+        self.commands: dict[str, tuple[float, str, dict[str, str]]] = {}
+
+    def has_tool(self, step: str, program: str) -> bool:
+        return True
+
+    def step(self, name: str, limit: float, command: Any, keep: float = 0.0, lines: int = 12,
+             env: Any = None, into: str = "") -> Outcome | None:  # fmt: skip
+        seconds = self.clock.grant(limit, keep)
+        if not seconds:
+            self.not_run(name, "no time")
+            return None
+        # Without a word of it a step takes all that it may.
+        takes = [t for start, t in self.takes.items() if name.startswith(start)]
+        self.now += min([seconds, *takes])
+        self.commands[name] = (seconds, " ".join(command), dict(env or {}))
+        ok = not name.startswith(self.fails)
+        out = Stream()
+        out.add('{"gpu": {"capability": "9.0"}}')
+        return Outcome(0 if ok else 1, "" if ok else "exit 1", 1.0, out, Stream())
+
+
+def everything(run: Script, tasks: str = "", rows: str = "") -> list[str]:
+    steps.Everything(run, "cuda", quick=False, tasks=tasks, rows=rows).do()
+    return list(run.commands)
+
+
+USUAL = {"facts": 8, "import": 10, "smallest": 25, "all layers": 140, "times": 110, "profile": 12}
+
+
+def test_a_usual_run(tmp_path: Path) -> None:
+    run = Script(tmp_path, 400, USUAL | {"ncu": 15, "sanitizer": 15, "pytest": 20})
+    names = everything(run)
+    # A barrier gives up before its worker is taken for hung.
+    assert int(run.commands["all layers"][2][SPIN_LIMIT]) < 1 << 27
+    assert names[:5] == [
+        "facts",
+        "import",
+        "smallest layers",
+        "all layers",
+        "times beside torch.nn",
+    ]
+    assert "smallest layers, each launch waited for" not in names
+    assert any(name.startswith("ncu") for name in names)
+    assert run.now <= 400
+
+
+def test_where_every_step_takes_all_it_may_the_times_are_still_measured(tmp_path: Path) -> None:
+    run = Script(tmp_path, 400, {"facts": 60, "import": 60})
+    names = everything(run)
+    assert run.commands["times beside torch.nn"][0] >= 110
+    assert any(name.startswith("profile") for name in names)
+    assert run.now <= 400
+    # The programs that stop by themselves do so before they are stopped.
+    for name, word in (("smallest layers", 4), ("all layers", 4), ("times beside torch.nn", 8)):
+        seconds, command, _ = run.commands[name]
+        assert f"--seconds {seconds - word:.0f}" in command
+
+
+def test_a_short_run_checks_first(tmp_path: Path) -> None:
+    run = Script(tmp_path, 200, {"facts": 8, "import": 10})
+    names = everything(run)
+    assert "smallest layers" in names
+    assert run.now <= 200
+
+
+def test_where_numbers_are_wrong_each_launch_is_waited_for(tmp_path: Path) -> None:
+    run = Script(tmp_path, 400, USUAL)
+    right = run.step
+
+    def step(name: str, *arguments: Any, **named: Any) -> Any:
+        if name == "all layers":
+            line = '{"task": "parity", "section": "parity", "name": "x", "result": "failed"}\n'
+            (tmp_path / "checks.jsonl").write_text(line)
+        return right(name, *arguments, **named)
+
+    run.step = step  # type: ignore[method-assign]
+    names = everything(run)
+    closer = names.index("smallest layers, each launch waited for")
+    assert names[closer + 1].startswith("sanitizer memcheck bf16")
+    assert names.index("all layers") < closer < names.index("times beside torch.nn")
+    logged = {"CUDA_LAUNCH_BLOCKING": "1", "FUSEDRNN_LOG": "1"}
+    assert run.commands[names[closer]][2].items() >= logged.items()
+    # The whole round of the sanitizer is for a library that is right.
+    assert not any(name.startswith("sanitizer racecheck") for name in names)
+
+
+def test_a_library_that_does_not_load_is_built(tmp_path: Path) -> None:
+    run = Script(tmp_path, 400, {"facts": 8, "import": 5, "build": 100}, fails="import")
+    assert everything(run) == ["facts", "import", "build", "import, as built here"]
+    assert run.commands["build"][2] == {"FUSEDRNN_CUDA": "1", "FUSEDRNN_CUDA_ARCH": "90"}
+
+
+def test_parts_can_be_run_again(tmp_path: Path) -> None:
+    run = Script(tmp_path / "a", 300, USUAL)
+    run.only = ["checks"]
+    assert everything(run, tasks="parity,stress") == ["facts", "import", "checks"]
+    assert "--tasks parity,stress" in run.commands["checks"][1]
+    run = Script(tmp_path / "b", 300, USUAL)
+    run.only = ["bench"]
+    assert everything(run, rows="gru 1500") == ["facts", "import", "times beside torch.nn"]
+    assert "--rows gru 1500" in run.commands["times beside torch.nn"][1]
