@@ -215,6 +215,32 @@ def test_regime_by_a_wrong_name(gpu: dict[str, Any], monkeypatch: pytest.MonkeyP
         gpu["forward"](*call.op_arguments())
 
 
+@pytest.mark.parametrize("limit", ["0", "-1", "fast", "1e6", "4294967296", " 5"])
+def test_a_spin_limit_that_is_none(
+    gpu: dict[str, Any], monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    monkeypatch.setenv("FUSEDRNN_CUDA_SPIN_LIMIT", limit)
+    call = make_call("lstm", dtype=torch.float32, requires_grad=False)
+    with pytest.raises(
+        RuntimeError,
+        match=f"SPIN_LIMIT must be a whole number from 1 to 4294967295, got '{limit}'",
+    ):
+        gpu["forward"](*call.op_arguments())
+
+
+def test_the_spin_limit_reaches_the_kernels(
+    gpu: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No block finds the others there at its first look."""
+    monkeypatch.setenv("FUSEDRNN_CUDA_REGIME", "resident")
+    call = make_call("lstm", H=40, dtype=torch.float32, requires_grad=False)
+    monkeypatch.setenv("FUSEDRNN_CUDA_SPIN_LIMIT", "1")
+    with pytest.raises(RuntimeError, match=r"assert.*in resident_forward_fma_f32"):
+        gpu["forward"](*call.op_arguments())
+    monkeypatch.setenv("FUSEDRNN_CUDA_SPIN_LIMIT", "4294967295")
+    gpu["forward"](*call.op_arguments())
+
+
 def test_regime_that_cannot_run(gpu: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FUSEDRNN_CUDA_REGIME", "resident")
     call = make_call("lstm_proj", dtype=torch.float32, requires_grad=False)

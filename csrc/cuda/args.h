@@ -131,6 +131,7 @@ struct ResidentForwardArgs {
   S* emit[2];                 // [rows, H]
   S* exchange[kMaxStages];    // sources of the stages: [2, D, row_blocks * rows_pad, K_pad]
   unsigned* arrivals;         // [D * row_blocks * kArrivalStride], zero
+  unsigned spin_limit;        // looks at a counter while waiting, then the kernel gives up
 };
 
 // The same backwards, over all positions.
@@ -151,6 +152,7 @@ struct ResidentBackwardArgs {
   S* delta_x[2];              // [rows, G*H] gradient of x W + b_ih, only where it differs
   S* exchange[kMaxStages];    // deltas of the stages: [2, D, row_blocks * rows_pad, K_pad]
   unsigned* arrivals;         // [D * row_blocks * kArrivalStride], zero
+  unsigned spin_limit;        // looks at a counter while waiting, then the kernel gives up
 };
 
 // Counters of arrivals lie in cache lines of their own.

@@ -97,6 +97,11 @@ std::string way_out(cudaError_t error, const DeviceFacts& device) {
     case cudaErrorLaunchOutOfResources:
       return "the device cannot hold all blocks at once, perhaps because it is shared: "
              "FUSEDRNN_CUDA_REGIME=per_step needs less";
+    case cudaErrorAssert:
+      return "a kernel of this process stopped itself, and said why on standard error (for one of "
+             "fusedrnn's: its blocks waited too long for each other; "
+             "FUSEDRNN_CUDA_REGIME=per_step needs no waiting). The device is of no use to this "
+             "process any more: start it again";
     case cudaErrorMemoryAllocation:
       return "take a smaller batch or shorter sequences";
     default:
