@@ -21,12 +21,18 @@ from fusedrnn._library import CELLS
 from tests.calls import FORMS, make_call
 from tests.cuda.build import compile_kernel, kernels_of, nvcc
 from tests.cuda.device import Limits
-from tests.torch_cuda.build import CSRC, ptx
+from tests.torch_cuda.build import CSRC, binding, ptx
 from tests.torch_cuda.device import TorchDevice, using
 
 pytestmark = pytest.mark.skipif(nvcc() is None, reason="no nvcc: kernels cannot be compiled")
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
+SHORT = {
+    torch.float32: "f32",
+    torch.float64: "f64",
+    torch.float16: "f16",
+    torch.bfloat16: "bf16",
+}
 # Of the largest value of a tensor.
 TOLERANCE = {
     torch.float32: 2e-5,
@@ -195,6 +201,61 @@ def test_step(gpu: dict[str, Any], cell: str, dtype: torch.dtype) -> None:
         )
         results.append([*states, *(g for g in flat(gradients) if g is not None)])
     assert_close(results[1], results[0], dtype)
+
+
+@pytest.fixture
+def limit_products() -> Iterator[Any]:
+    """Sets how much scratch memory a product may take, for one test."""
+    yield binding().limit_products
+    binding().limit_products(binding().PRODUCT_BYTES)
+
+
+@pytest.mark.parametrize("regime", ["per_step", "resident"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_no_product_of_torchs_is_in_16_bits(
+    gpu: dict[str, Any], monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, regime: str
+) -> None:
+    """There torch may add the parts of a long sum in 16 bits."""
+    monkeypatch.setenv("FUSEDRNN_CUDA_REGIME", regime)
+    for cell in ("lstm", "gru_reset_before", *(["lstm_proj"] if regime == "per_step" else [])):
+        assert_same_as_cpu(gpu, make_call(cell, dtype=dtype, requires_grad=False), dtype)
+    factors = str(dtype).removeprefix("torch.")
+    assert {(a, out) for _, a, out in binding().products()} == {(factors, "float32")}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_products_in_slices(
+    gpu: dict[str, Any], device: TorchDevice, limit_products: Any, dtype: torch.dtype
+) -> None:
+    """Slices of an odd number of rows, and of one, give the same values."""
+    call = make_call("lstm", T=7, N=5, I=3, H=6, D=2, dtype=dtype, requires_grad=False)
+    grads: list[Tensor] = []
+    whole = both_ways(gpu["forward"], gpu["backward"], call, grads)[1]
+    stores = device.launches.count(f"store_{SHORT[dtype]}")
+    for rows in (11, 1):
+        limit_products(rows * 3 * max(4, dtype.itemsize))  # of d_x: 35 rows of 3 values
+        parts = both_ways(gpu["forward"], gpu["backward"], call, grads)[1]
+        assert_close(parts, whole, dtype)
+        assert device.launches.count(f"store_{SHORT[dtype]}") > 2 * stores
+    # 35 rows in slices of 9, 9, 9 and 8: of both directions, or where torch may write the first
+    # direction's product itself, of the second.
+    rows_at_once = [rows for rows, *_ in binding().products()]
+    assert rows_at_once.count(9) == 3 * (2 if dtype.itemsize == 2 else 1)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_slices_cover_and_keep_the_bound(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    for _ in range(500):
+        M, N, limit = (int(2 ** rng.uniform(0, most)) for most in (30, 20, 27))
+        size = int(rng.choice([4, 8]))
+        rows = binding().slice_rows(M, N, size, limit)
+        assert 1 <= rows <= M
+        assert rows * N * size <= limit or rows == 1
+        # As few slices as can be: with one fewer some slice would be too large.
+        slices = -(-M // rows)
+        if slices > 1:
+            assert -(-M // (slices - 1)) * N * size > limit
 
 
 def test_a_reserve_of_the_cpu_is_refused(gpu: dict[str, Any]) -> None:
