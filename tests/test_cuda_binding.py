@@ -258,6 +258,19 @@ def test_slices_cover_and_keep_the_bound(seed: int) -> None:
             assert -(-M // (slices - 1)) * N * size > limit
 
 
+def test_a_reserve_that_begins_at_an_odd_place_is_refused(gpu: dict[str, Any]) -> None:
+    call = make_call("lstm", dtype=torch.float32, requires_grad=False)
+    x, h0, c0, weights, batch_sizes, lengths, *options, _ = call.op_arguments()
+    y, _, _, reserve = gpu["forward"](*call.op_arguments())
+    for odd in (1, 4):
+        moved = torch.empty(reserve.numel() + odd, dtype=torch.uint8)[odd:].copy_(reserve)
+        with pytest.raises(RuntimeError, match=f"begin at a multiple of 8 .* begins {odd} bytes"):
+            gpu["backward"](
+                *(y, None, None, x, h0, c0, weights, moved, batch_sizes, lengths, *options),
+                *(True, True, True),
+            )
+
+
 def test_a_reserve_of_the_cpu_is_refused(gpu: dict[str, Any]) -> None:
     call = make_call("lstm", dtype=torch.float32, requires_grad=False)
     y, _, _, reserve = torch.ops.fusedrnn.forward(*call.op_arguments())
