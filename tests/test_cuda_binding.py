@@ -271,6 +271,43 @@ def test_a_reserve_that_begins_at_an_odd_place_is_refused(gpu: dict[str, Any]) -
             )
 
 
+# Rows that choose the ordinary cores, and those that choose the tensor cores.
+@pytest.mark.parametrize("N", [3, 9])
+@pytest.mark.parametrize("regime", ["per_step", "resident"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_storage_offsets_change_no_bit(
+    gpu: dict[str, Any],
+    device: TorchDevice,
+    monkeypatch: pytest.MonkeyPatch,
+    dtype: torch.dtype,
+    regime: str,
+    N: int,
+) -> None:
+    """The interpreter reports a load that is not aligned to its width."""
+    if regime == "resident" and dtype == torch.float64:
+        pytest.skip("float64 has no resident kernel")
+    monkeypatch.setenv("FUSEDRNN_CUDA_REGIME", regime)
+    call = make_call("lstm", T=3, N=N, I=5, H=18, D=2, dtype=dtype, requires_grad=False)
+    grads: list[Tensor] = []
+    aligned = both_ways(gpu["forward"], gpu["backward"], call, grads)
+
+    def moved(t: Tensor, by: int) -> Tensor:
+        out = torch.empty(t.numel() + by, dtype=t.dtype)[by:].view(t.shape).copy_(t)
+        assert out.storage_offset() == by
+        return out
+
+    for by in (1, 3):
+        call.x, call.h0, call.c0 = moved(call.x, by), moved(call.h0, by), moved(call.c0, by)
+        call.weights = [moved(w, by) for w in call.weights]
+        there = both_ways(gpu["forward"], gpu["backward"], call, [moved(g, by) for g in grads])
+        for got, wanted in zip(
+            flat(there[0] + there[1]), flat(aligned[0] + aligned[1]), strict=True
+        ):
+            assert torch.equal(got, wanted)
+    mma = regime == "resident" and N == 9 and dtype != torch.float32
+    assert any("_mma_" in name for name in device.launches) == mma
+
+
 def test_a_reserve_of_the_cpu_is_refused(gpu: dict[str, Any]) -> None:
     call = make_call("lstm", dtype=torch.float32, requires_grad=False)
     y, _, _, reserve = torch.ops.fusedrnn.forward(*call.op_arguments())

@@ -2,12 +2,22 @@
 // computed. Rows are packed rows, see kernel_api.h; the pointers of a step begin at its first row.
 #pragma once
 
+#include <type_traits>
+
 #include "../kernel_api.h"
 #include "dtype.h"
 
 namespace fusedrnn::cuda {
 
 constexpr int kThreads = 256;  // of a block, every kernel
+
+// Whether a struct may be a kernel's argument: copied as bytes, and at most 4 KiB of them, which
+// every GPU and driver takes.
+template <class Args>
+constexpr bool kIsArgument = std::is_trivially_copyable_v<Args> && sizeof(Args) <= 4096;
+template <template <class> class Args>
+constexpr bool kAreArguments = kIsArgument<Args<float>> && kIsArgument<Args<double>> &&
+                               kIsArgument<Args<Half>> && kIsArgument<Args<BFloat16>>;
 
 // One stage of one step in one direction, after its product. State is updated in place, so that
 // sequences that have ended, or not begun, keep theirs.
@@ -166,5 +176,9 @@ struct OffsetsArgs {
   int64_t* to;  // [count]
   int64_t values[kOffsetsPerLaunch];
 };
+
+static_assert(kAreArguments<StepForwardArgs> && kAreArguments<StepBackwardArgs>);
+static_assert(kAreArguments<RoundArgs> && kAreArguments<SumRowsArgs> && kIsArgument<OffsetsArgs>);
+static_assert(kAreArguments<ResidentForwardArgs> && kAreArguments<ResidentBackwardArgs>);
 
 }  // namespace fusedrnn::cuda

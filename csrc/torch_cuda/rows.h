@@ -26,4 +26,6 @@ struct StoreArgs {
   bool accumulate;
 };
 
+static_assert(kIsArgument<PackArgs> && kAreArguments<StoreArgs>);
+
 }  // namespace fusedrnn::cuda
