@@ -51,6 +51,14 @@ STABLE_TORCH_LIBRARY(fusedrnn, m) {
       "_plan(str cell, str dtype, int[] sizes, str architecture, bool backward, bool allow_tf32, "
       "str regime) -> (str text, float step, float total, str limit)");
   m.def("_plan_architectures() -> str");
+  // What the plan believes of an architecture: its limits in lines of `key value`, and how many
+  // blocks of a kernel one multiprocessor runs together.
+  m.def("_plan_device(str architecture) -> str");
+  m.def("_plan_blocks_per_sm(str architecture, int registers, int shared_bytes) -> int");
+  // What the driver says instead: limits by the same keys, versions, and a line for each kernel;
+  // and its own count of the blocks.
+  m.def("_device_facts(int index) -> str");
+  m.def("_occupancy(str kernel, int shared_bytes, int index) -> int");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fusedrnn, CPU, m) {
