@@ -274,12 +274,16 @@ def test_a_reserve_that_begins_at_an_odd_place_is_refused(gpu: dict[str, Any]) -
 # Rows that choose the ordinary cores, and those that choose the tensor cores.
 @pytest.mark.parametrize("N", [3, 9])
 @pytest.mark.parametrize("regime", ["per_step", "resident"])
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("dtype", "tf32"), [*((dtype, False) for dtype in DTYPES), (torch.float32, True)]
+)
 def test_storage_offsets_change_no_bit(
+    request: pytest.FixtureRequest,
     gpu: dict[str, Any],
     device: TorchDevice,
     monkeypatch: pytest.MonkeyPatch,
     dtype: torch.dtype,
+    tf32: bool,
     regime: str,
     N: int,
 ) -> None:
@@ -287,6 +291,9 @@ def test_storage_offsets_change_no_bit(
     if regime == "resident" and dtype == torch.float64:
         pytest.skip("float64 has no resident kernel")
     monkeypatch.setenv("FUSEDRNN_CUDA_REGIME", regime)
+    before = torch.get_float32_matmul_precision()
+    request.addfinalizer(lambda: torch.set_float32_matmul_precision(before))
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
     call = make_call("lstm", T=3, N=N, I=5, H=18, D=2, dtype=dtype, requires_grad=False)
     grads: list[Tensor] = []
     aligned = both_ways(gpu["forward"], gpu["backward"], call, grads)
@@ -304,7 +311,7 @@ def test_storage_offsets_change_no_bit(
             flat(there[0] + there[1]), flat(aligned[0] + aligned[1]), strict=True
         ):
             assert torch.equal(got, wanted)
-    mma = regime == "resident" and N == 9 and dtype != torch.float32
+    mma = regime == "resident" and N == 9 and (tf32 or dtype != torch.float32)
     assert any("_mma_" in name for name in device.launches) == mma
 
 
