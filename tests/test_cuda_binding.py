@@ -21,12 +21,18 @@ from fusedrnn._library import CELLS
 from tests.calls import FORMS, make_call
 from tests.cuda.build import compile_kernel, kernels_of, nvcc
 from tests.cuda.device import Limits
-from tests.torch_cuda.build import CSRC, ptx
+from tests.torch_cuda.build import CSRC, binding, ptx
 from tests.torch_cuda.device import TorchDevice, using
 
 pytestmark = pytest.mark.skipif(nvcc() is None, reason="no nvcc: kernels cannot be compiled")
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
+SHORT = {
+    torch.float32: "f32",
+    torch.float64: "f64",
+    torch.float16: "f16",
+    torch.bfloat16: "bf16",
+}
 # Of the largest value of a tensor.
 TOLERANCE = {
     torch.float32: 2e-5,
@@ -197,6 +203,118 @@ def test_step(gpu: dict[str, Any], cell: str, dtype: torch.dtype) -> None:
     assert_close(results[1], results[0], dtype)
 
 
+@pytest.fixture
+def limit_products() -> Iterator[Any]:
+    """Sets how much scratch memory a product may take, for one test."""
+    yield binding().limit_products
+    binding().limit_products(binding().PRODUCT_BYTES)
+
+
+@pytest.mark.parametrize("regime", ["per_step", "resident"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_no_product_of_torchs_is_in_16_bits(
+    gpu: dict[str, Any], monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, regime: str
+) -> None:
+    """There torch may add the parts of a long sum in 16 bits."""
+    monkeypatch.setenv("FUSEDRNN_CUDA_REGIME", regime)
+    for cell in ("lstm", "gru_reset_before", *(["lstm_proj"] if regime == "per_step" else [])):
+        assert_same_as_cpu(gpu, make_call(cell, dtype=dtype, requires_grad=False), dtype)
+    factors = str(dtype).removeprefix("torch.")
+    assert {(a, out) for _, a, out in binding().products()} == {(factors, "float32")}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_products_in_slices(
+    gpu: dict[str, Any], device: TorchDevice, limit_products: Any, dtype: torch.dtype
+) -> None:
+    """Slices of an odd number of rows, and of one, give the same values."""
+    call = make_call("lstm", T=7, N=5, I=3, H=6, D=2, dtype=dtype, requires_grad=False)
+    grads: list[Tensor] = []
+    whole = both_ways(gpu["forward"], gpu["backward"], call, grads)[1]
+    stores = device.launches.count(f"store_{SHORT[dtype]}")
+    for rows in (11, 1):
+        limit_products(rows * 3 * max(4, dtype.itemsize))  # of d_x: 35 rows of 3 values
+        parts = both_ways(gpu["forward"], gpu["backward"], call, grads)[1]
+        assert_close(parts, whole, dtype)
+        assert device.launches.count(f"store_{SHORT[dtype]}") > 2 * stores
+    # 35 rows in slices of 9, 9, 9 and 8: of both directions, or where torch may write the first
+    # direction's product itself, of the second.
+    rows_at_once = [rows for rows, *_ in binding().products()]
+    assert rows_at_once.count(9) == 3 * (2 if dtype.itemsize == 2 else 1)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_slices_cover_and_keep_the_bound(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    for _ in range(500):
+        M, N, limit = (int(2 ** rng.uniform(0, most)) for most in (30, 20, 27))
+        size = int(rng.choice([4, 8]))
+        rows = binding().slice_rows(M, N, size, limit)
+        assert 1 <= rows <= M
+        assert rows * N * size <= limit or rows == 1
+        # As few slices as can be: with one fewer some slice would be too large.
+        slices = -(-M // rows)
+        if slices > 1:
+            assert -(-M // (slices - 1)) * N * size > limit
+
+
+def test_a_reserve_that_begins_at_an_odd_place_is_refused(gpu: dict[str, Any]) -> None:
+    call = make_call("lstm", dtype=torch.float32, requires_grad=False)
+    x, h0, c0, weights, batch_sizes, lengths, *options, _ = call.op_arguments()
+    y, _, _, reserve = gpu["forward"](*call.op_arguments())
+    for odd in (1, 4):
+        moved = torch.empty(reserve.numel() + odd, dtype=torch.uint8)[odd:].copy_(reserve)
+        with pytest.raises(RuntimeError, match=f"begin at a multiple of 8 .* begins {odd} bytes"):
+            gpu["backward"](
+                *(y, None, None, x, h0, c0, weights, moved, batch_sizes, lengths, *options),
+                *(True, True, True),
+            )
+
+
+# Rows that choose the ordinary cores, and those that choose the tensor cores.
+@pytest.mark.parametrize("N", [3, 9])
+@pytest.mark.parametrize("regime", ["per_step", "resident"])
+@pytest.mark.parametrize(
+    ("dtype", "tf32"), [*((dtype, False) for dtype in DTYPES), (torch.float32, True)]
+)
+def test_storage_offsets_change_no_bit(
+    request: pytest.FixtureRequest,
+    gpu: dict[str, Any],
+    device: TorchDevice,
+    monkeypatch: pytest.MonkeyPatch,
+    dtype: torch.dtype,
+    tf32: bool,
+    regime: str,
+    N: int,
+) -> None:
+    """The interpreter reports a load that is not aligned to its width."""
+    if regime == "resident" and dtype == torch.float64:
+        pytest.skip("float64 has no resident kernel")
+    monkeypatch.setenv("FUSEDRNN_CUDA_REGIME", regime)
+    before = torch.get_float32_matmul_precision()
+    request.addfinalizer(lambda: torch.set_float32_matmul_precision(before))
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    call = make_call("lstm", T=3, N=N, I=5, H=18, D=2, dtype=dtype, requires_grad=False)
+    grads: list[Tensor] = []
+    aligned = both_ways(gpu["forward"], gpu["backward"], call, grads)
+
+    def moved(t: Tensor, by: int) -> Tensor:
+        out = torch.empty(t.numel() + by, dtype=t.dtype)[by:].view(t.shape).copy_(t)
+        assert out.storage_offset() == by
+        return out
+
+    for by in (1, 3):
+        call.x, call.h0, call.c0 = moved(call.x, by), moved(call.h0, by), moved(call.c0, by)
+        call.weights = [moved(w, by) for w in call.weights]
+        there = both_ways(gpu["forward"], gpu["backward"], call, [moved(g, by) for g in grads])
+        for got, wanted in zip(
+            flat(there[0] + there[1]), flat(aligned[0] + aligned[1]), strict=True
+        ):
+            assert torch.equal(got, wanted)
+    mma = regime == "resident" and N == 9 and (tf32 or dtype != torch.float32)
+    assert any("_mma_" in name for name in device.launches) == mma
+
+
 def test_a_reserve_of_the_cpu_is_refused(gpu: dict[str, Any]) -> None:
     call = make_call("lstm", dtype=torch.float32, requires_grad=False)
     y, _, _, reserve = torch.ops.fusedrnn.forward(*call.op_arguments())
@@ -213,6 +331,32 @@ def test_regime_by_a_wrong_name(gpu: dict[str, Any], monkeypatch: pytest.MonkeyP
     call = make_call("lstm", dtype=torch.float32, requires_grad=False)
     with pytest.raises(RuntimeError, match="FUSEDRNN_CUDA_REGIME must be resident or per_step, go"):
         gpu["forward"](*call.op_arguments())
+
+
+@pytest.mark.parametrize("limit", ["0", "-1", "fast", "1e6", "4294967296", " 5"])
+def test_a_spin_limit_that_is_none(
+    gpu: dict[str, Any], monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    monkeypatch.setenv("FUSEDRNN_CUDA_SPIN_LIMIT", limit)
+    call = make_call("lstm", dtype=torch.float32, requires_grad=False)
+    with pytest.raises(
+        RuntimeError,
+        match=f"SPIN_LIMIT must be a whole number from 1 to 4294967295, got '{limit}'",
+    ):
+        gpu["forward"](*call.op_arguments())
+
+
+def test_the_spin_limit_reaches_the_kernels(
+    gpu: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No block finds the others there at its first look."""
+    monkeypatch.setenv("FUSEDRNN_CUDA_REGIME", "resident")
+    call = make_call("lstm", H=40, dtype=torch.float32, requires_grad=False)
+    monkeypatch.setenv("FUSEDRNN_CUDA_SPIN_LIMIT", "1")
+    with pytest.raises(RuntimeError, match=r"assert.*in resident_forward_fma_f32"):
+        gpu["forward"](*call.op_arguments())
+    monkeypatch.setenv("FUSEDRNN_CUDA_SPIN_LIMIT", "4294967295")
+    gpu["forward"](*call.op_arguments())
 
 
 def test_regime_that_cannot_run(gpu: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

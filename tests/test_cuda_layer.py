@@ -69,12 +69,13 @@ def run_on(
     regime: str = "per_step",
     allow_tf32: bool = False,
     gates_bytes: int = 1 << 26,
+    spin_limit: int | None = None,
     want_x: bool = True,
     want_weights: bool = True,
     with_d_y: bool = True,
 ) -> Run:
     """Outputs and, if kept, gradients, by the names of tests.test_kernels.run."""
-    how = (regime, allow_tf32, gates_bytes)
+    how = (regime, allow_tf32, gates_bytes, spin_limit or build.host().SPIN_LIMIT)
     dtype, i = case.dtype, case.inputs
     real = "f64" if dtype == "f64" else "f32"
     host = build.host()
@@ -314,6 +315,23 @@ def test_the_order_of_threads_changes_no_bit(cell: str, cores: str) -> None:
     ]
     for other in runs[1:]:
         assert all((other[name] == value).all() for name, value in runs[0].items())
+
+
+@pytest.mark.parametrize("cores", ["fma_f32", "mma_bf16"])
+def test_blocks_look_far_less_often_than_they_may(cores: str) -> None:
+    """With a limit 8192 times smaller nothing gives up, though threads take turns here."""
+    mma, dtype = cores.split("_")
+    N = 9 if mma == "mma" else 3
+    case = DeviceCase("lstm", N, 3, 70, 70, 2, True, (N, N, 2), dtype)
+    for seed in range(3):
+        limits = Limits(sms=8)
+        got = run_on(
+            case,
+            Device(build.ptx(80), seed, limits),
+            regime="resident",
+            spin_limit=build.host().SPIN_LIMIT >> 13,
+        )
+        assert_right(got, case)
 
 
 def test_the_regimes_agree() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shutil
 from pathlib import Path
 
@@ -81,8 +82,8 @@ MUTATIONS = [
         "waits for all blocks but one",
         "resident_fma.cu",
         "barrier.cuh",
-        "while (arrived < expected_)",
-        "while (arrived + 1 < expected_)",
+        "while (arrived < expected_ &&",
+        "while (arrived + 1 < expected_ &&",
         ("race",),
         FMA,
     ),
@@ -234,13 +235,17 @@ def sign_of(mutation: Mutation, ptx: list[Path], seed: int) -> str:
     return ""
 
 
-@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda m: m.name)
-def test_is_caught(mutation: Mutation, tmp_path: Path) -> None:
+def compiled(mutation: Mutation, tmp_path: Path) -> list[Path]:
+    """All kernels, with the change."""
     source = mutated(tmp_path / "csrc", mutation)
     output = tmp_path / f"{source.stem}.ptx"
     build.compile_kernel(source, output, "-arch=compute_80", "-ptx")
-    others = [path for path in build.ptx(80) if path.name != output.name]
-    assert judge(mutation, [*others, output]) in mutation.sign
+    return [*(path for path in build.ptx(80) if path.name != output.name), output]
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda m: m.name)
+def test_is_caught(mutation: Mutation, tmp_path: Path) -> None:
+    assert judge(mutation, compiled(mutation, tmp_path)) in mutation.sign
 
 
 @pytest.mark.parametrize(
@@ -248,8 +253,32 @@ def test_is_caught(mutation: Mutation, tmp_path: Path) -> None:
 )
 def test_nothing_is_caught_without_a_change(mutation: Mutation, tmp_path: Path) -> None:
     same = dataclasses.replace(mutation, new=mutation.old)
-    source = mutated(tmp_path / "csrc", same)
-    output = tmp_path / f"{source.stem}.ptx"
-    build.compile_kernel(source, output, "-arch=compute_80", "-ptx")
-    others = [path for path in build.ptx(80) if path.name != output.name]
-    assert judge(same, [*others, output]) == ""
+    assert judge(same, compiled(same, tmp_path)) == ""
+
+
+@pytest.mark.parametrize("way", ["forward", "backward"])
+@pytest.mark.parametrize("case", [FMA, MMA], ids=["fma_f32", "mma_bf16"])
+def test_a_block_that_never_arrives_ends_in_an_error(
+    case: DeviceCase, way: str, tmp_path: Path
+) -> None:
+    """The others stop looking, and the error names the kernel and a way out."""
+    cores = "mma" if case is MMA else "fma"
+    block = f"if (threadIdx.x == 0 && (blockIdx.x != 1 || kernel_[9] != '{way[0]}'))"
+    absent = Mutation(
+        "a block never arrives",
+        f"resident_{cores}.cu",
+        "barrier.cuh",
+        ARRIVE,
+        ARRIVE.replace("if (threadIdx.x == 0)", block),
+        ("assert",),
+        case,
+    )
+    device = Device(compiled(absent, tmp_path))
+    with pytest.raises(Fault) as failed:
+        run_on(case, device, regime="resident", spin_limit=1 << 12)
+    kernel = f"resident_{way}_{cores}_{case.dtype}"
+    assert device.launches[-1] == kernel
+    assert failed.value.kind == "assert"
+    assert re.search(
+        rf"arrive; FUSEDRNN_CUDA_REGIME=per_step .*, in {kernel}$", failed.value.args[0], re.M
+    )

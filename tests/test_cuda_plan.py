@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+import fusedrnn  # noqa: F401  (its ops)
 import setup_build
 from tests.cuda import build
 from tests.numpy_reference import GATES
@@ -304,6 +306,30 @@ def test_what_does_not_fit_is_named(seed: int) -> None:
             blamed["weights"] += 1
             assert why.startswith("the recurrent weights do not fit")
             assert "resident" not in regimes
+
+
+def test_what_the_plan_believes_can_be_asked() -> None:
+    """By the keys that the driver's side uses, so that a program can compare them."""
+    for arch, device in build.host().architectures().items():
+        lines = torch.ops.fusedrnn._plan_device(arch).splitlines()
+        assert {key: int(value) for key, value in map(str.split, lines)} == device
+        for registers, shared in [
+            (32, 0),
+            (200, 0),
+            (255, 60000),
+            (40, device["shared_per_block"]),
+        ]:
+            assert torch.ops.fusedrnn._plan_blocks_per_sm(
+                arch, registers, shared
+            ) == build.host().blocks_per_sm(arch, registers, shared)
+    for call, message in [
+        (lambda: torch.ops.fusedrnn._plan_device("sm_70"), "arch must be one of sm_75"),
+        (lambda: torch.ops.fusedrnn._plan_blocks_per_sm("x", 1, 0), "arch must be one of sm_75"),
+        (lambda: torch.ops.fusedrnn._plan_blocks_per_sm("sm_80", 0, 0), "from 1 to 255, got 0"),
+        (lambda: torch.ops.fusedrnn._plan_blocks_per_sm("sm_80", 9, -1), "negative, got -1"),
+    ]:
+        with pytest.raises(RuntimeError, match=message):
+            call()
 
 
 def test_unknown_names_are_refused() -> None:

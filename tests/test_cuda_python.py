@@ -251,6 +251,32 @@ def test_tf32_by_each_of_torchs_settings(change: dict[str, Any], allowed: bool) 
         torch.set_float32_matmul_precision(before)
 
 
+def test_what_the_driver_says_needs_the_library_and_a_gpu() -> None:
+    """With a GPU: the plan's keys, and a line for each kernel."""
+    ops = torch.ops.fusedrnn
+    if _library.CUDA.path is None:
+        for call in (
+            lambda: ops._device_facts(0),
+            lambda: ops._occupancy("step_forward_f32", 0, 0),
+        ):
+            with pytest.raises(NotImplementedError, match="for schema fusedrnn::_"):
+                call()
+    elif not torch.cuda.is_available():
+        for call in (
+            lambda: ops._device_facts(0),
+            lambda: ops._occupancy("step_forward_f32", 0, 0),
+        ):
+            with pytest.raises(RuntimeError, match="fusedrnn: there is no GPU: cudaError"):
+                call()
+    else:
+        lines = [line.split() for line in ops._device_facts(0).splitlines()]
+        believed = {line.split()[0] for line in ops._plan_device("sm_90").splitlines()}
+        assert believed <= {words[0] for words in lines}
+        kernels = [words[1] for words in lines if words[0] == "kernel"]
+        assert "resident_forward_fma_f32" in kernels and "store_bf16" in kernels
+        assert all(ops._occupancy(name, 0, 0) > 0 for name in kernels)
+
+
 def test_config_says_what_there_is_of_cuda() -> None:
     config = _library.config()
     assert "CUDA library" in config and "CUDA devices" in config

@@ -5,6 +5,7 @@ on the right one beside it (tests/ptxvm/probes).
 from __future__ import annotations
 
 import ctypes
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -671,7 +672,9 @@ def test_faults_of_the_kernel_itself(load: Load) -> None:
     x = np.arange(64).astype(np.int32)
     program.launch("asserts", 1, 64, [x, out])
     np.testing.assert_array_equal(out, x)
-    assert faulty("assert", program, "asserts", 1, 64, [x + 60, out]).thread >= 40
+    failed = faulty("assert", program, "asserts", 1, 64, [x + 60, out])
+    assert failed.thread >= 40
+    assert re.search(r"hold: x\[threadIdx.x\] < 100, in .*asserts", str(failed))
     assert faulty("division by zero", program, "divides", 1, 64, [x, out]).thread == 0
     assert "inlined" in str(faulty("unsupported", program, "calls", 1, 64, [x, out]))
 

@@ -213,6 +213,27 @@ def test_backward(cell: str, form: str, row: Row) -> None:
     check(torch.ops.fusedrnn.backward, backward_arguments(cell, form), row)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_reserve_that_begins_at_an_odd_place(dtype: torch.dtype) -> None:
+    """The kernels load whole vectors of what forward kept."""
+    call = make_call("lstm", dtype=dtype, requires_grad=False)
+    x, h0, c0, weights, batch_sizes, lengths, *options, _ = call.op_arguments()
+    y, _, _, reserve = torch.ops.fusedrnn.forward(*call.op_arguments())
+
+    def backward(reserve: Tensor) -> Any:
+        return torch.ops.fusedrnn.backward(
+            *(y, None, None, x, h0, c0, weights, reserve, batch_sizes, lengths, *options),
+            *(True, True, True),
+        )
+
+    whole = 8 // reserve.itemsize
+    backward(torch.empty(whole + len(reserve), dtype=reserve.dtype)[whole:].copy_(reserve))
+    moved = torch.empty(1 + len(reserve), dtype=reserve.dtype)[1:].copy_(reserve)
+    message = f"reserve must begin at a multiple of 8 bytes, .* begins {reserve.itemsize} bytes"
+    with pytest.raises(RuntimeError, match=message):
+        backward(moved)
+
+
 # --- Sizes that no memory holds ------------------------------------------------------------------
 
 

@@ -2,12 +2,22 @@
 // computed. Rows are packed rows, see kernel_api.h; the pointers of a step begin at its first row.
 #pragma once
 
+#include <type_traits>
+
 #include "../kernel_api.h"
 #include "dtype.h"
 
 namespace fusedrnn::cuda {
 
 constexpr int kThreads = 256;  // of a block, every kernel
+
+// Whether a struct may be a kernel's argument: copied as bytes, and at most 4 KiB of them, which
+// every GPU and driver takes.
+template <class Args>
+constexpr bool kIsArgument = std::is_trivially_copyable_v<Args> && sizeof(Args) <= 4096;
+template <template <class> class Args>
+constexpr bool kAreArguments = kIsArgument<Args<float>> && kIsArgument<Args<double>> &&
+                               kIsArgument<Args<Half>> && kIsArgument<Args<BFloat16>>;
 
 // One stage of one step in one direction, after its product. State is updated in place, so that
 // sequences that have ended, or not begun, keep theirs.
@@ -131,6 +141,7 @@ struct ResidentForwardArgs {
   S* emit[2];                 // [rows, H]
   S* exchange[kMaxStages];    // sources of the stages: [2, D, row_blocks * rows_pad, K_pad]
   unsigned* arrivals;         // [D * row_blocks * kArrivalStride], zero
+  unsigned spin_limit;        // looks at a counter while waiting, then the kernel gives up
 };
 
 // The same backwards, over all positions.
@@ -151,6 +162,7 @@ struct ResidentBackwardArgs {
   S* delta_x[2];              // [rows, G*H] gradient of x W + b_ih, only where it differs
   S* exchange[kMaxStages];    // deltas of the stages: [2, D, row_blocks * rows_pad, K_pad]
   unsigned* arrivals;         // [D * row_blocks * kArrivalStride], zero
+  unsigned spin_limit;        // looks at a counter while waiting, then the kernel gives up
 };
 
 // Counters of arrivals lie in cache lines of their own.
@@ -164,5 +176,9 @@ struct OffsetsArgs {
   int64_t* to;  // [count]
   int64_t values[kOffsetsPerLaunch];
 };
+
+static_assert(kAreArguments<StepForwardArgs> && kAreArguments<StepBackwardArgs>);
+static_assert(kAreArguments<RoundArgs> && kAreArguments<SumRowsArgs> && kIsArgument<OffsetsArgs>);
+static_assert(kAreArguments<ResidentForwardArgs> && kAreArguments<ResidentBackwardArgs>);
 
 }  // namespace fusedrnn::cuda

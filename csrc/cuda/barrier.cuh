@@ -2,15 +2,24 @@
 // for goes between them.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+
+// What a device assert calls: the driver prints the message, and the next call of the CUDA runtime
+// ends in cudaErrorAssert. In the toolkit's headers where assert.h is included with asserts on.
+extern "C" [[noreturn]] __device__ void __assertfail(const char* message, const char* file,
+                                                     unsigned line, const char* function,
+                                                     size_t char_size);
 
 namespace fusedrnn::cuda {
 
 class Barrier {
  public:
-  // arrivals: a counter that starts at zero, for `blocks` blocks.
-  __device__ __forceinline__ Barrier(unsigned* arrivals, unsigned blocks)
-      : arrivals_(arrivals), blocks_(blocks) {}
+  // arrivals: a counter that starts at zero, for `blocks` blocks. A block that has looked at it
+  // spin_limit times while waiting stops the kernel, with an error that names it.
+  __device__ __forceinline__ Barrier(unsigned* arrivals, unsigned blocks, unsigned spin_limit,
+                                     const char* kernel)
+      : arrivals_(arrivals), blocks_(blocks), spin_limit_(spin_limit), kernel_(kernel) {}
 
   // Everything that the block's threads wrote before is visible to whoever waits for it.
   __device__ __forceinline__ void arrive() {
@@ -23,21 +32,31 @@ class Barrier {
   // Waits until all blocks have arrived as often as this one.
   __device__ __forceinline__ void wait() {
     if (threadIdx.x == 0) {
-      unsigned arrived;
+      unsigned arrived, looks = 0;
       do {
         asm volatile("ld.acquire.gpu.global.u32 %0, [%1];"
                      : "=r"(arrived)
                      : "l"(arrivals_)
                      : "memory");
-      } while (arrived < expected_);
+      } while (arrived < expected_ && ++looks < spin_limit_);
+      if (looks == spin_limit_) give_up();
     }
     __syncthreads();
   }
 
  private:
+  __device__ __forceinline__ void give_up() const {
+    __assertfail(
+        "fusedrnn: blocks waited for others that do not arrive; FUSEDRNN_CUDA_REGIME=per_step "
+        "needs no waiting, FUSEDRNN_CUDA_SPIN_LIMIT sets how long they wait",
+        "barrier.cuh", __LINE__, kernel_, 1);
+  }
+
   unsigned* arrivals_;
   unsigned blocks_;
   unsigned expected_ = 0;
+  unsigned spin_limit_;
+  const char* kernel_;
 };
 
 }  // namespace fusedrnn::cuda

@@ -1,7 +1,6 @@
 // The kernels of the library by name, for a launcher that starts them with the CUDA runtime.
 #pragma once
 
-#include <string>
 #include <vector>
 
 namespace fusedrnn::cuda {
@@ -17,13 +16,12 @@ extern const std::vector<Kernel> kRowsKernels;
 extern const std::vector<Kernel> kResidentFmaKernels;
 extern const std::vector<Kernel> kResidentMmaKernels;
 
-// Null where there is no kernel of that name.
-inline const void* kernel_named(const std::string& name) {
+// Calls body(kernel) for each of them.
+template <class Body>
+void for_kernels(const Body& body) {
   for (const auto* table :
        {&kStepKernels, &kRowsKernels, &kResidentFmaKernels, &kResidentMmaKernels})
-    for (const Kernel& kernel : *table)
-      if (name == kernel.name) return kernel.function;
-  return nullptr;
+    for (const Kernel& kernel : *table) body(kernel);
 }
 
 }  // namespace fusedrnn::cuda

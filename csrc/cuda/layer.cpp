@@ -293,7 +293,8 @@ const int64_t* put_offsets(const Sequences& seq, Launcher& launcher) {
 
 // The part of the arguments that forward and backward share.
 template <class Args>
-void describe_block(const Layer& layer, const Plan& plan, const int64_t* row_offset, Args& a) {
+void describe_block(const Layer& layer, const Options& options, const Plan& plan,
+                    const int64_t* row_offset, Args& a) {
   a.cell = layer.cell;
   a.shape = plan.shape;
   a.T = layer.sequences.T;
@@ -301,6 +302,7 @@ void describe_block(const Layer& layer, const Plan& plan, const int64_t* row_off
   a.H = layer.H;
   a.D = layer.D;
   a.row_offset = row_offset;
+  a.spin_limit = options.spin_limit;
 }
 
 // Buffers between blocks. Where the source ends before its rows do, it is zero.
@@ -335,7 +337,7 @@ void forward_resident(const Layer& layer, Launcher& launcher, const Options& opt
   const CellInfo& info = layer.info();
   const int64_t columns = layer.gate_columns(), chunk = chunk_steps<S>(layer, options);
   ResidentForwardArgs<S> a = {};
-  describe_block(layer, plan, put_offsets(seq, launcher), a);
+  describe_block(layer, options, plan, put_offsets(seq, launcher), a);
   put_exchange<S>(plan, launcher, a);
   a.h = args.h;
   a.c = info.has_c ? args.c : nullptr;
@@ -368,11 +370,11 @@ void forward_resident(const Layer& layer, Launcher& launcher, const Options& opt
 }
 
 template <class S>
-void backward_resident(const Layer& layer, Launcher& launcher, const Plan& plan,
-                       const LayerBackward<S>& args, const Deltas<S>* deltas) {
+void backward_resident(const Layer& layer, Launcher& launcher, const Options& options,
+                       const Plan& plan, const LayerBackward<S>& args, const Deltas<S>* deltas) {
   const Sequences& seq = layer.sequences;
   ResidentBackwardArgs<S> a = {};
-  describe_block(layer, plan, put_offsets(seq, launcher), a);
+  describe_block(layer, options, plan, put_offsets(seq, launcher), a);
   put_exchange<S>(plan, launcher, a);
   a.d_y = args.d_y;
   a.d_h = args.d_h;
@@ -533,7 +535,7 @@ void layer_backward(const Layer& layer, Launcher& launcher, const Options& optio
   }
   const Plan plan = checked_plan<S>(layer, launcher, true, options);
   if (plan.regime == Regime::kResident) {
-    backward_resident(layer, launcher, plan, args, deltas);
+    backward_resident(layer, launcher, options, plan, args, deltas);
   } else {
     backward_per_step(layer, launcher, args, deltas);
   }

@@ -20,6 +20,10 @@ struct Options {
   // x W of as many steps as fit this comes at once: enough rows for an efficient product, and no
   // more memory, however long the sequences are.
   int64_t gates_bytes = int64_t(64) << 20;
+  // How often a block looks whether the others have arrived before the kernel ends in an error. A
+  // look takes a trip to L2, by estimate 0.35 us: 2^27 of them 47 s, where a step is waited for
+  // some microseconds. Looks and not time, since a context that is switched out does not look.
+  unsigned spin_limit = 1u << 27;
 };
 
 template <class S>

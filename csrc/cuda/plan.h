@@ -62,6 +62,22 @@ inline int blocks_per_sm(const Device& device, int registers, size_t shared_byte
   return static_cast<int>(blocks);
 }
 
+// Limits in lines of `key value`.
+inline std::string describe(const Device& device) {
+  std::string text;
+  const auto line = [&](const char* key, auto value) {
+    text.append(key).append(" ").append(std::to_string(value)).append("\n");
+  };
+  line("capability", device.capability);
+  line("sms", device.sms);
+  line("threads_per_sm", device.threads_per_sm);
+  line("registers_per_sm", device.registers_per_sm);
+  line("shared_per_block", device.shared_per_block);
+  line("shared_per_sm", device.shared_per_sm);
+  line("shared_reserved", device.shared_reserved);
+  return text;
+}
+
 // Fewer sequences leave a product's columns empty.
 constexpr int64_t kLeastRows = 8;
 

@@ -80,7 +80,7 @@ __device__ __forceinline__ float sum_slices(const ResidentShape& shape, const Re
 
 template <class Product, class Cell>
 __device__ __forceinline__ void resident_forward(
-    const ResidentForwardArgs<typename Product::Stored>& a, char* shared) {
+    const ResidentForwardArgs<typename Product::Stored>& a, char* shared, const char* kernel) {
   using S = typename Product::Stored;
   using V = Real<S>;
   using Args = ResidentForwardArgs<S>;
@@ -89,7 +89,8 @@ __device__ __forceinline__ void resident_forward(
   const int d = place.d, units = place.units;
   const int64_t H = a.H, GH = Cell::kGates * H;
   Product product(a.shape, shared);
-  Barrier barrier(a.arrivals + (d * gridDim.y + blockIdx.y) * kArrivalStride, gridDim.x);
+  Barrier barrier(a.arrivals + (d * gridDim.y + blockIdx.y) * kArrivalStride, gridDim.x,
+                  a.spin_limit, kernel);
   V* bias = reinterpret_cast<V*>(shared + a.shape.bias);
 
   const auto load_weights = [&](auto stage_constant) {
@@ -195,7 +196,7 @@ __device__ __forceinline__ void resident_forward(
 
 template <class Product, class Cell>
 __device__ __forceinline__ void resident_backward(
-    const ResidentBackwardArgs<typename Product::Stored>& a, char* shared) {
+    const ResidentBackwardArgs<typename Product::Stored>& a, char* shared, const char* kernel) {
   using S = typename Product::Stored;
   using V = Real<S>;
   using Args = ResidentBackwardArgs<S>;
@@ -204,7 +205,8 @@ __device__ __forceinline__ void resident_backward(
   const int d = place.d;
   const int64_t H = a.H;
   Product product(a.shape, shared);
-  Barrier barrier(a.arrivals + (d * gridDim.y + blockIdx.y) * kArrivalStride, gridDim.x);
+  Barrier barrier(a.arrivals + (d * gridDim.y + blockIdx.y) * kArrivalStride, gridDim.x,
+                  a.spin_limit, kernel);
 
   // Row r of the product is unit first_u + r of h; k counts the stage's gates of all units.
   const auto load_weights = [&](auto stage_constant) {
@@ -314,20 +316,20 @@ extern __shared__ __align__(16) char dynamic_shared[];
 
 template <class Product>
 __device__ __forceinline__ void run_resident_forward(
-    const ResidentForwardArgs<typename Product::Stored>& a) {
+    const ResidentForwardArgs<typename Product::Stored>& a, const char* kernel) {
   with_cell(a.cell, [&](auto cell) {
     // The plan runs projections per step.
     if constexpr (!describe<decltype(cell)>().projects)
-      resident_forward<Product, decltype(cell)>(a, dynamic_shared);
+      resident_forward<Product, decltype(cell)>(a, dynamic_shared, kernel);
   });
 }
 
 template <class Product>
 __device__ __forceinline__ void run_resident_backward(
-    const ResidentBackwardArgs<typename Product::Stored>& a) {
+    const ResidentBackwardArgs<typename Product::Stored>& a, const char* kernel) {
   with_cell(a.cell, [&](auto cell) {
     if constexpr (!describe<decltype(cell)>().projects)
-      resident_backward<Product, decltype(cell)>(a, dynamic_shared);
+      resident_backward<Product, decltype(cell)>(a, dynamic_shared, kernel);
   });
 }
 
@@ -339,11 +341,11 @@ __device__ __forceinline__ void run_resident_backward(
       resident_forward_##name(                                                                   \
           const __grid_constant__ fusedrnn::cuda::ResidentForwardArgs<typename Product::Stored>  \
               args) {                                                                            \
-    fusedrnn::cuda::run_resident_forward<Product>(args);                                         \
+    fusedrnn::cuda::run_resident_forward<Product>(args, "resident_forward_" #name);              \
   }                                                                                              \
   extern "C" __global__ void __launch_bounds__(fusedrnn::cuda::kThreads, 1)                      \
       resident_backward_##name(                                                                  \
           const __grid_constant__ fusedrnn::cuda::ResidentBackwardArgs<typename Product::Stored> \
               args) {                                                                            \
-    fusedrnn::cuda::run_resident_backward<Product>(args);                                        \
+    fusedrnn::cuda::run_resident_backward<Product>(args, "resident_backward_" #name);            \
   }

@@ -52,6 +52,14 @@ STABLE_TORCH_LIBRARY(fusedrnn, m) {
       "str regime) -> (str text, float step, float total, str limit)");
   // The cards: name, architecture and what the driver calls it, between tabs; a line each.
   m.def("_plan_cards() -> str");
+  // What the plan believes of a card: its limits in lines of `key value`, and how many
+  // blocks of a kernel one multiprocessor runs together.
+  m.def("_plan_device(str card) -> str");
+  m.def("_plan_blocks_per_sm(str card, int registers, int shared_bytes) -> int");
+  // What the driver says instead: limits by the same keys, versions, and a line for each kernel;
+  // and its own count of the blocks.
+  m.def("_device_facts(int index) -> str");
+  m.def("_occupancy(str kernel, int shared_bytes, int index) -> int");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fusedrnn, CPU, m) {

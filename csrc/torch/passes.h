@@ -15,6 +15,7 @@
 //   forward(call, tensors), backward(call, tensors)
 #pragma once
 
+#include <cstdint>
 #include <tuple>
 
 #include "call.h"
@@ -38,6 +39,11 @@ void check_reserve(const Engine& engine, const Call& call, const Tensor& reserve
   check_tensor(engine, reserve, "reserve", engine.reserve_dtype(call), "what forward kept",
                {engine.reserve_size(call, call.reserve_rows())});
   check(reserve.is_contiguous(), "reserve must be contiguous");
+  // The kernels read floats and doubles in it, whatever its dtype.
+  const auto address = reinterpret_cast<uintptr_t>(reserve.data_ptr());
+  check(address % 8 == 0,
+        "reserve must begin at a multiple of 8 bytes, as what forward kept does; ",
+        "got one that begins ", address % 8, " bytes after");
 }
 
 template <class Engine>

@@ -5,6 +5,16 @@
 namespace fusedrnn {
 namespace {
 
+// What body returns; its word about a wrong argument as one of ours.
+template <class Body>
+auto told_as_ours(const Body& body) {
+  try {
+    return body();
+  } catch (const std::invalid_argument& wrong) {
+    fail(wrong.what());
+  }
+}
+
 // What would run and its estimate: text, microseconds a step and in all, and what limits a step,
 // which is empty where the regime that was asked for cannot run.
 std::tuple<std::string, double, double, std::string> plan(StringHandle cell, StringHandle dtype,
@@ -13,7 +23,8 @@ std::tuple<std::string, double, double, std::string> plan(StringHandle cell, Str
                                                           bool allow_tf32, StringHandle regime) {
   const std::string cell_name = take_string(cell), dtype_name = take_string(dtype);
   const std::string card_name = take_string(card), asked = take_string(regime);
-  try {
+  using Result = std::tuple<std::string, double, double, std::string>;
+  return told_as_ours([&]() -> Result {
     const cuda::PlanRequest q = cuda::request_named(cell_named(cell_name), dtype_name, sizes,
                                                     card_name, backward, allow_tf32, asked);
     const cuda::Card& chosen = cuda::card_named(card_name);
@@ -21,9 +32,22 @@ std::tuple<std::string, double, double, std::string> plan(StringHandle cell, Str
     const cuda::Estimate e = cuda::estimate(q, plan, chosen);
     return {cuda::describe(q, plan, chosen), e.step(), e.total(),
             cuda::is_refused(q, plan) ? "" : e.limit()};
-  } catch (const std::invalid_argument& wrong) {
-    fail(wrong.what());
-  }
+  });
+}
+
+std::string plan_device(StringHandle card) {
+  const std::string name = take_string(card);
+  return told_as_ours([&] { return cuda::describe(cuda::card_named(name).device); });
+}
+
+int64_t plan_blocks_per_sm(StringHandle card, int64_t registers, int64_t shared_bytes) {
+  const std::string name = take_string(card);
+  check(0 < registers && registers <= 255, "registers must be from 1 to 255, got ", registers);
+  check(shared_bytes >= 0, "shared_bytes must not be negative, got ", shared_bytes);
+  return told_as_ours([&]() -> int64_t {
+    return cuda::blocks_per_sm(cuda::card_named(name).device, static_cast<int>(registers),
+                               static_cast<size_t>(shared_bytes));
+  });
 }
 
 }  // namespace
@@ -32,4 +56,6 @@ std::tuple<std::string, double, double, std::string> plan(StringHandle cell, Str
 STABLE_TORCH_LIBRARY_IMPL(fusedrnn, CompositeExplicitAutograd, m) {
   m.impl("_plan", TORCH_BOX(&fusedrnn::plan));
   m.impl("_plan_cards", TORCH_BOX(&fusedrnn::cuda::list_cards));
+  m.impl("_plan_device", TORCH_BOX(&fusedrnn::plan_device));
+  m.impl("_plan_blocks_per_sm", TORCH_BOX(&fusedrnn::plan_blocks_per_sm));
 }

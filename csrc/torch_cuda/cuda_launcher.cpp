@@ -4,24 +4,29 @@
 #include <memory>
 #include <mutex>
 
+#include "../cuda/args.h"
+#include "../cuda/plan.h"
 #include "kernels.h"
 
 namespace fusedrnn::cuda {
 
 struct KernelFacts {
   const void* function;
-  int registers;
+  cudaFuncAttributes attributes;
   size_t shared_allowed;  // dynamic shared memory that it may ask for
 };
 
 struct DeviceFacts {
   Device limits;
+  bool cooperative;  // whether blocks can be started together
   std::string name;
-  std::mutex mutex;
-  std::map<std::string, KernelFacts> kernels;
+  std::map<std::string, KernelFacts> kernels;  // all of the library
+  std::mutex mutex;                            // of shared_allowed
 };
 
 namespace {
+
+using torch::stable::accelerator::DeviceGuard;
 
 // Blocks may ask for more only after a call says so.
 constexpr size_t kSharedByDefault = size_t(48) << 10;
@@ -30,9 +35,16 @@ std::string text_of(cudaError_t error) {
   return std::string(cudaGetErrorName(error)).append(" (").append(cudaGetErrorString(error)) + ")";
 }
 
+// What cudaErrorAssert means here.
+constexpr const char* kAsserted =
+    "a kernel of this process stopped itself, and said why on standard error (for one of "
+    "fusedrnn's: its blocks waited too long for each other; FUSEDRNN_CUDA_REGIME=per_step needs no "
+    "waiting). The device is of no use to this process any more: start it again";
+
 void check_cuda(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
   cudaGetLastError();  // this error is told now, not at the next call
+  if (error == cudaErrorAssert) fail(what, " failed: ", text_of(error), "; ", kAsserted);
   fail(what, " failed: ", text_of(error));
 }
 
@@ -42,18 +54,52 @@ int attribute(cudaDeviceAttr which, int index) {
   return value;
 }
 
+// While it lives, this thread may do what would break a capture of its stream into a CUDA graph.
+// Loading kernels and setting their attributes enqueue nothing, so a capture loses nothing.
+class RelaxedCapture {
+ public:
+  RelaxedCapture() {
+    check_cuda(cudaThreadExchangeStreamCaptureMode(&mode_), "cudaThreadExchangeStreamCaptureMode");
+  }
+  ~RelaxedCapture() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+  RelaxedCapture(const RelaxedCapture&) = delete;
+  RelaxedCapture& operator=(const RelaxedCapture&) = delete;
+
+ private:
+  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;  // then the one to go back to
+};
+
+std::string way_out(cudaError_t error, const DeviceFacts& device);
+
+// CUDA loads a kernel when it is first used, which may wait for kernels that run and cannot happen
+// in a capture; cudaFuncGetAttributes is such a use. So all are loaded with the device's first
+// call.
+void load_kernels(DeviceFacts& device) {
+  const RelaxedCapture relaxed;
+  for_all_kernels([&](const Kernel& kernel) {
+    KernelFacts facts = {kernel.function, {}, kSharedByDefault};
+    const cudaError_t error = cudaFuncGetAttributes(&facts.attributes, kernel.function);
+    if (error != cudaSuccess) {
+      cudaGetLastError();
+      fail("CUDA kernel ", kernel.name, " cannot be loaded: ", text_of(error), "; ",
+           way_out(error, device));
+    }
+    device.kernels.emplace(kernel.name, facts);
+  });
+}
+
+// Of the current device, whose index this is.
 std::unique_ptr<DeviceFacts> facts_of(int index) {
   auto facts = std::make_unique<DeviceFacts>();
   const auto bytes = [&](cudaDeviceAttr which) {
     return static_cast<size_t>(attribute(which, index));
   };
+  facts->cooperative = attribute(cudaDevAttrCooperativeLaunch, index) != 0;
   facts->limits = {
       .capability = 10 * attribute(cudaDevAttrComputeCapabilityMajor, index) +
                     attribute(cudaDevAttrComputeCapabilityMinor, index),
       // Where blocks cannot be started together none can be resident.
-      .sms = attribute(cudaDevAttrCooperativeLaunch, index)
-                 ? attribute(cudaDevAttrMultiProcessorCount, index)
-                 : 0,
+      .sms = facts->cooperative ? attribute(cudaDevAttrMultiProcessorCount, index) : 0,
       .threads_per_sm = attribute(cudaDevAttrMaxThreadsPerMultiProcessor, index),
       .registers_per_sm = attribute(cudaDevAttrMaxRegistersPerMultiprocessor, index),
       .shared_per_block = bytes(cudaDevAttrMaxSharedMemoryPerBlockOptin),
@@ -63,10 +109,22 @@ std::unique_ptr<DeviceFacts> facts_of(int index) {
   cudaDeviceProp properties;
   check_cuda(cudaGetDeviceProperties(&properties, index), "cudaGetDeviceProperties");
   facts->name = properties.name;
+  load_kernels(*facts);
   return facts;
 }
 
-DeviceFacts& device_facts(int index) {
+// Makes a device the current one. This library has a CUDA runtime of its own beside torch's; both
+// go by the current context, which is left as it is where it belongs to the device: it may be
+// another one than cudaSetDevice would take.
+void use_device(int index) {
+  int current = -1;
+  check_cuda(cudaGetDevice(&current), "cudaGetDevice");
+  if (current != index) check_cuda(cudaSetDevice(index), "cudaSetDevice");
+}
+
+// Makes the device the current one.
+DeviceFacts& facts_on(int index) {
+  use_device(index);
   static std::mutex mutex;
   static std::map<int, std::unique_ptr<DeviceFacts>> devices;
   const std::lock_guard lock(mutex);
@@ -97,6 +155,8 @@ std::string way_out(cudaError_t error, const DeviceFacts& device) {
     case cudaErrorLaunchOutOfResources:
       return "the device cannot hold all blocks at once, perhaps because it is shared: "
              "FUSEDRNN_CUDA_REGIME=per_step needs less";
+    case cudaErrorAssert:
+      return kAsserted;
     case cudaErrorMemoryAllocation:
       return "take a smaller batch or shorter sequences";
     default:
@@ -105,18 +165,33 @@ std::string way_out(cudaError_t error, const DeviceFacts& device) {
 }
 
 KernelFacts& kernel_facts(DeviceFacts& device, const std::string& name) {
-  const auto known = device.kernels.find(name);
-  if (known != device.kernels.end()) return known->second;
-  const void* function = any_kernel_named(name);
-  check(function, "no CUDA kernel is named ", name);
-  cudaFuncAttributes attributes;
-  const cudaError_t error = cudaFuncGetAttributes(&attributes, function);
+  const auto found = device.kernels.find(name);
+  check(found != device.kernels.end(), "no CUDA kernel is named ", name);
+  return found->second;
+}
+
+// Lets a kernel ask for this much dynamic shared memory.
+cudaError_t allow_shared(DeviceFacts& device, KernelFacts& kernel, size_t bytes) {
+  const std::lock_guard lock(device.mutex);
+  if (bytes <= kernel.shared_allowed) return cudaSuccess;
+  const RelaxedCapture relaxed;
+  const cudaError_t error = cudaFuncSetAttribute(
+      kernel.function, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+  if (error == cudaSuccess) kernel.shared_allowed = bytes;
+  return error;
+}
+
+// The index of a device, as a caller gives it.
+int checked_index(int64_t index) {
+  int devices = 0;
+  const cudaError_t error = cudaGetDeviceCount(&devices);
   if (error != cudaSuccess) {
     cudaGetLastError();
-    fail("CUDA kernel ", name, " cannot be loaded: ", text_of(error), "; ", way_out(error, device));
+    fail("there is no GPU: ", text_of(error));
   }
-  return device.kernels.emplace(name, KernelFacts{function, attributes.numRegs, kSharedByDefault})
-      .first->second;
+  check(0 <= index && index < devices, "index must be that of one of ", devices, " GPUs, got ",
+        index);
+  return static_cast<int>(index);
 }
 
 int index_of(const Tensor& x) {
@@ -140,9 +215,7 @@ cudaStream_t current_stream(int index) {
 const char* compiled_architectures() { return FUSEDRNN_CUDA_ARCHITECTURES; }
 
 CudaLauncher::CudaLauncher(const Tensor& x)
-    : TorchLauncher(x), index_(index_of(x)), guard_(index_), facts_(device_facts(index_)) {
-  // This library has a CUDA runtime of its own beside torch's; both go by the current context.
-  check_cuda(cudaSetDevice(index_), "cudaSetDevice");
+    : TorchLauncher(x), index_(index_of(x)), guard_(index_), facts_(facts_on(index_)) {
   stream_ = current_stream(index_);
 }
 
@@ -157,23 +230,12 @@ void CudaLauncher::check_device(const Tensor& t, const char* name) const {
 const Device& CudaLauncher::device() const { return facts_.limits; }
 
 int CudaLauncher::registers_of(const std::string& kernel) {
-  const std::lock_guard lock(facts_.mutex);
-  return kernel_facts(facts_, kernel).registers;
+  return kernel_facts(facts_, kernel).attributes.numRegs;
 }
 
 void CudaLauncher::launch(const Launch& l) {
-  const void* function;
-  cudaError_t error = cudaSuccess;
-  {
-    const std::lock_guard lock(facts_.mutex);
-    KernelFacts& kernel = kernel_facts(facts_, l.kernel);
-    function = kernel.function;
-    if (l.shared_bytes > kernel.shared_allowed) {
-      error = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                   static_cast<int>(l.shared_bytes));
-      if (error == cudaSuccess) kernel.shared_allowed = l.shared_bytes;
-    }
-  }
+  KernelFacts& kernel = kernel_facts(facts_, l.kernel);
+  cudaError_t error = allow_shared(facts_, kernel, l.shared_bytes);
   if (error == cudaSuccess) {
     cudaLaunchAttribute together = {};
     together.id = cudaLaunchAttributeCooperative;
@@ -186,7 +248,7 @@ void CudaLauncher::launch(const Launch& l) {
     config.attrs = &together;
     config.numAttrs = l.cooperative ? 1 : 0;
     void* arguments[] = {const_cast<void*>(l.args)};
-    error = cudaLaunchKernelExC(&config, function, arguments);
+    error = cudaLaunchKernelExC(&config, kernel.function, arguments);
   }
   if (error == cudaSuccess) return;
   cudaGetLastError();
@@ -198,6 +260,44 @@ void CudaLauncher::launch(const Launch& l) {
 
 void CudaLauncher::zero(void* p, size_t bytes) {
   check_cuda(cudaMemsetAsync(p, 0, bytes, stream_), "cudaMemsetAsync");
+}
+
+std::string describe_device(int64_t given_index) {
+  const int index = checked_index(given_index);
+  const DeviceGuard guard(index);
+  const DeviceFacts& facts = facts_on(index);
+  int driver = 0, runtime = 0;
+  check_cuda(cudaDriverGetVersion(&driver), "cudaDriverGetVersion");
+  check_cuda(cudaRuntimeGetVersion(&runtime), "cudaRuntimeGetVersion");
+  std::ostringstream text;
+  text << "name " << facts.name << "\n" << describe(facts.limits);
+  text << "cooperative_launch " << facts.cooperative << "\n";
+  text << "driver " << driver / 1000 << "." << driver % 1000 / 10 << "\n";
+  text << "runtime " << runtime / 1000 << "." << runtime % 1000 / 10 << "\n";
+  for (const auto& [name, kernel] : facts.kernels) {
+    const cudaFuncAttributes& a = kernel.attributes;
+    text << "kernel " << name << " registers " << a.numRegs << " shared " << a.sharedSizeBytes
+         << " local " << a.localSizeBytes << " constant " << a.constSizeBytes << " max_threads "
+         << a.maxThreadsPerBlock << "\n";
+  }
+  return text.str();
+}
+
+int blocks_together(const std::string& name, int64_t shared_bytes, int64_t given_index) {
+  check(shared_bytes >= 0, "shared_bytes must not be negative, got ", shared_bytes);
+  const int index = checked_index(given_index);
+  const DeviceGuard guard(index);
+  DeviceFacts& facts = facts_on(index);
+  KernelFacts& kernel = kernel_facts(facts, name);
+  const auto bytes = static_cast<size_t>(shared_bytes);
+  check(bytes <= facts.limits.shared_per_block, "shared_bytes must be at most ",
+        facts.limits.shared_per_block, " on this device, got ", shared_bytes);
+  check_cuda(allow_shared(facts, kernel, bytes), "cudaFuncSetAttribute");
+  int blocks = 0;
+  check_cuda(
+      cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel.function, kThreads, bytes),
+      "cudaOccupancyMaxActiveBlocksPerMultiprocessor");
+  return blocks;
 }
 
 }  // namespace fusedrnn::cuda

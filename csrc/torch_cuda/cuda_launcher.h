@@ -14,6 +14,13 @@ const char* compiled_architectures();
 // What is known of a device and of the kernels that have run there.
 struct DeviceFacts;
 
+// What the driver says of a device, in lines of `key value`: the limits by which the plan goes, and
+// what each kernel of the library takes there.
+std::string describe_device(int64_t index);
+
+// Blocks of a kernel that one multiprocessor runs together, as the driver counts.
+int blocks_together(const std::string& kernel, int64_t shared_bytes, int64_t index);
+
 class CudaLauncher final : public TorchLauncher {
  public:
   // Makes the device of x the current one, for as long as this lives.

@@ -4,7 +4,9 @@
 #pragma once
 
 #include <algorithm>
+#include <charconv>
 #include <cstdlib>
+#include <limits>
 
 #include "../cuda/layer.h"
 #include "../torch/call.h"
@@ -21,6 +23,20 @@ inline std::optional<cuda::Regime> regime_asked_for() {
   check(name == "resident" || name == "per_step",
         "FUSEDRNN_CUDA_REGIME must be resident or per_step, got '", name, "'");
   return name == "resident" ? cuda::Regime::kResident : cuda::Regime::kPerStep;
+}
+
+// How long blocks wait for each other: FUSEDRNN_CUDA_SPIN_LIMIT, else the engine's own limit.
+inline unsigned spin_limit_asked_for() {
+  const char* value = std::getenv("FUSEDRNN_CUDA_SPIN_LIMIT");
+  const std::string text = value ? value : "";
+  if (text.empty()) return cuda::Options().spin_limit;
+  unsigned limit = 0;
+  const char* const end = text.data() + text.size();
+  const auto [stop, error] = std::from_chars(text.data(), end, limit);
+  check(error == std::errc() && stop == end && limit > 0,
+        "FUSEDRNN_CUDA_SPIN_LIMIT must be a whole number from 1 to ",
+        std::numeric_limits<unsigned>::max(), ", got '", text, "'");
+  return limit;
 }
 
 template <class L>
@@ -151,7 +167,8 @@ class GpuEngine {
 
   static cuda::Options options(const Call& call) {
     return {.allow_tf32 = call.dtype == ScalarType::Float && cuda::torch_allows_tf32(),
-            .regime = regime_asked_for()};
+            .regime = regime_asked_for(),
+            .spin_limit = spin_limit_asked_for()};
   }
 
   // Numbers of the host in device memory. They travel as arguments of a kernel, so that nothing

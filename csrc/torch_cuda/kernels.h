@@ -7,11 +7,11 @@ namespace fusedrnn::cuda {
 
 extern const std::vector<Kernel> kBindingKernels;
 
-// Null where there is no kernel of that name.
-inline const void* any_kernel_named(const std::string& name) {
-  for (const Kernel& kernel : kBindingKernels)
-    if (name == kernel.name) return kernel.function;
-  return kernel_named(name);
+// Calls body(kernel) for each of them.
+template <class Body>
+void for_all_kernels(const Body& body) {
+  for_kernels(body);
+  for (const Kernel& kernel : kBindingKernels) body(kernel);
 }
 
 }  // namespace fusedrnn::cuda

@@ -18,6 +18,12 @@ std::string cuda_info() {
   return text.str();
 }
 
+std::string device_facts(int64_t index) { return cuda::describe_device(index); }
+
+int64_t occupancy(StringHandle kernel, int64_t shared_bytes, int64_t index) {
+  return cuda::blocks_together(take_string(kernel), shared_bytes, index);
+}
+
 }  // namespace
 }  // namespace fusedrnn
 
@@ -30,4 +36,6 @@ STABLE_TORCH_LIBRARY_IMPL(fusedrnn, CUDA, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(fusedrnn, CompositeExplicitAutograd, m) {
   m.impl("cuda_info", TORCH_BOX(&fusedrnn::cuda_info));
+  m.impl("_device_facts", TORCH_BOX(&fusedrnn::device_facts));
+  m.impl("_occupancy", TORCH_BOX(&fusedrnn::occupancy));
 }

@@ -44,10 +44,10 @@ __device__ __forceinline__ void unpack(const PackArgs& a) {
 }
 
 template <class S>
-__device__ __forceinline__ void add(const AddArgs<S>& a) {
+__device__ __forceinline__ void store(const StoreArgs<S>& a) {
   for_each(a.rows * a.columns, [&](int64_t i) {
     S& to = a.to[i / a.columns * a.ld + i % a.columns];
-    to = stored<S>(real(to) + a.from[i]);
+    to = stored<S>(a.accumulate ? real(to) + a.from[i] : a.from[i]);
   });
 }
 
@@ -68,16 +68,16 @@ FUSEDRNN_PACK(32)
 FUSEDRNN_PACK(64)
 #undef FUSEDRNN_PACK
 
-#define FUSEDRNN_ADD(name, S)                                               \
-  extern "C" __global__ void __launch_bounds__(fusedrnn::cuda::kThreads)    \
-      add_##name(const __grid_constant__ fusedrnn::cuda::AddArgs<S> args) { \
-    fusedrnn::cuda::add(args);                                              \
+#define FUSEDRNN_STORE(name, S)                                                 \
+  extern "C" __global__ void __launch_bounds__(fusedrnn::cuda::kThreads)        \
+      store_##name(const __grid_constant__ fusedrnn::cuda::StoreArgs<S> args) { \
+    fusedrnn::cuda::store(args);                                                \
   }
-FUSEDRNN_ADD(f32, float)
-FUSEDRNN_ADD(f64, double)
-FUSEDRNN_ADD(f16, fusedrnn::cuda::Half)
-FUSEDRNN_ADD(bf16, fusedrnn::cuda::BFloat16)
-#undef FUSEDRNN_ADD
+FUSEDRNN_STORE(f32, float)
+FUSEDRNN_STORE(f64, double)
+FUSEDRNN_STORE(f16, fusedrnn::cuda::Half)
+FUSEDRNN_STORE(bf16, fusedrnn::cuda::BFloat16)
+#undef FUSEDRNN_STORE
 
 namespace fusedrnn::cuda {
 
@@ -85,7 +85,7 @@ const std::vector<Kernel> kBindingKernels = {
     FUSEDRNN_KERNEL(pack_rows_b16),   FUSEDRNN_KERNEL(pack_rows_b32),
     FUSEDRNN_KERNEL(pack_rows_b64),   FUSEDRNN_KERNEL(unpack_rows_b16),
     FUSEDRNN_KERNEL(unpack_rows_b32), FUSEDRNN_KERNEL(unpack_rows_b64),
-    FUSEDRNN_KERNEL(add_f32),         FUSEDRNN_KERNEL(add_f64),
-    FUSEDRNN_KERNEL(add_f16),         FUSEDRNN_KERNEL(add_bf16)};
+    FUSEDRNN_KERNEL(store_f32),       FUSEDRNN_KERNEL(store_f64),
+    FUSEDRNN_KERNEL(store_f16),       FUSEDRNN_KERNEL(store_bf16)};
 
 }  // namespace fusedrnn::cuda

@@ -16,13 +16,16 @@ struct PackArgs {
   void* to;
 };
 
-// to += from.
+// to = from or, where it accumulates, to += from; rounded once.
 template <class S>
-struct AddArgs {
+struct StoreArgs {
   int64_t rows, columns;
   const Real<S>* from;  // [rows, columns]
   S* to;                // [rows, columns], row stride ld
   int64_t ld;
+  bool accumulate;
 };
+
+static_assert(kIsArgument<PackArgs> && kAreArguments<StoreArgs>);
 
 }  // namespace fusedrnn::cuda

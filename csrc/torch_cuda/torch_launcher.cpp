@@ -23,12 +23,18 @@ ScalarType scalar_type(Dtype dtype) {
   }
 }
 
+// Rows [begin, begin + count) of a product to where they belong.
 template <class S>
-void add(Launcher& launcher, const Product& p, const void* product) {
-  const AddArgs<S> args = {p.M, p.N, static_cast<const Real<S>*>(product), static_cast<S*>(p.c),
-                           p.c_ld};
-  const int64_t blocks = (p.M * p.N + kThreads - 1) / kThreads;
-  launcher.launch({.kernel = std::string("add_").append(name_of(p.c_dtype)),
+void store(Launcher& launcher, const Product& p, const void* product, int64_t begin,
+           int64_t count) {
+  const StoreArgs<S> args = {count,
+                             p.N,
+                             static_cast<const Real<S>*>(product),
+                             static_cast<S*>(p.c) + begin * p.c_ld,
+                             p.c_ld,
+                             p.accumulate};
+  const int64_t blocks = (count * p.N + kThreads - 1) / kThreads;
+  launcher.launch({.kernel = std::string("store_").append(name_of(p.c_dtype)),
                    .grid = {static_cast<unsigned>(std::min<int64_t>(blocks, 4096))},
                    .block = {kThreads},
                    .args = &args,
@@ -80,30 +86,51 @@ void TorchLauncher::mm(const Tensor& a, const Tensor& b, const Tensor& out) {
   }
 }
 
+void* TorchLauncher::product_memory(size_t bytes) {
+  if (!product_ || bytes_of(*product_) < bytes) {
+    product_.reset();
+    product_ = empty({static_cast<int64_t>(bytes)}, ScalarType::Byte);
+  }
+  return product_->data_ptr();
+}
+
 void TorchLauncher::multiply(const Product& p) {
-  const Tensor a = p.a_transposed ? matrix(p.a, p.dtype, p.K, p.M, p.a_ld, true)
-                                  : matrix(p.a, p.dtype, p.M, p.K, p.a_ld, false);
+  // Rows [begin, begin + count) of op(a).
+  const auto rows_of_a = [&](int64_t begin, int64_t count) {
+    const int64_t offset = p.a_transposed ? begin : begin * p.a_ld;
+    const void* at =
+        static_cast<const char*>(p.a) + offset * static_cast<int64_t>(size_of(p.dtype));
+    return p.a_transposed ? matrix(at, p.dtype, p.K, count, p.a_ld, true)
+                          : matrix(at, p.dtype, count, p.K, p.a_ld, false);
+  };
   const Tensor b = p.b_transposed ? matrix(p.b, p.dtype, p.N, p.K, p.b_ld, true)
                                   : matrix(p.b, p.dtype, p.K, p.N, p.b_ld, false);
-  if (!p.accumulate) return mm(a, b, matrix(p.c, p.c_dtype, p.M, p.N, p.c_ld, false));
-
-  // The stable ABI cannot call addmm: it has no word for a Scalar.
+  // Into 16 bits torch's product may cut a long sum and add the parts in 16 bits
+  // (torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction, on by default). And the
+  // stable ABI cannot call addmm: it has no word for a Scalar.
   const Dtype real = p.c_dtype == Dtype::kFloat64 ? Dtype::kFloat64 : Dtype::kFloat32;
-  const size_t bytes = static_cast<size_t>(p.M * p.N) * size_of(real);
-  if (bytes > product_bytes_) {
-    product_ = scratch(bytes);
-    product_bytes_ = bytes;
-  }
-  mm(a, b, matrix(product_, real, p.M, p.N, p.N, false));
-  switch (p.c_dtype) {
-    case Dtype::kFloat32:
-      return add<float>(*this, p, product_);
-    case Dtype::kFloat64:
-      return add<double>(*this, p, product_);
-    case Dtype::kFloat16:
-      return add<Half>(*this, p, product_);
-    case Dtype::kBFloat16:
-      return add<BFloat16>(*this, p, product_);
+  if (p.c_dtype == real && !p.accumulate)
+    return mm(rows_of_a(0, p.M), b, matrix(p.c, real, p.M, p.N, p.c_ld, false));
+
+  const int64_t rows = slice_rows(p.M, p.N, size_of(real), product_limit_);
+  void* product = product_memory(static_cast<size_t>(rows * p.N) * size_of(real));
+  for (int64_t begin = 0; begin < p.M; begin += rows) {
+    const int64_t count = std::min(rows, p.M - begin);
+    mm(rows_of_a(begin, count), b, matrix(product, real, count, p.N, p.N, false));
+    switch (p.c_dtype) {
+      case Dtype::kFloat32:
+        store<float>(*this, p, product, begin, count);
+        break;
+      case Dtype::kFloat64:
+        store<double>(*this, p, product, begin, count);
+        break;
+      case Dtype::kFloat16:
+        store<Half>(*this, p, product, begin, count);
+        break;
+      case Dtype::kBFloat16:
+        store<BFloat16>(*this, p, product, begin, count);
+        break;
+    }
   }
 }
 

@@ -2,10 +2,25 @@
 // current stream of a tensor.
 #pragma once
 
+#include <algorithm>
+
 #include "../cuda/launcher.h"
 #include "../torch/tensors.h"
 
 namespace fusedrnn::cuda {
+
+// Scratch memory at most for a product whose result is not torch's to write: one that is added to
+// something, or rounded to 16 bits.
+constexpr size_t kProductBytes = size_t(64) << 20;
+
+// Rows of such a product, [M, N] values of value_bytes, that are computed at once: about as many
+// each time, as fit `bytes`, one at least.
+inline int64_t slice_rows(int64_t M, int64_t N, size_t value_bytes, size_t bytes) {
+  const int64_t row_bytes = std::max<int64_t>(1, N * static_cast<int64_t>(value_bytes));
+  const int64_t most = std::max<int64_t>(1, static_cast<int64_t>(bytes) / row_bytes);
+  const int64_t slices = std::max<int64_t>(1, (M + most - 1) / most);
+  return (M + slices - 1) / slices;
+}
 
 class TorchLauncher : public Launcher {
  public:
@@ -18,21 +33,24 @@ class TorchLauncher : public Launcher {
   void* scratch(size_t bytes) override;
 
  protected:
-  // out = a b; all 2-D, out of another dtype than a and b only where it is float32.
+  // out = a b; all 2-D, out float32 or float64, of another dtype than a and b only where it is
+  // float32.
   virtual void mm(const Tensor& a, const Tensor& b, const Tensor& out);
+
+  size_t product_limit_ = kProductBytes;
 
  private:
   // rows x columns of memory, transposed after that where asked for.
   Tensor matrix(const void* at, Dtype dtype, int64_t rows, int64_t columns, int64_t ld,
                 bool transposed) const;
+  void* product_memory(size_t bytes);
 
   const Tensor& like_;
   int32_t device_type_ = 0, device_index_ = 0;
   // Given back when the op returns. The allocator hands it out again only to work that is enqueued
   // later on the same stream.
   std::vector<Tensor> kept_;
-  void* product_ = nullptr;  // of a product that is to be added to something
-  size_t product_bytes_ = 0;
+  OptionalTensor product_;  // bytes for slices of products; given back in the same way
 };
 
 // Whether torch may compute float32 products in TF32, as it is set now.

@@ -79,10 +79,12 @@ CellKind cell_named(const std::string& name) {
 }
 
 // regime: "per_step", "resident", or empty for what fits.
-Options options_of(const std::string& regime, bool allow_tf32, int64_t gates_bytes) {
+Options options_of(const std::string& regime, bool allow_tf32, int64_t gates_bytes,
+                   unsigned spin_limit) {
   Options options;
   options.gates_bytes = gates_bytes;
   options.allow_tf32 = allow_tf32;
+  options.spin_limit = spin_limit;
   options.regime = regime_named(regime);
   return options;
 }
@@ -178,7 +180,7 @@ void read_weights(const Addresses& addresses, Weights<S>* w) {
 template <class S>
 void forward(py::object launcher_object, const Call& call, Address x, const Addresses& weights,
              Address h, Address c, Address y, Address reserve, const std::string& regime,
-             bool allow_tf32, int64_t gates_bytes) {
+             bool allow_tf32, int64_t gates_bytes, unsigned spin_limit) {
   PythonLauncher launcher(std::move(launcher_object));
   LayerForward<S> args = {};
   args.x = at<S>(x);
@@ -187,14 +189,15 @@ void forward(py::object launcher_object, const Call& call, Address x, const Addr
   args.c = at<Real<S>>(c);
   args.y = at<S>(y);
   args.reserve = at<void>(reserve);
-  layer_forward<S>(call.layer(), launcher, options_of(regime, allow_tf32, gates_bytes), args);
+  layer_forward<S>(call.layer(), launcher, options_of(regime, allow_tf32, gates_bytes, spin_limit),
+                   args);
 }
 
 template <class S>
 void backward(py::object launcher_object, const Call& call, Address x, const Addresses& weights,
               Address reserve, Address d_y, Address d_h, Address d_c, Address d_x,
               const Addresses& d_weights, const std::string& regime, bool allow_tf32,
-              int64_t gates_bytes) {
+              int64_t gates_bytes, unsigned spin_limit) {
   PythonLauncher launcher(std::move(launcher_object));
   LayerBackward<S> args = {};
   args.x = at<S>(x);
@@ -205,7 +208,8 @@ void backward(py::object launcher_object, const Call& call, Address x, const Add
   args.d_c = at<Real<S>>(d_c);
   args.d_x = at<S>(d_x);
   read_weights(d_weights, args.d_w);
-  layer_backward<S>(call.layer(), launcher, options_of(regime, allow_tf32, gates_bytes), args);
+  layer_backward<S>(call.layer(), launcher, options_of(regime, allow_tf32, gates_bytes, spin_limit),
+                    args);
 }
 
 template <class S>
@@ -244,6 +248,7 @@ PYBIND11_MODULE(_cuda_host, m) {
   m.def("plan", plan, py::arg("cell"), py::arg("dtype"), py::arg("sizes"), py::arg("arch"),
         py::kw_only(), py::arg("backward") = false, py::arg("allow_tf32") = false,
         py::arg("regime") = "", py::arg("registers") = 255);
+  m.attr("SPIN_LIMIT") = Options().spin_limit;
   m.def("blocks_per_sm", [](const std::string& arch, int registers, size_t shared) {
     return blocks_per_sm(card_named(arch).device, registers, shared);
   });

@@ -23,8 +23,20 @@ void trap(Machine& m, Thread& t, const Instruction&) {
   m.fault("trap", t, "the kernel stopped itself");
 }
 
-void failed_assert(Machine& m, Thread& t, const Instruction&) {
-  m.fault("assert", t, "a device assert does not hold");
+// Text of the module that a parameter of a call points at.
+std::string text_given(Machine& m, Thread& t, const Instruction& i, Operand parameter) {
+  uint64_t at = 0;
+  std::memcpy(&at, m.access(t, i, t.get(parameter), sizeof(at), Use::kRead), sizeof(at));
+  for (const auto& [name, variable] : m.module.variables)
+    if (at - variable->address() < variable->bytes.size()) return reinterpret_cast<const char*>(at);
+  return "?";
+}
+
+// __assertfail(message, file, line, function, size of a character).
+void failed_assert(Machine& m, Thread& t, const Instruction& i) {
+  m.fault("assert", t,
+          "a device assert does not hold: " + text_given(m, t, i, i.in[0]) + ", in " +
+              text_given(m, t, i, i.in[3]));
 }
 
 void called(Machine& m, Thread& t, const Instruction&) {
@@ -54,7 +66,10 @@ Handler pick_control(const Statement& s, Instruction& i) {
   if (op == "trap") return trap;
   if (op == "call") {
     const std::string& what = s.arguments.at(0).name;
-    if (what.find("__assertfail") != std::string::npos) return failed_assert;
+    if (what.find("__assertfail") != std::string::npos) {
+      i.space = Space::kParameter;
+      return failed_assert;
+    }
     // printf prints nothing here.
     return what.find("vprintf") != std::string::npos ? nothing : called;
   }

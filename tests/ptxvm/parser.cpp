@@ -450,6 +450,10 @@ class Parser {
       s.arguments.push_back({});
       s.arguments.back().form = Argument::kName;
       s.arguments.back().name = rest;
+      // What it is given says why the kernel stopped; other functions are not run.
+      if (const size_t open = rest.find('('); starts(rest, "__assertfail") && open < rest.size())
+        for (const std::string& part : split(rest.substr(open + 1, rest.find(')') - open - 1), ','))
+          s.arguments.push_back(argument(part));
     } else if (s.opcode == "brx") {
       const std::vector<std::string> parts = split(rest, ',');
       s.arguments.push_back(argument(parts.at(0)));

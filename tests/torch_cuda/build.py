@@ -10,11 +10,13 @@ import torch
 
 import setup_build
 from tests.cuda import build as engine
+from tests.cuda.build import nvcc
 from tests.modules import load, pybind_flags, turn
 
 HERE = Path(__file__).resolve().parent
 CSRC = setup_build.CSRC
 BUILD_DIR = setup_build.ROOT / "build" / "cuda_binding"
+RUNTIME_DIR = setup_build.ROOT / "build" / "cuda_runtime"
 OPS = ("forward", "backward", "_step", "_step_backward")
 
 
@@ -39,6 +41,28 @@ def binding() -> ModuleType:
     module = load(path)
     module.library = library  # its ops live as long
     return module
+
+
+def runtime() -> ModuleType:
+    """The module of runtime.cpp, with nothing loaded yet: what runs CUDA kernels on no GPU."""
+    compiler = nvcc()
+    assert compiler is not None
+    includes, _ = setup_build.cuda_folders(compiler)
+    sources = [
+        CSRC / "torch_cuda" / "cuda_launcher.cpp",
+        CSRC / "torch_cuda" / "torch_launcher.cpp",
+    ]
+    units = dict.fromkeys((*sources, HERE / "runtime.cpp"), includes)
+    flags = [
+        *setup_build.common_flags(),
+        *setup_build.torch_flags(),
+        *pybind_flags(),
+        '-DFUSEDRNN_CUDA_ARCHITECTURES="90"',
+    ]
+    link = ["-shared", f"-L{setup_build.torch_dir() / 'lib'}", "-ltorch_cpu"]
+    with turn(RUNTIME_DIR):
+        path = setup_build.ninja_build(RUNTIME_DIR, "_cuda_runtime.so", units, flags, link)
+    return load(path)
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 // object of the tests; torch gives memory and products as on a GPU. Built by
 // tests/torch_cuda/build.py; no part of the package.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include "../cuda/device.h"
 #include "torch/passes.h"
@@ -17,6 +18,9 @@ using namespace fusedrnn;
 PyObject* current = nullptr;
 // What was allocated since then: the interpreter may touch it until the test ends.
 std::vector<Tensor> allocated;
+// Products since then: rows of the result, dtype of the factors, dtype of the result.
+std::vector<std::tuple<int64_t, std::string, std::string>> products;
+size_t product_limit = cuda::kProductBytes;
 
 py::object device_object() {
   check(current, "no test has chosen a device");
@@ -27,6 +31,7 @@ class InterpreterLauncher final : public cuda::TorchLauncher {
  public:
   explicit InterpreterLauncher(const Tensor& x) : TorchLauncher(x) {
     check_device(x, "x");
+    product_limit_ = product_limit;
     const py::gil_scoped_acquire gil;
     device_ = fusedrnn_test::device_of(device_object());
   }
@@ -68,7 +73,10 @@ class InterpreterLauncher final : public cuda::TorchLauncher {
  protected:
   void mm(const Tensor& a, const Tensor& b, const Tensor& out) override {
     const ScalarType dtype = out.scalar_type();
-    if (dtype == a.scalar_type()) return TorchLauncher::mm(a, b, out);
+    products.emplace_back(a.size(0), fusedrnn::name_of(a.scalar_type()), fusedrnn::name_of(dtype));
+    // On a CPU the bits of torch's products depend on where its factors begin; clones begin alike.
+    if (dtype == a.scalar_type())
+      return TorchLauncher::mm(torch::stable::clone(a), torch::stable::clone(b), out);
     // On a CPU torch has no product into another dtype.
     Tensor to = out;
     torch::stable::copy_(to, torch::stable::matmul(in_dtype(a, dtype), in_dtype(b, dtype)));
@@ -95,5 +103,10 @@ PYBIND11_MODULE(_cuda_binding, m) {
   m.def("use", [](const pybind11::object& device) {
     fusedrnn_test::current = device.is_none() ? nullptr : device.ptr();
     fusedrnn_test::allocated.clear();
+    fusedrnn_test::products.clear();
   });
+  m.def("products", [] { return fusedrnn_test::products; });
+  m.attr("PRODUCT_BYTES") = fusedrnn::cuda::kProductBytes;
+  m.def("limit_products", [](size_t bytes) { fusedrnn_test::product_limit = bytes; });
+  m.def("slice_rows", fusedrnn::cuda::slice_rows);
 }
