@@ -55,8 +55,9 @@ def runtime() -> ModuleType:
     units = dict.fromkeys((*sources, HERE / "runtime.cpp"), includes)
     flags = [
         *setup_build.common_flags(),
-        *setup_build.torch_flags(),
+        # First: some builds of torch have a pybind11 of their own, which refuses the stable ABI.
         *pybind_flags(),
+        *setup_build.torch_flags(),
         '-DFUSEDRNN_CUDA_ARCHITECTURES="90"',
     ]
     link = ["-shared", f"-L{setup_build.torch_dir() / 'lib'}", "-ltorch_cpu"]
