@@ -310,8 +310,9 @@ def test_what_does_not_fit_is_named(seed: int) -> None:
 
 def test_what_the_plan_believes_can_be_asked() -> None:
     """By the keys that the driver's side uses, so that a program can compare them."""
-    for arch, device in build.host().architectures().items():
-        lines = torch.ops.fusedrnn._plan_device(arch).splitlines()
+    for card in (*CARDS, "sm_90"):
+        device = build.host().device(card)
+        lines = torch.ops.fusedrnn._plan_device(card).splitlines()
         assert {key: int(value) for key, value in map(str.split, lines)} == device
         for registers, shared in [
             (32, 0),
@@ -320,11 +321,14 @@ def test_what_the_plan_believes_can_be_asked() -> None:
             (40, device["shared_per_block"]),
         ]:
             assert torch.ops.fusedrnn._plan_blocks_per_sm(
-                arch, registers, shared
-            ) == build.host().blocks_per_sm(arch, registers, shared)
+                card, registers, shared
+            ) == build.host().blocks_per_sm(card, registers, shared)
     for call, message in [
-        (lambda: torch.ops.fusedrnn._plan_device("sm_70"), "arch must be one of sm_75"),
-        (lambda: torch.ops.fusedrnn._plan_blocks_per_sm("x", 1, 0), "arch must be one of sm_75"),
+        (lambda: torch.ops.fusedrnn._plan_device("sm_70"), r"arch must be one of T4 \(sm_75\), "),
+        (
+            lambda: torch.ops.fusedrnn._plan_blocks_per_sm("x", 1, 0),
+            r"arch must be one of T4 \(sm_75\), ",
+        ),
         (lambda: torch.ops.fusedrnn._plan_blocks_per_sm("sm_80", 0, 0), "from 1 to 255, got 0"),
         (lambda: torch.ops.fusedrnn._plan_blocks_per_sm("sm_80", 9, -1), "negative, got -1"),
     ]:
