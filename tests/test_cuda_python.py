@@ -44,7 +44,7 @@ def use(
 ) -> None:
     """As if this library were loaded, on a machine with a GPU of this capability, or with none.
 
-    Fake tensors are made before: torch 2.11 starts CUDA for them where it believes that there is a GPU.
+    Fake tensors are made before: torch 2.11 starts CUDA for them where there seems to be a GPU.
     """
     monkeypatch.setattr(_library, "CUDA", library)
     monkeypatch.setattr(_checks, "CUDA", library)
