@@ -24,8 +24,9 @@ CSRC = ROOT / "csrc"
 BUILD_DIR = ROOT / "build" / "library"
 CUDA_BUILD_DIR = ROOT / "build" / "cuda"
 
-# The oldest torch that the library is tested with.
-OLDEST_TORCH = (2, 13)
+# The oldest torch that the library is tested with; what it lacks of later ones the sources declare
+# weak (csrc/torch/tensors.h).
+OLDEST_TORCH = (2, 11)
 # The version of the stable ABI that it asks for, 2.10: as low as has the calls it makes.
 TORCH_TARGET_VERSION = "0x020a000000000000"
 

@@ -185,7 +185,7 @@ def config() -> str:
     forced = os.environ.get("FUSEDRNN_ISA")
     lines = {
         "fusedrnn": __version__,
-        "torch": f"{torch.__version__} (tested with 2.13.0 and 2.14.1)",
+        "torch": f"{torch.__version__} (tested with 2.11.0, 2.13.0 and 2.14.1)",
         "python": platform.python_version(),
         "library": str(LIBRARY.path),
         "instruction sets compiled": ", ".join(sets),

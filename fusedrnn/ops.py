@@ -424,9 +424,10 @@ def _empty_reserve(x: Tensor, cell: str, sizes: tuple[Any, Any, Any, Any, Any]) 
     """Return what forward keeps for rows of states; sizes = rows, N, D, H, P."""
     spec = CELLS[cell]
     rows, batch, directions, hidden, width = sizes
+    emits, has_c = int(spec.stages > 1), int(spec.has_c)  # torch 2.11: a bool times a SymInt fails
     saved = (batch if spec.saves_h else rows) * spec.saved * hidden
-    of_dtype = saved + rows * ((spec.stages > 1) * hidden + width)
-    of_state = rows * spec.has_c * hidden
+    of_dtype = saved + rows * (emits * hidden + width)
+    of_state = rows * has_c * hidden
     if x.device.type != "cuda":
         if _in_pairs(x.dtype, x.shape[-1], hidden, width):
             of_dtype = of_dtype // 2
@@ -436,7 +437,7 @@ def _empty_reserve(x: Tensor, cell: str, sizes: tuple[Any, Any, Any, Any, Any]) 
     if x.dtype.itemsize == 2:
         before_c = (saved + rows * width) * 2
         padding = (before_c % 4) if spec.has_c else 0
-        one = before_c + padding + of_state * 4 + rows * (spec.stages > 1) * hidden * 2
+        one = before_c + padding + of_state * 4 + rows * emits * hidden * 2
         one = (one + 3) // 4 * 4
     else:
         one = (of_dtype + of_state) * x.dtype.itemsize

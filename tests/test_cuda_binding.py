@@ -367,6 +367,33 @@ def test_regime_that_cannot_run(gpu: dict[str, Any], monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.usefixtures("everywhere")
+def test_lack_of_memory_where_torch_gives_no_reason(device: TorchDevice) -> None:
+    """As under torch before 2.13."""
+    layer = fusedrnn.FusedGRU(3, 4)
+    x = torch.randn(5, 2, 3)
+    y = layer(x)[0]
+    device.full = True
+    for call in (lambda: layer(x), lambda: layer(x.detach()), lambda: y.sum().backward()):
+        device.memory_left = lambda: (7, 1000)
+        with pytest.raises(
+            torch.OutOfMemoryError,
+            match=r"Tried to allocate \d+ bytes \(7 of 1000 free\); .* more\. A smaller batch",
+        ):
+            call()
+
+
+@pytest.mark.usefixtures("everywhere")
+def test_a_broken_device_is_no_lack_of_memory(device: TorchDevice) -> None:
+    def lost() -> tuple[int, int]:
+        raise RuntimeError("cudaMemGetInfo failed: cudaErrorIllegalAddress")
+
+    device.full, device.memory_left = True, lost
+    with pytest.raises(RuntimeError, match="cudaErrorIllegalAddress") as caught:
+        fusedrnn.FusedGRU(3, 4)(torch.randn(5, 2, 3))
+    assert not isinstance(caught.value, torch.OutOfMemoryError)
+
+
+@pytest.mark.usefixtures("everywhere")
 @pytest.mark.parametrize("cell", ["LSTM", "GRU"])
 def test_modules(cell: str) -> None:
     """A stack of layers in two directions, trained: outputs and gradients are torch.nn's."""

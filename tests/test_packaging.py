@@ -1,7 +1,8 @@
 """What the build makes: object files and a library without stray symbols, an sdist and a wheel.
 
-FUSEDRNN_OTHER_PYTHON names a Python whose torch is another than this one's: the wheel's smoke test
-then runs under it too, and where that torch is a CUDA build the CUDA library is loaded there.
+FUSEDRNN_OTHER_PYTHON names Pythons whose version or torch is another than this one's (separated as
+in PATH): the wheel's smoke test then runs under each too, the libraries' symbols are looked for in
+its torch, and where that is a CUDA build the CUDA library is loaded there.
 """
 
 from __future__ import annotations
@@ -24,6 +25,15 @@ import setup_build
 ROOT = setup_build.ROOT
 LIBRARY = ROOT / "fusedrnn" / "_C.so"
 CUDA_LIBRARY = ROOT / "fusedrnn" / "_cuda.so"
+OTHER_PYTHONS = [p for p in os.environ.get("FUSEDRNN_OTHER_PYTHON", "").split(os.pathsep) if p]
+
+# Functions of torch that the libraries do without where it is older than 2.13.
+WEAK = {
+    "_C.so": {"torch_exception_get_what_without_backtrace"},
+    "_cuda.so": {"torch_exception_get_what_without_backtrace", "torch_stream_native_handle"},
+}
+# What gcc's own start-up code asks for, and does without.
+WEAK_OF_GCC = {"__gmon_start__", "_ITM_deregisterTMCloneTable", "_ITM_registerTMCloneTable"}
 
 # Replaces torch's LSTM by ours, in a process that knows nothing but the unpacked wheel.
 SMOKE_TEST = """
@@ -58,6 +68,13 @@ assert not torch.cuda.is_available()
 fusedrnn.show_config()
 layer = fusedrnn.FusedLSTM(3, 5)
 assert layer(torch.randn(7, 2, 3))[0].shape == (7, 2, 5)
+# The current stream of a GPU has to come from one of these.
+import ctypes, os
+in_torch = ctypes.CDLL("libtorch_cpu.so", os.RTLD_NOLOAD)
+in_torch_cuda = ctypes.CDLL("libtorch_cuda.so", os.RTLD_NOLOAD)
+assert hasattr(in_torch, "torch_stream_native_handle") or hasattr(
+    in_torch_cuda, "aoti_torch_get_current_cuda_stream"
+)
 for device in ("cuda", "cuda:1"):
     try:
         layer.to(device)
@@ -132,6 +149,30 @@ def test_library_asks_only_for_the_stable_abi_and_the_runtime(library):
             assert version.startswith(("GLIBCXX", "CXXABI")), f"{name} is not libstdc++'s"
         elif not version and kind == "U":
             assert bare.startswith(("aoti_torch_", "torch_")), f"{name} is not the stable ABI's"
+
+
+def test_weak_symbols_are_those_that_the_library_does_without(library):
+    """Each more that the sources declare weak needs a second way in them."""
+    undefined = symbols(library, "--dynamic", "--undefined-only")
+    weak = {name for kind, name in undefined if kind in "wv" and "@" not in name}
+    assert weak - WEAK_OF_GCC == WEAK[library.name]
+
+
+@pytest.mark.parametrize("python", [sys.executable, *OTHER_PYTHONS])
+def test_torch_has_what_the_library_cannot_do_without(library, python):
+    found = run(python, "-I", "-c", "import torch; print(torch.__version__, torch.__file__)")
+    version, path = found.split(maxsplit=1)
+    torch_cpu = Path(path.strip()).parent / "lib" / "libtorch_cpu.so"
+    offered = {
+        name.partition("@")[0] for _, name in symbols(torch_cpu, "--dynamic", "--defined-only")
+    }
+    undefined = symbols(library, "--dynamic", "--undefined-only")
+    asked = {name for kind, name in undefined if kind == "U" and "@" not in name}
+    assert asked
+    assert asked <= offered, f"torch {version} lacks {sorted(asked - offered)}"
+    # From 2.13 on the functions themselves are called, and not what stands in for them.
+    if tuple(map(int, version.split(".")[:2])) >= (2, 13):
+        assert WEAK[library.name] <= offered
 
 
 def test_library_defines_no_dynamic_symbol(library):
@@ -303,13 +344,11 @@ def test_cuda_library_holds_the_code_that_it_says():
     assert device_code(CUDA_LIBRARY) == expected
 
 
-def test_cuda_library_under_a_cuda_build_of_torch_without_a_gpu(tmp_path):
-    python = os.environ.get("FUSEDRNN_OTHER_PYTHON")
-    if not python:
-        pytest.skip("FUSEDRNN_OTHER_PYTHON names no Python with a CUDA build of torch")
+@pytest.mark.parametrize("python", [sys.executable, *OTHER_PYTHONS])
+def test_cuda_library_under_a_cuda_build_of_torch_without_a_gpu(tmp_path, python):
     cuda = run(python, "-I", "-c", "import torch; print(torch.version.cuda or '')").strip()
     if not cuda:
-        pytest.skip(f"torch of {python} is no CUDA build")
+        pytest.skip(f"torch of {python} is no CUDA build; FUSEDRNN_OTHER_PYTHON can name another")
     if not CUDA_LIBRARY.exists():
         pytest.skip(f"{CUDA_LIBRARY.name} was not built")
     # Hides a GPU, should there be one.
@@ -383,9 +422,6 @@ def test_wheel_serves_every_python_and_holds_the_package_alone(wheel):
 def test_wheel_works_unpacked(wheel, tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
-    pythons = [sys.executable]
-    if other := os.environ.get("FUSEDRNN_OTHER_PYTHON"):
-        pythons.append(other)
-    for python in pythons:
+    for python in [sys.executable, *OTHER_PYTHONS]:
         # -I: neither PYTHONPATH nor the current folder is on the path.
         print(run(python, "-I", "-c", SMOKE_TEST, tmp_path / "site", cwd=tmp_path))

@@ -105,7 +105,7 @@ void check_tensor(const Engine& engine, const Tensor& t, const char* name, Scala
   engine.check_device(t, name);
   const ScalarType got = t.scalar_type();
   if (got != dtype) fail(name, " must be ", name_of(dtype), ", got ", name_of(got));
-  check(t.sizes() == expected, name, " must be ", meaning, " = ", Shape{expected}, ", got ",
+  check(t.sizes().equals(expected), name, " must be ", meaning, " = ", Shape{expected}, ", got ",
         shape(t));
 }
 

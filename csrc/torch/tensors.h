@@ -12,11 +12,13 @@
 #include <string>
 #include <vector>
 
-// In torch's headers where a library asks for version 2.13 of the ABI. Every torch that we support
-// has them, and what else we call needs less.
+// In torch's headers where a library asks for version 2.13 of the ABI; what else we call is in
+// those of 2.10. Weak: null under a torch before 2.13, whichever we were compiled with, so that
+// each call of them needs a second way.
 extern "C" {
-AOTITorchError torch_stream_native_handle(StreamHandle stream, void** native_handle);
-const char* torch_exception_get_what_without_backtrace();
+__attribute__((weak)) AOTITorchError torch_stream_native_handle(StreamHandle stream,
+                                                                void** native_handle);
+__attribute__((weak)) const char* torch_exception_get_what_without_backtrace();
 }
 
 namespace fusedrnn {
@@ -80,9 +82,18 @@ inline const char* name_of(ScalarType dtype) {
   }
 }
 
+// What check_torch throws under a torch that does not give the reason.
+struct TorchSaysNothing : std::runtime_error {
+  TorchSaysNothing()
+      : std::runtime_error(
+            "fusedrnn: torch failed; before version 2.13 it says why on standard error alone") {}
+};
+
 // Throws with torch's own words where a call of its C interface failed.
 inline void check_torch(AOTITorchError code) {
-  if (code != TORCH_SUCCESS) fail(torch_exception_get_what_without_backtrace());
+  if (code == TORCH_SUCCESS) return;
+  if (!torch_exception_get_what_without_backtrace) throw TorchSaysNothing();
+  fail(torch_exception_get_what_without_backtrace());
 }
 
 // Uninitialised, on the device of `like`. (Not stable::empty, which looks the op up by its name and

@@ -1,5 +1,7 @@
 #include "cuda_launcher.h"
 
+#include <dlfcn.h>
+
 #include <map>
 #include <memory>
 #include <mutex>
@@ -200,7 +202,23 @@ int index_of(const Tensor& x) {
   return x.get_device_index();
 }
 
+// Before torch 2.13. The function is in torch's CUDA library, with which we are not linked, since a
+// build of torch without CUDA lacks it; where x is on a GPU it is loaded.
+cudaStream_t current_stream_of_old_torch(int index) {
+  using Get = AOTITorchError (*)(int32_t, void**);
+  static const Get get = [] {
+    void* library = dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_NOLOAD);
+    void* symbol = library ? dlsym(library, "aoti_torch_get_current_cuda_stream") : nullptr;
+    return reinterpret_cast<Get>(symbol);
+  }();
+  check(get, "this torch does not say which CUDA stream is the current one");
+  void* native = nullptr;
+  check_torch(get(index, &native));
+  return static_cast<cudaStream_t>(native);
+}
+
 cudaStream_t current_stream(int index) {
+  if (!torch_stream_native_handle) return current_stream_of_old_torch(index);
   StreamHandle stream = nullptr;
   void* native = nullptr;
   check_torch(aoti_torch_get_current_stream(index, &stream));
@@ -260,6 +278,12 @@ void CudaLauncher::launch(const Launch& l) {
 
 void CudaLauncher::zero(void* p, size_t bytes) {
   check_cuda(cudaMemsetAsync(p, 0, bytes, stream_), "cudaMemsetAsync");
+}
+
+CudaLauncher::Memory CudaLauncher::memory() const {
+  Memory bytes = {};
+  check_cuda(cudaMemGetInfo(&bytes.free, &bytes.total), "cudaMemGetInfo");
+  return bytes;
 }
 
 std::string describe_device(int64_t given_index) {

@@ -33,6 +33,9 @@ class CudaLauncher final : public TorchLauncher {
   void launch(const Launch& launch) override;
   void zero(void* p, size_t bytes) override;
 
+ protected:
+  Memory memory() const override;
+
  private:
   int index_;
   torch::stable::accelerator::DeviceGuard guard_;

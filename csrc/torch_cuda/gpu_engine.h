@@ -100,10 +100,10 @@ class GpuEngine {
   }
 
   Tensor output_state(const Call& call, const Tensor& own, int64_t width) {
-    if (!call.padded) return in_dtype(own, call.dtype);
+    if (!call.padded) return prepare(own, call.dtype);
     const Tensor out = empty({call.D, call.N, width}, call.compute);
     move_rows("unpack", states_of(call, width), own, out);
-    return in_dtype(out, call.dtype);
+    return prepare(out, call.dtype);
   }
 
   // Memory for values of the dtype of x that nobody wants.

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <iomanip>
 
 #include "rows.h"
 
@@ -49,6 +50,22 @@ TorchLauncher::TorchLauncher(const Tensor& like) : like_(like) {
 }
 
 Tensor TorchLauncher::empty(Sizes sizes, ScalarType dtype) {
+  try {
+    return allocate(sizes, dtype);
+  } catch (const TorchSaysNothing&) {
+    // Throws where the reason is another: an error of work enqueued before comes from each call.
+    const Memory left = memory();
+    // A double: sizes that cannot be had may overflow integers.
+    double bytes = static_cast<double>(
+        aoti_torch_dtype_element_size(stable::to<int32_t>(stable::from(dtype))));
+    for (const int64_t size : sizes) bytes *= static_cast<double>(size);
+    // The first words are torch's own, by which fusedrnn/ops.py knows such an error.
+    fail("CUDA out of memory. Tried to allocate ", std::fixed, std::setprecision(0), bytes,
+         " bytes (", left.free, " of ", left.total, " free); torch before 2.13 does not say more");
+  }
+}
+
+Tensor TorchLauncher::allocate(Sizes sizes, ScalarType dtype) {
   return new_empty(like_, sizes, dtype);
 }
 

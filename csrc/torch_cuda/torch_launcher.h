@@ -26,13 +26,21 @@ class TorchLauncher : public Launcher {
  public:
   explicit TorchLauncher(const Tensor& like);
 
-  // Uninitialised.
-  virtual Tensor empty(Sizes sizes, ScalarType dtype);
+  // Uninitialised. A lack of memory is an error that says so under every torch.
+  Tensor empty(Sizes sizes, ScalarType dtype);
 
   void multiply(const Product& product) override;
   void* scratch(size_t bytes) override;
 
  protected:
+  struct Memory {
+    size_t free, total;  // bytes
+  };
+
+  // As empty, but that a torch before 2.13 does not say why it failed.
+  virtual Tensor allocate(Sizes sizes, ScalarType dtype);
+  // What the device has; throws where it cannot be asked.
+  virtual Memory memory() const = 0;
   // out = a b; all 2-D, out float32 or float64, of another dtype than a and b only where it is
   // float32.
   virtual void mm(const Tensor& a, const Tensor& b, const Tensor& out);

@@ -28,8 +28,9 @@ def binding() -> ModuleType:
     units = dict.fromkeys([*sorted((CSRC / "cuda").glob("*.cpp")), *sources], ())
     flags = [
         *setup_build.common_flags(),
-        *setup_build.torch_flags(),
+        # First: torch 2.11 has a pybind11 of its own, which refuses the stable ABI.
         *pybind_flags(),
+        *setup_build.torch_flags(),
     ]
     link = ["-shared", f"-L{setup_build.torch_dir() / 'lib'}", "-ltorch_cpu"]
     with turn(BUILD_DIR):

@@ -60,9 +60,14 @@ class InterpreterLauncher final : public cuda::TorchLauncher {
     device_object().attr("zero")(reinterpret_cast<uintptr_t>(p), bytes);
   }
 
+ protected:
   // Full of NaN, so that what nobody wrote spreads.
-  Tensor empty(Sizes sizes, ScalarType dtype) override {
-    const Tensor t = TorchLauncher::empty(sizes, dtype);
+  Tensor allocate(Sizes sizes, ScalarType dtype) override {
+    {
+      const py::gil_scoped_acquire gil;
+      if (device_object().attr("full").cast<bool>()) throw TorchSaysNothing();
+    }
+    const Tensor t = TorchLauncher::allocate(sizes, dtype);
     std::memset(t.data_ptr(), 0xff, bytes_of(t));
     allocated.push_back(t);
     const py::gil_scoped_acquire gil;
@@ -70,7 +75,13 @@ class InterpreterLauncher final : public cuda::TorchLauncher {
     return t;
   }
 
- protected:
+  Memory memory() const override {
+    const py::gil_scoped_acquire gil;
+    const auto [free, total] =
+        device_object().attr("memory_left")().cast<std::pair<size_t, size_t>>();
+    return {free, total};
+  }
+
   void mm(const Tensor& a, const Tensor& b, const Tensor& out) override {
     const ScalarType dtype = out.scalar_type();
     products.emplace_back(a.size(0), fusedrnn::name_of(a.scalar_type()), fusedrnn::name_of(dtype));
