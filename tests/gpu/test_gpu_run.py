@@ -20,11 +20,18 @@ def python(program: str) -> list[str]:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process runs; one that has ended and waits for its parent does not."""
-    try:
-        return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
-    except FileNotFoundError:
-        return False
+    """Whether a process still runs after the moment that being killed may take it.
+
+    One that has ended and waits for its parent does not run.
+    """
+    for _ in range(100):
+        try:
+            if ") Z " in Path(f"/proc/{pid}/stat").read_text():
+                return False
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+        time.sleep(0.05)
+    return True
 
 
 # --- Processes -----------------------------------------------------------------------------------
