@@ -15,7 +15,7 @@ import torch
 
 from fusedrnn import _selftest_cases as cases
 from fusedrnn.selftest import Selftest
-from tools.gpu import check, checks, limits
+from tools.gpu import check, checks, limits, numbers, surroundings
 from tools.gpu.check import Lost, Supervisor
 from tools.gpu.tasks import CELLS, GROUPS, PLANTED, SPIN_LIMIT, Task, tasks_of
 
@@ -29,21 +29,22 @@ CPU = torch.device("cpu")
 def test_every_task_has_a_function_and_a_name_of_its_own(device: str) -> None:
     tasks = tasks_of([*GROUPS, *PLANTED], device, quick=False)
     assert len({task.label for task in tasks}) == len(tasks)
-    sections = {"tf32", "determinism", "modules", "errors", "memory", "streams", "graphs"}
-    assert {task.kind for task in tasks} <= set(checks.TASKS) | sections
+    assert {task.kind for task in tasks} <= set(checks.TASKS) | set(checks.SECTIONS)
 
 
 def test_a_gpu_is_asked_for_everything() -> None:
     tasks = tasks_of(GROUPS, "cuda", quick=False)
-    assert {task.kind for task in tasks} >= set(checks.TASKS) - set(PLANTED)
+    assert {task.kind for task in tasks} == set(checks.TASKS) - set(PLANTED) | set(checks.SECTIONS)
     parity = [task.options for task in tasks if task.kind == "parity"]
     assert {options["cell"] for options in parity} == set(CELLS)
     # A projection has no resident kernel.
     assert len(parity) == 2 * (2 * len(CELLS) - 1)
-    # Smallest layers first, and every cell at small sizes before any at large ones.
+    # Smallest layers first, large ones last.
     assert [task.kind for task in tasks[:3]] == ["limits", "products", "smoke"]
-    sizes = [options["size"] for options in parity]
-    assert sizes == sorted(sizes, key=["small", "large"].index)
+    large = [task for task in tasks if task.options.get("size") == "large"]
+    assert large == tasks[-len(large) :]
+    assert len(large) * 2 == len(parity)
+    assert "large" not in [t.options.get("size") for t in tasks_of(GROUPS, "cuda", quick=True)]
 
 
 def test_tasks_of_processes_of_their_own() -> None:
@@ -56,7 +57,9 @@ def test_tasks_of_processes_of_their_own() -> None:
 
 
 def test_an_unknown_group_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Any) -> None:
-    with pytest.raises(ValueError, match=r"tasks must be of limits, smoke, .*, got 'smok'"):
+    with pytest.raises(
+        ValueError, match=r"tasks must be of limits, smoke, .*, large, .*, got 'smok'"
+    ):
         tasks_of(["smok"], "cpu", quick=True)
     with pytest.raises(SystemExit):
         check.main(["--tasks", "smok", "--out", str(tmp_path / "checks.jsonl")])
@@ -245,7 +248,7 @@ def test_a_wrong_number_is_located(
 ) -> None:
     spoil(monkeypatch, key, 100.0)
     test = Selftest(CPU)
-    checks.compare(test, cases.Call(cell, checks.SMOKE[1]), cases.FLOAT32, "")
+    numbers.compare(test, cases.Call(cell, numbers.SMOKE[1]), cases.FLOAT32, "")
     number, where = test.report.checks
     assert number.result == where.result == "failed"
     assert place in where.detail
@@ -253,9 +256,9 @@ def test_a_wrong_number_is_located(
 
 
 def test_reverse_weights_have_names() -> None:
-    call = cases.Call("lstm_proj", checks.SMOKE[2])
-    assert checks._name_of(call, "gradient 7") == "d_w_hr"
-    assert checks._name_of(call, "gradient 8") == "d_w_ih_reverse"
+    call = cases.Call("lstm_proj", numbers.SMOKE[2])
+    assert numbers._name_of(call, "gradient 7") == "d_w_hr"
+    assert numbers._name_of(call, "gradient 8") == "d_w_ih_reverse"
 
 
 @pytest.mark.parametrize("task", ["offsets", "deterministic_mode", "stress"])
@@ -268,7 +271,7 @@ def test_checks_that_need_no_gpu_pass_on_the_cpu(task: str) -> None:
 
 def test_offsets_move_every_tensor() -> None:
     t = torch.arange(6.0).view(2, 3).requires_grad_()
-    moved = checks._moved(t, 3)
+    moved = surroundings._moved(t, 3)
     assert moved.storage_offset() == 3
     assert torch.equal(moved, t)
     assert moved.is_leaf and moved.requires_grad
@@ -296,7 +299,7 @@ def test_two_devices_are_not_claimed_where_there_are_none() -> None:
 
 
 def test_what_a_process_writes_below_python_is_read(capfd: pytest.CaptureFixture[str]) -> None:
-    with checks.said_by_process() as said:
+    with surroundings.said_by_process() as said:
         os.write(2, b"block [0,0,0] gave up\n")
         os.write(1, b"and more\n")
     assert said == ["block [0,0,0] gave up", "and more"]

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import torch
 
+from fusedrnn import _selftest_cases as cases
 from fusedrnn import ops
 from fusedrnn._selftest_report import Check
 from fusedrnn.selftest import Selftest
 from tests.gpu import fake_cuda
-from tools.gpu import bench, checks, limits, steps
+from tools.gpu import bench, checks, limits, load, steps
 from tools.gpu.process import Outcome, Stream
 from tools.gpu.rows import timed_rows
 from tools.gpu.run import Clock, Run
@@ -104,7 +105,7 @@ def test_a_cold_capture(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_replay_that_differs_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     fake_cuda.use(monkeypatch)
-    right = checks.Call.results
+    right = cases.Call.results
     calls = []
 
     def moving(self: Any, *arguments: Any, **named: Any) -> Any:
@@ -112,7 +113,7 @@ def test_a_replay_that_differs_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
         found = right(self, *arguments, **named)
         return found | {"output 0": found["output 0"] + len(calls)}
 
-    monkeypatch.setattr(checks.Call, "results", moving)
+    monkeypatch.setattr(cases.Call, "results", moving)
     test = Selftest(CPU)
     checks.do("cold_capture", test, {})
     assert only(test).detail == "the replay differs"
@@ -120,7 +121,7 @@ def test_a_replay_that_differs_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_two_streams(monkeypatch: pytest.MonkeyPatch) -> None:
     fake_cuda.use(monkeypatch)
-    monkeypatch.setattr(checks, "Shape", lambda T, N, I, H: checks.cases.Shape(3, 2, 4, 6))
+    monkeypatch.setattr(load, "Shape", lambda T, N, I, H: cases.Shape(3, 2, 4, 6))
     test = Selftest(CPU)
     checks.do("two_streams", test, {"regime": "resident"})
     assert only(test).result == "passed"

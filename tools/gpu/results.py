@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 FORMAT = 1
-# Sections of checks that say nothing about numbers: what the plan believes of a card.
-NOT_NUMBERS = ("limits", "driver")
+# Sections of checks that say nothing about numbers: what the plan believes of a card, and which
+# kernels the profiler has seen.
+NOT_NUMBERS = ("limits", "driver", "kernels")
 
 Fields = dict[str, Any]
 

@@ -205,8 +205,8 @@ class Run:
         self.steps.append(step)
         self.save()
         why = f": {step.why}" if step.why else ""
-        self.say(f"== {step.name}: {step.result}{why}, {step.seconds:.1f} s, "
-                 f"{self.clock.left():.0f} s left")  # fmt: skip
+        seconds = f"{step.seconds:.1f} s, {self.clock.left():.0f} s left"
+        self.say(f"== {step.name}: {step.result}{why}, {seconds}")
 
     def keep_output(self, file: str, text: str) -> None:
         """Adds output to one of the run's files."""

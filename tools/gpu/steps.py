@@ -151,7 +151,7 @@ class Everything:
             self.check("checks", self.tasks, self.run.clock.seconds)
             return
         self.check("smallest layers", "limits,smoke", 100, FOR_TIMES)
-        self.check("all layers", "parity,sections,surroundings,stress", 220, FOR_TIMES)
+        self.check("all layers", "parity,sections,surroundings,stress,large", 220, FOR_TIMES)
 
     def look_closer(self) -> None:
         """Where something is wrong: each launch waited for, with its plan in the log; memcheck."""

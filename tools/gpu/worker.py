@@ -71,6 +71,7 @@ def work(channel: TextIO, device_name: str, quick: bool) -> int:
     from fusedrnn._selftest_report import Check
 
     from . import checks
+    from .interpreter import Context, interpreted
 
     torch.set_num_threads(min(8, torch.get_num_threads()))
     with contextlib.ExitStack() as stack:
@@ -79,7 +80,7 @@ def work(channel: TextIO, device_name: str, quick: bool) -> int:
             device = torch.device("cuda", 0)
             torch.zeros(1, device=device)
         elif device_name == "interpreter":
-            checks.Context.interpreter = stack.enter_context(checks.interpreted())
+            Context.interpreter = stack.enter_context(interpreted())
         say(channel, event="ready")
         for line in sys.stdin:
             task = json.loads(line)

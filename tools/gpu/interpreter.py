@@ -1,0 +1,31 @@
+"""The CUDA library on CPU tensors: its own host code, its kernels in the tests' interpreter."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from fusedrnn import ops
+
+
+class Context:
+    """What stands in for a GPU in this process: the PTX interpreter, or nothing."""
+
+    interpreter: Any = None
+
+
+@contextlib.contextmanager
+def interpreted() -> Iterator[Any]:
+    """The ops of the CUDA library on CPU tensors, their kernels in the interpreter of the tests."""
+    from tests.torch_cuda.build import ptx
+    from tests.torch_cuda.device import TorchDevice, using
+
+    device = TorchDevice(ptx(80))
+    before = ops._forward_now, ops._backward_now
+    with using(device) as gpu:
+        ops._forward_now, ops._backward_now = gpu["forward"], gpu["backward"]
+        try:
+            yield device
+        finally:
+            ops._forward_now, ops._backward_now = before

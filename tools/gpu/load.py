@@ -1,0 +1,78 @@
+"""Checks under load: the same bits many times, launches on two streams."""
+
+from __future__ import annotations
+
+import torch
+
+from fusedrnn import _selftest_cases as cases
+from fusedrnn._selftest_cases import BFLOAT16, FLOAT32, Call, Shape
+from fusedrnn.selftest import Selftest
+
+from .numbers import Options
+
+
+def stress(test: Selftest, options: Options) -> None:
+    """The same bits, many times, beside work on another stream: results that move are a race."""
+    cuda = test.device.type == "cuda"
+    shapes = ((64, 32, 256, 1024), (200, 8, 64, 256), (300, 1, 64, 512))
+    if test.quick or not cuda:
+        shapes = ((5, 12, 8, 24),)
+    times = 3 if not cuda else 20 if options["regime"] == "per_step" else 60
+    for sizes in shapes:
+        for precision in (FLOAT32, BFLOAT16):
+            name = f"{options['cell']} {precision.name} {Shape(*sizes)} {options['regime']}"
+            with (
+                test.check("stress", name, may_refuse=True) as check,
+                cases.asking_for(options["regime"]),
+            ):
+                different = _repeat(test.device, options["cell"], Shape(*sizes), precision, times)
+                check.detail = f"{different} of {times} differ"
+                assert different == 0, check.detail
+
+
+def _repeat(
+    device: torch.device, cell: str, shape: Shape, precision: cases.Precision, times: int
+) -> int:
+    call = Call(cell, shape)
+    leaves = call.leaves(device, precision.dtype)
+    cotangents = call.cotangents(call.outputs(leaves))
+    first = call.results(leaves, cotangents)
+    side = torch.cuda.Stream(device) if device.type == "cuda" else None
+    load = torch.randn(2048, 2048, device=device) if side else None
+    different = 0
+    for k in range(times):
+        if side is not None and load is not None and k % 2:
+            with torch.cuda.stream(side):
+                load @ load
+        different += not cases.same_bits(first, call.results(leaves, cotangents))
+    return different
+
+
+def two_streams(test: Selftest, options: Options) -> None:
+    """Launches on two streams that each want the whole device: none may wait for ever."""
+    rounds = 20
+    with (
+        test.check("two streams", f"lstm beside gru {options['regime']}") as check,
+        cases.asking_for(options["regime"]),
+    ):
+        calls = [Call(cell, Shape(100, 16, 64, 512)) for cell in ("lstm", "gru")]
+        streams = [torch.cuda.Stream(test.device) for _ in calls]
+        leaves = [call.leaves(test.device, torch.bfloat16) for call in calls]
+        jobs = [
+            (call, stream, leaf, call.cotangents(call.outputs(leaf)))
+            for call, stream, leaf in zip(calls, streams, leaves, strict=True)
+        ]
+        expected = [call.results(leaf, cotangents) for call, _, leaf, cotangents in jobs]
+        test.synchronize()
+        different = 0
+        for _ in range(rounds):
+            found = []
+            for call, stream, leaf, cotangents in jobs:
+                with torch.cuda.stream(stream):
+                    found.append(call.results(leaf, cotangents))
+            test.synchronize()
+            different += sum(
+                not cases.same_bits(a, b) for a, b in zip(expected, found, strict=True)
+            )
+        check.detail = f"{different} of {2 * rounds} differ"
+        assert different == 0, check.detail

@@ -1,0 +1,219 @@
+"""Checks of numbers: the smallest layers, every cell, every kernel, torch's products.
+
+Most of it is fusedrnn.selftest's, one case at a time; where a number is wrong a second check says
+where.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from fusedrnn import _selftest_cases as cases
+from fusedrnn._selftest_cases import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, TF32, Call, Shape
+from fusedrnn.selftest import Selftest
+
+from . import limits
+from .interpreter import Context
+
+Options = Mapping[str, str]
+
+# The smallest layers, from one step of one sequence to one that uses every part of a kernel: the
+# tensor cores begin at 8 sequences.
+SMOKE = (
+    Shape(1, 1, 3, 5),
+    Shape(4, 3, 4, 7),
+    Shape(3, 9, 6, 16, D=2, lengths=(3, 1, 0, 2, 3, 3, 1, 2, 3)),
+)
+SHORT = {torch.float32: "f32", torch.float64: "f64", torch.float16: "f16", torch.bfloat16: "bf16"}
+
+
+def has_tf32(test: Selftest) -> bool:
+    """Whether float32 products can be computed in TF32 there."""
+    return Context.interpreter is not None or not test.why_no_tf32()
+
+
+def precisions(test: Selftest, shape: Shape) -> Iterator[cases.Precision]:
+    """Those that a shape is checked in."""
+    yield from (FLOAT32, FLOAT64, FLOAT16, BFLOAT16)
+    if shape.N >= 8 and has_tf32(test):
+        yield TF32
+
+
+def compare(test: Selftest, call: Call, precision: cases.Precision, regime: str) -> None:
+    """The selftest's own check; where it fails, a second one says where the numbers are wrong."""
+    if precision == FLOAT64 and regime == "resident":
+        return  # there is no such kernel
+    before = len(test.report.with_result("failed"))
+    test.compare(call, precision, regime)
+    if len(test.report.with_result("failed")) > before:
+        with test.check("where", f"{call.cell} {precision.name} {call.shape} {regime}"):
+            raise AssertionError(where(test, call, precision, regime))
+
+
+def where(test: Selftest, call: Call, precision: cases.Precision, regime: str) -> str:
+    """Which numbers are wrong: of each tensor how many, in which box, the first; and the plan."""
+    expected = cases.expected_results(call.cell, call.shape, precision.dtype)
+    with cases.asking_for(regime), cases.float32_products(precision.tf32):
+        leaves = call.leaves(test.device, precision.dtype)
+        actual, again = call.results(leaves), call.results(leaves)
+        test.synchronize()
+    said = []
+    for key, wanted in expected.items():
+        got = actual[key].cpu().double()
+        if got.shape != wanted.shape or wanted.numel() == 0:
+            continue
+        bad = ~(cases.error_in_eps(got, wanted, precision) <= precision.limit)
+        if not bad.any():
+            continue
+        at = bad.nonzero()
+        first = tuple(at[0].tolist())
+        said.append(
+            f"{_name_of(call, key)} {list(got.shape)}: {int(bad.sum())} wrong, in "
+            f"{at.min(0).values.tolist()}..{at.max(0).values.tolist()}, "
+            f"{int(got.isnan().sum())} of them nan, first {list(first)} is {got[first]:.6g}, "
+            f"wanted {float(wanted[first]):.6g}"
+            + ("" if torch.equal(actual[key], again[key]) else ", other bits in a second run")
+        )
+    return "; ".join(said)[:1200] + " | " + _plan_of(test, call, precision, regime)
+
+
+def _name_of(call: Call, key: str) -> str:
+    """What "gradient 3" or "output 1" of a call's results is."""
+    kind, number = key.split()
+    if kind == "output":
+        return ("y", "h_n", "c_n")[int(number)]
+    per = 5 if call.cell == "lstm_proj" else 4
+    weights = ["w_ih", "w_hh", "b_ih", "b_hh", "w_hr"][:per]
+    names = ["x", "h0", "c0", *weights, *(f"{name}_reverse" for name in weights)]
+    return f"d_{names[int(number)]}"
+
+
+def _plan_of(test: Selftest, call: Call, precision: cases.Precision, regime: str) -> str:
+    s = call.shape
+    P = max(1, s.H // 2) if call.cell == "lstm_proj" else s.H
+    sizes = [s.T, s.N, s.I, s.H, P, s.D]
+    card = limits.card(test.device)
+    arguments = (card, False, precision.tf32, regime if P == s.H else "")
+    text, *_ = torch.ops.fusedrnn._plan(call.cell, SHORT[precision.dtype], sizes, *arguments)
+    return text.splitlines()[1][:200]
+
+
+def smoke(test: Selftest, options: Options) -> None:
+    """The smallest layers in every dtype."""
+    for shape in SMOKE:
+        for precision in precisions(test, shape):
+            compare(test, Call("lstm", shape), precision, options["regime"])
+
+
+def parity(test: Selftest, options: Options) -> None:
+    """One cell in one regime, every dtype, at small or at large sizes."""
+    shapes = cases.SMALL if options["size"] == "small" else cases.LARGE
+    if Context.interpreter:
+        shapes = cases.SMALL[:1]
+    for shape in shapes:
+        for precision in precisions(test, shape):
+            compare(test, Call(options["cell"], shape), precision, options["regime"])
+
+
+def kernels(test: Selftest, options: Options) -> None:
+    """Every kernel of the library has run, by what the profiler (or the interpreter) saw."""
+
+    def run() -> None:
+        for cell, regime in (("lstm", "resident"), ("lstm", "per_step"), ("gru", "per_step")):
+            for shape in SMOKE[1:]:
+                for precision in precisions(test, shape):
+                    if precision == FLOAT64 and regime == "resident":
+                        continue
+                    with cases.asking_for(regime), cases.float32_products(precision.tf32):
+                        call = Call(cell, shape)
+                        call.results(call.leaves(test.device, precision.dtype))
+        test.synchronize()
+
+    run()  # what is loaded at a first call is not to be profiled
+    if Context.interpreter:
+        there, ran = set(Context.interpreter.kernels), set(Context.interpreter.launches)
+    else:
+        there = set(limits.driver_facts(test.device).kernels)
+        ran = _profiled(run)
+        if not ran:
+            test.not_run("kernels", "which ran", "torch's profiler saw nothing of the GPU")
+            return
+    with test.check("kernels", "all have run") as check:
+        check.detail = f"{len(there & ran)} of {len(there)}"
+        missing = sorted(there - ran)
+        assert not missing, f"{check.detail}; not: {', '.join(missing)}"
+
+
+def _profiled(run: Callable[[], None]) -> set[str]:
+    """The names of what ran on the GPU, by torch's profiler."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA]) as found:
+        run()
+    # Without the types of arguments and templates, and without what is returned.
+    names = (event.key.split("(")[0].split("<")[0].split() for event in found.key_averages())
+    return {words[-1] for words in names if words}
+
+
+def products(test: Selftest, options: Options) -> None:
+    """Products of torch's as the engine asks for them: strides, odd offsets, float32 of 16 bits."""
+    for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
+        wide = dtype.itemsize == 2 and test.device.type == "cuda"  # a CPU has no such product
+        for into in [dtype, *([torch.float32] if wide else [])]:
+            for offset in (0, 1, 3):
+                for rows in (37, 1):
+                    name = f"{dtype} into {into}, offset {offset}, {rows} rows"
+                    with test.check("products", name) as check:
+                        check.detail = _product(test.device, dtype, into, offset, rows)
+    if test.device.type != "cuda":
+        return
+    for dtype in (torch.bfloat16, torch.float16):
+        with test.check("products", f"{dtype} a long sum") as check:
+            check.detail = _long_sum(test.device, dtype)
+
+
+def _product(
+    device: torch.device, dtype: torch.dtype, into: torch.dtype, offset: int, rows: int
+) -> str:
+    """One product into a part of a matrix: that it is right, and wrote nothing beside itself."""
+    N, K = 45, 50
+
+    def randn(count: int) -> Tensor:
+        return torch.randn(count + offset, device=device).to(dtype)[offset:]
+
+    a = randn(rows * (K + 9)).view(rows, K + 9)[:, :K]
+    b = randn(N * K).view(N, K).t()
+    c = torch.full((rows, N + 5), 7.0, device=device, dtype=into)
+    out = c[:, 2 : N + 2]
+    if into == dtype:
+        torch.mm(a, b, out=out)
+    else:
+        torch.ops.aten.mm.dtype_out(a, b, into, out=out)
+    wanted = a.double().cpu() @ b.double().cpu()
+    off = float((out.double().cpu() - wanted).abs().max() / wanted.abs().max())
+    eps = torch.finfo(into).eps * (2 if into.itemsize == 2 else 16)
+    assert off <= eps, f"off by {off:.1e}, allowed {eps:.1e}"
+    beside = torch.cat([c[:, :2], c[:, N + 2 :]], 1)
+    assert bool((beside == 7).all()), "it wrote beside the output"
+    return f"off by {off:.1e}"
+
+
+def _long_sum(device: torch.device, dtype: torch.dtype) -> str:
+    """A gradient of a weight: a long sum, which torch may let cuBLAS cut into 16-bit parts."""
+    a = torch.randn(4800, 1024, device=device).to(dtype)
+    b = torch.randn(4800, 256, device=device).to(dtype)
+    wanted = a.double().t() @ b.double()
+
+    def off(result: Tensor) -> float:
+        eps = torch.finfo(dtype).eps
+        return float((result.double() - wanted).abs().max() / wanted.abs().max()) / eps
+
+    wide = torch.empty(1024, 256, device=device)
+    torch.ops.aten.mm.dtype_out(a.t(), b, torch.float32, out=wide)
+    ours, torchs = off(wide.to(dtype)), off(torch.mm(a.t(), b))
+    said = f"{ours:.2f} eps by way of float32, {torchs:.2f} by torch.mm alone"
+    assert ours <= 0.6, said  # the rounding alone is half of eps at most
+    return said

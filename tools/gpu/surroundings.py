@@ -1,0 +1,176 @@
+"""Checks of what surrounds a layer: places of tensors, modes, devices, processes of their own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import fusedrnn
+from fusedrnn import _selftest_cases as cases
+from fusedrnn._selftest_cases import BFLOAT16, FLOAT16, FLOAT32, Call, Shape
+from fusedrnn.selftest import Selftest
+
+from .numbers import SMOKE, Options
+from .tasks import REGIMES, SPIN_LIMIT
+
+
+def offsets(test: Selftest, options: Options) -> None:
+    """Tensors that begin in the middle of a storage, at odd elements."""
+    call = Call("lstm", Shape(6, 9, 7, 17))
+    for regime in test.regimes:
+        for precision in (FLOAT32, FLOAT16, BFLOAT16):
+            for by in (1, 3):
+                name = f"{precision.name} {by} elements {regime}"
+                with test.check("offsets", name) as check, cases.asking_for(regime):
+                    leaves = call.leaves(test.device, precision.dtype)
+                    moved = [None if t is None else _moved(t, by) for t in leaves]
+                    worst, place = call.error_of(call.results(moved), precision)
+                    check.detail = f"{worst:.2f} eps in {place}"
+                    assert worst <= precision.limit, check.detail
+
+
+def _moved(t: Tensor, by: int) -> Tensor:
+    """The same leaf in a storage in which it begins `by` elements later."""
+    storage = torch.empty(t.numel() + by, dtype=t.dtype, device=t.device)
+    view = storage[by:].view(t.shape)
+    view.copy_(t.detach())
+    return view.detach().requires_grad_()
+
+
+def deterministic_mode(test: Selftest, options: Options) -> None:
+    """Under torch.use_deterministic_algorithms a layer does what torch.mm does: runs, or raises."""
+    layer = fusedrnn.FusedLSTM(6, 16, device=test.device)
+    x = torch.randn(5, 9, 6, device=test.device)
+    before = layer(x)[0]
+
+    def outcome(call: Callable[[], Any]) -> str:
+        try:
+            call()
+        except RuntimeError as error:
+            return str(error).splitlines()[0]
+        return ""
+
+    torch.use_deterministic_algorithms(True)
+    try:
+        of_torch = outcome(lambda: torch.mm(x[0], x[0].t()))
+        with test.check("deterministic mode", "as torch.mm") as check:
+            ours = outcome(lambda: layer(x)[0].sum().backward())
+            check.detail = ours[:200] or "runs"
+            assert bool(ours) == bool(of_torch), f"torch.mm: {of_torch or 'runs'}; ours: {ours}"
+            if not ours:
+                assert torch.equal(layer(x)[0], before), "other numbers than before"
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def two_devices(test: Selftest, options: Options) -> None:
+    """A layer on a GPU that is not the current one."""
+    count = torch.cuda.device_count() if test.device.type == "cuda" else 0
+    if count < 2:
+        test.not_run("two devices", "a layer on the second", f"there are {count} GPUs here")
+        return
+    for regime in test.regimes:
+        with test.check("two devices", f"cuda:1 while cuda:0 is current {regime}") as check:
+            with cases.asking_for(regime):
+                worst, place = Call("lstm", SMOKE[2]).error(torch.device("cuda", 1), FLOAT32)
+            check.detail = f"{worst:.2f} eps in {place}"
+            assert worst <= FLOAT32.limit, check.detail
+            assert torch.cuda.current_device() == 0, "the current device is another one now"
+
+
+# --- Processes of their own ----------------------------------------------------------------------
+
+
+def cold_capture(test: Selftest, options: Options) -> None:
+    """A CUDA graph of the very first call: its kernels are loaded while the graph is captured."""
+    warm = torch.randn(64, 64, device=test.device)
+    warm @ warm  # torch's own products are not what is looked at
+    warm.bfloat16() @ warm.bfloat16()
+    test.synchronize()
+    with test.check("cold capture", "the first call of a process") as check:
+        call = Call("lstm", SMOKE[1])
+        leaves = call.leaves(test.device, torch.float32)
+        sizes = [s.shape for s in cases.expected_results("lstm", SMOKE[1], torch.float32).values()]
+        cotangents = [torch.ones(size, device=test.device) for size in sizes[:3]]
+        begin = time.perf_counter()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = call.results(leaves, cotangents)
+        check.detail = f"{(time.perf_counter() - begin) * 1e3:.0f} ms"
+        graph.replay()
+        test.synchronize()
+        assert cases.same_bits(captured, call.results(leaves, cotangents)), "the replay differs"
+
+
+def allocator(test: Selftest, options: Options) -> None:
+    """Training under another allocator of torch's: the same numbers again and again."""
+    for regime in REGIMES:
+        for precision in (FLOAT32, BFLOAT16):
+            name = f"{options['name']}, {precision.name} {regime}"
+            with test.check("allocator", name) as check, cases.asking_for(regime):
+                call = Call("gru", cases.SMALL[2])
+                for _ in range(10):
+                    worst, place = call.error(test.device, precision)
+                    check.detail = f"{worst:.2f} eps in {place}"
+                    assert worst <= precision.limit, check.detail
+
+
+def watchdog(test: Selftest, options: Options) -> None:
+    """A barrier that is given up at once: an error that names the kernel, and no hang."""
+    kernel = f"resident_{options['which']}_"
+    with test.check("watchdog", options["which"]) as check, cases.asking_for("resident"):
+        call = Call("lstm", Shape(50, 4, 8, 256))
+        leaves = call.leaves(test.device, torch.float32)
+        limit = os.environ.pop(SPIN_LIMIT)
+        if options["which"] == "backward":
+            outputs = call.outputs(leaves)
+            cotangents = call.cotangents(outputs)
+            test.synchronize()
+        os.environ[SPIN_LIMIT] = limit
+        with said_by_process() as said:
+            try:
+                if options["which"] == "backward":
+                    torch.autograd.grad(outputs, [t for t in leaves if t is not None], cotangents)
+                else:
+                    call.outputs(leaves)
+                torch.cuda.synchronize(test.device)
+                error = ""
+            except RuntimeError as raised:
+                error = str(raised).splitlines()[0]
+        assert error, f"no barrier gave up with {SPIN_LIMIT}={limit}"
+        named = next((line for line in said if kernel in line), "")
+        check.detail = f"{error[:150]} | {named[:200]}"
+        assert named, f"nothing names {kernel}*: {error[:300]} | {' / '.join(said)[-500:]}"
+        # What is left of this context answers nothing; the check must not ask it.
+        test.synchronize = lambda: None  # type: ignore[method-assign]
+
+
+@contextlib.contextmanager
+def said_by_process() -> Iterator[list[str]]:
+    """What this process writes meanwhile, that of the driver included; a list of lines in the end.
+
+    Nothing is lost: it is written on standard error afterwards.
+    """
+    lines: list[str] = []
+    kept = [os.dup(1), os.dup(2)]
+    with tempfile.TemporaryFile("w+b") as file:
+        try:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+            yield lines
+        finally:
+            for number, copy in zip((1, 2), kept, strict=True):
+                os.dup2(copy, number)
+                os.close(copy)
+            file.seek(0)
+            lines += file.read().decode(errors="replace").splitlines()
+            # Of thousands of threads that say the same, the first.
+            print("\n".join(lines[:20]), file=sys.stderr, flush=True)
