@@ -84,7 +84,7 @@ class Everything:
         """Runs all steps that were asked for."""
         self.facts()
         if not self.library():
-            self.run.say("nothing can run: the library is not there and cannot be built")
+            self.run.say("nothing can run here")
             return
         if self.run.wants("checks"):
             self.checks()
@@ -121,6 +121,9 @@ class Everything:
         outcome = self.run.step("import", 90, command, lines=16)
         if outcome and outcome.ok:
             return True
+        if self.run.facts.get("torch", {}).get("gpus") == 0:
+            self.run.not_run("build", "torch finds no GPU; see whether nvidia-smi does")
+            return False
         capability = str(self.run.facts.get("gpu", {}).get("capability", "")).replace(".", "")
         build = self.run.step(
             "build",
