@@ -31,7 +31,7 @@ def keep(folder: Path) -> Path:
     target.mkdir(parents=True)
     for file in (*FILES, *OPTIONAL_FILES):
         if (folder / file).exists():
-            # Not copy: what comes back from a lent machine may be read-only.
+            # Not copy: what was fetched from another machine may be read-only.
             shutil.copyfile(folder / file, target / file)
     write_docs()
     return target

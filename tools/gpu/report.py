@@ -8,7 +8,7 @@ from typing import Any
 
 from .results import Fields, Results, load
 
-# A lent machine may show the last 12,000 characters of what a run prints.
+# So that it is whole where only the last 12,000 characters of what is printed are kept.
 TABLE_CHARACTERS = 11_500
 FAILURES_SHOWN = 25
 SHORT_MODES = {"forward": "fwd", "training": "train"}

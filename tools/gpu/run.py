@@ -30,7 +30,7 @@ from . import process
 
 # A step with fewer seconds is not begun.
 LEAST = 6.0
-# Of the whole log; a lent machine may give back files of up to 16 MiB.
+# Of the whole log: small enough to be fetched from any machine.
 LOG_BYTES = 12 << 20
 WIDEST = 240
 # Lines of standard error that say nothing about what went wrong.
@@ -155,7 +155,7 @@ class Run:
 
         Args:
             name: what it is called.
-            limit: seconds that it may take, if there are so many.
+            limit: seconds that it may take, or what is left of the run's.
             command: program and arguments.
             keep: seconds that it leaves to later steps.
             lines: of its standard output, as many are said when they come.
