@@ -29,7 +29,7 @@ REPORT ?= build
 
 # Of the run on a GPU: its seconds, and the folder of what it found.
 GPU_SECONDS ?= 400
-GPU_OUT ?= build/gpu
+GPU_OUT ?= build/gpu-$(shell date +%Y%m%d-%H%M%S)
 
 SITE ?= build/site
 
@@ -66,6 +66,7 @@ gpu: build
 
 # The kernels are compiled for the interpreter of the tests, which takes pybind11 and numpy.
 gpu-dry: build $(STATE)/requirements-dev
+	rm -rf build/gpu-dry
 	$(PY) -m tools.gpu dry --out build/gpu-dry
 
 lint: $(STATE)/requirements-dev

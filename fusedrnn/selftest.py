@@ -281,8 +281,8 @@ class Selftest:
         """Runs a call behind a long sleep and a copy of its inputs, all on one stream.
 
         Whatever goes to another stream runs during the sleep, and reads the old inputs or results.
-        Nothing here makes the host wait: it would do so for a copy from its own memory, and for
-        memory that this stream has not had before.
+        Nothing here makes the host wait: it would do so for a copy from its own memory, for memory
+        that this stream has not had before, and for a kernel's first launch.
         """
         new = call.leaves(self.device, torch.float32)
         old = [None if t is None else (t.detach() / 2).requires_grad_() for t in new]
@@ -295,11 +295,13 @@ class Selftest:
             side.synchronize()
             assert not same_bits(expected, warm), "other inputs give the same numbers"
             del warm
+            sources = [t for t in new if t is not None]
+            targets = [t for t in old if t is not None]
+            # Once before: a kernel that is loaded at its first launch waits for those that run.
+            torch._foreach_copy_([torch.empty_like(t) for t in targets], sources)
             torch.cuda._sleep(SLEEP)
             with torch.no_grad():
-                torch._foreach_copy_(
-                    [t for t in old if t is not None], [t for t in new if t is not None]
-                )
+                torch._foreach_copy_(targets, sources)
             actual = call.results(old, cotangents)
             asleep = not side.query()
         side.synchronize()
@@ -324,8 +326,12 @@ class Selftest:
             call.results(leaves, cotangents)  # kernels are loaded before a capture, not in it
         torch.cuda.current_stream(self.device).wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            captured = call.results(leaves, cotangents)
+        stream = torch.cuda.current_stream(self.device)
+        try:
+            with torch.cuda.graph(graph):
+                captured = call.results(leaves, cotangents)
+        finally:
+            torch.cuda.set_stream(stream)  # a capture that failed leaves its own behind
         for _ in range(2):
             with torch.no_grad():
                 for t in leaves:

@@ -71,6 +71,8 @@ def use(monkeypatch: pytest.MonkeyPatch, synchronize: Callable[..., None] | None
         "stream": stream,
         "graph": graph,
         "current_stream": lambda device=None: default,
+        "set_stream": lambda stream: None,
+        "_sleep": lambda cycles: None,
         "synchronize": synchronize or (lambda device=None: None),
     }.items():
         monkeypatch.setattr(torch.cuda, name, thing)

@@ -188,6 +188,21 @@ def test_a_cell_in_a_regime_that_took_two_workers_is_left_alone(supervise: Any) 
     assert ended["parity gru 1 resident"] == "lost: hung"
 
 
+@pytest.mark.parametrize("loss", [Lost("hung"), LOST], ids=["hung", "context"])
+def test_a_regime_that_took_three_workers_does_not_take_the_other_with_it(
+    supervise: Any, loss: Any
+) -> None:
+    def tasks(regime: str) -> list[Task]:
+        return [Task("a" if regime == "resident" else "b", {"regime": regime}) for _ in range(5)]
+
+    script = {"a": [loss], "b": [told("passed"), END]}
+    supervisor, lines = supervise(script, [*tasks("resident"), *tasks("per_step")])
+    ended = [line["ended"] for line in lines if "ended" in line]
+    assert [why.split(":")[0] for why in ended[3:]] == ["left alone"] * 2 + ["ok"] * 5
+    assert "the resident regime took 3 workers" in ended[3]
+    assert supervisor.tally.restarts == 3
+
+
 def test_workers_are_not_restarted_for_ever(supervise: Any) -> None:
     supervisor, _ = supervise({"a": [Lost("died")]}, [Task("a")] * 9, restarts=3)
     assert supervisor.tally.restarts == 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,10 @@ from fusedrnn import ops
 from fusedrnn._selftest_report import Check
 from fusedrnn.selftest import Selftest
 from tests.gpu import fake_cuda
-from tools.gpu import bench, checks, limits, load, steps
+from tools.gpu import bench, checks, limits, load, one, steps
 from tools.gpu.process import Outcome, Stream
 from tools.gpu.rows import timed_rows
-from tools.gpu.run import Clock, Run
+from tools.gpu.run import Clock, Run, Step
 from tools.gpu.tasks import SPIN_LIMIT
 
 CPU = torch.device("cpu")
@@ -260,19 +261,33 @@ def test_kernels_that_never_ran_are_named(
 class Script(Run):
     """A run whose steps take what a test says, by the beginning of their names; none is begun."""
 
-    def __init__(self, folder: Path, seconds: float, takes: dict[str, float], fails: str = "-"):
+    def __init__(
+        self,
+        folder: Path,
+        seconds: float,
+        takes: dict[str, float],
+        codes: dict[str, int] | None = None,
+    ) -> None:
         super().__init__(folder, seconds, {})
         self.now = 0.0
         self.clock = Clock(seconds, lambda: self.now)
         self.takes = takes
-        self.fails = fails
+        self.codes = codes or {}
         self.commands: dict[str, tuple[float, str, dict[str, str]]] = {}
 
     def has_tool(self, step: str, program: str) -> bool:
         return True
 
-    def step(self, name: str, limit: float, command: Any, keep: float = 0.0, lines: int = 12,
-             env: Any = None, into: str = "") -> Outcome | None:  # fmt: skip
+    def step(  # type: ignore[override]
+        self,
+        name: str,
+        limit: float,
+        command: Any,
+        keep: float = 0.0,
+        lines: int = 12,
+        env: Any = None,
+        **_: Any,
+    ) -> Outcome | None:
         seconds = self.clock.grant(limit, keep)
         if not seconds:
             self.not_run(name, "no time")
@@ -281,10 +296,13 @@ class Script(Run):
         takes = [t for start, t in self.takes.items() if name.startswith(start)]
         self.now += min([seconds, *takes])
         self.commands[name] = (seconds, " ".join(command), dict(env or {}))
-        ok = not name.startswith(self.fails)
+        code = self.codes.get(name, 0)
         out = Stream()
-        out.add('{"gpu": {"capability": "9.0"}}')
-        return Outcome(0 if ok else 1, "" if ok else "exit 1", 1.0, out, Stream())
+        for line in ("a library's word", "{", '"gpu": {"capability": "9.0"}', "}"):
+            out.add(line)
+        why = f"exit {code}" if code else ""
+        self.steps.append(Step(name, "failed" if code else "ok", why, 1.0, seconds, []))
+        return Outcome(code, why, 1.0, out, Stream())
 
 
 def everything(run: Script, tasks: str = "", rows: str = "") -> list[str]:
@@ -292,19 +310,22 @@ def everything(run: Script, tasks: str = "", rows: str = "") -> list[str]:
     return list(run.commands)
 
 
-USUAL = {"facts": 8, "import": 10, "smallest": 25, "all layers": 140, "times": 110, "profile": 12}
+USUAL = {
+    "facts": 8,
+    "import": 10,
+    "first calls": 8,
+    "smallest": 25,
+    "all layers": 140,
+    "times": 110,
+    "profile": 12,
+}
 
 
 def test_a_usual_run(tmp_path: Path) -> None:
     run = Script(tmp_path, 400, USUAL | {"ncu": 15, "sanitizer": 15, "pytest": 20})
     names = everything(run)
-    # A barrier gives up before its worker is taken for hung.
-    assert int(run.commands["all layers"][2][SPIN_LIMIT]) < 1 << 27
-    assert names[:5] == [
-        "facts",
-        "import",
-        "smallest layers",
-        "all layers",
+    assert names[:6] == [
+        *("facts", "import", "first calls", "smallest layers", "all layers"),
         "times beside torch.nn",
     ]
     assert "smallest layers, each launch waited for" not in names
@@ -313,7 +334,7 @@ def test_a_usual_run(tmp_path: Path) -> None:
 
 
 def test_where_every_step_takes_all_it_may_the_times_are_still_measured(tmp_path: Path) -> None:
-    run = Script(tmp_path, 400, {"facts": 60, "import": 60})
+    run = Script(tmp_path, 400, {"facts": 60, "import": 60, "first calls": 8})
     names = everything(run)
     assert run.commands["times beside torch.nn"][0] >= 110
     assert any(name.startswith("profile") for name in names)
@@ -325,7 +346,7 @@ def test_where_every_step_takes_all_it_may_the_times_are_still_measured(tmp_path
 
 
 def test_a_short_run_checks_first(tmp_path: Path) -> None:
-    run = Script(tmp_path, 200, {"facts": 8, "import": 10})
+    run = Script(tmp_path, 200, {"facts": 8, "import": 10, "first calls": 8})
     names = everything(run)
     assert "smallest layers" in names
     assert run.now <= 200
@@ -348,12 +369,77 @@ def test_where_numbers_are_wrong_each_launch_is_waited_for(tmp_path: Path) -> No
     assert names.index("all layers") < closer < names.index("times beside torch.nn")
     logged = {"CUDA_LAUNCH_BLOCKING": "1", "FUSEDRNN_LOG": "1"}
     assert run.commands[names[closer]][2].items() >= logged.items()
-    # The whole round of the sanitizer is for a library that is right.
-    assert not any(name.startswith("sanitizer racecheck") for name in names)
+    # The times are measured all the same, and then the sanitizer looks for a race.
+    assert run.commands["times beside torch.nn"][0] >= 60
+
+
+def test_where_a_closer_look_takes_all_it_may_some_times_are_measured(tmp_path: Path) -> None:
+    run = Script(tmp_path, 400, {"facts": 8, "import": 10, "first calls": 8})
+    line = '{"task": "stress", "section": "stress", "name": "x", "result": "failed"}\n'
+    (tmp_path / "checks.jsonl").write_text(line)
+    everything(run)
+    assert run.commands["times beside torch.nn"][0] >= 60
+    assert run.now <= 400
+
+
+def test_a_first_call_that_fails_stops_nothing(tmp_path: Path) -> None:
+    names = everything(Script(tmp_path, 400, USUAL, {"first calls": 1}))
+    assert "build" not in names
+    assert "all layers" in names
+
+
+def test_a_row_that_takes_the_process_with_it_costs_itself(tmp_path: Path) -> None:
+    takes = USUAL | {"times": 20}
+    first, second, third = steps.BENCHES
+    run = Script(tmp_path / "a", 400, takes, {first: 4, second: -9, third: 4})
+    begin = '{"kind": "begin", "name": "x", "mode": "forward"}\n'
+    (tmp_path / "a" / "bench.jsonl").write_text(begin * 3)
+    names = everything(run)
+    assert [name for name in names if name.startswith("times")] == [first, second, third]
+    assert " --skip 3 " in run.commands[second][1]
+    assert run.commands[third][2] == {"FUSEDRNN_CUDA_REGIME": "per_step"}
+    # A wrong row, or none left to time, is no reason to begin again.
+    for code in (0, 1, 2, 3):
+        run = Script(tmp_path / str(code), 400, takes, {first: code})
+        assert sum(name.startswith("times") for name in everything(run)) == 1
+
+
+def test_a_tool_that_cannot_look_at_this_gpu_is_not_tried_again(tmp_path: Path) -> None:
+    run = Script(tmp_path, 900, USUAL)
+    right = run.step
+
+    def step(name: str, *arguments: Any, cannot: Any = (), **named: Any) -> Any:
+        done = right(name, *arguments, **named)
+        if cannot:
+            assert "Device not supported" in cannot
+            run.steps[-1].result, run.steps[-1].why = "not run", "exit 1"
+        return done
+
+    run.step = step  # type: ignore[method-assign]
+    names = everything(run)
+    assert sum(name.startswith("ncu") for name in names) == 1
+    assert sum(name.startswith("sanitizer") for name in names) == 1
+    said = {s.name: s.why for s in run.steps if s.result == "not run"}
+    why = "compute-sanitizer does not work on this machine"
+    assert said["sanitizer initcheck bf16 4,9,6,17"] == why
+
+
+def test_kernels_count_once_in_a_profile() -> None:
+    """An op's event has the time of its kernels, which are events too."""
+
+    def event(key: str, device: Any, annotation: bool = False) -> Any:
+        return types.SimpleNamespace(key=key, device_type=device, is_user_annotation=annotation)
+
+    host, cuda = torch.autograd.DeviceType.CPU, torch.autograd.DeviceType.CUDA
+    kernel, op = event("resident_forward", cuda), event("aten::mm", host)
+    events = [kernel, op, event("mark", cuda, True), event("cudaDeviceSynchronize", host)]
+    assert one.events_of(events, "device") == [kernel]
+    assert one.events_of(events, "host") == [op]
 
 
 def test_a_library_that_does_not_load_is_built(tmp_path: Path) -> None:
-    run = Script(tmp_path, 400, {"facts": 8, "import": 5, "build": 100}, fails="import")
+    codes = {"import": 1, "import, as built here": 1}
+    run = Script(tmp_path, 400, {"facts": 8, "import": 5, "build": 100}, codes)
     assert everything(run) == ["facts", "import", "build", "import, as built here"]
     assert run.commands["build"][2] == {"FUSEDRNN_CUDA": "1", "FUSEDRNN_CUDA_ARCH": "90"}
 
@@ -361,9 +447,11 @@ def test_a_library_that_does_not_load_is_built(tmp_path: Path) -> None:
 def test_parts_can_be_run_again(tmp_path: Path) -> None:
     run = Script(tmp_path / "a", 300, USUAL)
     run.only = ["checks"]
-    assert everything(run, tasks="parity,stress") == ["facts", "import", "checks"]
+    assert everything(run, tasks="parity,stress") == ["facts", "import", "first calls", "checks"]
     assert "--tasks parity,stress" in run.commands["checks"][1]
     run = Script(tmp_path / "b", 300, USUAL)
     run.only = ["bench"]
-    assert everything(run, rows="gru 1500") == ["facts", "import", "times beside torch.nn"]
+    assert everything(run, rows="gru 1500") == [
+        *("facts", "import", "first calls", "times beside torch.nn")
+    ]
     assert "--rows gru 1500" in run.commands["times beside torch.nn"][1]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ import torch
 from tools.gpu import __main__ as program
 from tools.gpu import bench, hot, keep, report, steps
 from tools.gpu.facts import ROOT, gather, sources
+from tools.gpu.process import Outcome, Stream
 from tools.gpu.results import load, numbers_are_wrong
 from tools.gpu.rows import timed_rows
 from tools.gpu.run import Run
@@ -73,8 +72,10 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("short")
 def test_a_row_is_timed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    status, (rates, forward, training) = run_bench(tmp_path, "--rows", "60,12,96,200 f32")
+    status, (rates, *rows) = run_bench(tmp_path, "--rows", "60,12,96,200 f32")
     assert status == 0
+    assert [row["kind"] for row in rows] == ["begin", "row", "begin", "row"]
+    forward, training = rows[1::2]
     assert set(rates["rates"]) == {"bf16", "f16", "f32", "tf32", "copy", "launch"}
     assert all(rate > 0 for rate in rates["rates"].values())
     assert (forward["mode"], training["mode"]) == ("forward", "training")
@@ -99,7 +100,7 @@ def test_a_wrong_row_gets_no_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         return found
 
     monkeypatch.setattr(bench.cases, "tensors", wrong)
-    status, (_, row, _) = run_bench(tmp_path, "--rows", "60,12,96,200 f32")
+    status, (_, _, row, *_) = run_bench(tmp_path, "--rows", "60,12,96,200 f32")
     assert status == 1
     assert row["status"] == "red"
     assert "times" not in row
@@ -118,10 +119,40 @@ def test_a_row_that_fails_costs_itself_alone(
         return right(case, mode)
 
     monkeypatch.setattr(bench.cases, "check", fails)
-    status, (_, first, second) = run_bench(tmp_path, "--rows", "60,12,96,200 f32")
+    status, (_, _, first, _, second) = run_bench(tmp_path, "--rows", "60,12,96,200 f32")
     assert status == 1
     assert (first["status"], first["why"]) == ("failed", "RuntimeError: no kernel")
     assert second["status"] == "ok"
+
+
+@pytest.mark.usefixtures("short")
+def test_a_row_that_loses_the_context_ends_the_process_and_another_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(case: Any, mode: str) -> Any:
+        raise RuntimeError("CUDA error: device-side assert triggered\nmore")
+
+    monkeypatch.setattr(bench, "alive", lambda device: False)
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.cases, "check", lost)
+        status, lines = run_bench(tmp_path, "--rows", "60,12,96,200 f32")
+    assert status == 4
+    assert [line["kind"] for line in lines] == ["rates", "begin", "row"]
+    status, lines = run_bench(tmp_path, "--rows", "60,12,96,200 f32", "--skip", "1")
+    assert status == 0
+    assert [(line["mode"], line["status"]) for line in lines if line["kind"] == "row"] == [
+        ("forward", "failed"),
+        ("training", "ok"),
+    ]
+
+
+def test_rows_that_are_not_there_are_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        run_bench(tmp_path, "--rows", "zzz")
+    assert stopped.value.code == 2
+    assert "--rows: no row has 'zzz' in its name" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("short")
@@ -164,11 +195,12 @@ def make(
     checks: Sequence[dict[str, Any]] = (),
     rows: Sequence[dict[str, Any]] = (),
     steps: Sequence[dict[str, Any]] = (),
+    gpu: dict[str, str] | None = None,
 ) -> Path:
     """A folder of results."""
     folder.mkdir(exist_ok=True)
     facts = {
-        "gpu": {"name": name},
+        "gpu": gpu or {"name": name},
         "nvidia_smi": {"driver_version": "580.1"},
         "torch": {"version": "2.11.0+cu130", "cudnn": 91900},
         "sources": "0123",
@@ -233,10 +265,29 @@ def test_a_report_says_all_of_it(tmp_path: Path) -> None:
     # call/graph/alone of both, ratios, microseconds a step, estimate, floor; a loss is bold.
     plan = "resident, FMA: 8 x 1 x 1; per step"
     assert (
-        f"| fast | training | {plan} | 20/10/30 | 40/20/60 | 2.00 | 2.00 | 0.40 | 50 | 12 |" in text
+        f"| fast | training | {plan} | 20/10/30 | 40/20/60 | 2.00 | 2.00 | 0.40 |  | 50 | 12 |"
+        in text
     )
     assert "| **0.50** | **0.50** |" in text
     assert "| red | forward | red: y is off |" in text
+
+
+def test_a_message_of_several_lines_breaks_no_table(tmp_path: Path) -> None:
+    why = "AcceleratorError: CUDA error: an illegal access\nSearch for it | in the docs\n"
+    bad = {"kind": "row", "name": "a", "mode": "forward", "status": "failed", "why": why}
+    found = load(make(tmp_path / "out", rows=[bad], steps=[step("bench", "failed", why)]))
+    text = report.as_markdown(found)
+    wanted = "failed: AcceleratorError: CUDA error: an illegal access Search for it / in the docs"
+    assert f"| a | forward | {wanted} |" in text
+    assert all(line.startswith("|") for line in text.splitlines() if "Search for it /" in line)
+    assert "\nSearch" not in report.final_table(found)
+    assert "\nSearch" not in bench.as_text(bad)
+
+
+def test_what_ran_out_of_time_is_no_failure(tmp_path: Path) -> None:
+    found = load(make(tmp_path / "out", steps=[step("all layers", "unfinished", "exit 3")]))
+    assert "steps that failed" not in found.verdict()
+    assert "out of time in: all layers" in found.verdict()
 
 
 def test_a_run_that_was_cut_off_can_be_read(tmp_path: Path) -> None:
@@ -254,6 +305,27 @@ def test_a_folder_without_results_is_named(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text('{"format": 2}')
     with pytest.raises(ValueError, match="is not of format 1"):
         load(tmp_path)
+    (tmp_path / "run.json").write_text('{"format": 1, "started": "x", "facts": {}}')
+    with pytest.raises(ValueError, match=r"run\.json has no steps"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "message"),
+    [
+        ("bench.jsonl", '{"name": "a"}', "line 2 is no row of a benchmark"),
+        ("bench.jsonl", '{"kind": "row", "status": "ok"}', "line 2 is no row of a benchmark"),
+        ("checks.jsonl", "[1]", "line 1 is no object of JSON"),
+    ],
+)
+def test_lines_that_are_no_results_are_named(
+    tmp_path: Path, file: str, line: str, message: str
+) -> None:
+    folder = make(tmp_path / "out")
+    with (folder / file).open("a") as out:
+        out.write(line + "\n")
+    with pytest.raises(ValueError, match=f"{file}, {message}"):
+        load(folder)
 
 
 @pytest.mark.parametrize(
@@ -261,6 +333,8 @@ def test_a_folder_without_results_is_named(tmp_path: Path) -> None:
     [
         (failed(0), True),
         ({**failed(0), "section": "limits"}, False),
+        ({**failed(0), "section": "watchdog"}, False),
+        ({**failed(0), "section": "two streams"}, True),
         ({**failed(0), "result": "not run"}, False),
         ({"task": "a", "ended": "ok"}, False),
         ({"task": "a", "ended": "not reached"}, False),
@@ -294,8 +368,13 @@ def test_results_are_kept_raw_and_the_page_says_what_was_measured(
     report.write(out)
     (out / "run.json").chmod(0o444)
     assert keep.keep(out).name == "gpu-h100-80gb-hbm3-2026-11-29"
-    assert keep.keep(out).name == "gpu-h100-80gb-hbm3-2026-11-29-2"
-    make(tmp_path / "later", "NVIDIA H200", "2026-12-01T10:00:00+0000")
+    with pytest.raises(ValueError, match=r"the run of 2026-11-29T10:00:00\+0000 is kept already"):
+        keep.keep(out)
+    again = make(tmp_path / "again", started="2026-11-29T11:00:00+0000", rows=[row("b", 1, 2)])
+    assert keep.keep(again).name == "gpu-h100-80gb-hbm3-2026-11-29-2"
+    with pytest.raises(ValueError, match="holds results without a GPU"):
+        keep.keep(make(tmp_path / "none", rows=[row("b", 1, 2)], gpu={"error": "no GPU"}))
+    make(tmp_path / "later", "NVIDIA H200", "2026-12-01T10:00:00+0000", checks=[failed(0)])
     kept = keep.keep(tmp_path / "later")
     assert kept.name == "gpu-h200-2026-12-01"
     for file in out.iterdir():
@@ -360,12 +439,52 @@ def test_facts_come_through_whatever_their_length(
     assert run.facts["torch"]["version"] == torch.__version__
 
 
-def test_a_group_of_steps_that_is_not_there_is_named(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tools.gpu", "run", "--out", tmp_path, "--steps", "bensh"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert "error: --steps must be of checks, bench, " in done.stderr
-    assert "got 'bensh'" in done.stderr
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--steps", "bensh"], "error: --steps must be of checks, bench, .*, got 'bensh'"),
+        (["--tasks", "parity, chekcs"], "error: --tasks must be of limits, smoke, .*'chekcs'"),
+        (["--tasks", "hang"], "error: --tasks must be of .*, got 'hang'"),
+        (["--tasks", "parity", "--steps", "bench"], "error: --tasks goes with the checks"),
+        (["--seconds", "0"], "--seconds: must be from 6 to 36000, got '0'"),
+        (["--seconds", "nan"], "--seconds: must be from 6 to 36000, got 'nan'"),
+    ],
+)
+def test_wrong_arguments_are_named_before_anything_is_done(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        program.main(["run", "--out", str(tmp_path / "out"), *arguments])
+    said = f"{capsys.readouterr().err}{stopped.value.code}"
+    assert re.search(message, said), said
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_take_results_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(program, "prepare_environment", lambda root: None)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "run.json").write_text("old")
+    (tmp_path / "file").write_text("")
+    for out, message in (("full", "a new or an empty folder"), ("file", "File exists")):
+        with pytest.raises(SystemExit, match=f"error: --out .*{out}: .*{message}"):
+            program.main(["run", "--out", str(tmp_path / out)])
+    assert (tmp_path / "full" / "run.json").read_text() == "old"
+
+
+def test_facts_that_are_no_facts_end_nothing(tmp_path: Path) -> None:
+    run = Run(tmp_path, 100, {})
+
+    def step(*_: Any, **__: Any) -> Outcome:
+        out = Stream()
+        out.add("a library's banner, and nothing else")
+        return Outcome(0, "", 1.0, out, Stream())
+
+    run.step = step  # type: ignore[method-assign]
+    steps.Everything(run, "cpu", quick=True).facts()
+    assert run.facts == {}
 
 
 def test_without_a_gpu_a_run_says_so(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 from tools.gpu import process, run
 from tools.gpu.run import LEAST, Clock, Run
+from tools.gpu.tasks import SPIN_LIMIT
 
 
 def python(program: str) -> list[str]:
@@ -198,18 +200,53 @@ def test_the_log_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert (tmp_path / "log.txt").stat().st_size == 1000
 
 
-def test_files_of_a_run_before_are_gone(tmp_path: Path) -> None:
-    for name in ("summary.txt", "checks.jsonl", "profile.txt", "report.md"):
-        (tmp_path / name).write_text("old\n")
-    Run(tmp_path, 60, {})
-    assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "bench.jsonl",
-        "checks.jsonl",
-        "log.txt",
-        "run.json",
-        "summary.txt",
-    ]
-    assert "old" not in (tmp_path / "summary.txt").read_text()
+def test_results_of_another_run_are_not_touched(tmp_path: Path) -> None:
+    Run(tmp_path / "out", 60, {})
+    before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert {path.name for path in before} == {
+        *("run.json", "summary.txt", "log.txt", "checks.jsonl", "bench.jsonl")
+    }
+    with pytest.raises(FileExistsError, match="a new or an empty folder"):
+        Run(tmp_path / "out", 60, {})
+    assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+
+
+def test_a_run_that_is_stopped_tells_of_its_step(tmp_path: Path) -> None:
+    this = Run(tmp_path, 60, {})
+
+    def stopped(*_: Any) -> None:
+        raise SystemExit("stopped by SIGTERM")
+
+    before = signal.signal(signal.SIGALRM, stopped)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 1.5)
+        program = "import time; print('at work', flush=True); time.sleep(600)"
+        with pytest.raises(SystemExit):
+            this.step("long", 50, python(program))
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    (step,) = read(tmp_path)["steps"]
+    assert (step["name"], step["result"], step["why"]) == ("long", "failed", "stopped")
+    assert "at work" in (tmp_path / "log.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("program", "result"),
+    [
+        ("raise SystemExit(3)", "unfinished"),
+        ("raise SystemExit(1)", "failed"),
+        ("print('Device not supported'); raise SystemExit(1)", "not run"),
+        ("print('Device not supported')", "ok"),
+        ("import time; time.sleep(600)", "unfinished"),
+    ],
+)
+def test_endings_that_are_no_failure(tmp_path: Path, program: str, result: str) -> None:
+    this = Run(tmp_path, 60, {})
+    endings = ("exit 3", "out of time")
+    this.step("a", LEAST, python(program), unfinished=endings, cannot=["not supported"])
+    assert [step.result for step in this.steps] == [result]
+    assert bool(this.failed()) == (result == "failed")
 
 
 def test_a_tool_that_is_missing_is_said(tmp_path: Path) -> None:
@@ -222,16 +259,20 @@ def test_a_tool_that_is_missing_is_said(tmp_path: Path) -> None:
 
 
 def test_groups_of_steps_can_be_chosen(tmp_path: Path) -> None:
-    assert Run(tmp_path, 60, {}).wants("bench")
-    assert Run(tmp_path, 60, {}, ["bench"]).wants("bench")
-    assert not Run(tmp_path, 60, {}, ["bench"]).wants("ncu")
+    assert Run(tmp_path / "a", 60, {}).wants("bench")
+    chosen = Run(tmp_path / "b", 60, {}, ["bench"])
+    assert chosen.wants("bench")
+    assert not chosen.wants("ncu")
 
 
 def test_our_modules_are_found_whatever_the_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE", "OMP_NUM_THREADS", "PYTHONPATH"):
-        monkeypatch.setenv(name, os.environ.get(name, ""))  # put back afterwards
+    for name in ("PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE", "OMP_NUM_THREADS", SPIN_LIMIT):
+        monkeypatch.setenv(name, "")  # put back afterwards
+        monkeypatch.delenv(name)
     monkeypatch.setenv("PYTHONPATH", "somewhere")
     run.prepare_environment(tmp_path)
     assert os.environ["PYTHONPATH"] == f"{tmp_path}{os.pathsep}somewhere"
+    # A barrier gives up before its worker is taken for hung.
+    assert int(os.environ[SPIN_LIMIT]) < 1 << 27

@@ -3,18 +3,34 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
 from . import dry, keep, report
+from . import tasks as tasks_module
 from .facts import ROOT
 from .results import load
-from .run import Run, prepare_environment
+from .run import LEAST, Run, prepare_environment
 from .steps import GROUPS, Everything
+
+MOST = 36_000.0
+
+
+def _seconds(text: str) -> float:
+    """A number of seconds in which something can be done."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not LEAST <= seconds <= MOST:
+        raise argparse.ArgumentTypeError(f"must be from {LEAST:.0f} to {MOST:.0f}, got {text!r}")
+    return seconds
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -25,8 +41,10 @@ def _parser() -> argparse.ArgumentParser:
 
     run = commands.add_parser("run", help="check, time and profile everything on the GPU here")
     run.set_defaults(command=_run)
-    run.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="gets the results")
-    run.add_argument("--seconds", type=float, default=400, help="of all; default: %(default)s")
+    run.add_argument(
+        "--out", type=Path, required=True, metavar="FOLDER", help="new or empty; gets the results"
+    )
+    run.add_argument("--seconds", type=_seconds, default=400.0, help="of all; default: %(default)s")
     run.add_argument(
         "--steps", default="", metavar="GROUP,...", help=f"of {', '.join(GROUPS)}; default: all"
     )
@@ -50,26 +68,39 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _groups(text: str, known: Sequence[str], option: str) -> list[str]:
+    """Words of a command line, parted by commas."""
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    if unknown := [word for word in words if word not in known]:
+        raise SystemExit(f"error: {option} must be of {', '.join(known)}, got {unknown[0]!r}")
+    return words
+
+
 def _begin(options: argparse.Namespace, seconds: float, only: list[str]) -> Run:
+    options.out = options.out.resolve()
     os.chdir(ROOT)
     prepare_environment(ROOT)
     settings = {key: str(value) for key, value in vars(options).items() if key != "command"}
-    run = Run(options.out, seconds, settings, only)
+    try:
+        run = Run(options.out, seconds, settings, only)
+    except OSError as error:
+        raise SystemExit(f"error: --out {options.out}: {error}") from None
 
     def stop(number: int, frame: FrameType | None) -> None:
         sys.exit(f"stopped by {signal.Signals(number).name}")
 
-    signal.signal(signal.SIGTERM, stop)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
     return run
 
 
 def _run(options: argparse.Namespace) -> int:
-    only = [name for name in options.steps.split(",") if name]
-    if unknown := sorted(set(only) - set(GROUPS)):
-        raise SystemExit(f"error: --steps must be of {', '.join(GROUPS)}, got {unknown[0]!r}")
-    options.out = options.out.resolve()
+    only = _groups(options.steps, GROUPS, "--steps")
+    tasks = ",".join(_groups(options.tasks, tasks_module.GROUPS, "--tasks"))
+    if tasks and only and "checks" not in only:
+        raise SystemExit("error: --tasks goes with the checks, and --steps leaves them out")
     run = _begin(options, options.seconds, only)
-    everything = Everything(run, "cuda", options.quick, options.tasks, options.rows)
+    everything = Everything(run, "cuda", options.quick, tasks, options.rows)
     try:
         everything.do()
     finally:  # also where it is stopped
@@ -77,12 +108,14 @@ def _run(options: argparse.Namespace) -> int:
         found = report.write(run.folder)
         print("\n" + report.final_table(found), flush=True)
     if options.keep:
-        print(f"kept in {keep.keep(run.folder)}")
+        try:
+            print(f"kept in {keep.keep(run.folder)}")
+        except ValueError as error:
+            print(f"not kept: {error}")
     return int(bool(run.failed()) or everything.wrong)
 
 
 def _dry(options: argparse.Namespace) -> int:
-    options.out = options.out.resolve()
     begin = time.monotonic()
     problems = dry.rehearse(_begin(options, dry.SECONDS, []))
     found = report.write(options.out)
@@ -95,27 +128,32 @@ def _dry(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
+    found = load(options.folder)
+    print(report.as_markdown(found))
     try:
         report.write(options.folder)
-    except ValueError as error:
-        raise SystemExit(f"error: {error}") from None
-    print((options.folder / "report.md").read_text())
+    except OSError as error:
+        print(f"report.md is not written: {error}", file=sys.stderr)
     return 0
 
 
 def _keep(options: argparse.Namespace) -> int:
+    if options.folder and options.check:
+        raise ValueError("--check goes without a folder")
+    if options.folder:
+        print(f"kept in {keep.keep(options.folder)}")
+        return 0
+    return keep.write_docs(check=options.check)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; its exit status."""
+    options = _parser().parse_args(arguments)
     try:
-        if options.folder:
-            load(options.folder)
-            if options.check:
-                raise ValueError("--check goes without a folder")
-            print(f"kept in {keep.keep(options.folder)}")
-            return 0
-        return keep.write_docs(check=options.check)
+        return int(options.command(options))
     except ValueError as error:
         raise SystemExit(f"error: {error}") from None
 
 
 if __name__ == "__main__":
-    options = _parser().parse_args()
-    sys.exit(options.command(options))
+    sys.exit(main())

@@ -29,6 +29,8 @@ from benchmarks.shapes import FORWARD, TRAINING
 from fusedrnn._selftest_cases import TF32, asking_for, float32_products
 
 from . import limits
+from .process import end_with_parent
+from .results import one_line
 from .rows import PRECISIONS, Timed, timed_rows
 
 Call = Callable[[], Any]
@@ -166,6 +168,10 @@ def measure_rates(device: torch.device) -> dict[str, float]:
     clock = Clock(device)
     n, copied = (SQUARE, COPIED_BYTES) if clock.cuda else (256, 1 << 22)
     rates = {}
+    warm = torch.randn(n, n, device=device)
+    end = time.monotonic() + (0.5 if clock.cuda else 0.0)
+    while time.monotonic() < end:  # a GPU that was idle runs slowly at first
+        clock.round(lambda: torch.mm(warm, warm), 5)
     for precision, dtype in PRECISIONS.items():
         with float32_products(precision == "tf32"):
             a, b = (torch.randn(n, n, device=device).to(getattr(torch, dtype)) for _ in range(2))
@@ -244,11 +250,13 @@ def _times(clock: Clock, case: cases.Case, mode: str, plan: Sequence[str]) -> di
 
 def _captured(clock: Clock, call: Call) -> tuple[Call | None, str]:
     """A graph of a call that has run once; None and the reason where it cannot be captured."""
+    stream = torch.cuda.current_stream(clock.device)
     try:
         graph = clock.graph(call)
         graph()
         clock.wait()
     except Exception as error:  # of torch's own calls some cannot
+        torch.cuda.set_stream(stream)  # a capture that failed leaves its own behind
         clock.wait()
         return None, str(error).splitlines()[0][:150]
     return graph, ""
@@ -258,7 +266,7 @@ def as_text(found: dict[str, Any]) -> str:
     """A row in a line."""
     head = f"{found['name']} {found['mode']}"
     if found["status"] != "ok":
-        return f"{head}: {found['status']}: {found['why'][:150]}"
+        return f"{head}: {found['status']}: {one_line(found['why'])[:150]}"
     times = found["times"]
     ours, theirs = times["ours"], times["torch"]
     words = [f"{head}: {_three(ours)} beside {_three(theirs)}"]
@@ -286,51 +294,68 @@ def alive(device: torch.device) -> bool:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line: 0 if all rows were right, 1 if one was not, 3 if time ran out."""
+    """Runs the command line; its exit status.
+
+    0 where all rows were right, 1 where one was not, 3 where time ran out, 4 where a row took the
+    GPU's context with it: another process can go on behind it.
+    """
     parser = argparse.ArgumentParser(prog="python -m tools.gpu.bench", description=__doc__)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--out", type=Path, required=True, help="rows are added to it")
     parser.add_argument("--seconds", type=float, default=110)
     parser.add_argument("--rows", default="", metavar="TEXT", help="only rows whose name has TEXT")
-    parser.add_argument("--most", type=int, default=1000, help="rows at most")
+    parser.add_argument("--skip", type=int, default=0, help="so many rows and modes are done")
+    parser.add_argument("--most", type=int, default=1000, help="rows and modes at most")
     options = parser.parse_args(arguments)
     end = time.monotonic() + options.seconds
+    work = [(timed, mode) for timed in timed_rows(options.rows) for mode in timed.row.modes]
+    if not work:
+        parser.error(f"--rows: no row has {options.rows!r} in its name")
+    end_with_parent()
     device = torch.device(options.device)
     if device.type == "cuda":
         device = torch.device("cuda", device.index or 0)
-    card = limits.card(device)
-    status = 0
     with options.out.open("a") as out:
 
         def write(fields: dict[str, Any]) -> None:
             out.write(json.dumps(fields) + "\n")
             out.flush()
 
-        rates = measure_rates(device)
-        write({"kind": "rates", "card": card, "rates": rates})
-        products = ", ".join(f"{name} {rates[name] / 1e12:.3g}" for name in PRECISIONS)
-        print(f"products {products} TFLOP/s, copy {rates['copy'] / 1e9:.0f} GB/s")
-        print(f"launches {rates['launch'] * 1e6:.2f} us apart")
-        print("us of call/graph/alone, ours beside torch.nn; x: torch.nn over ours", flush=True)
-        for timed in list(timed_rows(options.rows))[: options.most]:
-            for mode in timed.row.modes:
-                if time.monotonic() > end:
-                    print(f"out of time before {timed.name} {mode}")
-                    return status or 3
-                head = {"kind": "row", "name": timed.name, "mode": mode, "source": timed.source}
-                try:
-                    found = head | measure(timed, mode, device, card, rates)
-                except Exception as error:
-                    traceback.print_exc()
-                    why = f"{type(error).__name__}: {error}"[:500]
-                    found = head | {"status": "failed", "why": why}
-                write(found)
-                print(as_text(found), flush=True)
-                if found["status"] in ("red", "failed"):
-                    status = 1
-                if found["status"] == "failed" and not alive(device):
-                    print("the context is lost")
-                    return 1
+        return _measure_all(work[options.skip : options.most], device, end, write)
+
+
+def _measure_all(
+    work: Sequence[tuple[Timed, str]],
+    device: torch.device,
+    end: float,
+    write: Callable[[dict[str, Any]], None],
+) -> int:
+    card = limits.card(device)
+    rates = measure_rates(device)
+    write({"kind": "rates", "card": card, "rates": rates})
+    products = ", ".join(f"{name} {rates[name] / 1e12:.3g}" for name in PRECISIONS)
+    print(f"products {products} TFLOP/s, copy {rates['copy'] / 1e9:.0f} GB/s")
+    print(f"launches {rates['launch'] * 1e6:.2f} us apart")
+    print("us of call/graph/alone, ours beside torch.nn; x: torch.nn over ours", flush=True)
+    status = 0
+    for timed, mode in work:
+        if time.monotonic() > end:
+            print(f"out of time before {timed.name} {mode}")
+            return status or 3
+        head = {"name": timed.name, "mode": mode, "source": timed.source}
+        write({"kind": "begin"} | head)
+        try:
+            found = measure(timed, mode, device, card, rates)
+        except Exception as error:
+            traceback.print_exc()
+            found = {"status": "failed", "why": f"{type(error).__name__}: {error}"[:500]}
+        write({"kind": "row"} | head | found)
+        print(as_text(head | found), flush=True)
+        if found["status"] in ("red", "failed"):
+            status = 1
+        if found["status"] == "failed" and not alive(device):
+            print("the context is lost")
+            return 4
     return status
 
 

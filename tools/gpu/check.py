@@ -11,6 +11,7 @@ something is wrong, 3 where nothing is wrong but time ran out.
 from __future__ import annotations
 
 import argparse
+import collections
 import contextlib
 import dataclasses
 import json
@@ -25,12 +26,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from .process import ending
+from .process import GONE, end_with_parent, ending
 from .tasks import DEVICES, Task, tasks_of
 
 RIGHT, WRONG, UNFINISHED = 0, 1, 3
 # Failed checks of a task that are printed; all are written down.
 SHOWN = 3
+# Workers that a cell in a regime may take, and a regime; then it is left alone.
+OF_SUBJECT, OF_REGIME = 2, 3
 
 
 class Lost(Exception):
@@ -100,7 +103,8 @@ class Worker:
         """Ends it, and what it started."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(GONE)
 
 
 @dataclasses.dataclass
@@ -150,7 +154,7 @@ class Supervisor:
         self.end = time.monotonic() + options.seconds
         self.tally = Tally()
         self.worker: Worker | None = None
-        self._lost: dict[tuple[str, ...], int] = {}
+        self._lost: collections.Counter[Any] = collections.Counter()
 
     def run(self, tasks: Sequence[Task]) -> Tally:
         """Does all tasks for which there is time."""
@@ -158,8 +162,8 @@ class Supervisor:
             for task in tasks:
                 if time.monotonic() >= self.end or self.tally.restarts > self.options.restarts:
                     self._leave_out(task)
-                elif task.subject and self._lost.get(task.subject, 0) >= 2:
-                    self._end_task(task, "left alone: it took two workers", 0.0)
+                elif why := self._why_leave_alone(task):
+                    self._end_task(task, f"left alone: {why}", 0.0)
                 else:
                     self._do(task)
         finally:
@@ -171,6 +175,18 @@ class Supervisor:
         if self.worker:
             self.worker.close()
             self.worker = None
+
+    def _why_leave_alone(self, task: Task) -> str:
+        if task.subject and self._lost[task.subject] >= OF_SUBJECT:
+            return f"it took {OF_SUBJECT} workers"
+        if task.regime and self._lost[task.regime] >= OF_REGIME:
+            return f"the {task.regime} regime took {OF_REGIME} workers"
+        return ""
+
+    def _count_loss(self, task: Task) -> None:
+        self.tally.restarts += 1
+        self._lost[task.subject] += 1
+        self._lost[task.regime] += 1
 
     def _write(self, **fields: Any) -> None:
         self.out.write(json.dumps(fields) + "\n")
@@ -199,15 +215,14 @@ class Supervisor:
             if str(loss) == "out of time":
                 self._leave_out(task)
                 return
-            self.tally.restarts += 1
-            self._lost[task.subject] = self._lost.get(task.subject, 0) + 1
+            self._count_loss(task)
             self._end_task(task, f"lost: {loss}", time.monotonic() - begin)
             return
         why = ""
         if event["lost"]:
             self.close()
             if not task.loses_context:
-                self.tally.restarts += 1
+                self._count_loss(task)
                 why = f"the context is lost: {event['lost']}"
         self._end_task(task, why, time.monotonic() - begin, self.tally.failed - before)
 
@@ -253,12 +268,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=240, help="of all tasks")
     parser.add_argument("--patience", type=float, default=30, help="seconds without a word")
     parser.add_argument("--start", type=float, default=90, help="seconds to the first word")
-    parser.add_argument("--restarts", type=int, default=8, help="workers that may be lost")
+    parser.add_argument("--restarts", type=int, default=12, help="workers that may be lost")
     options = parser.parse_args(arguments)
     try:
         tasks = tasks_of(options.tasks.split(","), options.device, options.quick)
     except ValueError as error:
         parser.error(f"--{error}")
+    end_with_parent()
     with options.out.open("a") as out:
         supervisor = Supervisor(options, out)
 

@@ -6,7 +6,7 @@ Each fact is looked for by itself: one that cannot be had costs no other.
 from __future__ import annotations
 
 import hashlib
-import importlib
+import importlib.metadata
 import json
 import os
 import platform
@@ -16,6 +16,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from .process import end_with_parent
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("numpy", "setuptools", "ninja", "pytest", "hypothesis", "pybind11", "triton")
@@ -77,11 +79,16 @@ def _commit() -> str:
     return _run("git", "rev-parse", "HEAD") + (f" and {changed} changed files" if changed else "")
 
 
-def _packages() -> dict[str, Any]:
-    def version_of(name: str) -> Any:
-        return getattr(importlib.import_module(name), "__version__", "?")
+def _packages() -> dict[str, str | None]:
+    """Their versions, without an import of them, which may take long on a cold disk."""
 
-    return {name: _attempt(lambda name=name: version_of(name)) for name in PACKAGES}
+    def version_of(name: str) -> str | None:
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            return None
+
+    return {name: version_of(name) for name in PACKAGES}
 
 
 def _environment() -> dict[str, str]:
@@ -129,6 +136,7 @@ def _gpu() -> dict[str, Any]:
 
 def main() -> int:
     """Prints the facts."""
+    end_with_parent()
     print(json.dumps(gather(), indent=1))
     return 0
 

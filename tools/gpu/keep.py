@@ -23,33 +23,51 @@ def keep(folder: Path) -> Path:
 
     Returns:
         Their new folder; a second run of a card on one day gets a number behind its name.
+
+    Raises:
+        ValueError: there are no results of a GPU in the folder, or they are kept already.
     """
-    name = load(folder).folder_name
-    target, number = RESULTS / name, 2
+    new = load(folder)
+    if not new.on_gpu:
+        raise ValueError(f"{folder} holds results without a GPU: {new.verdict()}")
+    kept = kept_runs()
+    if same := [run for run in kept if run.run["started"] == new.run["started"]]:
+        raise ValueError(f"{folder}: the run of {same[0].run['started']} is kept already")
+    page = with_section([*kept, new])  # before anything is copied: it may fail
+    target, number = RESULTS / new.folder_name, 2
     while target.exists():
-        target, number = RESULTS / f"{name}-{number}", number + 1
+        target, number = RESULTS / f"{new.folder_name}-{number}", number + 1
     target.mkdir(parents=True)
     for file in (*FILES, *OPTIONAL_FILES):
         if (folder / file).exists():
             # Not copy: what was fetched from another machine may be read-only.
             shutil.copyfile(folder / file, target / file)
-    write_docs()
+    DOCS.write_text(page)
     return target
+
+
+def kept_runs() -> list[Results]:
+    """The results in the repository."""
+    return [load(path) for path in sorted(RESULTS.glob("gpu-*")) if path.is_dir()]
+
+
+def with_section(runs: list[Results]) -> str:
+    """docs/cuda.md with the section of these runs."""
+    head, rest = DOCS.read_text().split(BEGIN)
+    tail = rest.split(END)[1]
+    return head + BEGIN + "\n" + "\n".join(measured(runs)) + "\n" + END + tail
 
 
 def write_docs(check: bool = False) -> int:
     """Makes the section of docs/cuda.md anew; with `check` 1 if it is not what is there."""
-    before = DOCS.read_text()
-    head, rest = before.split(BEGIN)
-    tail = rest.split(END)[1]
-    runs = [load(path) for path in sorted(RESULTS.glob("gpu-*")) if path.is_dir()]
-    after = head + BEGIN + "\n" + "\n".join(measured(runs)) + "\n" + END + tail
-    if check:
-        if before != after:
-            print(f"{DOCS.name} is not what `python -m tools.gpu keep` makes of the results")
-        return int(before != after)
-    DOCS.write_text(after)
-    return 0
+    page = with_section(kept_runs())
+    if not check:
+        DOCS.write_text(page)
+        return 0
+    if page == DOCS.read_text():
+        return 0
+    print(f"{DOCS.name} is not what `python -m tools.gpu keep` makes of the results")
+    return 1
 
 
 def measured(runs: list[Results]) -> Iterator[str]:

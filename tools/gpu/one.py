@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import nn
 
 import fusedrnn
+
+from .process import end_with_parent
 
 DTYPES = {
     "f32": torch.float32,
@@ -50,6 +52,29 @@ def layer_call(options: argparse.Namespace) -> Callable[[], None]:
     return call
 
 
+TIMES: dict[str, Callable[[Any], float]] = {
+    "device": lambda event: event.self_device_time_total,
+    "host": lambda event: event.self_cpu_time_total,
+}
+
+
+def events_of(events: Iterable[Any], where: str) -> list[Any]:
+    """What took time there, each kernel once.
+
+    An op's event on the host has the time of its kernels too, each of which is an event of its own;
+    and waiting for the device is no work of the host's.
+    """
+    host = torch.autograd.DeviceType.CPU
+    if where == "device":
+        return [
+            e
+            for e in events
+            if e.device_type != host and not getattr(e, "is_user_annotation", False)
+        ]
+    waits = ("cudaDeviceSynchronize", "cudaStreamSynchronize", "cudaEventSynchronize")
+    return [e for e in events if e.device_type == host and e.key not in waits]
+
+
 def profile(call: Callable[[], None], name: str, cuda: bool) -> None:
     """Prints where a call's time goes, on the device and on the host."""
     activities = [torch.profiler.ProfilerActivity.CPU]
@@ -60,11 +85,9 @@ def profile(call: Callable[[], None], name: str, cuda: bool) -> None:
             call()
         if cuda:
             torch.cuda.synchronize()
-    events = found.key_averages()
-    times: dict[str, Callable[[Any], float]] = {"host": lambda e: e.self_cpu_time_total}
-    if cuda:
-        times = {"device": lambda e: e.self_device_time_total, **times}
-    for where, time_of in times.items():
+    for where in ("device", "host") if cuda else ("host",):
+        events = events_of(found.key_averages(), where)
+        time_of = TIMES[where]
         total = sum(map(time_of, events)) / PROFILED
         print(f"{name}: {total:.0f} us a call on the {where}")
         for event in sorted(events, key=time_of, reverse=True)[:SHOWN]:
@@ -85,6 +108,7 @@ def main() -> int:
     parser.add_argument("--torch", action="store_true", help="torch.nn's layer instead of ours")
     parser.add_argument("--profile", action="store_true")
     options = parser.parse_args()
+    end_with_parent()
     tf32 = options.precision == "tf32"
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
     torch.backends.cudnn.allow_tf32 = tf32

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import subprocess
@@ -20,6 +21,9 @@ LONGEST_LINE = 2000
 # Seconds that a program has between being asked to end and being ended, and that its pipes have
 # to run dry after it.
 GRACE = 3.0
+# Seconds in which a program that was ended must be gone; one that hangs in a driver is left.
+GONE = 10.0
+PR_SET_PDEATHSIG = 1
 
 
 @dataclass
@@ -72,6 +76,7 @@ def run(
     seconds: float,
     on_line: Callable[[str], None] | None = None,
     env: Mapping[str, str] | None = None,
+    streams: tuple[Stream, Stream] | None = None,
 ) -> Outcome:
     """Runs a program for at most `seconds`; it and all that it started are gone afterwards.
 
@@ -80,9 +85,10 @@ def run(
         seconds: after these it is asked to end (SIGTERM), and ended a little later.
         on_line: is given each line of standard output when it comes.
         env: variables beside those of this process.
+        streams: get what it writes, for a caller that wants it even where this call is interrupted.
     """
     begin = time.monotonic()
-    out, err = Stream(), Stream()
+    out, err = streams or (Stream(), Stream())
     try:
         process = subprocess.Popen(
             command,
@@ -118,10 +124,19 @@ def run(
     finally:
         # Also where this process is being ended: nothing it started may outlive it.
         _signal(process, signal.SIGKILL)
-        code = process.wait()
+        try:
+            code = process.wait(GONE)
+        except subprocess.TimeoutExpired:
+            code = -signal.SIGKILL
+            why += "; it cannot be ended"
         for reader in readers:
             reader.join(GRACE)
     return Outcome(code, why or ending(code), time.monotonic() - begin, out, err)
+
+
+def end_with_parent() -> None:
+    """Ends this process when the one that started it ends: nothing may be left on the GPU."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def ending(code: int) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .results import Fields, Results, load
+from .results import Fields, Results, load, one_line
 
 # So that it is whole where only the last 12,000 characters of what is printed are kept.
 TABLE_CHARACTERS = 11_500
@@ -15,7 +15,7 @@ SHORT_MODES = {"forward": "fwd", "training": "train"}
 SECTIONS = ("what", "passed", "failed", "not run")
 TIMED = (
     *("row", "mode", "plan", "fusedrnn", "torch.nn", "call", "graph"),
-    *("a step", "estimate", "floor"),
+    *("a step", "per step", "estimate", "floor"),
 )
 
 
@@ -30,8 +30,8 @@ def final_table(found: Results) -> str:
     """Steps, failures and timings, most important first, as much as fits."""
     lines = [f"fusedrnn on {found.card}: {found.verdict()}", found.software(), ""]
     for step in found.run["steps"]:
-        why = f": {step['why']}" if step["why"] else ""
-        lines.append(f"{step['result']:<8} {step['seconds']:6.1f} s  {step['name']}{why}"[:150])
+        why = f": {one_line(step['why'])}" if step["why"] else ""
+        lines.append(f"{step['result']:<10} {step['seconds']:6.1f} s  {step['name']}{why}"[:150])
     wrong = list(_wrong(found))
     lines += ["", *wrong[:FAILURES_SHOWN]] if wrong else []
     if len(wrong) > FAILURES_SHOWN:
@@ -53,6 +53,11 @@ def final_table(found: Results) -> str:
 
 
 def _wrong(found: Results) -> Iterator[str]:
+    """Everything that is wrong, a line each."""
+    yield from map(one_line, _failures(found))
+
+
+def _failures(found: Results) -> Iterator[str]:
     for check in found.with_result("failed"):
         yield f"FAILED {check['section']}: {check['name']}: {check['detail']}"[:300]
     for task in found.lost():
@@ -100,9 +105,11 @@ def _short(row: Fields) -> str:
     if row["status"] != "ok":
         return f"{head}: {row['status']}"
     times = row["times"]
+    per_step = f" per step {times['per_step']['call']:.0f}" if "per_step" in times else ""
     return (
         f"{head}: {_times(times['ours'])} {_times(times['torch'])} "
-        f"x{_ratio_text(row, 'call')} x{_ratio_text(row, 'graph')} est {row['estimate']:.0f}"
+        f"x{_ratio_text(row, 'call')} x{_ratio_text(row, 'graph')}{per_step} "
+        f"est {row['estimate']:.0f}"
     )
 
 
@@ -156,13 +163,14 @@ def timing_table(rows: list[Fields]) -> Iterator[str]:
     """The rows that were timed, losses included."""
     yield (
         "Microseconds; call/graph/alone: back to back, as a CUDA graph, one at a time with a wait. "
-        "Ratios are torch.nn's time over ours; **bold** is a loss."
+        "Ratios are torch.nn's time over ours; **bold** is a loss. A step: a graph's time over "
+        "steps and layers. Per step: that regime's call, where the plan is resident."
     )
     yield ""
     body = []
     for row in rows:
         if row["status"] != "ok":
-            body.append([row["name"], row["mode"], f"{row['status']}: {row['why']}", *[""] * 7])
+            body.append([row["name"], row["mode"], f"{row['status']}: {row['why']}", *[""] * 8])
             continue
         times, device = row["times"], device_time(row)
         body.append(
@@ -175,6 +183,7 @@ def timing_table(rows: list[Fields]) -> Iterator[str]:
                 _bold(ratio(row, "call")),
                 _bold(ratio(row, "graph")),
                 f"{device / row['steps']:.2f}",
+                f"{times['per_step']['call']:.0f}" if "per_step" in times else "",
                 f"{row['estimate']:.0f}",
                 f"{row['floor']:.0f}",
             ]
@@ -192,4 +201,4 @@ def _table(head: tuple[str, ...], rows: list[list[Any]]) -> Iterator[str]:
     yield f"| {' | '.join(head)} |"
     yield f"|{' :-- |' * len(head)}"
     for row in rows:
-        yield f"| {' | '.join(str(value).replace('|', '/') for value in row)} |"
+        yield f"| {' | '.join(one_line(value).replace('|', '/') for value in row)} |"

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 FORMAT = 1
-# Sections of checks that say nothing about numbers: what the plan believes of a card, and which
-# kernels the profiler has seen.
-NOT_NUMBERS = ("limits", "driver", "kernels")
+# Sections of checks that fail where numbers are wrong.
+NUMBERS = (
+    *("parity", "where", "products", "determinism", "modules", "offsets", "graphs"),
+    *("cold capture", "allocator", "two devices", "stress", "two streams"),
+)
 
 Fields = dict[str, Any]
 
@@ -28,6 +30,11 @@ class Results:
     def card(self) -> str:
         """The GPU's name, or the processor where there was none."""
         return str(self.run["facts"].get("gpu", {}).get("name") or "no GPU")
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether something ran on a GPU."""
+        return "name" in self.run["facts"].get("gpu", {}) and bool(self.checks or self.rows())
 
     @property
     def date(self) -> str:
@@ -77,7 +84,14 @@ class Results:
         bad = [row for row in self.rows() if row["status"] in ("red", "failed")]
         parts += [f"{len(bad)} rows wrong"] if bad else []
         parts += [f"steps that failed: {', '.join(s['name'] for s in failed)}"] if failed else []
+        cut = [s["name"] for s in self.run["steps"] if s["result"] == "unfinished"]
+        parts += [f"out of time in: {', '.join(cut)}"] if cut else []
         return ", ".join(parts)
+
+
+def one_line(text: object) -> str:
+    """A text without ends of lines, as of torch's errors, for a line of a table."""
+    return " ".join(str(text).split())
 
 
 def load(folder: Path) -> Results:
@@ -92,7 +106,14 @@ def load(folder: Path) -> Results:
         raise ValueError(f"{folder} holds no results of a run: {error}") from None
     if not isinstance(run, dict) or run.get("format") != FORMAT:
         raise ValueError(f"{folder / 'run.json'} is not of format {FORMAT}")
-    return Results(run, lines(folder / "checks.jsonl"), lines(folder / "bench.jsonl"))
+    for key, kind in (("started", str), ("facts", dict), ("steps", list)):
+        if not isinstance(run.get(key), kind):
+            raise ValueError(f"{folder / 'run.json'} has no {key}")
+    bench = lines(folder / "bench.jsonl")
+    for number, line in enumerate(bench, 1):
+        if "kind" not in line or (line.get("status") == "ok" and "times" not in line):
+            raise ValueError(f"{folder / 'bench.jsonl'}, line {number} is no row of a benchmark")
+    return Results(run, lines(folder / "checks.jsonl"), bench)
 
 
 def lines(path: Path) -> list[Fields]:
@@ -100,13 +121,19 @@ def lines(path: Path) -> list[Fields]:
     if not path.exists():
         return []
     text = path.read_text()
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    found = []
+    for number, line in enumerate(text[: text.rfind("\n") + 1].splitlines(), 1):
+        value = json.loads(line) if line.startswith("{") else None
+        if not isinstance(value, dict):
+            raise ValueError(f"{path}, line {number} is no object of JSON")
+        found.append(value)
+    return found
 
 
 def numbers_are_wrong(checks: list[Fields]) -> bool:
     """Whether a check of numbers failed, or a task hung or died."""
     return any(
-        (check.get("result") == "failed" and check.get("section") not in NOT_NUMBERS)
+        (check.get("result") == "failed" and check.get("section") in NUMBERS)
         or check.get("ended", "").startswith(("lost", "the context"))
         for check in checks
     )

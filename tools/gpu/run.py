@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from . import process
+from .tasks import SPIN_LIMIT
 
 # A step with fewer seconds is not begun.
 LEAST = 6.0
@@ -69,7 +70,7 @@ class Step:
     """How a step went."""
 
     name: str
-    result: str  # "ok", "failed", or "not run"
+    result: str  # "ok", "failed", "unfinished" (time ran out, nothing is wrong) or "not run"
     why: str  # where it is not "ok"
     seconds: float
     limit: float
@@ -80,10 +81,14 @@ class Run:
     """Runs steps and writes down what came of them.
 
     Args:
-        folder: gets the files; made where it is not there.
+        folder: gets the files; a new or empty one.
         seconds: of the whole run.
         settings: what the run was asked for, kept with its results.
         only: names of the groups of steps that run; all where empty.
+
+    Raises:
+        FileExistsError: there is something in the folder, which may be the results of another run.
+        OSError: it cannot be made or written.
     """
 
     def __init__(
@@ -102,10 +107,10 @@ class Run:
         self.started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         self._logged = 0
         folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()):
+            raise FileExistsError("it must be a new or an empty folder")
         for name in ("summary.txt", "log.txt", "checks.jsonl", "bench.jsonl"):
             (folder / name).write_text("")
-        for name in ("profile.txt", "sanitizer.txt", "report.md"):
-            (folder / name).unlink(missing_ok=True)
         self.save()
 
     def say(self, text: str) -> None:
@@ -150,6 +155,8 @@ class Run:
         lines: int = 12,
         env: Mapping[str, str] | None = None,
         into: str = "",
+        unfinished: Sequence[str] = (),
+        cannot: Sequence[str] = (),
     ) -> process.Outcome | None:
         """Runs a command as a step of its own.
 
@@ -161,6 +168,8 @@ class Run:
             lines: of its standard output, as many are said when they come.
             env: variables for it alone.
             into: a file that gets its standard output too.
+            unfinished: beginnings of endings ("exit 3") that mean a lack of time and nothing worse.
+            cannot: texts of a program that cannot work on this machine: the step was not run.
 
         Returns:
             How it ended; None where it was not begun.
@@ -180,21 +189,28 @@ class Run:
             if said <= lines:
                 self.say(f"   {line}")
 
-        outcome = process.run(command, seconds, on_line, env)
-        self.log(outcome.out.as_text())
-        if outcome.err.text:
-            self.log(f"-- standard error of {name}:\n{outcome.err.as_text()}")
-        if into:
-            self.keep_output(into, f"== {name}: {' '.join(command)}\n{outcome.out.as_text()}")
-        last = list(outcome.out.last)[-3:]
-        if not outcome.ok:
-            last += [line for line in outcome.err.last if not NOISE.search(line)][-4:]
-        result = "ok" if outcome.ok else "failed"
-        step = Step(name, result, outcome.why, round(outcome.seconds, 1), round(seconds, 1), last)
-        self._close(step)
-        if not outcome.ok:
-            for line in last:
-                self.say(f"   | {line}")
+        begin = self.clock.elapsed()
+        out, err = process.Stream(), process.Stream()
+        outcome = None
+        why = "stopped"
+        try:
+            outcome = process.run(command, seconds, on_line, env, (out, err))
+            why = outcome.why
+        finally:  # where the whole run is stopped, this step is told too
+            self.log(out.as_text())
+            if err.text:
+                self.log(f"-- standard error of {name}:\n{err.as_text()}")
+            if into:
+                self.keep_output(into, f"== {name}: {' '.join(command)}\n{out.as_text()}")
+            last = list(out.last)[-3:]
+            if why:
+                last += [line for line in err.last if not NOISE.search(line)][-4:]
+            result = _result(why, [*out.last, *err.last], unfinished, cannot)
+            took = round(self.clock.elapsed() - begin, 1)
+            self._close(Step(name, result, why, took, round(seconds, 1), last))
+            if why:
+                for line in last:
+                    self.say(f"   | {line}")
         return outcome
 
     def not_run(self, name: str, why: str) -> None:
@@ -225,15 +241,29 @@ class Run:
         return [step for step in self.steps if step.result == "failed"]
 
 
+def _result(why: str, said: Sequence[str], unfinished: Sequence[str], cannot: Sequence[str]) -> str:
+    """What an ending amounts to."""
+    if not why:
+        return "ok"
+    if any(text in line for text in cannot for line in said):
+        return "not run"
+    return "unfinished" if why.startswith(tuple(unfinished)) else "failed"
+
+
 def python(module: str, *arguments: str) -> list[str]:
     """A command that runs one of our modules with this Python."""
     return [sys.executable, "-m", module, *arguments]
 
 
 def prepare_environment(root: Path) -> None:
-    """Sets the variables that every step has: where our modules are, and few threads."""
+    """Sets the variables that every step has: where our modules are, few threads, few looks.
+
+    A barrier that never opens so ends in an error with a kernel's name, after six seconds by
+    estimate, before a worker is taken for hung.
+    """
     path = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = f"{root}{os.pathsep}{path}" if path else str(root)
     os.environ["PYTHONUNBUFFERED"] = "1"
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+    os.environ.setdefault(SPIN_LIMIT, str(1 << 24))
     os.environ.setdefault("OMP_NUM_THREADS", str(min(8, os.cpu_count() or 1)))

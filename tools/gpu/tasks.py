@@ -11,6 +11,7 @@ CELLS = ("lstm", "gru", "rnn_tanh", "rnn_relu", "gru_reset_before", "lstm_proj")
 REGIMES = ("per_step", "resident")
 DEVICES = ("cuda", "cpu", "interpreter")
 
+REGIME = "FUSEDRNN_CUDA_REGIME"
 SPIN_LIMIT = "FUSEDRNN_CUDA_SPIN_LIMIT"
 ALLOCATORS = {
     "without caching": {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
@@ -46,10 +47,15 @@ class Task:
         return " ".join([self.kind, *(value for value in self.options.values() if value)])
 
     @property
+    def regime(self) -> str:
+        """The regime that it asks for; "" for none."""
+        return self.options.get("regime", "")
+
+    @property
     def subject(self) -> tuple[str, ...]:
         """What it looks at: a cell in a regime. Where that took two workers it is left alone."""
-        cell, regime = self.options.get("cell", ""), self.options.get("regime", "")
-        return (cell, regime) if cell else ()
+        cell = self.options.get("cell", "")
+        return (cell, self.regime) if cell else ()
 
 
 # Large sizes come last: their references take the CPU's time, and what is timed is checked too.

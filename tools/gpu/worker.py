@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import json
 import os
-import signal
 import sys
 import traceback
 from typing import Any, TextIO
 
+from .process import end_with_parent
 from .tasks import DEVICES, regimes_of
 
-PR_SET_PDEATHSIG = 1
 LONGEST_DETAIL = 1500
 
 
@@ -112,8 +110,7 @@ def main() -> int:
     parser.add_argument("--device", choices=DEVICES, required=True)
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
-    # Ends with its supervisor, however that ends: nothing may be left that holds the GPU.
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent()
     channel = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     return work(channel, options.device, options.quick)
