@@ -153,6 +153,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(options.command(options))
     except ValueError as error:
         raise SystemExit(f"error: {error}") from None
+    except BrokenPipeError:  # what reads this, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
 
 
 if __name__ == "__main__":
