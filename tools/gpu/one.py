@@ -15,8 +15,6 @@ from torch import nn
 
 import fusedrnn
 
-from .process import end_with_parent
-
 DTYPES = {
     "f32": torch.float32,
     "tf32": torch.float32,
@@ -108,7 +106,6 @@ def main() -> int:
     parser.add_argument("--torch", action="store_true", help="torch.nn's layer instead of ours")
     parser.add_argument("--profile", action="store_true")
     options = parser.parse_args()
-    end_with_parent()
     tf32 = options.precision == "tf32"
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
     torch.backends.cudnn.allow_tf32 = tf32

@@ -135,7 +135,11 @@ def run(
 
 
 def end_with_parent() -> None:
-    """Ends this process when the one that started it ends: nothing may be left on the GPU."""
+    """Ends this process when the one that started it ends: nothing may be left on the GPU.
+
+    By Linux's rule that is when the thread that started it ends. So it is for what our own programs
+    start from their main thread, and not for what runs under ncu or the sanitizer.
+    """
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
