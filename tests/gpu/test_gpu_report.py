@@ -497,6 +497,6 @@ def test_without_a_gpu_a_run_says_so(
     options = program._parser().parse_args(["run", "--out", str(tmp_path / "out")])
     assert options.command(options) == 1
     said = capsys.readouterr().out
-    assert "== build: not run: torch finds no GPU; see whether nvidia-smi does" in said
+    assert "== import: failed: torch finds no GPU; see whether nvidia-smi does" in said
     assert "nothing can run" in said
-    assert [s["name"] for s in load(tmp_path / "out").run["steps"]] == ["facts", "import", "build"]
+    assert [s["name"] for s in load(tmp_path / "out").run["steps"]] == ["facts", "import"]

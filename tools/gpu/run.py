@@ -213,9 +213,9 @@ class Run:
                     self.say(f"   | {line}")
         return outcome
 
-    def not_run(self, name: str, why: str) -> None:
-        """Writes down that a step was left out, and why."""
-        self._close(Step(name, "not run", why, 0.0, 0.0, []))
+    def not_run(self, name: str, why: str, result: str = "not run") -> None:
+        """Writes down that a step was left out, and why; "failed" where the run is worth nothing."""
+        self._close(Step(name, result, why, 0.0, 0.0, []))
 
     def _close(self, step: Step) -> None:
         self.steps.append(step)

@@ -146,13 +146,14 @@ class Everything:
 
     def library(self) -> bool:
         """Imports the library; builds it where it is not there or does not load."""
+        if self.device == "cuda" and self.run.facts.get("torch", {}).get("gpus") == 0:
+            why = "torch finds no GPU; see whether nvidia-smi does"
+            self.run.not_run("import", why, "failed")
+            return False
         command = [sys.executable, "-c", IMPORT, self.device]
         outcome = self.run.step("import", 90, command, lines=16)
         if outcome and outcome.ok:
             return True
-        if self.run.facts.get("torch", {}).get("gpus") == 0:
-            self.run.not_run("build", "torch finds no GPU; see whether nvidia-smi does")
-            return False
         capability = str(self.run.facts.get("gpu", {}).get("capability", "")).replace(".", "")
         build = self.run.step(
             "build",
