@@ -214,7 +214,7 @@ class Run:
         return outcome
 
     def not_run(self, name: str, why: str, result: str = "not run") -> None:
-        """Writes down that a step was left out, and why; "failed" where the run is worth nothing."""
+        """Writes down that a step was left out, and why; as failed where nothing can run."""
         self._close(Step(name, result, why, 0.0, 0.0, []))
 
     def _close(self, step: Step) -> None:
