@@ -304,7 +304,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="rows are added to it")
     parser.add_argument("--seconds", type=float, default=110)
     parser.add_argument("--rows", default="", metavar="TEXT", help="only rows whose name has TEXT")
-    parser.add_argument("--skip", type=int, default=0, help="so many rows and modes are done")
+    parser.add_argument("--skip", type=int, default=0, help="rows and modes to leave out at first")
     parser.add_argument("--most", type=int, default=1000, help="rows and modes at most")
     options = parser.parse_args(arguments)
     end = time.monotonic() + options.seconds

@@ -125,7 +125,7 @@ class Everything:
                 self.sanitize(tool, "bf16", "4,9,6,17", "--lengths")
         if self.run.wants("pytest"):
             self.pytest()
-        if not self.run.facts:  # they were cut off; without them nobody knows which card this is
+        if not self.run.facts:  # they were cut off, and say which card this is
             self.facts()
 
     # --- What is there --------------------------------------------------------------------------
