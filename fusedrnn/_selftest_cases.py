@@ -189,6 +189,17 @@ def same_bits(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
 
 
 @contextlib.contextmanager
+def capturing(graph: torch.cuda.CUDAGraph, device: torch.device) -> Iterator[None]:
+    """Captures what is enqueued into a graph; a capture that fails leaves no stream behind."""
+    stream = torch.cuda.current_stream(device)
+    try:
+        with torch.cuda.graph(graph):
+            yield
+    finally:
+        torch.cuda.set_stream(stream)
+
+
+@contextlib.contextmanager
 def asking_for(regime: str) -> Iterator[None]:
     """Asks the kernels for a regime; for none where it is ""."""
     before = os.environ.pop(REGIME, None)

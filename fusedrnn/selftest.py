@@ -34,7 +34,9 @@ from ._selftest_cases import (
     TF32,
     Call,
     Precision,
+    Shape,
     asking_for,
+    capturing,
     float32_products,
     same_bits,
 )
@@ -135,16 +137,18 @@ class Selftest:
         for cell in CELLS:
             for shape in SMALL if self.quick else SMALL + LARGE:
                 call = Call(cell, shape)
-                precisions = [FLOAT32, FLOAT64, FLOAT16, BFLOAT16]
-                if shape.N >= 8 and not why_no_tf32:  # from which tensor cores are used
-                    precisions.append(TF32)
-                for precision in precisions:
+                for precision in self.precisions(shape):
                     for regime in self.regimes:
                         self.compare(call, precision, regime)
         if why_no_tf32:
             self.not_run("parity", "tf32", why_no_tf32)
         else:
             self.tf32_is_used()
+
+    def precisions(self, shape: Shape) -> list[Precision]:
+        """Those that a shape is checked in; tensor cores are used from 8 sequences on."""
+        with_tf32 = shape.N >= 8 and not self.why_no_tf32()
+        return [FLOAT32, FLOAT64, FLOAT16, BFLOAT16, *([TF32] if with_tf32 else [])]
 
     def compare(self, call: Call, precision: Precision, regime: str) -> None:
         """Outputs and gradients of one call against float64."""
@@ -326,12 +330,8 @@ class Selftest:
             call.results(leaves, cotangents)  # kernels are loaded before a capture, not in it
         torch.cuda.current_stream(self.device).wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        stream = torch.cuda.current_stream(self.device)
-        try:
-            with torch.cuda.graph(graph):
-                captured = call.results(leaves, cotangents)
-        finally:
-            torch.cuda.set_stream(stream)  # a capture that failed leaves its own behind
+        with capturing(graph, self.device):
+            captured = call.results(leaves, cotangents)
         for _ in range(2):
             with torch.no_grad():
                 for t in leaves:

@@ -126,7 +126,7 @@ def test_a_row_that_loses_the_context_ends_the_process_and_another_goes_on(
     def lost(case: Any, mode: str) -> Any:
         raise RuntimeError("CUDA error: device-side assert triggered\nmore")
 
-    monkeypatch.setattr(bench, "alive", lambda device: False)
+    monkeypatch.setattr(bench, "why_lost", lambda device: "device-side assert")
     with monkeypatch.context() as patch:
         patch.setattr(bench.cases, "check", lost)
         status, lines = run_bench(tmp_path, "--rows", "60,12,96,200 f32")

@@ -104,6 +104,18 @@ def test_a_cold_capture(monkeypatch: pytest.MonkeyPatch) -> None:
     assert only(test).result == "passed", only(test).detail
 
 
+def test_a_capture_that_fails_leaves_no_stream_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_cuda.use(monkeypatch)
+    chosen: list[Any] = []
+    monkeypatch.setattr(torch.cuda, "set_stream", chosen.append)
+    with (
+        pytest.raises(RuntimeError, match="not permitted"),
+        cases.capturing(fake_cuda.Graph(), CPU),
+    ):
+        raise RuntimeError("operation not permitted when stream is capturing")
+    assert chosen == [torch.cuda.current_stream()]
+
+
 def test_a_replay_that_differs_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     fake_cuda.use(monkeypatch)
     right = cases.Call.results

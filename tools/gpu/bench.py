@@ -26,12 +26,13 @@ import torch
 
 from benchmarks import cases
 from benchmarks.shapes import FORWARD, TRAINING
-from fusedrnn._selftest_cases import TF32, asking_for, float32_products
+from fusedrnn._selftest_cases import TF32, asking_for, capturing, float32_products
 
 from . import limits
 from .process import end_with_parent
-from .results import one_line
+from .results import one_line, three_times
 from .rows import PRECISIONS, Timed, timed_rows
+from .worker import why_lost
 
 Call = Callable[[], Any]
 
@@ -93,7 +94,7 @@ class Clock:
             call()
         torch.cuda.current_stream(self.device).wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with capturing(graph, self.device):
             call()
         return graph.replay
 
@@ -250,13 +251,11 @@ def _times(clock: Clock, case: cases.Case, mode: str, plan: Sequence[str]) -> di
 
 def _captured(clock: Clock, call: Call) -> tuple[Call | None, str]:
     """A graph of a call that has run once; None and the reason where it cannot be captured."""
-    stream = torch.cuda.current_stream(clock.device)
     try:
         graph = clock.graph(call)
         graph()
         clock.wait()
     except Exception as error:  # of torch's own calls some cannot
-        torch.cuda.set_stream(stream)  # a capture that failed leaves its own behind
         clock.wait()
         return None, str(error).splitlines()[0][:150]
     return graph, ""
@@ -269,7 +268,7 @@ def as_text(found: dict[str, Any]) -> str:
         return f"{head}: {found['status']}: {one_line(found['why'])[:150]}"
     times = found["times"]
     ours, theirs = times["ours"], times["torch"]
-    words = [f"{head}: {_three(ours)} beside {_three(theirs)}"]
+    words = [f"{head}: {three_times(ours)} beside {three_times(theirs)}"]
     words.append(f"x{theirs['call'] / ours['call']:.2f}")
     if "graph" in ours and "graph" in theirs:
         words.append(f"graph x{theirs['graph'] / ours['graph']:.2f}")
@@ -278,19 +277,6 @@ def as_text(found: dict[str, Any]) -> str:
     words.append(f"est {found['estimate']:.0f}, floor {found['floor']:.0f}")
     words.append("+".join(dict.fromkeys(found["plan"])))
     return " | ".join(words)
-
-
-def _three(times: dict[str, float]) -> str:
-    return "/".join(f"{times[k]:.0f}" if k in times else "-" for k in ("call", "graph", "alone"))
-
-
-def alive(device: torch.device) -> bool:
-    """Whether the device computes."""
-    try:
-        torch.zeros(8, device=device).add_(1).sum().item()
-    except Exception:
-        return False
-    return True
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -353,7 +339,7 @@ def _measure_all(
         print(as_text(head | found), flush=True)
         if found["status"] in ("red", "failed"):
             status = 1
-        if found["status"] == "failed" and not alive(device):
+        if found["status"] == "failed" and why_lost(device):
             print("the context is lost")
             return 4
     return status

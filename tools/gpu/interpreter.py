@@ -7,12 +7,21 @@ from collections.abc import Iterator
 from typing import Any
 
 from fusedrnn import ops
+from fusedrnn.selftest import Selftest
 
 
 class Context:
     """What stands in for a GPU in this process: the PTX interpreter, or nothing."""
 
     interpreter: Any = None
+
+
+class Interpreted(Selftest):
+    """The selftest on that device, which is torch's CPU and has TF32 nevertheless."""
+
+    def why_no_tf32(self) -> str:
+        """Nothing keeps products from being computed in TF32."""
+        return ""
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import torch
 
+from fusedrnn._cards import card_named
 from fusedrnn.selftest import Selftest
 
 # The plan of a dry run, where there is no card.
@@ -45,8 +46,6 @@ def card(device: torch.device) -> str:
     """The plan's name of a device."""
     if device.type != "cuda":
         return WITHOUT_A_GPU
-    from fusedrnn._cards import card_named
-
     major, minor = torch.cuda.get_device_capability(device)
     return card_named(torch.cuda.get_device_name(device), 10 * major + minor)
 

@@ -6,13 +6,13 @@ where.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
 from fusedrnn import _selftest_cases as cases
-from fusedrnn._selftest_cases import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, TF32, Call, Shape
+from fusedrnn._selftest_cases import FLOAT64, Call, Shape
 from fusedrnn.selftest import Selftest
 
 from . import limits
@@ -28,18 +28,6 @@ SMOKE = (
     Shape(3, 9, 6, 16, D=2, lengths=(3, 1, 0, 2, 3, 3, 1, 2, 3)),
 )
 SHORT = {torch.float32: "f32", torch.float64: "f64", torch.float16: "f16", torch.bfloat16: "bf16"}
-
-
-def has_tf32(test: Selftest) -> bool:
-    """Whether float32 products can be computed in TF32 there."""
-    return Context.interpreter is not None or not test.why_no_tf32()
-
-
-def precisions(test: Selftest, shape: Shape) -> Iterator[cases.Precision]:
-    """Those that a shape is checked in."""
-    yield from (FLOAT32, FLOAT64, FLOAT16, BFLOAT16)
-    if shape.N >= 8 and has_tf32(test):
-        yield TF32
 
 
 def compare(test: Selftest, call: Call, precision: cases.Precision, regime: str) -> None:
@@ -104,7 +92,7 @@ def _plan_of(test: Selftest, call: Call, precision: cases.Precision, regime: str
 def smoke(test: Selftest, options: Options) -> None:
     """The smallest layers in every dtype."""
     for shape in SMOKE:
-        for precision in precisions(test, shape):
+        for precision in test.precisions(shape):
             compare(test, Call("lstm", shape), precision, options["regime"])
 
 
@@ -114,7 +102,7 @@ def parity(test: Selftest, options: Options) -> None:
     if Context.interpreter:
         shapes = cases.SMALL[:1]
     for shape in shapes:
-        for precision in precisions(test, shape):
+        for precision in test.precisions(shape):
             compare(test, Call(options["cell"], shape), precision, options["regime"])
 
 
@@ -124,7 +112,7 @@ def kernels(test: Selftest, options: Options) -> None:
     def run() -> None:
         for cell, regime in (("lstm", "resident"), ("lstm", "per_step"), ("gru", "per_step")):
             for shape in SMOKE[1:]:
-                for precision in precisions(test, shape):
+                for precision in test.precisions(shape):
                     if precision == FLOAT64 and regime == "resident":
                         continue
                     with cases.asking_for(regime), cases.float32_products(precision.tf32):

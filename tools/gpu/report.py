@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .results import Fields, Results, load, one_line
+from .results import Fields, Results, load, one_line, three_times
 
 # So that it is whole where only the last 12,000 characters of what is printed are kept.
 TABLE_CHARACTERS = 11_500
@@ -79,10 +79,6 @@ def _rates(found: Results) -> Iterator[str]:
         )
 
 
-def _times(times: Fields) -> str:
-    return "/".join(f"{times[k]:.0f}" if k in times else "-" for k in ("call", "graph", "alone"))
-
-
 def ratio(row: Fields, key: str) -> float | None:
     """torch.nn's time over ours; None where one is missing."""
     ours, theirs = (row["times"][name].get(key) for name in ("ours", "torch"))
@@ -107,7 +103,7 @@ def _short(row: Fields) -> str:
     times = row["times"]
     per_step = f" per step {times['per_step']['call']:.0f}" if "per_step" in times else ""
     return (
-        f"{head}: {_times(times['ours'])} {_times(times['torch'])} "
+        f"{head}: {three_times(times['ours'])} {three_times(times['torch'])} "
         f"x{_ratio_text(row, 'call')} x{_ratio_text(row, 'graph')}{per_step} "
         f"est {row['estimate']:.0f}"
     )
@@ -178,8 +174,8 @@ def timing_table(rows: list[Fields]) -> Iterator[str]:
                 row["name"],
                 row["mode"],
                 "; ".join(dict.fromkeys(row["plan"])),
-                _times(times["ours"]),
-                _times(times["torch"]),
+                three_times(times["ours"]),
+                three_times(times["torch"]),
                 _bold(ratio(row, "call")),
                 _bold(ratio(row, "graph")),
                 f"{device / row['steps']:.2f}",

@@ -94,6 +94,11 @@ def one_line(text: object) -> str:
     return " ".join(str(text).split())
 
 
+def three_times(times: Fields) -> str:
+    """Microseconds of a variant: call/graph/alone, a dash for what was not measured."""
+    return "/".join(f"{times[k]:.0f}" if k in times else "-" for k in ("call", "graph", "alone"))
+
+
 def load(folder: Path) -> Results:
     """Reads a folder.
 

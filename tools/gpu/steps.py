@@ -63,8 +63,10 @@ PROFILED = (("lstm", "bf16", "150,32,1024,1024"), ("lstm", "bf16", "25,32,2048,2
 COUNTED = (("bf16", "30,32,1024,1024"), ("f32", "100,1,256,256"))
 SANITIZED = ("memcheck", "racecheck", "synccheck", "initcheck")
 DEVICE_TESTS = "cuda and (256 or test_cells or gradcheck or compile)"
+# The names of the timings' step, and of those that go on behind rows that took a process with them.
 BENCHES = (
-    *("times beside torch.nn", "times, behind the row that was lost"),
+    "times beside torch.nn",
+    "times, behind the row that was lost",
     "times, per step alone",
 )
 # How the programs that time rows or do tasks end where time ran out.

@@ -102,7 +102,7 @@ def cold_capture(test: Selftest, options: Options) -> None:
         test.synchronize()
         begin = time.perf_counter()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with cases.capturing(graph, test.device):
             captured = call.results(leaves, cotangents)
         check.detail = f"{(time.perf_counter() - begin) * 1e3:.0f} ms"
         graph.replay()

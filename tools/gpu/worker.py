@@ -12,10 +12,13 @@ import json
 import os
 import sys
 import traceback
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from .process import end_with_parent
 from .tasks import DEVICES, regimes_of
+
+if TYPE_CHECKING:
+    import torch
 
 LONGEST_DETAIL = 1500
 
@@ -46,15 +49,14 @@ def say(channel: TextIO, **event: Any) -> None:
     channel.flush()
 
 
-def why_lost(test: Any) -> str:
-    """Why the device computes no more; "" where it does."""
+def why_lost(device: torch.device) -> str:
+    """Why a device computes no more; "" where it does."""
     import torch
 
-    if test.device.type != "cuda":
-        return ""
     try:
-        test.synchronize()
-        torch.zeros(8, device=test.device).add_(1).sum().item()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        torch.zeros(8, device=device).add_(1).sum().item()
     except Exception as error:
         return str(error).splitlines()[0][:200]
     return ""
@@ -69,15 +71,16 @@ def work(channel: TextIO, device_name: str, quick: bool) -> int:
     from fusedrnn._selftest_report import Check
 
     from . import checks
-    from .interpreter import Context, interpreted
+    from .interpreter import Context, Interpreted, interpreted
 
     torch.set_num_threads(min(8, torch.get_num_threads()))
     with contextlib.ExitStack() as stack:
-        device = torch.device("cpu")
+        device, kind = torch.device("cpu"), selftest.Selftest
         if device_name == "cuda":
             device = torch.device("cuda", 0)
             torch.zeros(1, device=device)
         elif device_name == "interpreter":
+            kind = Interpreted
             Context.interpreter = stack.enter_context(interpreted())
         say(channel, event="ready")
         for line in sys.stdin:
@@ -85,7 +88,7 @@ def work(channel: TextIO, device_name: str, quick: bool) -> int:
             options = task["options"]
             regime = options.get("regime", "")
             regimes = [regime] if regime else regimes_of(device_name)
-            test = selftest.Selftest(device, quick, regimes)
+            test = kind(device, quick, regimes)
             test.report.checks = Told(channel)
             # What does not ask for a regime gets the library's choice.
             only = "per_step" if regime == "per_step" else ""
@@ -96,7 +99,7 @@ def work(channel: TextIO, device_name: str, quick: bool) -> int:
                 traceback.print_exc()
                 text = "".join(traceback.format_exception_only(type(error), error)).strip()
                 test.report.checks.append(Check(task["kind"], "outside of a check", "failed", text))
-            lost = why_lost(test)
+            lost = why_lost(device)
             say(channel, event="end", lost=lost)
             if lost:
                 channel.flush()
