@@ -4,8 +4,10 @@
 
 #include <atomic>
 #include <cstdint>
+#include <exception>
 #include <functional>
 #include <thread>
+#include <utility>
 
 namespace fusedrnn {
 
@@ -20,12 +22,13 @@ inline void relax(int64_t spins) {
   }
 }
 
-// One thread leads: it calls parallel, and close at the end. Any others call help, which returns
-// after that; whether any do, and when, makes no difference to what is computed.
+// One thread leads: it calls parallel, and close at the end, whatever was thrown. Any others call
+// help, which returns after that; whether any do, and when, makes no difference to what is
+// computed.
 class Team {
  public:
   // body(i) for every i in [0, n), n <= kMost, shared by whoever is there; returns when all are
-  // done.
+  // done, and then throws what a piece threw, of several the first.
   void parallel(int64_t n, const std::function<void(int64_t)>& body) {
     body_ = &body;
     done_.store(0, std::memory_order_relaxed);
@@ -35,6 +38,9 @@ class Team {
     while (take_one()) {
     }
     for (int64_t spins = 0; done_.load(std::memory_order_acquire) < n; ++spins) relax(spins);
+    if (!failed_.load(std::memory_order_relaxed)) return;
+    failed_.store(false, std::memory_order_relaxed);
+    std::rethrow_exception(std::exchange(exception_, nullptr));
   }
 
   void help() {
@@ -63,7 +69,11 @@ class Team {
       if ((ticket & kMask) == (ticket >> kBits & kMask)) return false;
     } while (!ticket_.compare_exchange_weak(ticket, ticket + 1, std::memory_order_acq_rel,
                                             std::memory_order_acquire));
-    (*body_)(static_cast<int64_t>(ticket & kMask));
+    try {
+      (*body_)(static_cast<int64_t>(ticket & kMask));
+    } catch (...) {
+      if (!failed_.exchange(true, std::memory_order_relaxed)) exception_ = std::current_exception();
+    }
     done_.fetch_add(1, std::memory_order_release);
     return true;
   }
@@ -73,6 +83,8 @@ class Team {
   alignas(64) std::atomic<uint64_t> ticket_{0};
   alignas(64) std::atomic<int64_t> done_{0};
   std::atomic<bool> closed_{false};
+  std::atomic<bool> failed_{false};
+  std::exception_ptr exception_;  // of the piece that set failed_; done_ hands it to the leader
 };
 
 }  // namespace fusedrnn
