@@ -391,7 +391,7 @@ def library_link_flags() -> list[str]:
     return [
         # Python needs no symbol of them: their initialisers register the ops.
         *("-shared", f"-Wl,--version-script={EXPORTS}"),
-        *("-Wl,--no-undefined", "-Wl,--as-needed"),
+        *("-Wl,--no-undefined", "-Wl,--as-needed", "-pthread"),
         # No rpath: torch is always loaded before these libraries.
         *(f"-L{torch_dir() / 'lib'}", "-ltorch_cpu"),
     ]

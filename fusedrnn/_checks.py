@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from ._library import CELLS, CUDA, cuda_problem
 
@@ -161,6 +162,22 @@ def refuse_weight(
     raise RuntimeError(f"{name} must have the dtype of the input, {dtype}, got {w.dtype}")
 
 
+def check_storage(name: str, t: Tensor) -> None:
+    """Raises RuntimeError where the memory of a tensor was freed, before torch's own ops read it.
+
+    Those crash, or read what lies there now. fusedrnn's ops look themselves.
+    """
+    if type(t) in (Tensor, Parameter) and not (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack()
+    ):
+        _check_storage(t, name)
+
+
+_check_storage = torch.ops.fusedrnn._check_storage.default
+
+
 def check_kernels(x: Tensor) -> None:
     """Checks that there are kernels for dtype and device ("meta" computes shapes only)."""
     if x.dtype not in DTYPES:
@@ -255,6 +272,7 @@ def check_batch_sizes(batch_sizes: Any, rows: int) -> int:
             f"batch_sizes must be a 1-D int64 tensor on the CPU, got {batch_sizes.dim()}-D "
             f"{batch_sizes.dtype} on {batch_sizes.device}"
         )
+    check_storage("batch_sizes", batch_sizes)
     sizes: list[int] = batch_sizes.tolist()
     if not sizes:
         raise IndexError("batch_sizes must hold at least one step, got none")
@@ -290,6 +308,7 @@ def as_lengths(lengths: Any, T: int, N: int) -> Tensor:
     if lengths.dim() != 1 or lengths.size(0) != N:
         raise RuntimeError(f"lengths must be [N] = [{N}], got {list(lengths.shape)}")
     if not torch.compiler.is_compiling():
+        check_storage("lengths", lengths)
         for row, length in enumerate(lengths.tolist()):
             if not 0 <= length <= T:
                 raise RuntimeError(f"lengths[{row}] must be in [0, T] = [0, {T}], got {length}")

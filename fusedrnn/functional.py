@@ -24,6 +24,7 @@ from ._checks import (
     check_kernels,
     check_rank,
     check_state,
+    check_storage,
     check_weights,
     lstm_states,
     weight_names,
@@ -288,6 +289,7 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
 def cast(tensor: Any, dtype: torch.dtype) -> Any:
     """Casts what autocast casts: floating tensors other than float64."""
     if isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.dtype != torch.float64:
+        check_storage("a tensor that autocast casts", tensor)
         return tensor.to(dtype)
     return tensor
 
@@ -382,6 +384,9 @@ def run_layers(
         if c0 is not None:
             check_state("hidden[1]", c0, (rows, N, H), dtype, device)
         if sorted_indices is not None:
+            for name, state in (("h_0", h0), ("c_0", c0)):
+                if state is not None:
+                    check_storage(name, state)
             h0 = None if h0 is None else h0.index_select(1, sorted_indices)
             c0 = None if c0 is None else c0.index_select(1, sorted_indices)
 

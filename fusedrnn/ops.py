@@ -20,6 +20,7 @@ from torch.compiler import is_compiling
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from . import _reference
+from ._checks import check_storage
 from ._library import CELLS, LIBRARY
 
 __all__ = ["layer", "may_step", "step"]
@@ -592,6 +593,9 @@ def _second_derivative(
             return None
         return t.view_as(t) if t.requires_grad else t.detach().requires_grad_()
 
+    for t in (*grads, *primals, *grad_grads, batch_sizes, lengths):
+        if t is not None:
+            check_storage("a tensor that a higher derivative reads", t)
     with torch.enable_grad(), _without_autocast(primals):
         outer = [alias(g) for g in grads]
         inner = [alias(t) for t in primals]

@@ -51,6 +51,17 @@ class Call:
         )
 
 
+def other_memory(t: Tensor) -> list[Tensor]:
+    """The same values in memory of another kind: strided, and at odd places of the machine."""
+    strided = torch.stack([t, t.neg() if t.is_floating_point() else t], -1)[..., 0]
+    late = t.new_empty(1 + t.numel())[1:].view(t.shape).copy_(t)
+    raw = bytearray(t.numel() * t.itemsize + 1)
+    unaligned = torch.frombuffer(raw, dtype=t.dtype, offset=1, count=t.numel()).view(t.shape)
+    unaligned.copy_(t)
+    assert not strided.is_contiguous() and unaligned.data_ptr() % 2
+    return [strided, late, unaligned]
+
+
 def make_call(
     cell: str,
     form: str = "plain",

@@ -18,7 +18,7 @@ from torch import Tensor
 import fusedrnn
 from fusedrnn import ops
 from fusedrnn._library import CELLS
-from tests.calls import FORMS, make_call
+from tests.calls import FORMS, make_call, other_memory
 from tests.cuda.build import compile_kernel, kernels_of, nvcc
 from tests.cuda.device import Limits
 from tests.torch_cuda.build import CSRC, binding, ptx
@@ -258,17 +258,20 @@ def test_slices_cover_and_keep_the_bound(seed: int) -> None:
             assert -(-M // (slices - 1)) * N * size > limit
 
 
-def test_a_reserve_that_begins_at_an_odd_place_is_refused(gpu: dict[str, Any]) -> None:
+def test_a_reserve_in_other_memory(gpu: dict[str, Any]) -> None:
+    """The values are what counts, wherever they lie."""
     call = make_call("lstm", dtype=torch.float32, requires_grad=False)
     x, h0, c0, weights, batch_sizes, lengths, *options, _ = call.op_arguments()
     y, _, _, reserve = gpu["forward"](*call.op_arguments())
-    for odd in (1, 4):
-        moved = torch.empty(reserve.numel() + odd, dtype=torch.uint8)[odd:].copy_(reserve)
-        with pytest.raises(RuntimeError, match=f"begin at a multiple of 8 .* begins {odd} bytes"):
-            gpu["backward"](
-                *(y, None, None, x, h0, c0, weights, moved, batch_sizes, lengths, *options),
-                *(True, True, True),
-            )
+
+    def backward(reserve: Tensor) -> list[Tensor]:
+        arguments = (y, None, None, x, h0, c0, weights, reserve, batch_sizes, lengths, *options)
+        return flat(gpu["backward"](*arguments, True, True, True))
+
+    wanted = backward(reserve)
+    for other in other_memory(reserve):
+        pairs = zip(backward(other), wanted, strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)
 
 
 # Rows that choose the ordinary cores, and those that choose the tensor cores.
@@ -319,7 +322,7 @@ def test_a_reserve_of_the_cpu_is_refused(gpu: dict[str, Any]) -> None:
     call = make_call("lstm", dtype=torch.float32, requires_grad=False)
     y, _, _, reserve = torch.ops.fusedrnn.forward(*call.op_arguments())
     x, h0, c0, weights, batch_sizes, lengths, *options, _ = call.op_arguments()
-    with pytest.raises(RuntimeError, match="reserve must be another dtype, got float32"):
+    with pytest.raises(RuntimeError, match="reserve must be uint8, got float32"):
         gpu["backward"](
             *(y, None, None, x, h0, c0, weights, reserve, batch_sizes, lengths, *options),
             *(True, True, True),
@@ -476,3 +479,18 @@ def test_numbers_travel_in_as_many_launches_as_it_takes() -> None:
         assert_same_as_cpu(gpu, call, torch.float32)
     assert device.launches.count("write_offsets") >= 4
     assert np.prod(call.x.shape) == 2 * N
+
+
+@pytest.mark.parametrize("name", ["x", "h0", "weight_hh", "reserve"])
+def test_a_storage_that_was_freed(gpu: dict[str, Any], name: str) -> None:
+    call = make_call("lstm", dtype=torch.float32, requires_grad=False)
+    y, _, _, reserve = gpu["forward"](*call.op_arguments())
+    x, h0, c0, weights, batch_sizes, lengths, *options, _ = call.op_arguments()
+    freed = {"x": x, "h0": h0, "weight_hh": weights[1], "reserve": reserve}[name]
+    freed.untyped_storage().resize_(4)
+    backward = (y, None, None, x, h0, c0, weights, reserve, batch_sizes, lengths, *options)
+    runs = [lambda: gpu["forward"](*call.op_arguments())] if name != "reserve" else []
+    runs += [lambda: gpu["backward"](*backward, True, True, True)] if name != "h0" else []
+    for run in runs:
+        with pytest.raises(RuntimeError, match=f"{name} must have a storage of .* of 4: its"):
+            run()

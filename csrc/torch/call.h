@@ -54,9 +54,16 @@ inline std::vector<int64_t> read_int64(const Tensor& t, const char* name) {
   check(t.scalar_type() == ScalarType::Long, name, " must be int64, got ",
         name_of(t.scalar_type()));
   check(t.dim() == 1, name, " must have 1 dimension, got ", t.dim());
-  const Tensor values = torch::stable::contiguous(t);
-  const auto* p = data<int64_t>(values);
-  return std::vector<int64_t>(p, p + values.numel());
+  check_storage(t, name);
+  std::vector<int64_t> values(t.size(0));
+  if (values.empty()) return values;
+  const auto* from = data<char>(t);
+  const int64_t step = t.stride(0) * static_cast<int64_t>(sizeof(int64_t));
+  for (int64_t& value : values) {
+    std::memcpy(&value, from, sizeof(value));  // it need not be aligned
+    from += step;
+  }
+  return values;
 }
 
 inline void read_sequences(Call& call, const Tensor& x, const OptionalTensor& batch_sizes,
@@ -107,6 +114,7 @@ void check_tensor(const Engine& engine, const Tensor& t, const char* name, Scala
   if (got != dtype) fail(name, " must be ", name_of(dtype), ", got ", name_of(got));
   check(t.sizes().equals(expected), name, " must be ", meaning, " = ", Shape{expected}, ", got ",
         shape(t));
+  check_storage(t, name);
 }
 
 template <class Engine>
@@ -158,6 +166,7 @@ inline Call begin_call(const Tensor& x, const std::string& cell, int64_t directi
   check(call.dtype == ScalarType::Float || call.dtype == ScalarType::Double ||
             call.dtype == ScalarType::BFloat16 || call.dtype == ScalarType::Half,
         "x must be float64, float32, bfloat16 or float16, got ", name_of(call.dtype));
+  check_storage(x, "x");
   call.compute = call.dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
   return call;
 }

@@ -36,10 +36,17 @@ class CpuEngine {
 
   Tensor empty(Sizes sizes, ScalarType dtype) const { return empty_on_cpu(x_, sizes, dtype); }
 
-  // t in `dtype`, contiguous; t itself where it is that already.
+  // t in `dtype`, contiguous, in memory of its own.
+  Tensor copied(const Tensor& t, ScalarType dtype) const {
+    Tensor own = empty(t.sizes(), dtype);
+    copy(own, t);
+    return own;
+  }
+
+  // The same; t itself where it is that already.
   Tensor prepare(const Tensor& t, ScalarType dtype) const {
-    const Tensor out = in_dtype(t, dtype);
-    return out.is_contiguous() ? out : torch::stable::contiguous(out);
+    const bool ready = t.scalar_type() == dtype && t.is_contiguous();
+    return ready && is_aligned(t, t.element_size()) ? t : copied(t, dtype);
   }
 
   // Zeroes what follows the first bytes.
@@ -70,11 +77,11 @@ class CpuEngine {
   }
 
   Tensor output_rows(const Call& call, const Tensor& packed, int64_t width) const {
-    if (!call.padded) return in_dtype(packed, call.dtype);
+    if (!call.padded) return prepare(packed, call.dtype);
     Tensor padded = empty({call.T, call.N, width}, packed.scalar_type());
     zero_from(padded, 0);
     unpack_rows(*call.padded, packed.data_ptr(), padded.data_ptr(), width * packed.element_size());
-    return in_dtype(padded, call.dtype);
+    return prepare(padded, call.dtype);
   }
 
   Tensor own_state(const Call& call, const OptionalTensor& state, Sizes sizes,
@@ -95,10 +102,10 @@ class CpuEngine {
   }
 
   Tensor output_state(const Call& call, const Tensor& own, int64_t width) const {
-    if (!call.padded) return in_dtype(own, call.dtype);
+    if (!call.padded) return prepare(own, call.dtype);
     Tensor out = empty({call.D, call.N, width}, own.scalar_type());
     unsort_states(*call.padded, own.data_ptr(), out.data_ptr(), call.D, width * out.element_size());
-    return in_dtype(out, call.dtype);
+    return prepare(out, call.dtype);
   }
 
   // Memory for values of the compute dtype that nobody wants.

@@ -19,6 +19,10 @@ std::string info() {
   return text.str();
 }
 
+void check_storage_of(const Tensor& t, StringHandle name) {
+  check_storage(t, take_string(name).c_str());
+}
+
 }  // namespace
 }  // namespace fusedrnn
 
@@ -40,6 +44,8 @@ STABLE_TORCH_LIBRARY(fusedrnn, m) {
       "_step_backward(Tensor? grad_h, Tensor? grad_c, Tensor x, Tensor[] weights, Tensor reserve, "
       "int input_size, int hidden_size, str cell, bool need_x, bool need_state, bool need_weights) "
       "-> (Tensor? d_x, Tensor? d_h, Tensor? d_c, Tensor[] d_weights)");
+  // Throws where the memory of a tensor was freed. For what torch reads before the ops above do.
+  m.def("_check_storage(Tensor t, str name) -> ()");
   m.def("info() -> str");
   m.def("cuda_info() -> str");
   // Whether float32 products on a GPU may use TF32, as torch is set when a kernel runs. Python has
@@ -63,12 +69,13 @@ STABLE_TORCH_LIBRARY(fusedrnn, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fusedrnn, CPU, m) {
-  m.impl("forward", TORCH_BOX(&fusedrnn::forward<fusedrnn::CpuEngine>));
-  m.impl("backward", TORCH_BOX(&fusedrnn::backward<fusedrnn::CpuEngine>));
-  m.impl("_step", TORCH_BOX(&fusedrnn::step<fusedrnn::CpuEngine>));
-  m.impl("_step_backward", TORCH_BOX(&fusedrnn::step_backward<fusedrnn::CpuEngine>));
+  m.impl("forward", &fusedrnn::boxed<&fusedrnn::forward<fusedrnn::CpuEngine>>);
+  m.impl("backward", &fusedrnn::boxed<&fusedrnn::backward<fusedrnn::CpuEngine>>);
+  m.impl("_step", &fusedrnn::boxed<&fusedrnn::step<fusedrnn::CpuEngine>>);
+  m.impl("_step_backward", &fusedrnn::boxed<&fusedrnn::step_backward<fusedrnn::CpuEngine>>);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fusedrnn, CompositeExplicitAutograd, m) {
-  m.impl("info", TORCH_BOX(&fusedrnn::info));
+  m.impl("info", &fusedrnn::boxed<&fusedrnn::info>);
+  m.impl("_check_storage", &fusedrnn::boxed<&fusedrnn::check_storage_of>);
 }

@@ -4,7 +4,7 @@
 // An Engine lives through one op call and knows the device of x:
 //   Engine(x)                        throws where x is on another kind of device
 //   check_device(t, name)            throws where t is not where x is
-//   empty(sizes, dtype), prepare(t, dtype), zero_from(t, byte)
+//   empty(sizes, dtype), copied(t, dtype), prepare(t, dtype), zero_from(t, byte)
 //   stored_dtype(call)               of rows and weights as it takes them
 //   h_dtype(call), gradient_dtype(call)  of h, and of the gradients of rows and weights
 //   reserve_dtype(call), reserve_size(call, rows)
@@ -34,16 +34,18 @@ Tensor empty_reserve(Engine& engine, const Call& call) {
   return reserve;
 }
 
+// The reserve as the kernels take it. Between forward and backward it passes the hooks for saved
+// tensors, which give back the values, in whatever memory.
 template <class Engine>
-void check_reserve(const Engine& engine, const Call& call, const Tensor& reserve) {
-  check_tensor(engine, reserve, "reserve", engine.reserve_dtype(call), "what forward kept",
+Tensor read_reserve(Engine& engine, const Call& call, const Tensor& reserve) {
+  const ScalarType dtype = engine.reserve_dtype(call), got = reserve.scalar_type();
+  check(got == dtype, "reserve must be ", name_of(dtype), ", got ", name_of(got),
+        "; it is what forward kept, which a hook for saved tensors has to give back as it was");
+  check_tensor(engine, reserve, "reserve", dtype, "what forward kept",
                {engine.reserve_size(call, call.reserve_rows())});
-  check(reserve.is_contiguous(), "reserve must be contiguous");
   // The kernels read floats and doubles in it, whatever its dtype.
-  const auto address = reinterpret_cast<uintptr_t>(reserve.data_ptr());
-  check(address % 8 == 0,
-        "reserve must begin at a multiple of 8 bytes, as what forward kept does; ",
-        "got one that begins ", address % 8, " bytes after");
+  const bool ready = reserve.is_contiguous() && is_aligned(reserve, sizeof(double));
+  return ready ? reserve : engine.copied(reserve, dtype);
 }
 
 template <class Engine>
@@ -110,7 +112,7 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> backward(
   const bool has_c = call.info().has_c;
   const int64_t width = call.D * call.P;
   check(has_c || !grad_c, "grad_c must be absent: ", call.info().name, " has no cell state");
-  check_reserve(engine, call, reserve);
+  const Tensor kept = read_reserve(engine, call, reserve);
 
   const Tensor rows = engine.packed_rows(call, x, call.I);
   OptionalTensor d_y, d_c, d_x;
@@ -130,8 +132,8 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> backward(
   }
   std::vector<Tensor> d_weights = empty_gradients(engine, call, need_weights);
 
-  engine.backward(call, {rows, reserve, d_y, d_h, d_c, d_x, d_weights});
-  for (Tensor& w : d_weights) w = in_dtype(w, call.dtype);
+  engine.backward(call, {rows, kept, d_y, d_h, d_c, d_x, d_weights});
+  for (Tensor& w : d_weights) w = engine.prepare(w, call.dtype);
   const auto none = [&] { return engine.empty({0}, call.dtype); };
   return {need_x ? engine.output_rows(call, *d_x, call.I) : none(),
           need_state ? engine.output_state(call, d_h, call.P) : none(),
@@ -162,8 +164,8 @@ std::vector<Tensor> step(const Tensor& x, const OptionalTensor& h0, const Option
   engine.forward(call, {rows, h, c, y.data(), reserve});
   std::vector<Tensor> result;
   result.reserve(3);
-  result.push_back(in_dtype(h, call.dtype));
-  if (has_c) result.push_back(in_dtype(*c, call.dtype));
+  result.push_back(engine.prepare(h, call.dtype));
+  if (has_c) result.push_back(engine.prepare(*c, call.dtype));
   if (keep) result.push_back(*reserve);
   return result;
 }
@@ -179,7 +181,7 @@ std::tuple<OptionalTensor, OptionalTensor, OptionalTensor, std::vector<Tensor>> 
   const Call call = read_step(engine, x, weights, input_size, hidden_size, name);
   const bool has_c = call.info().has_c;
   check(has_c || !grad_c, "grad_c must be absent: ", call.info().name, " has no cell state");
-  check_reserve(engine, call, reserve);
+  const Tensor kept = read_reserve(engine, call, reserve);
 
   const std::vector<int64_t> sizes = step_sizes(call, call.H);
   const Tensor rows = engine.prepare(x, call.stored);
@@ -188,11 +190,11 @@ std::tuple<OptionalTensor, OptionalTensor, OptionalTensor, std::vector<Tensor>> 
   if (has_c) d_c = own_state(engine, call, grad_c, "grad_c", "[N, H]", sizes, call.compute);
   if (need_x) d_x = engine.empty(x.sizes(), engine.gradient_dtype(call));
   std::vector<Tensor> d_weights = empty_gradients(engine, call, need_weights);
-  engine.backward(call, {rows, reserve, std::nullopt, d_h, d_c, d_x, d_weights});
-  for (Tensor& w : d_weights) w = in_dtype(w, call.dtype);
+  engine.backward(call, {rows, kept, std::nullopt, d_h, d_c, d_x, d_weights});
+  for (Tensor& w : d_weights) w = engine.prepare(w, call.dtype);
   const auto wanted = [&](bool need, const OptionalTensor& t) -> OptionalTensor {
     if (!need || !t) return std::nullopt;
-    return in_dtype(*t, call.dtype);
+    return engine.prepare(*t, call.dtype);
   };
   return {wanted(need_x, d_x), wanted(need_state, d_h), wanted(need_state, d_c), d_weights};
 }

@@ -54,8 +54,8 @@ int64_t plan_blocks_per_sm(StringHandle card, int64_t registers, int64_t shared_
 }  // namespace fusedrnn
 
 STABLE_TORCH_LIBRARY_IMPL(fusedrnn, CompositeExplicitAutograd, m) {
-  m.impl("_plan", TORCH_BOX(&fusedrnn::plan));
-  m.impl("_plan_cards", TORCH_BOX(&fusedrnn::cuda::list_cards));
-  m.impl("_plan_device", TORCH_BOX(&fusedrnn::plan_device));
-  m.impl("_plan_blocks_per_sm", TORCH_BOX(&fusedrnn::plan_blocks_per_sm));
+  m.impl("_plan", &fusedrnn::boxed<&fusedrnn::plan>);
+  m.impl("_plan_cards", &fusedrnn::boxed<&fusedrnn::cuda::list_cards>);
+  m.impl("_plan_device", &fusedrnn::boxed<&fusedrnn::plan_device>);
+  m.impl("_plan_blocks_per_sm", &fusedrnn::boxed<&fusedrnn::plan_blocks_per_sm>);
 }

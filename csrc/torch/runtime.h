@@ -1,9 +1,16 @@
 // What a layer on the CPU needs from its surroundings, given by torch: threads and memory.
 #pragma once
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <cstdlib>
+#include <exception>
+#include <iomanip>
+
+#include <thread>
 
 #include "../cpu/layer.h"
 #include "../cpu/team.h"
@@ -12,11 +19,27 @@
 
 namespace fusedrnn {
 
-// As new_empty, in huge pages where it is large.
+// For a torch that does not say why it failed: throws as a later one does where so much memory
+// cannot be had.
+inline void check_memory_for(double bytes) {
+  void* memory = nullptr;
+  const bool lacks = bytes >= 9e18 || posix_memalign(&memory, 64, static_cast<size_t>(bytes)) != 0;
+  std::free(memory);
+  check(!lacks, kTorchLacksMemory, ": you tried to allocate ", std::fixed, std::setprecision(0),
+        bytes, " bytes; torch before 2.13 does not say more");
+}
+
+// As new_empty, in huge pages where it is large. A lack of memory is an error that says so under
+// every torch.
 inline Tensor empty_on_cpu(const Tensor& like, Sizes sizes, ScalarType dtype) {
-  const Tensor t = new_empty(like, sizes, dtype);
-  advise_huge_pages(t.data_ptr(), bytes_of(t));
-  return t;
+  try {
+    Tensor t = new_empty(like, sizes, dtype);
+    advise_huge_pages(t.data_ptr(), bytes_of(t));
+    return t;
+  } catch (const TorchSaysNothing&) {
+    check_memory_for(bytes_wanted(sizes, dtype));
+    throw;
+  }
 }
 
 // Less work than this, in multiply-adds, one thread does alone, in up to 15 µs. A second one saves
@@ -51,12 +74,23 @@ class Crowd {
   inline static std::atomic<Clock::rep> until_{0};
 };
 
+// A forked process has its parent's pool of threads (OpenMP's), but not the threads: a parallel
+// region of torch's waits for them for ever. There a call has threads of its own for its time, one
+// for so much work: to start one takes 30 µs.
+constexpr double kWorkForOwnThread = 16 * kWorkForThreads;
+inline const pid_t kLoadedIn = getpid();
+
 class TorchRuntime final : public Runtime {
  public:
   // work: multiply-adds of the call, about.
-  TorchRuntime(const Tensor& like, double work)
-      : like_(like),
-        threads_(work < kWorkForThreads || Crowd::here() ? 1 : torch::stable::get_num_threads()) {}
+  TorchRuntime(const Tensor& like, double work) : like_(like) {
+    if (work < kWorkForThreads || Crowd::here()) return;
+    threads_ = torch::stable::get_num_threads();
+    if (threads_ == 1) return;
+    forked_ = getpid() != kLoadedIn;
+    if (forked_)
+      threads_ = std::clamp<int64_t>(static_cast<int64_t>(work / kWorkForOwnThread), 1, threads_);
+  }
 
   int64_t threads() const override { return threads_; }
 
@@ -76,13 +110,26 @@ class TorchRuntime final : public Runtime {
     team_ = &team;
     const Crowd::Clock::time_point start = Crowd::Clock::now();
     Crowd::Clock::time_point finished = start;
-    torch::stable::parallel_for(0, threads_, 1, [&](int64_t begin, int64_t) {
-      if (begin > 0) return team.help();
-      body();
+    std::exception_ptr failed;  // torch would hand on an error code
+    const auto lead = [&] {
+      try {
+        body();
+      } catch (...) {
+        failed = std::current_exception();
+      }
       team.close();
       finished = Crowd::Clock::now();
-    });
+    };
+    if (forked_) {
+      with_own_threads(team, lead);
+    } else {
+      torch::stable::parallel_for(0, threads_, 1, [&](int64_t begin, int64_t) {
+        if (begin > 0) return team.help();
+        lead();
+      });
+    }
     team_ = nullptr;
+    if (failed) std::rethrow_exception(failed);
     Crowd::note(start, finished, Crowd::Clock::now());
   }
 
@@ -94,8 +141,22 @@ class TorchRuntime final : public Runtime {
   }
 
  private:
+  // lead closes the team and does not throw.
+  template <class Lead>
+  void with_own_threads(Team& team, const Lead& lead) const {
+    std::vector<std::jthread> helpers;
+    try {
+      while (static_cast<int64_t>(helpers.size()) < threads_ - 1)
+        helpers.emplace_back([&team] { team.help(); });
+    } catch (const std::exception&) {
+      // No more can be had; fewer do as well.
+    }
+    lead();
+  }
+
   const Tensor& like_;  // scratch is where it is
-  int64_t threads_;
+  int64_t threads_ = 1;
+  bool forked_ = false;
   Team* team_ = nullptr;  // inside together
   HugePages mapping_;
   std::vector<Tensor> scratch_;

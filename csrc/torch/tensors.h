@@ -1,4 +1,4 @@
-// Small words for tensors of the stable ABI: errors, sizes, dtypes, copies.
+// Small words for tensors of the stable ABI: errors, sizes, dtypes, storage, copies.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_aten.h>
@@ -6,6 +6,8 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <cstring>
+#include <new>
 #include <optional>
 #include <sstream>
 #include <stdexcept>
@@ -77,6 +79,8 @@ inline const char* name_of(ScalarType dtype) {
       return "float16";
     case ScalarType::Long:
       return "int64";
+    case ScalarType::Byte:
+      return "uint8";
     default:
       return "another dtype";
   }
@@ -93,7 +97,39 @@ struct TorchSaysNothing : std::runtime_error {
 inline void check_torch(AOTITorchError code) {
   if (code == TORCH_SUCCESS) return;
   if (!torch_exception_get_what_without_backtrace) throw TorchSaysNothing();
-  fail(torch_exception_get_what_without_backtrace());
+  const char* const what = torch_exception_get_what_without_backtrace();
+  if (std::strstr(what, "bad_alloc")) throw std::bad_alloc();
+  fail(what);
+}
+
+// torch's words for a lack of memory on the CPU, by which those who try again know it.
+constexpr const char* kTorchLacksMemory = "DefaultCPUAllocator: can't allocate memory";
+
+// For what is not a tensor. Made beforehand, since there is no memory to make it when it is thrown.
+inline const std::runtime_error kLackOfMemory(
+    std::string("fusedrnn: not enough memory for a call's own notes (std::bad_alloc, which torch "
+                "says as \"")
+        .append(kTorchLacksMemory)
+        .append("\"); a smaller batch or shorter sequences need less"));
+
+// An op as torch calls it. Whatever lacks memory in it is a RuntimeError in Python, as torch's is.
+template <auto op>
+void boxed(StableIValue* stack, uint64_t arguments, uint64_t outputs) {
+  try {
+    TORCH_BOX(op)(stack, arguments, outputs);
+  } catch (const std::bad_alloc&) {
+    throw kLackOfMemory;
+  } catch (const std::length_error&) {  // a vector that no memory could hold
+    throw kLackOfMemory;
+  }
+}
+
+// Bytes of a tensor. A double: sizes that cannot be had may overflow integers.
+inline double bytes_wanted(Sizes sizes, ScalarType dtype) {
+  auto bytes = static_cast<double>(aoti_torch_dtype_element_size(
+      torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype))));
+  for (const int64_t size : sizes) bytes *= static_cast<double>(size);
+  return bytes;
 }
 
 // Uninitialised, on the device of `like`. (Not stable::empty, which looks the op up by its name and
@@ -112,13 +148,43 @@ inline size_t bytes_of(const Tensor& t) {
   return static_cast<size_t>(t.numel()) * t.element_size();
 }
 
-inline Tensor in_dtype(const Tensor& t, ScalarType dtype) {
-  return t.scalar_type() == dtype ? t : torch::stable::to(t, dtype);
+// to = from, in its own dtype and strides. (Not stable::copy_, which does not say why it failed.)
+inline void copy(const Tensor& to, const Tensor& from) {
+  check_torch(aoti_torch_copy_(to.get(), from.get(), 0));
 }
 
 template <class T>
 T* data(const Tensor& t) {
   return static_cast<T*>(t.data_ptr());
+}
+
+// Whether values begin where the machine wants them to, which those of a buffer that Python handed
+// over need not.
+inline bool is_aligned(const Tensor& t, size_t bytes) {
+  return reinterpret_cast<uintptr_t>(t.data_ptr()) % bytes == 0;
+}
+
+// Throws where the storage of t does not hold what sizes, strides and offset say. Torch looks at
+// that nowhere when it hands out a pointer.
+inline void check_storage(const Tensor& t, const char* name) {
+  int64_t there = 0, offset = 0, rank = 0, *sizes = nullptr, *strides = nullptr;
+  check_torch(aoti_torch_get_storage_size(t.get(), &there));
+  check_torch(aoti_torch_get_storage_offset(t.get(), &offset));
+  check_torch(aoti_torch_get_dim(t.get(), &rank));
+  check_torch(aoti_torch_get_sizes(t.get(), &sizes));
+  check_torch(aoti_torch_get_strides(t.get(), &strides));
+  int64_t values = offset + 1;
+  for (int64_t i = 0; i < rank; ++i) {
+    if (sizes[i] == 0) return;
+    values += (sizes[i] - 1) * strides[i];
+  }
+  const int64_t needed = values * static_cast<int64_t>(t.element_size());
+  if (needed <= there) return;
+  fail(name, " must have a storage of ", needed, " bytes for ", shape(t), " in ",
+       name_of(t.scalar_type()), ", got one of ", there,
+       ": its memory was freed (untyped_storage().resize_). FSDP frees weights so outside of the "
+       "forward and backward of the module that it wraps: call backward on what that module "
+       "returned, not on a tensor that was kept inside it");
 }
 
 }  // namespace fusedrnn

@@ -48,12 +48,16 @@ class GpuEngine {
 
   Tensor empty(Sizes sizes, ScalarType dtype) { return launcher_.empty(sizes, dtype); }
 
-  // t in `dtype`, contiguous; t itself where it is that already.
-  Tensor prepare(const Tensor& t, ScalarType dtype) {
-    if (t.scalar_type() == dtype && t.is_contiguous()) return t;
+  // t in `dtype`, contiguous, in memory of its own.
+  Tensor copied(const Tensor& t, ScalarType dtype) {
     Tensor own = empty(t.sizes(), dtype);
-    torch::stable::copy_(own, t);
+    copy(own, t);
     return own;
+  }
+
+  // The same; t itself where it is that already.
+  Tensor prepare(const Tensor& t, ScalarType dtype) {
+    return t.scalar_type() == dtype && t.is_contiguous() ? t : copied(t, dtype);
   }
 
   // Zeroes what follows the first bytes.
@@ -94,7 +98,7 @@ class GpuEngine {
     } else if (call.padded) {
       move_rows("pack", states_of(call, sizes.back()), prepare(*state, dtype), own);
     } else {
-      torch::stable::copy_(own, *state);
+      copy(own, *state);
     }
     return own;
   }

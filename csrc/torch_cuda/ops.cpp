@@ -28,14 +28,14 @@ int64_t occupancy(StringHandle kernel, int64_t shared_bytes, int64_t index) {
 }  // namespace fusedrnn
 
 STABLE_TORCH_LIBRARY_IMPL(fusedrnn, CUDA, m) {
-  m.impl("forward", TORCH_BOX(&fusedrnn::forward<fusedrnn::CudaEngine>));
-  m.impl("backward", TORCH_BOX(&fusedrnn::backward<fusedrnn::CudaEngine>));
-  m.impl("_step", TORCH_BOX(&fusedrnn::step<fusedrnn::CudaEngine>));
-  m.impl("_step_backward", TORCH_BOX(&fusedrnn::step_backward<fusedrnn::CudaEngine>));
+  m.impl("forward", &fusedrnn::boxed<&fusedrnn::forward<fusedrnn::CudaEngine>>);
+  m.impl("backward", &fusedrnn::boxed<&fusedrnn::backward<fusedrnn::CudaEngine>>);
+  m.impl("_step", &fusedrnn::boxed<&fusedrnn::step<fusedrnn::CudaEngine>>);
+  m.impl("_step_backward", &fusedrnn::boxed<&fusedrnn::step_backward<fusedrnn::CudaEngine>>);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fusedrnn, CompositeExplicitAutograd, m) {
-  m.impl("cuda_info", TORCH_BOX(&fusedrnn::cuda_info));
-  m.impl("_device_facts", TORCH_BOX(&fusedrnn::device_facts));
-  m.impl("_occupancy", TORCH_BOX(&fusedrnn::occupancy));
+  m.impl("cuda_info", &fusedrnn::boxed<&fusedrnn::cuda_info>);
+  m.impl("_device_facts", &fusedrnn::boxed<&fusedrnn::device_facts>);
+  m.impl("_occupancy", &fusedrnn::boxed<&fusedrnn::occupancy>);
 }

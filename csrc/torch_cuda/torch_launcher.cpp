@@ -55,13 +55,10 @@ Tensor TorchLauncher::empty(Sizes sizes, ScalarType dtype) {
   } catch (const TorchSaysNothing&) {
     // Throws where the reason is another: an error of work enqueued before comes from each call.
     const Memory left = memory();
-    // A double: sizes that cannot be had may overflow integers.
-    double bytes = static_cast<double>(
-        aoti_torch_dtype_element_size(stable::to<int32_t>(stable::from(dtype))));
-    for (const int64_t size : sizes) bytes *= static_cast<double>(size);
     // The first words are torch's own, by which fusedrnn/ops.py knows such an error.
-    fail("CUDA out of memory. Tried to allocate ", std::fixed, std::setprecision(0), bytes,
-         " bytes (", left.free, " of ", left.total, " free); torch before 2.13 does not say more");
+    fail("CUDA out of memory. Tried to allocate ", std::fixed, std::setprecision(0),
+         bytes_wanted(sizes, dtype), " bytes (", left.free, " of ", left.total,
+         " free); torch before 2.13 does not say more");
   }
 }
 

@@ -90,7 +90,8 @@ class InterpreterLauncher final : public cuda::TorchLauncher {
       return TorchLauncher::mm(torch::stable::clone(a), torch::stable::clone(b), out);
     // On a CPU torch has no product into another dtype.
     Tensor to = out;
-    torch::stable::copy_(to, torch::stable::matmul(in_dtype(a, dtype), in_dtype(b, dtype)));
+    torch::stable::copy_(
+        to, torch::stable::matmul(torch::stable::to(a, dtype), torch::stable::to(b, dtype)));
   }
 
  private:
@@ -103,10 +104,10 @@ using Engine = GpuEngine<InterpreterLauncher>;
 }  // namespace fusedrnn_test
 
 STABLE_TORCH_LIBRARY_IMPL(fusedrnn_gpu, CPU, m) {
-  m.impl("forward", TORCH_BOX(&fusedrnn::forward<fusedrnn_test::Engine>));
-  m.impl("backward", TORCH_BOX(&fusedrnn::backward<fusedrnn_test::Engine>));
-  m.impl("_step", TORCH_BOX(&fusedrnn::step<fusedrnn_test::Engine>));
-  m.impl("_step_backward", TORCH_BOX(&fusedrnn::step_backward<fusedrnn_test::Engine>));
+  m.impl("forward", &fusedrnn::boxed<&fusedrnn::forward<fusedrnn_test::Engine>>);
+  m.impl("backward", &fusedrnn::boxed<&fusedrnn::backward<fusedrnn_test::Engine>>);
+  m.impl("_step", &fusedrnn::boxed<&fusedrnn::step<fusedrnn_test::Engine>>);
+  m.impl("_step_backward", &fusedrnn::boxed<&fusedrnn::step_backward<fusedrnn_test::Engine>>);
 }
 
 PYBIND11_MODULE(_cuda_binding, m) {
