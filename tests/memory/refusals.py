@@ -1,0 +1,101 @@
+"""Refuses every allocation of a call in turn; a process of its own, before which failing.so is
+loaded.
+
+    LD_PRELOAD=failing.so python -m tests.memory.refusals THREADS CALL...
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import fusedrnn
+from tests.helpers import CELLS, flat, make_states, map_tensors, randn
+
+memory = ctypes.CDLL(os.environ["LD_PRELOAD"].split()[0])
+
+
+def calls() -> list[tuple[str, Callable[[], list[Tensor]]]]:
+    """Forward and backward of layers and cells; enough work for threads, by rows and by units."""
+    result: list[tuple[str, Callable[[], list[Tensor]]]] = []
+
+    def add(name: str, module: Any, input: Any, hx: Any, **kwargs: Any) -> None:
+        leaves = [*flat(input), *flat(hx), *module.parameters()]
+        for leaf in leaves:
+            leaf.requires_grad_()
+
+        def call() -> list[Tensor]:
+            outputs = flat(module(input, hx, **kwargs))
+            gradients = torch.autograd.grad(outputs, leaves, [torch.ones_like(t) for t in outputs])
+            return [*outputs, *gradients]
+
+        result.append((name, call))
+
+    kinds = [
+        (1, "plain", torch.float32),
+        (6, "lengths", torch.float32),
+        (6, "packed", torch.float32),
+        (6, "plain", torch.bfloat16),
+    ]
+    for k, cell in enumerate(CELLS):
+        for N, form, dtype in kinds if k == 0 else [kinds[k % 4]]:  # each cell, and each kind
+            module = cell.make(33, 260, bidirectional=form != "plain")[0].to(dtype)
+            x = randn(5, N, 33, dtype=dtype)
+            input: Any = x
+            kwargs = {}
+            lengths = torch.tensor([5, 4, 4, 2, 1, 1])
+            if form == "lengths":
+                kwargs["lengths"] = lengths
+            if form == "packed":
+                input = torch.nn.utils.rnn.pack_padded_sequence(x, lengths)
+                input = map_tensors(Tensor.detach, input)
+            add(f"{cell}, {form}, {dtype}", module, input, make_states(module, N, dtype), **kwargs)
+    for kind, dtype in (
+        (fusedrnn.FusedLSTMCell, torch.bfloat16),
+        (fusedrnn.FusedGRUCell, torch.float32),
+        (fusedrnn.FusedRNNCell, torch.float32),
+    ):
+        h, c = randn(8, 301, dtype=dtype), randn(8, 301, dtype=dtype)
+        hx = (h, c) if kind is fusedrnn.FusedLSTMCell else h
+        add(kind.__name__, kind(300, 301, dtype=dtype), randn(8, 300, dtype=dtype), hx)
+    return result
+
+
+def same(got: list[Tensor], wanted: list[Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
+
+
+def main() -> None:
+    torch.set_num_threads(int(sys.argv[1]))
+    for name, call in calls():
+        if len(sys.argv) > 2 and name not in sys.argv[2:]:
+            continue
+        wanted = call()
+        n = 0
+        while True:
+            n += 1
+            memory.refuse_allocation(n)
+            try:
+                got = call()
+            except (RuntimeError, MemoryError) as error:
+                memory.refuse_allocation(0)
+                if "memory" not in str(error):
+                    raise AssertionError(f"{name}, allocation {n}: {error}") from error
+            else:
+                reached = memory.allocations() >= n
+                memory.refuse_allocation(0)
+                assert same(got, wanted), f"{name}, allocation {n}"
+                if not reached:
+                    break
+            assert same(call(), wanted), f"{name}, after allocation {n}"
+        print(name, n - 1, "allocations", flush=True)
+
+
+if __name__ == "__main__":
+    main()
