@@ -99,7 +99,7 @@ def _second_derivative(
         )
         return _derive(
             [
-                (f, gg)
+                (f, gg.to(f.dtype))  # a gradient of 16 bits may have been summed in float32
                 for f, gg in zip(first, grad_grads, strict=True)
                 if gg is not None and f is not None and f.requires_grad
             ],

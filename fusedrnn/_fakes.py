@@ -34,6 +34,16 @@ def _check_devices(x: Tensor, on_cpu: Sequence[Tensor | None], **others: Any) ->
             raise RuntimeError(f"fusedrnn: {name} must be on the CPU, got {t.device}")
 
 
+def _compute_dtype(x: Tensor) -> torch.dtype:
+    """The dtype of sums and of c inside a call."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _c_dtype(x: Tensor, c0: Tensor | None) -> torch.dtype:
+    """That of c_n and of the gradient of c0: c0's own."""
+    return x.dtype if c0 is None else c0.dtype
+
+
 def _in_pairs(dtype: torch.dtype, *sizes: int) -> bool:
     """Whether the CPU engine multiplies pairs of bfloat16, and keeps it; sizes = I, H, P."""
     return (
@@ -54,8 +64,7 @@ def _empty_reserve(x: Tensor, cell: str, sizes: tuple[Any, Any, Any, Any, Any]) 
     if x.device.type != "cuda":
         if _in_pairs(x.dtype, x.shape[-1], hidden, width):
             of_dtype = of_dtype // 2
-        compute = torch.float64 if x.dtype == torch.float64 else torch.float32
-        return x.new_empty([directions * (of_dtype + of_state)], dtype=compute)
+        return x.new_empty([directions * (of_dtype + of_state)], dtype=_compute_dtype(x))
     # Bytes: all in the dtype of x but c, which is float32 for the 16-bit types, and aligned.
     if x.dtype.itemsize == 2:
         before_c = (saved + rows * width) * 2
@@ -90,7 +99,9 @@ def _forward_fake(
     return (
         x.new_empty([*lead, directions * width]),
         x.new_empty([directions, batch, width]),
-        x.new_empty([directions, batch, hidden] if spec.has_c else [0]),
+        x.new_empty([directions, batch, hidden], dtype=_c_dtype(x, c0))
+        if spec.has_c
+        else x.new_empty([0]),
         _empty_reserve(x, cell, (*kept, directions, hidden, width)),
     )
 
@@ -118,9 +129,13 @@ def _backward_fake(
     _check_devices(x, (batch_sizes, lengths), **states, weights=weights, reserve=reserve)
     directions, hidden, width, _ = _sizes(x, weights, cell, bidirectional)
     has_c = CELLS[cell].has_c
+    # The CPU engine gives the gradients of weights as they were summed.
+    summed = x.dtype if x.device.type == "cuda" else _compute_dtype(x)
     return (
         x.new_empty(x.shape if need_x else [0]),
         x.new_empty([directions, batch, width] if need_state else [0]),
-        x.new_empty([directions, batch, hidden] if need_state and has_c else [0]),
-        [w.new_empty(w.shape) for w in weights] if need_weights else [],
+        x.new_empty([directions, batch, hidden], dtype=_c_dtype(x, c0))
+        if need_state and has_c
+        else x.new_empty([0]),
+        [w.new_empty(w.shape, dtype=summed) for w in weights] if need_weights else [],
     )

@@ -94,11 +94,11 @@ class CpuEngine {
     return own;
   }
 
-  Tensor output_state(const Call& call, const Tensor& own, int64_t width) const {
-    if (!call.padded) return in_dtype(own, call.dtype);
+  Tensor output_state(const Call& call, const Tensor& own, int64_t width, ScalarType dtype) const {
+    if (!call.padded) return in_dtype(own, dtype);
     Tensor out = empty({call.D, call.N, width}, own.scalar_type());
     unsort_states(*call.padded, own.data_ptr(), out.data_ptr(), call.D, width * out.element_size());
-    return in_dtype(out, call.dtype);
+    return in_dtype(out, dtype);
   }
 
   // Memory for values of the compute dtype that nobody wants.
