@@ -10,6 +10,7 @@ its own, which take what a cell has as it is.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -47,13 +48,15 @@ def layer(
     batch_sizes: Tensor | None = None,
     lengths: Tensor | None = None,
     batch: int | None = None,
+    casts: Sequence[Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Run one layer, both directions of a bidirectional one, over a batch of sequences.
 
     Args:
         x: [T, N, I]; or [S, I] with `batch_sizes`.
         h0: [D, N, P], zeros where None.
-        c0: [D, N, H], zeros where None; None for cells without a cell state.
+        c0: [D, N, H], zeros where None; None for cells without a cell state. It may be float32
+            where x is of 16 bits.
         weights: per direction weight_ih [G*H, I], weight_hh [G*H, P], then bias_ih and bias_hh
             [G*H] or neither, then weight_hr [P, H] for "lstm_proj".
         cell: a key of `fusedrnn._library.CELLS`.
@@ -61,9 +64,12 @@ def layer(
         batch_sizes: int64 [T] on the CPU, as in `PackedSequence`.
         lengths: int64 [N] on the CPU, any order, each in [0, T]; only with x [T, N, I].
         batch: N, where the caller knows it; otherwise read from x, h0 or batch_sizes.
+        casts: the weights in the dtype of x, where they themselves are of another; only in eager
+            mode. Gradients are those of the weights.
 
     Returns:
-        y [T, N, D*P] (zero beyond a length) or [S, D*P], h_n [D, N, P], c_n [D, N, H] or None.
+        y [T, N, D*P] (zero beyond a length) or [S, D*P], h_n [D, N, P], c_n [D, N, H] or None, in
+        the dtype of x; c_n in that of c0 where there is one.
 
     Raises:
         RuntimeError: shapes, dtypes or sizes that do not fit; the message says which. A lack of
@@ -84,6 +90,8 @@ def layer(
         or (h0 is not None and h0.requires_grad)
         or (c0 is not None and c0.requires_grad)
     )
+    if forward_ad._current_level >= 0:
+        _refuse_dual(x, h0, c0, *weights)
     if is_compiling():
         y, h_n, c_n, _ = _forward(x, h0, c0, weights, batch_sizes, lengths, *options, needs_grad)
     else:
@@ -93,13 +101,13 @@ def layer(
                     x, h0, c0, batch_sizes, lengths, options, *weights
                 )
             elif needs_grad:
-                y, h_n, c_n = _apply_layer(x, h0, c0, batch_sizes, lengths, options, *weights)
+                y, h_n, c_n = _apply_layer(
+                    x, h0, c0, batch_sizes, lengths, options, casts, *weights
+                )
             else:
-                if forward_ad._current_level >= 0:
-                    _refuse_dual(x, h0, c0, *weights)
                 with _C._AutoDispatchBelowAutograd():
                     y, h_n, c_n, _ = _forward_now(
-                        x, h0, c0, weights, batch_sizes, lengths, *options, False
+                        x, h0, c0, casts or weights, batch_sizes, lengths, *options, False
                     )
         except _FROM_OPS as error:
             raise _as_torch_raises(error) from None
@@ -126,12 +134,11 @@ def _as_torch_raises(error: Exception) -> Exception:
 
 
 def may_step() -> bool:
-    """Whether `step` may be called: nobody traces, transforms or casts what runs now."""
+    """Whether `step` may be called: nobody traces or transforms what runs now."""
     return not (
         is_compiling()
         or _C._are_functorch_transforms_active()
         or _C._len_torch_dispatch_stack()
-        or _C._is_any_autocast_enabled()
         or forward_ad._current_level >= 0
     )
 
@@ -144,17 +151,20 @@ def step(
     input_size: int,
     hidden_size: int,
     cell: str,
+    casts: Sequence[Tensor] | None = None,
 ) -> Sequence[Tensor]:
     """Run one step of a cell without projection, where `may_step` allows it.
 
     Args:
         x: [N, I] or [I].
         h: [N, H], without N for [I]; zeros where None.
-        c: as h, and only with h; None for cells without a cell state.
+        c: as h, and only with h; None for cells without a cell state. It may be float32 where x is
+            of 16 bits.
         weights: as `layer`'s, of one direction.
         input_size: I.
         hidden_size: H.
         cell: a key of `fusedrnn._library.CELLS`.
+        casts: as `layer`'s.
 
     Returns:
         [h] or [h, c] after the step, of the shapes of the states.
@@ -172,9 +182,10 @@ def step(
             or (c is not None and c.requires_grad)
         ):
             stepped: tuple[Tensor, ...]
-            stepped = _apply_step(x, h, c, (input_size, hidden_size, cell), *weights)
+            stepped = _apply_step(x, h, c, (input_size, hidden_size, cell), casts, *weights)
             return stepped
-        result: list[Tensor] = _step(x, h, c, weights, input_size, hidden_size, cell, False)
+        result: list[Tensor]
+        result = _step(x, h, c, casts or weights, input_size, hidden_size, cell, False)
         return result
     except _FROM_OPS as error:
         raise _as_torch_raises(error) from None
@@ -186,8 +197,77 @@ _NO_FORWARD_MODE = (
 
 
 def _refuse_dual(*tensors: Tensor | None) -> None:
-    if any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors):
+    # A compiled function would lose tangents without a word, and shows none while it is traced.
+    if is_compiling() or any(
+        t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors
+    ):
         raise NotImplementedError(_NO_FORWARD_MODE)
+
+
+class _ValueOf(torch.autograd.Function):
+    """The value that a tensor had in forward, or its cast: derived as the tensor itself."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, value: Tensor) -> Tensor:
+        return value.detach()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
+
+
+def _keep(
+    ctx: Any,
+    x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    casts: Sequence[Tensor] | None,
+    weights: Sequence[Tensor],
+    *others: Tensor | None,
+) -> None:
+    """Save for backward what forward has read.
+
+    The memory of a leaf may be another by then (`p.data = ...`), so an alias stands for it, which
+    shares its version: backward sees the values of its forward, and a change in place is an error
+    still. Not so for biases, which no kernel reads in backward: they may change.
+    """
+    if casts is None:
+        casts = [w.data if w.dim() == 1 else w.detach() for w in weights]
+    ctx.save_for_backward(
+        x.detach() if x.is_leaf else x,
+        h0 if h0 is None or not h0.is_leaf else h0.detach(),
+        c0 if c0 is None or not c0.is_leaf else c0.detach(),
+        *others,
+        *casts,
+    )
+    ctx.weights = weights  # for their graph, where backward is derived
+    ctx.versions = sum(map(_version_of, weights))
+
+
+_version_of = operator.attrgetter("_version")
+
+
+def _with_graph(ctx: Any) -> tuple[Any, ...]:
+    """Return what `_keep` saved, joined to the tensors that it came from."""
+    saved = list(ctx.saved_tensors)
+    begin = len(saved) - len(ctx.weights)
+    # Aliases only: casts have memory of their own.
+    if saved[-1].dtype == ctx.weights[-1].dtype and ctx.versions != sum(
+        map(_version_of, ctx.weights)
+    ):
+        raise RuntimeError(
+            "one of the variables needed for gradient computation has been modified by an inplace "
+            "operation: a bias, which second derivatives read"
+        )
+    nodes = iter(ctx.next_functions)  # one for each tensor that forward was given
+    for k, t in enumerate(saved[:3]):
+        if t is not None:
+            node, _ = next(nodes)
+            if node is not None and not t.requires_grad:  # a leaf's
+                saved[k] = _ValueOf.apply(node.variable, t)
+    for k, w in enumerate(ctx.weights, begin):
+        saved[k] = _ValueOf.apply(w, saved[k])
+    return tuple(saved)
 
 
 class _Layer(torch.autograd.Function):
@@ -202,14 +282,15 @@ class _Layer(torch.autograd.Function):
         batch_sizes: Tensor | None,
         lengths: Tensor | None,
         options: _Options,
+        casts: Sequence[Tensor] | None,
         *weights: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         with _C._AutoDispatchBelowAutograd():
             y, h_n, c_n, reserve = _forward_now(
-                x, h0, c0, weights, batch_sizes, lengths, *options, True
+                x, h0, c0, casts or weights, batch_sizes, lengths, *options, True
             )
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, h0, c0, batch_sizes, lengths, reserve, *weights)
+        _keep(ctx, x, h0, c0, casts, weights, batch_sizes, lengths, reserve)
         ctx.options = options
         if not CELLS[options[1]].has_c:
             ctx.mark_non_differentiable(c_n)
@@ -217,11 +298,12 @@ class _Layer(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-        need_x, need_h, need_c, _, _, _, *need_weights = ctx.needs_input_grad
+        need_x, need_h, need_c, _, _, _, _, *need_weights = ctx.needs_input_grad
+        saved = _with_graph(ctx) if torch.is_grad_enabled() else ctx.saved_tensors
         d_x, d_h0, d_c0, d_weights = _gradients(
-            grads, ctx.saved_tensors, ctx.options, need_x, need_h, need_c, any(need_weights)
+            grads, saved, ctx.options, need_x, need_h, need_c, any(need_weights)
         )
-        return (d_x, d_h0, d_c0, None, None, None, *d_weights)
+        return (d_x, d_h0, d_c0, None, None, None, None, *d_weights)
 
 
 class _Step(torch.autograd.Function):
@@ -234,19 +316,21 @@ class _Step(torch.autograd.Function):
         h: Tensor | None,
         c: Tensor | None,
         options: tuple[int, int, str],
+        casts: Sequence[Tensor] | None,
         *weights: Tensor,
     ) -> tuple[Tensor, ...]:
-        *states, reserve = _step(x, h, c, weights, *options, True)
+        *states, reserve = _step(x, h, c, casts or weights, *options, True)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, h, c, reserve, *weights)
+        _keep(ctx, x, h, c, casts, weights, reserve)
         ctx.options = options
         return tuple(states)
 
     @staticmethod
     def backward(ctx: Any, grad_h: Tensor | None, grad_c: Tensor | None = None) -> tuple[Any, ...]:
-        need_x, need_h, need_c, _, *need_weights = ctx.needs_input_grad
-        x, h, c, reserve, *weights = ctx.saved_tensors
-        if torch.is_grad_enabled() or not may_step():  # to be derived again, or traced: as a layer
+        need_x, need_h, need_c, _, _, *need_weights = ctx.needs_input_grad
+        derived = torch.is_grad_enabled()
+        x, h, c, reserve, *weights = _with_graph(ctx) if derived else ctx.saved_tensors
+        if derived or not may_step():  # to be derived again, or traced: as a layer
             lead = (1,) if x.dim() == 2 else (1, 1)
 
             def raised(t: Tensor | None) -> Tensor | None:
@@ -272,7 +356,7 @@ class _Step(torch.autograd.Function):
             except _FROM_OPS as error:
                 raise _as_torch_raises(error) from None
         return (
-            *(d_x, d_h if need_h else None, d_c if need_c else None, None),
+            *(d_x, d_h if need_h else None, d_c if need_c else None, None, None),
             *(d_weights or [None] * len(weights)),
         )
 
@@ -282,11 +366,11 @@ _apply_layer = super(torch.autograd.Function, _Layer).apply
 _apply_step = super(torch.autograd.Function, _Step).apply
 
 
-class _FunctorchLayer(_Layer):
+class _FunctorchLayer(torch.autograd.Function):
     """The same for torch.func's grad and vjp, which ask for the setup_context form."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         x: Tensor,
         h0: Tensor | None,
         c0: Tensor | None,
@@ -306,6 +390,14 @@ class _FunctorchLayer(_Layer):
         ctx.mark_non_differentiable(*([reserve] if CELLS[options[1]].has_c else [c_n, reserve]))
         ctx.save_for_backward(x, h0, c0, batch_sizes, lengths, reserve, *weights)
         ctx.options = options
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        need_x, need_h, need_c, _, _, _, *need_weights = ctx.needs_input_grad
+        d_x, d_h0, d_c0, d_weights = _gradients(
+            grads, ctx.saved_tensors, ctx.options, need_x, need_h, need_c, any(need_weights)
+        )
+        return (d_x, d_h0, d_c0, None, None, None, *d_weights)
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
@@ -340,6 +432,10 @@ class _FunctorchBackward(torch.autograd.Function):
             "torch.autograd.grad with create_graph=True"
         )
 
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        raise NotImplementedError(_NO_FORWARD_MODE)
+
 
 def _gradients(
     grads: Sequence[Tensor | None],
@@ -359,6 +455,8 @@ def _gradients(
     if grad_y is None and grad_h is None and grad_c is None:
         return None, None, None, nothing
 
+    if forward_ad._current_level >= 0:
+        _refuse_dual(grad_y, grad_h, grad_c, x, h0, c0, *weights)
     needs = (need_x, need_h or need_c, need_weights)
     before = (grad_y, grad_h, grad_c, x, h0, c0)
     after = (reserve, batch_sizes, lengths)
