@@ -205,7 +205,8 @@ def layer(
 
     Returns:
         y ``[T, N, D*P]`` (zero beyond a row's length) or ``[S, D*P]``, h_n ``[D, N, P]`` and
-        c_n ``[D, N, H]``, None for cells without c, in the dtype of x.
+        c_n ``[D, N, H]``, None for cells without c, in the dtype of x; c_n in that of c0 where it
+        is given.
     """
     D = 2 if bidirectional else 1
     dtype = x.dtype
@@ -229,4 +230,6 @@ def layer(
             T = x.size(0)
             y, h_n, c_n = _packed(rows.reshape(T * N, -1), [N] * T, h, c, weights, cell)
             y = y.view(T, N, -1)
-    return y.to(dtype), h_n.to(dtype), None if c_n is None else c_n.to(dtype)
+    if c_n is not None:
+        c_n = c_n.to(dtype if c0 is None else c0.dtype)
+    return y.to(dtype), h_n.to(dtype), c_n

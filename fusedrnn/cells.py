@@ -10,13 +10,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import _C, Tensor
 from torch.nn.modules.rnn import RNNCellBase
 
 from . import ops
+from ._autocast import autocast_dtype, cast, cast_weights
 from ._checks import check_kernels, check_weights
+from ._library import CELLS
 from ._torchscript import refuse_script, refuse_trace
-from .functional import autocast_dtype, cast
 
 Device = torch.device | str | int | None
 DType = torch.dtype | None
@@ -44,7 +45,11 @@ class _FusedCell(RNNCellBase):
             c = states[1] if len(states) == 2 else None
             if h is not None or not states:
                 try:
-                    return ops.step(input, h, c, weights, self.input_size, self.hidden_size, cell)
+                    casts = None
+                    if _C._is_any_autocast_enabled():
+                        input, h, c, weights, casts = self._cast(cell, input, h, c, weights)
+                    sizes = self.input_size, self.hidden_size
+                    return ops.step(input, h, c, weights, *sizes, cell, casts)
                 except Exception:
                     pass  # the way below says in torch.nn's words what does not fit
         return self._run_checked(cell, input, states)
@@ -64,16 +69,13 @@ class _FusedCell(RNNCellBase):
                 raise ValueError(
                     f"{self._name()}: Expected {name} to be 1D or 2D, got {state.dim()}D instead"
                 )
-        weights = self._weights()
-        autocast = autocast_dtype(input.device)
-        if autocast is not None:
-            input = cast(input, autocast)
-            weights = [cast(w, autocast) for w in weights]
-            states = tuple(cast(s, autocast) for s in states)
+        h, c = (*states, None, None)[:2]
+        input, h, c, weights, casts = self._cast(cell, input, h, c, self._weights())
+        states = tuple(s for s in (h, c) if s is not None)
 
         I, H = self.input_size, self.hidden_size
         bias = len(weights) > 2
-        check_weights(cell, (I, H, H), 1, 1, bias, weights, input, RuntimeError, _NAMES)
+        check_weights(cell, (I, H, H), 1, 1, bias, casts or weights, input, RuntimeError, _NAMES)
         check_kernels(input)
         if input.shape[-1] != I:
             raise RuntimeError(
@@ -84,12 +86,34 @@ class _FusedCell(RNNCellBase):
             input = input.unsqueeze(0)
             states = tuple(s.unsqueeze(0) for s in states)
         h, c = (*(s.unsqueeze(0) for s in states), None, None)[:2]
-        _, h, c = ops.layer(input.unsqueeze(0), h, c, weights, cell=cell, batch=input.shape[0])
+        x = input.unsqueeze(0)
+        _, h, c = ops.layer(x, h, c, weights, cell=cell, batch=input.shape[0], casts=casts)
         # [D, N, H] -> [N, H] or [H]
         h, c = h.squeeze(0), None if c is None else c.squeeze(0)
         if rank == 1:
             h, c = h.squeeze(0), None if c is None else c.squeeze(0)
         return (h,) if c is None else (h, c)
+
+    def _cast(
+        self, cell: str, input: Any, h: Any, c: Any, weights: list[Any]
+    ) -> tuple[Any, Any, Any, list[Any], list[Tensor] | None]:
+        """Casts what autocast casts: input, h and weights to its dtype, an LSTM's c to float32.
+
+        Returns input, h, c, weights, and the weights' casts where they are those of the region.
+        """
+        dtype = autocast_dtype(input.device)
+        if dtype is None:
+            return input, h, c, weights, None
+        casts = cast_weights(weights, dtype)
+        if casts is None:
+            weights = [cast(w, dtype) for w in weights]
+        input, h = cast(input, dtype), cast(h, dtype)
+        if c is not None:
+            c = cast(c, torch.float32)
+        elif h is None and CELLS[cell].has_c and input.dtype == dtype:
+            sizes = (*input.shape[:-1], self.hidden_size)
+            h, c = input.new_zeros(sizes), input.new_zeros(sizes, dtype=torch.float32)
+        return input, h, c, weights, casts
 
     def _weights(self) -> list[Any]:
         """Returns the two weights and no or two biases, as they are now."""
@@ -144,7 +168,9 @@ def _check_states(input: Tensor, states: tuple[Tensor, ...], H: int) -> None:
                 "Input and hidden tensors are not at the same device, found input tensor at "
                 f"{input.device} and hidden tensor (hidden{k}) at {state.device}"
             )
-        if state.dtype != input.dtype:
+        # c may be float32 beside an input of 16 bits.
+        wide = k == 1 and state.dtype == torch.float32 and input.dtype.itemsize == 2
+        if state.dtype != input.dtype and not wide:
             raise RuntimeError(
                 f"hidden{k} must have the dtype of the input, {input.dtype}, got {state.dtype}"
             )

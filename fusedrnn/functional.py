@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import ops
+from ._autocast import autocast_dtype, cast, cast_weights
 from ._checks import (
     as_lengths,
     check_batch_sizes,
@@ -275,25 +276,6 @@ def _sizes(
     return cell, (I, H, weights[one - 1].shape[0] if CELLS[cell].projects else H)
 
 
-def autocast_dtype(device: torch.device) -> torch.dtype | None:
-    """Returns the dtype that autocast asks for on a device, None where it is off."""
-    if not torch._C._is_any_autocast_enabled():  # cheap, as in nn.RNNBase.check_input
-        return None
-    kind = device.type
-    # Some devices, "meta" for one, have no autocast, and asking whether it is on raises.
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-        return torch.get_autocast_dtype(kind)
-    return None
-
-
-def cast(tensor: Any, dtype: torch.dtype) -> Any:
-    """Casts what autocast casts: floating tensors other than float64."""
-    if isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.dtype != torch.float64:
-        check_storage("a tensor that autocast casts", tensor)
-        return tensor.to(dtype)
-    return tensor
-
-
 def run_layers(
     cell: str,
     sizes: tuple[int, int, int],
@@ -340,13 +322,16 @@ def run_layers(
         check_rank(not unbatched, h0, c0, has_c)
 
     device = input.device
+    casts: list[Tensor] | None = None
     autocast = autocast_dtype(device)
     if autocast is not None:
         input, h0, c0 = cast(input, autocast), cast(h0, autocast), cast(c0, autocast)
-        weights = [cast(w, autocast) for w in weights]
+        casts = cast_weights(weights, autocast)
+        if casts is None:
+            weights = [cast(w, autocast) for w in weights]
     # torch.nn has a check of its own for the dtype, which autocast turns off.
     mismatch = ValueError if autocast is None else RuntimeError
-    check_weights(cell, sizes, num_layers, directions, bias, weights, input, mismatch)
+    check_weights(cell, sizes, num_layers, directions, bias, casts or weights, input, mismatch)
     check_kernels(input)
     I, H, P = sizes
     if input.shape[-1] != I:
@@ -398,9 +383,9 @@ def run_layers(
         "batch": N,
     }
     if num_layers == 1:
-        y, h_n, c_n = ops.layer(x, h0, c0, weights, **options)
+        y, h_n, c_n = ops.layer(x, h0, c0, weights, casts=casts, **options)
     else:
-        y, h_n, c_n = _stack(x, h0, c0, weights, num_layers, directions, dropout, options)
+        y, h_n, c_n = _stack(x, h0, c0, weights, casts, num_layers, directions, dropout, options)
 
     if unsorted_indices is not None:
         h_n = h_n.index_select(1, unsorted_indices)
@@ -415,6 +400,7 @@ def _stack(
     h0: Tensor | None,  # [L*D, N, P]
     c0: Tensor | None,  # [L*D, N, H]
     weights: Sequence[Tensor],
+    casts: Sequence[Tensor] | None,  # as in `ops.layer`
     num_layers: int,
     directions: int,
     dropout: float,
@@ -430,8 +416,9 @@ def _stack(
     for layer in range(num_layers):
         if layer > 0 and dropout != 0:
             x = F.dropout(x, dropout, training=True)
-        w = weights[layer * k : (layer + 1) * k]
-        x, h, c = ops.layer(x, h_in[layer], c_in[layer], w, **options)
+        own = slice(layer * k, (layer + 1) * k)
+        w, cast_w = weights[own], None if casts is None else casts[own]
+        x, h, c = ops.layer(x, h_in[layer], c_in[layer], w, casts=cast_w, **options)
         h_out.append(h)
         if c is not None:
             c_out.append(c)

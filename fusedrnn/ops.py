@@ -10,6 +10,7 @@ its own, which take what a cell has as it is.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,11 +18,9 @@ import torch
 from torch import _C, Tensor
 from torch.autograd import forward_ad
 from torch.compiler import is_compiling
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from . import _reference
-from ._checks import check_storage
-from ._library import CELLS, LIBRARY
+from ._library import CELLS  # isort: skip (loads the ops, of which the next two say more)
+from . import _double_backward, _fakes  # noqa: F401
 
 __all__ = ["layer", "may_step", "step"]
 
@@ -49,13 +48,15 @@ def layer(
     batch_sizes: Tensor | None = None,
     lengths: Tensor | None = None,
     batch: int | None = None,
+    casts: Sequence[Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Run one layer, both directions of a bidirectional one, over a batch of sequences.
 
     Args:
         x: [T, N, I]; or [S, I] with `batch_sizes`.
         h0: [D, N, P], zeros where None.
-        c0: [D, N, H], zeros where None; None for cells without a cell state.
+        c0: [D, N, H], zeros where None; None for cells without a cell state. It may be float32
+            where x is of 16 bits.
         weights: per direction weight_ih [G*H, I], weight_hh [G*H, P], then bias_ih and bias_hh
             [G*H] or neither, then weight_hr [P, H] for "lstm_proj".
         cell: a key of `fusedrnn._library.CELLS`.
@@ -63,9 +64,12 @@ def layer(
         batch_sizes: int64 [T] on the CPU, as in `PackedSequence`.
         lengths: int64 [N] on the CPU, any order, each in [0, T]; only with x [T, N, I].
         batch: N, where the caller knows it; otherwise read from x, h0 or batch_sizes.
+        casts: the weights in the dtype of x, where they themselves are of another; only in eager
+            mode. Gradients are those of the weights.
 
     Returns:
-        y [T, N, D*P] (zero beyond a length) or [S, D*P], h_n [D, N, P], c_n [D, N, H] or None.
+        y [T, N, D*P] (zero beyond a length) or [S, D*P], h_n [D, N, P], c_n [D, N, H] or None, in
+        the dtype of x; c_n in that of c0 where there is one.
 
     Raises:
         RuntimeError: shapes, dtypes or sizes that do not fit; the message says which. A lack of
@@ -86,6 +90,8 @@ def layer(
         or (h0 is not None and h0.requires_grad)
         or (c0 is not None and c0.requires_grad)
     )
+    if forward_ad._current_level >= 0:
+        _refuse_dual(x, h0, c0, *weights)
     if is_compiling():
         y, h_n, c_n, _ = _forward(x, h0, c0, weights, batch_sizes, lengths, *options, needs_grad)
     else:
@@ -95,13 +101,13 @@ def layer(
                     x, h0, c0, batch_sizes, lengths, options, *weights
                 )
             elif needs_grad:
-                y, h_n, c_n = _apply_layer(x, h0, c0, batch_sizes, lengths, options, *weights)
+                y, h_n, c_n = _apply_layer(
+                    x, h0, c0, batch_sizes, lengths, options, casts, *weights
+                )
             else:
-                if forward_ad._current_level >= 0:
-                    _refuse_dual(x, h0, c0, *weights)
                 with _C._AutoDispatchBelowAutograd():
                     y, h_n, c_n, _ = _forward_now(
-                        x, h0, c0, weights, batch_sizes, lengths, *options, False
+                        x, h0, c0, casts or weights, batch_sizes, lengths, *options, False
                     )
         except _FROM_OPS as error:
             raise _as_torch_raises(error) from None
@@ -128,12 +134,11 @@ def _as_torch_raises(error: Exception) -> Exception:
 
 
 def may_step() -> bool:
-    """Whether `step` may be called: nobody traces, transforms or casts what runs now."""
+    """Whether `step` may be called: nobody traces or transforms what runs now."""
     return not (
         is_compiling()
         or _C._are_functorch_transforms_active()
         or _C._len_torch_dispatch_stack()
-        or _C._is_any_autocast_enabled()
         or forward_ad._current_level >= 0
     )
 
@@ -146,17 +151,20 @@ def step(
     input_size: int,
     hidden_size: int,
     cell: str,
+    casts: Sequence[Tensor] | None = None,
 ) -> Sequence[Tensor]:
     """Run one step of a cell without projection, where `may_step` allows it.
 
     Args:
         x: [N, I] or [I].
         h: [N, H], without N for [I]; zeros where None.
-        c: as h, and only with h; None for cells without a cell state.
+        c: as h, and only with h; None for cells without a cell state. It may be float32 where x is
+            of 16 bits.
         weights: as `layer`'s, of one direction.
         input_size: I.
         hidden_size: H.
         cell: a key of `fusedrnn._library.CELLS`.
+        casts: as `layer`'s.
 
     Returns:
         [h] or [h, c] after the step, of the shapes of the states.
@@ -174,9 +182,10 @@ def step(
             or (c is not None and c.requires_grad)
         ):
             stepped: tuple[Tensor, ...]
-            stepped = _apply_step(x, h, c, (input_size, hidden_size, cell), *weights)
+            stepped = _apply_step(x, h, c, (input_size, hidden_size, cell), casts, *weights)
             return stepped
-        result: list[Tensor] = _step(x, h, c, weights, input_size, hidden_size, cell, False)
+        result: list[Tensor]
+        result = _step(x, h, c, casts or weights, input_size, hidden_size, cell, False)
         return result
     except _FROM_OPS as error:
         raise _as_torch_raises(error) from None
@@ -188,8 +197,77 @@ _NO_FORWARD_MODE = (
 
 
 def _refuse_dual(*tensors: Tensor | None) -> None:
-    if any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors):
+    # A compiled function would lose tangents without a word, and shows none while it is traced.
+    if is_compiling() or any(
+        t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors
+    ):
         raise NotImplementedError(_NO_FORWARD_MODE)
+
+
+class _ValueOf(torch.autograd.Function):
+    """The value that a tensor had in forward, or its cast: derived as the tensor itself."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, value: Tensor) -> Tensor:
+        return value.detach()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
+
+
+def _keep(
+    ctx: Any,
+    x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    casts: Sequence[Tensor] | None,
+    weights: Sequence[Tensor],
+    *others: Tensor | None,
+) -> None:
+    """Save for backward what forward has read.
+
+    The memory of a leaf may be another by then (`p.data = ...`), so an alias stands for it, which
+    shares its version: backward sees the values of its forward, and a change in place is an error
+    still. Not so for biases, which no kernel reads in backward: they may change.
+    """
+    if casts is None:
+        casts = [w.data if w.dim() == 1 else w.detach() for w in weights]
+    ctx.save_for_backward(
+        x.detach() if x.is_leaf else x,
+        h0 if h0 is None or not h0.is_leaf else h0.detach(),
+        c0 if c0 is None or not c0.is_leaf else c0.detach(),
+        *others,
+        *casts,
+    )
+    ctx.weights = weights  # for their graph, where backward is derived
+    ctx.versions = sum(map(_version_of, weights))
+
+
+_version_of = operator.attrgetter("_version")
+
+
+def _with_graph(ctx: Any) -> tuple[Any, ...]:
+    """Return what `_keep` saved, joined to the tensors that it came from."""
+    saved = list(ctx.saved_tensors)
+    begin = len(saved) - len(ctx.weights)
+    # Aliases only: casts have memory of their own.
+    if saved[-1].dtype == ctx.weights[-1].dtype and ctx.versions != sum(
+        map(_version_of, ctx.weights)
+    ):
+        raise RuntimeError(
+            "one of the variables needed for gradient computation has been modified by an inplace "
+            "operation: a bias, which second derivatives read"
+        )
+    nodes = iter(ctx.next_functions)  # one for each tensor that forward was given
+    for k, t in enumerate(saved[:3]):
+        if t is not None:
+            node, _ = next(nodes)
+            if node is not None and not t.requires_grad:  # a leaf's
+                saved[k] = _ValueOf.apply(node.variable, t)
+    for k, w in enumerate(ctx.weights, begin):
+        saved[k] = _ValueOf.apply(w, saved[k])
+    return tuple(saved)
 
 
 class _Layer(torch.autograd.Function):
@@ -204,14 +282,15 @@ class _Layer(torch.autograd.Function):
         batch_sizes: Tensor | None,
         lengths: Tensor | None,
         options: _Options,
+        casts: Sequence[Tensor] | None,
         *weights: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         with _C._AutoDispatchBelowAutograd():
             y, h_n, c_n, reserve = _forward_now(
-                x, h0, c0, weights, batch_sizes, lengths, *options, True
+                x, h0, c0, casts or weights, batch_sizes, lengths, *options, True
             )
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, h0, c0, batch_sizes, lengths, reserve, *weights)
+        _keep(ctx, x, h0, c0, casts, weights, batch_sizes, lengths, reserve)
         ctx.options = options
         if not CELLS[options[1]].has_c:
             ctx.mark_non_differentiable(c_n)
@@ -219,11 +298,12 @@ class _Layer(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-        need_x, need_h, need_c, _, _, _, *need_weights = ctx.needs_input_grad
+        need_x, need_h, need_c, _, _, _, _, *need_weights = ctx.needs_input_grad
+        saved = _with_graph(ctx) if torch.is_grad_enabled() else ctx.saved_tensors
         d_x, d_h0, d_c0, d_weights = _gradients(
-            grads, ctx.saved_tensors, ctx.options, need_x, need_h, need_c, any(need_weights)
+            grads, saved, ctx.options, need_x, need_h, need_c, any(need_weights)
         )
-        return (d_x, d_h0, d_c0, None, None, None, *d_weights)
+        return (d_x, d_h0, d_c0, None, None, None, None, *d_weights)
 
 
 class _Step(torch.autograd.Function):
@@ -236,19 +316,21 @@ class _Step(torch.autograd.Function):
         h: Tensor | None,
         c: Tensor | None,
         options: tuple[int, int, str],
+        casts: Sequence[Tensor] | None,
         *weights: Tensor,
     ) -> tuple[Tensor, ...]:
-        *states, reserve = _step(x, h, c, weights, *options, True)
+        *states, reserve = _step(x, h, c, casts or weights, *options, True)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, h, c, reserve, *weights)
+        _keep(ctx, x, h, c, casts, weights, reserve)
         ctx.options = options
         return tuple(states)
 
     @staticmethod
     def backward(ctx: Any, grad_h: Tensor | None, grad_c: Tensor | None = None) -> tuple[Any, ...]:
-        need_x, need_h, need_c, _, *need_weights = ctx.needs_input_grad
-        x, h, c, reserve, *weights = ctx.saved_tensors
-        if torch.is_grad_enabled() or not may_step():  # to be derived again, or traced: as a layer
+        need_x, need_h, need_c, _, _, *need_weights = ctx.needs_input_grad
+        derived = torch.is_grad_enabled()
+        x, h, c, reserve, *weights = _with_graph(ctx) if derived else ctx.saved_tensors
+        if derived or not may_step():  # to be derived again, or traced: as a layer
             lead = (1,) if x.dim() == 2 else (1, 1)
 
             def raised(t: Tensor | None) -> Tensor | None:
@@ -274,7 +356,7 @@ class _Step(torch.autograd.Function):
             except _FROM_OPS as error:
                 raise _as_torch_raises(error) from None
         return (
-            *(d_x, d_h if need_h else None, d_c if need_c else None, None),
+            *(d_x, d_h if need_h else None, d_c if need_c else None, None, None),
             *(d_weights or [None] * len(weights)),
         )
 
@@ -284,11 +366,11 @@ _apply_layer = super(torch.autograd.Function, _Layer).apply
 _apply_step = super(torch.autograd.Function, _Step).apply
 
 
-class _FunctorchLayer(_Layer):
+class _FunctorchLayer(torch.autograd.Function):
     """The same for torch.func's grad and vjp, which ask for the setup_context form."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         x: Tensor,
         h0: Tensor | None,
         c0: Tensor | None,
@@ -308,6 +390,14 @@ class _FunctorchLayer(_Layer):
         ctx.mark_non_differentiable(*([reserve] if CELLS[options[1]].has_c else [c_n, reserve]))
         ctx.save_for_backward(x, h0, c0, batch_sizes, lengths, reserve, *weights)
         ctx.options = options
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        need_x, need_h, need_c, _, _, _, *need_weights = ctx.needs_input_grad
+        d_x, d_h0, d_c0, d_weights = _gradients(
+            grads, ctx.saved_tensors, ctx.options, need_x, need_h, need_c, any(need_weights)
+        )
+        return (d_x, d_h0, d_c0, None, None, None, *d_weights)
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
@@ -342,6 +432,10 @@ class _FunctorchBackward(torch.autograd.Function):
             "torch.autograd.grad with create_graph=True"
         )
 
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        raise NotImplementedError(_NO_FORWARD_MODE)
+
 
 def _gradients(
     grads: Sequence[Tensor | None],
@@ -361,6 +455,8 @@ def _gradients(
     if grad_y is None and grad_h is None and grad_c is None:
         return None, None, None, nothing
 
+    if forward_ad._current_level >= 0:
+        _refuse_dual(grad_y, grad_h, grad_c, x, h0, c0, *weights)
     needs = (need_x, need_h or need_c, need_weights)
     before = (grad_y, grad_h, grad_c, x, h0, c0)
     after = (reserve, batch_sizes, lengths)
@@ -386,127 +482,6 @@ def _gradients(
     )
 
 
-# --- Shapes, for the compiler ------------------------------------------------------------------
-
-
-def _sizes(
-    x: Tensor, weights: Sequence[Tensor], cell: str, bidirectional: bool
-) -> tuple[int, int, int, list[Any]]:
-    """Return D, H, P and the leading sizes of x."""
-    spec = CELLS[cell]
-    directions = 2 if bidirectional else 1
-    hidden = weights[0].shape[0] // spec.gates
-    return directions, hidden, weights[1].shape[1], list(x.shape[:-1])
-
-
-def _check_devices(x: Tensor, on_cpu: Sequence[Tensor | None], **others: Any) -> None:
-    """Raise where a meta or fake tensor stands beside tensors of another device."""
-    for name, value in others.items():
-        for t in value if isinstance(value, (list, tuple)) else [value]:
-            if t is not None and t.device != x.device:
-                raise RuntimeError(
-                    f"fusedrnn: {name} must be on {x.device} as x is, got {t.device}"
-                )
-    for name, t in zip(("batch_sizes", "lengths"), on_cpu, strict=True):
-        if t is not None and t.device.type != "cpu":
-            raise RuntimeError(f"fusedrnn: {name} must be on the CPU, got {t.device}")
-
-
-def _in_pairs(dtype: torch.dtype, *sizes: int) -> bool:
-    """Whether the CPU engine multiplies pairs of bfloat16, and keeps it; sizes = I, H, P."""
-    return (
-        dtype == torch.bfloat16
-        and LIBRARY.multiplies_pairs
-        and all(size % 2 == 0 for size in sizes)
-    )
-
-
-def _empty_reserve(x: Tensor, cell: str, sizes: tuple[Any, Any, Any, Any, Any]) -> Tensor:
-    """Return what forward keeps for rows of states; sizes = rows, N, D, H, P."""
-    spec = CELLS[cell]
-    rows, batch, directions, hidden, width = sizes
-    emits, has_c = int(spec.stages > 1), int(spec.has_c)  # torch 2.11: a bool times a SymInt fails
-    saved = (batch if spec.saves_h else rows) * spec.saved * hidden
-    of_dtype = saved + rows * (emits * hidden + width)
-    of_state = rows * has_c * hidden
-    if x.device.type != "cuda":
-        if _in_pairs(x.dtype, x.shape[-1], hidden, width):
-            of_dtype = of_dtype // 2
-        compute = torch.float64 if x.dtype == torch.float64 else torch.float32
-        return x.new_empty([directions * (of_dtype + of_state)], dtype=compute)
-    # Bytes: all in the dtype of x but c, which is float32 for the 16-bit types, and aligned.
-    if x.dtype.itemsize == 2:
-        before_c = (saved + rows * width) * 2
-        padding = (before_c % 4) if spec.has_c else 0
-        one = before_c + padding + of_state * 4 + rows * emits * hidden * 2
-        one = (one + 3) // 4 * 4
-    else:
-        one = (of_dtype + of_state) * x.dtype.itemsize
-    return x.new_empty([directions * one], dtype=torch.uint8)
-
-
-@torch.library.register_fake("fusedrnn::forward")
-def _forward_fake(
-    x: Tensor,
-    h0: Tensor | None,
-    c0: Tensor | None,
-    weights: Sequence[Tensor],
-    batch_sizes: Tensor | None,
-    lengths: Tensor | None,
-    batch: int,
-    cell: str,
-    bidirectional: bool,
-    keep: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    _check_devices(x, (batch_sizes, lengths), h0=h0, c0=c0, weights=weights)
-    spec = CELLS[cell]
-    directions, hidden, width, lead = _sizes(x, weights, cell, bidirectional)
-    rows: Any = 1
-    for size in lead:
-        rows = rows * size
-    kept = (rows, batch) if keep else (0, 0)
-    return (
-        x.new_empty([*lead, directions * width]),
-        x.new_empty([directions, batch, width]),
-        x.new_empty([directions, batch, hidden] if spec.has_c else [0]),
-        _empty_reserve(x, cell, (*kept, directions, hidden, width)),
-    )
-
-
-@torch.library.register_fake("fusedrnn::backward")
-def _backward_fake(
-    grad_y: Tensor | None,
-    grad_h: Tensor | None,
-    grad_c: Tensor | None,
-    x: Tensor,
-    h0: Tensor | None,
-    c0: Tensor | None,
-    weights: Sequence[Tensor],
-    reserve: Tensor,
-    batch_sizes: Tensor | None,
-    lengths: Tensor | None,
-    batch: int,
-    cell: str,
-    bidirectional: bool,
-    need_x: bool,
-    need_state: bool,
-    need_weights: bool,
-) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-    states = {"grad_y": grad_y, "grad_h": grad_h, "grad_c": grad_c, "h0": h0, "c0": c0}
-    _check_devices(x, (batch_sizes, lengths), **states, weights=weights, reserve=reserve)
-    directions, hidden, width, _ = _sizes(x, weights, cell, bidirectional)
-    has_c = CELLS[cell].has_c
-    return (
-        x.new_empty(x.shape if need_x else [0]),
-        x.new_empty([directions, batch, width] if need_state else [0]),
-        x.new_empty([directions, batch, hidden] if need_state and has_c else [0]),
-        [w.new_empty(w.shape) for w in weights] if need_weights else [],
-    )
-
-
-# --- Derivatives of the ops themselves ---------------------------------------------------------
-
-
 def _forward_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
     x, h0, c0, weights, batch_sizes, lengths, batch, cell, bidirectional, keep = inputs
     _, _, c_n, reserve = output
@@ -529,170 +504,6 @@ def _forward_derivative(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
     return (d_x, d_h0, d_c0, list(d_weights), *[None] * 6)
 
 
-def _backward_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
-    grad_y, grad_h, grad_c, x, h0, c0, weights, _, batch_sizes, lengths, *options = inputs
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(grad_y, grad_h, grad_c, x, h0, c0, batch_sizes, lengths, *weights)
-    ctx.options = tuple(options)
-
-
-def _without_autocast(tensors: Sequence[Tensor | None]) -> torch.autocast:
-    """Return a context in which nothing on the device of the tensors is cast."""
-    kind = next(t.device.type for t in tensors if t is not None)
-    return torch.autocast("cuda" if kind == "cuda" else "cpu", enabled=False)
-
-
-def _derive(
-    outputs: Sequence[tuple[Tensor, Tensor]], inputs: Sequence[Tensor | None], create_graph: bool
-) -> list[Tensor | None]:
-    """Gradients of (output, gradient) pairs with respect to inputs, None where there is none."""
-    result: list[Tensor | None] = [None] * len(inputs)
-    present = [i for i, t in enumerate(inputs) if t is not None]
-    if outputs:
-        derived = torch.autograd.grad(
-            [o for o, _ in outputs],
-            [t for t in inputs if t is not None],
-            [g for _, g in outputs],
-            create_graph=create_graph,
-            allow_unused=True,
-        )
-        for i, d in zip(present, derived, strict=True):
-            result[i] = d
-    return result
-
-
-def _second_derivative(
-    grads: Sequence[Tensor | None],
-    primals: Sequence[Tensor | None],
-    grad_grads: Sequence[Tensor | None],
-    batch_sizes: Tensor | None,
-    lengths: Tensor | None,
-    cell: str,
-    bidirectional: bool,
-    create_graph: bool,
-) -> list[Tensor | None]:
-    """Derive the backward op: gradients of grads and primals, None where there is none.
-
-    Recomputes from x, states and weights in plain torch ops and derives that twice; never goes
-    through the reserve, which is not a differentiable function of anything autograd knows.
-
-    Args:
-        grads: gradients of y, h_n and c_n.
-        primals: x, h0, c0 and the weights.
-        grad_grads: gradients of what backward returned for each primal.
-        batch_sizes: as in `layer`.
-        lengths: as in `layer`.
-        cell: as in `layer`.
-        bidirectional: as in `layer`.
-        create_graph: whether the result is to be differentiated once more.
-    """
-
-    def alias(t: Tensor | None) -> Tensor | None:
-        # A tensor of its own to derive by, joined to t where a third derivative may want that.
-        if t is None:
-            return None
-        return t.view_as(t) if t.requires_grad else t.detach().requires_grad_()
-
-    for t in (*grads, *primals, *grad_grads, batch_sizes, lengths):
-        if t is not None:
-            check_storage("a tensor that a higher derivative reads", t)
-    with torch.enable_grad(), _without_autocast(primals):
-        outer = [alias(g) for g in grads]
-        inner = [alias(t) for t in primals]
-        x, h0, c0, *weights = inner
-        outputs = _reference.layer(
-            *(x, h0, c0, weights),  # type: ignore[arg-type]
-            cell=cell,
-            bidirectional=bidirectional,
-            batch_sizes=batch_sizes,
-            lengths=lengths,
-        )
-        # Where every length is 0 and there is no state, an output depends on nothing.
-        first = _derive(
-            [
-                (o, g)
-                for o, g in zip(outputs, outer, strict=True)
-                if g is not None and o is not None and o.requires_grad
-            ],
-            inner,
-            create_graph=True,
-        )
-        return _derive(
-            [
-                (f, gg)
-                for f, gg in zip(first, grad_grads, strict=True)
-                if gg is not None and f is not None and f.requires_grad
-            ],
-            [*outer, *inner],
-            create_graph,
-        )
-
-
-@torch.library.custom_op(
-    "fusedrnn::double_backward",
-    mutates_args=(),
-    schema="(Tensor?[] grads, Tensor?[] primals, Tensor?[] grad_grads, Tensor? batch_sizes, "
-    "Tensor? lengths, str cell, bool bidirectional) -> Tensor[]",
-)
-def _double_backward(
-    grads: Sequence[Tensor | None],
-    primals: Sequence[Tensor | None],
-    grad_grads: Sequence[Tensor | None],
-    batch_sizes: Tensor | None,
-    lengths: Tensor | None,
-    cell: str,
-    bidirectional: bool,
-) -> list[Tensor]:
-    """`_second_derivative` as one node of a traced graph: its loop depends on the lengths."""
-    # The kernel of an op runs with autograd shut out; this one needs it.
-    with _C._SetExcludeDispatchKeyGuard(_C.DispatchKey.AutogradFunctionality, False):
-        result = _second_derivative(
-            grads, primals, grad_grads, batch_sizes, lengths, cell, bidirectional, False
-        )
-    return [
-        torch.zeros_like(t) if r is None else r.clone()
-        for t, r in zip([*grads, *primals], result, strict=True)
-        if t is not None
-    ]
-
-
-@_double_backward.register_fake
-def _double_backward_fake(
-    grads: Sequence[Tensor | None], primals: Sequence[Tensor | None], *_: Any
-) -> list[Tensor]:
-    return [t.new_empty(t.shape) for t in (*grads, *primals) if t is not None]
-
-
-def _backward_derivative(
-    ctx: Any,
-    gg_x: Tensor | None,
-    gg_h0: Tensor | None,
-    gg_c0: Tensor | None,
-    gg_weights: Sequence[Tensor | None],
-) -> tuple[Any, ...]:
-    grad_y, grad_h, grad_c, x, h0, c0, batch_sizes, lengths, *weights = ctx.saved_tensors
-    _, cell, bidirectional, need_x, need_state, need_weights = ctx.options
-    grads = [grad_y, grad_h, grad_c]
-    primals = [x, h0, c0, *weights]
-    wanted = [
-        gg_x if need_x else None,
-        gg_h0 if need_state else None,
-        gg_c0 if need_state and c0 is not None else None,
-        *(gg_weights if need_weights else [None] * len(weights)),
-    ]
-    sequences = (batch_sizes, lengths, cell, bidirectional)
-    if is_in_torch_dispatch_mode():  # traced: one node, which has no third derivative
-        derived = iter(_double_backward(grads, primals, wanted, *sequences))
-        result = [None if t is None else next(derived) for t in (*grads, *primals)]
-    else:
-        result = _second_derivative(grads, primals, wanted, *sequences, torch.is_grad_enabled())
-    d_grad_y, d_grad_h, d_grad_c, d_x, d_h0, d_c0, *d_weights = result
-    return (d_grad_y, d_grad_h, d_grad_c, d_x, d_h0, d_c0, d_weights, *[None] * 9)
-
-
 torch.library.register_autograd(
     "fusedrnn::forward", _forward_derivative, setup_context=_forward_setup
-)
-torch.library.register_autograd(
-    "fusedrnn::backward", _backward_derivative, setup_context=_backward_setup
 )

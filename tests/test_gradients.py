@@ -182,29 +182,12 @@ def test_second_derivative_under_torch_func_is_an_error(device: torch.device) ->
         torch.func.grad(lambda x: first(x).pow(2).sum())(x)
 
 
-@pytest.mark.parametrize("context", [torch.no_grad, torch.enable_grad])
-def test_forward_mode_is_an_error(device: torch.device, context: Any) -> None:
-    lstm = fusedrnn.FusedLSTM(3, 4, device=device)
-    x = torch.randn(2, 1, 3, device=device)
-    with context(), torch.autograd.forward_ad.dual_level():
-        dual = torch.autograd.forward_ad.make_dual(x, x)
-        with pytest.raises((NotImplementedError, RuntimeError), match="forward"):
-            lstm(dual)
-
-
 def test_vmap_is_an_error(device: torch.device) -> None:
     lstm = fusedrnn.FusedLSTM(3, 4, device=device)
     x = torch.randn(2, 5, 1, 3, device=device)
     for function in (lambda x: lstm(x)[0], torch.func.grad(lambda x: lstm(x)[0].sum())):
         with pytest.raises(NotImplementedError, match=r"^fusedrnn: torch\.vmap is not supported"):
             torch.func.vmap(function)(x)
-
-
-def test_jvp_is_an_error(device: torch.device) -> None:
-    lstm = fusedrnn.FusedLSTM(3, 4, device=device)
-    x = torch.randn(5, 1, 3, device=device)
-    with pytest.raises(NotImplementedError, match=r"^fusedrnn: forward-mode AD is not supported"):
-        torch.func.jvp(lambda x: lstm(x)[0], (x,), (x,))
 
 
 def test_checkpointing(device: torch.device) -> None:

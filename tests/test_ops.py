@@ -50,6 +50,25 @@ def test_opcheck_every_op(cell: str, form: str) -> None:
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("form", ["plain", "lengths"])
+def test_opcheck_with_a_float32_c(form: str, dtype: torch.dtype) -> None:
+    """c0 of 16-bit rows may be float32: c_n and the gradient of c0 are so too."""
+    call = make_call("lstm", form, T=4, N=3, I=2, H=6, dtype=dtype)
+    assert call.c0 is not None
+    call.c0 = call.c0.detach().float().requires_grad_()
+    opcheck(FORWARD, call.op_arguments())
+    y, h_n, c_n, reserve = FORWARD(*call.op_arguments())
+    assert (y.dtype, h_n.dtype, c_n.dtype) == (dtype, dtype, torch.float32)
+    grads = [torch.randn_like(t).detach().requires_grad_() for t in (y, h_n, c_n)]
+    x, h0, c0, weights, batch_sizes, lengths, *options, _ = call.op_arguments()
+    arguments = (*grads, x, h0, c0, weights, reserve.detach(), batch_sizes, lengths, *options)
+    opcheck(BACKWARD, (*arguments, True, True, True))
+    _, d_h0, d_c0, d_weights = BACKWARD(*arguments, True, True, True)
+    assert (d_h0.dtype, d_c0.dtype) == (dtype, torch.float32)
+    assert {d.dtype for d in d_weights} == {torch.float32}  # as they were summed
+
+
 def test_opcheck_without_states_bias_or_keep() -> None:
     call = make_call("gru", bias=False, states=False, requires_grad=False)
     opcheck(FORWARD, call.op_arguments(keep=False))

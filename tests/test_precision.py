@@ -157,8 +157,10 @@ def test_autocast_of_cells(device: torch.device, cell: type[nn.Module]) -> None:
     module: Any = cell(3, 5, device=device)
     with torch.autocast(device.type, dtype=torch.bfloat16):
         result = module(torch.randn(2, 3, device=device))
-        assert dtypes(result) == {torch.bfloat16}
-        assert dtypes(module(torch.randn(2, 3, device=device), result)) == {torch.bfloat16}
+        again = module(torch.randn(2, 3, device=device), result)
+    # An LSTM's c is float32 from step to step.
+    expected = [torch.bfloat16, torch.float32][: len(flat(result))]
+    assert [t.dtype for t in flat(result)] == [t.dtype for t in flat(again)] == expected
     sum(t.float().sum() for t in flat(result)).backward()  # type: ignore[union-attr]
     assert {p.grad.dtype for p in module.parameters()} == {torch.float32}
 

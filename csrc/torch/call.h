@@ -198,6 +198,12 @@ Call read_step(Engine& engine, const Tensor& x, const std::vector<Tensor>& weigh
   return call;
 }
 
+// Of c or its gradient as the caller has it: where x is of 16 bits it may be float32, and then what
+// belongs to it is float32 too.
+inline ScalarType c_dtype(const Call& call, const OptionalTensor& c) {
+  return c && c->scalar_type() == call.compute ? call.compute : call.dtype;
+}
+
 // Sizes of a state of one step, [N, H], or [H] where x is [I].
 inline std::vector<int64_t> step_sizes(const Call& call, int64_t width) {
   if (call.x.dim() == 1) return {width};

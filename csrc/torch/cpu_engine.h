@@ -101,11 +101,11 @@ class CpuEngine {
     return own;
   }
 
-  Tensor output_state(const Call& call, const Tensor& own, int64_t width) const {
-    if (!call.padded) return prepare(own, call.dtype);
+  Tensor output_state(const Call& call, const Tensor& own, int64_t width, ScalarType dtype) const {
+    if (!call.padded) return prepare(own, dtype);
     Tensor out = empty({call.D, call.N, width}, own.scalar_type());
     unsort_states(*call.padded, own.data_ptr(), out.data_ptr(), call.D, width * out.element_size());
-    return prepare(out, call.dtype);
+    return prepare(out, dtype);
   }
 
   // Memory for values of the compute dtype that nobody wants.

@@ -10,7 +10,8 @@
 //   reserve_dtype(call), reserve_size(call, rows)
 //   packed_rows, output_rows         x, y and their gradients: as the caller has them, packed
 //   own_state, output_state          states: a copy, in packed order and the dtype asked for,
-//                                    updated in place (zeros where absent), and the way back
+//                                    updated in place (zeros where absent), and the way back to
+//                                    the dtype asked for
 //   Spare(engine, call, values)      memory for an output that nobody wants
 //   forward(call, tensors), backward(call, tensors)
 #pragma once
@@ -48,14 +49,17 @@ Tensor read_reserve(Engine& engine, const Call& call, const Tensor& reserve) {
   return ready ? reserve : engine.copied(reserve, dtype);
 }
 
+// A state in the engine's dtype; the caller's is of dtype `given`.
 template <class Engine>
 Tensor own_state(Engine& engine, const Call& call, const OptionalTensor& state, const char* name,
-                 const char* meaning, Sizes sizes, ScalarType dtype) {
-  if (state) check_tensor(engine, *state, name, call.dtype, meaning, sizes);
+                 const char* meaning, Sizes sizes, ScalarType given, ScalarType dtype) {
+  if (state) check_tensor(engine, *state, name, given, meaning, sizes);
   return engine.own_state(call, state, sizes, dtype);
 }
 
-// For the gradients of the weights, none where they are not wanted.
+// For the gradients of the weights, in the dtype that they are summed in; none where they are not
+// wanted. (Autograd rounds them where a weight is of 16 bits and keeps them where it is a float32
+// weight that was cast.)
 template <class Engine>
 std::vector<Tensor> empty_gradients(Engine& engine, const Call& call, bool wanted) {
   std::vector<Tensor> gradients;
@@ -82,18 +86,20 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& x, OptionalTens
 
   const Tensor rows = engine.packed_rows(call, x, call.I);
   const Tensor h = own_state(engine, call, h0, "h0", "[D, N, P]", {call.D, call.N, call.P},
-                             engine.h_dtype(call));
+                             call.dtype, engine.h_dtype(call));
+  const ScalarType c_type = c_dtype(call, c0);
   OptionalTensor c;
   if (has_c)
-    c = own_state(engine, call, c0, "c0", "[D, N, H]", {call.D, call.N, call.H}, call.compute);
+    c = own_state(engine, call, c0, "c0", "[D, N, H]", {call.D, call.N, call.H}, c_type,
+                  call.compute);
   const Tensor y = engine.empty(call.padded ? std::vector<int64_t>{call.sequences().rows(), width}
                                             : call.rows_shape(batch_sizes.has_value(), width),
                                 call.stored);
   OptionalTensor reserve;
   if (keep) reserve = empty_reserve(engine, call);
   engine.forward(call, {rows, h, c, y.data_ptr(), reserve});
-  return {engine.output_rows(call, y, width), engine.output_state(call, h, call.P),
-          has_c ? engine.output_state(call, *c, call.H) : engine.empty({0}, call.dtype),
+  return {engine.output_rows(call, y, width), engine.output_state(call, h, call.P, call.dtype),
+          has_c ? engine.output_state(call, *c, call.H, c_type) : engine.empty({0}, call.dtype),
           reserve ? *reserve : engine.empty({0}, engine.reserve_dtype(call))};
 }
 
@@ -103,9 +109,9 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> backward(
     OptionalTensor h0, OptionalTensor c0, std::vector<Tensor> weights, const Tensor& reserve,
     OptionalTensor batch_sizes, OptionalTensor lengths, int64_t batch, StringHandle cell,
     bool bidirectional, bool need_x, bool need_state, bool need_weights) {
-  // h0 and c0 are in the reserve; the op takes them for its own derivative, which recomputes.
+  // h0 and c0 are in the reserve; the op takes them for its own derivative, which recomputes. What
+  // it asks here is the dtype of c0 alone.
   (void)h0;
-  (void)c0;
   const std::string name = take_string(cell);
   Engine engine(x);
   const Call call = read_call(engine, x, weights, batch_sizes, lengths, batch, name, bidirectional);
@@ -122,9 +128,10 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> backward(
     d_y = engine.packed_rows(call, *grad_y, width);
   }
   const Tensor d_h = own_state(engine, call, grad_h, "grad_h", "[D, N, P]",
-                               {call.D, call.N, call.P}, call.compute);
+                               {call.D, call.N, call.P}, call.dtype, call.compute);
+  const ScalarType c_type = c_dtype(call, c0);
   if (has_c)
-    d_c = own_state(engine, call, grad_c, "grad_c", "[D, N, H]", {call.D, call.N, call.H},
+    d_c = own_state(engine, call, grad_c, "grad_c", "[D, N, H]", {call.D, call.N, call.H}, c_type,
                     call.compute);
   if (need_x) {
     const int64_t rows_alone[] = {call.sequences().rows(), call.I};
@@ -133,11 +140,11 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> backward(
   std::vector<Tensor> d_weights = empty_gradients(engine, call, need_weights);
 
   engine.backward(call, {rows, kept, d_y, d_h, d_c, d_x, d_weights});
-  for (Tensor& w : d_weights) w = engine.prepare(w, call.dtype);
   const auto none = [&] { return engine.empty({0}, call.dtype); };
   return {need_x ? engine.output_rows(call, *d_x, call.I) : none(),
-          need_state ? engine.output_state(call, d_h, call.P) : none(),
-          need_state && has_c ? engine.output_state(call, *d_c, call.H) : none(), d_weights};
+          need_state ? engine.output_state(call, d_h, call.P, call.dtype) : none(),
+          need_state && has_c ? engine.output_state(call, *d_c, call.H, c_type) : none(),
+          d_weights};
 }
 
 // forward for one step. Returns h, then c of a cell that has one, then what is kept if `keep`.
@@ -154,9 +161,11 @@ std::vector<Tensor> step(const Tensor& x, const OptionalTensor& h0, const Option
 
   const std::vector<int64_t> sizes = step_sizes(call, call.H);
   const Tensor rows = engine.prepare(x, call.stored);
-  const Tensor h = own_state(engine, call, h0, "h", "[N, H]", sizes, engine.h_dtype(call));
+  const Tensor h =
+      own_state(engine, call, h0, "h", "[N, H]", sizes, call.dtype, engine.h_dtype(call));
+  const ScalarType c_type = c_dtype(call, c0);
   OptionalTensor c;
-  if (has_c) c = own_state(engine, call, c0, "c", "[N, H]", sizes, call.compute);
+  if (has_c) c = own_state(engine, call, c0, "c", "[N, H]", sizes, c_type, call.compute);
   OptionalTensor reserve;
   if (keep) reserve = empty_reserve(engine, call);
   // y is h once more.
@@ -165,12 +174,13 @@ std::vector<Tensor> step(const Tensor& x, const OptionalTensor& h0, const Option
   std::vector<Tensor> result;
   result.reserve(3);
   result.push_back(engine.prepare(h, call.dtype));
-  if (has_c) result.push_back(engine.prepare(*c, call.dtype));
+  if (has_c) result.push_back(engine.prepare(*c, c_type));
   if (keep) result.push_back(*reserve);
   return result;
 }
 
-// backward for one step; what is not wanted is absent.
+// backward for one step; what is not wanted is absent. The gradient of c is in the dtype that c is
+// computed in.
 template <class Engine>
 std::tuple<OptionalTensor, OptionalTensor, OptionalTensor, std::vector<Tensor>> step_backward(
     const OptionalTensor& grad_h, const OptionalTensor& grad_c, const Tensor& x,
@@ -185,18 +195,20 @@ std::tuple<OptionalTensor, OptionalTensor, OptionalTensor, std::vector<Tensor>> 
 
   const std::vector<int64_t> sizes = step_sizes(call, call.H);
   const Tensor rows = engine.prepare(x, call.stored);
-  const Tensor d_h = own_state(engine, call, grad_h, "grad_h", "[N, H]", sizes, call.compute);
+  const Tensor d_h =
+      own_state(engine, call, grad_h, "grad_h", "[N, H]", sizes, call.dtype, call.compute);
   OptionalTensor d_c, d_x;
-  if (has_c) d_c = own_state(engine, call, grad_c, "grad_c", "[N, H]", sizes, call.compute);
+  if (has_c)
+    d_c = own_state(engine, call, grad_c, "grad_c", "[N, H]", sizes, c_dtype(call, grad_c),
+                    call.compute);
   if (need_x) d_x = engine.empty(x.sizes(), engine.gradient_dtype(call));
   std::vector<Tensor> d_weights = empty_gradients(engine, call, need_weights);
   engine.backward(call, {rows, kept, std::nullopt, d_h, d_c, d_x, d_weights});
-  for (Tensor& w : d_weights) w = engine.prepare(w, call.dtype);
   const auto wanted = [&](bool need, const OptionalTensor& t) -> OptionalTensor {
     if (!need || !t) return std::nullopt;
     return engine.prepare(*t, call.dtype);
   };
-  return {wanted(need_x, d_x), wanted(need_state, d_h), wanted(need_state, d_c), d_weights};
+  return {wanted(need_x, d_x), wanted(need_state, d_h), need_state ? d_c : std::nullopt, d_weights};
 }
 
 }  // namespace fusedrnn

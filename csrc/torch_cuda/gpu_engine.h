@@ -103,11 +103,11 @@ class GpuEngine {
     return own;
   }
 
-  Tensor output_state(const Call& call, const Tensor& own, int64_t width) {
-    if (!call.padded) return prepare(own, call.dtype);
+  Tensor output_state(const Call& call, const Tensor& own, int64_t width, ScalarType dtype) {
+    if (!call.padded) return prepare(own, dtype);
     const Tensor out = empty({call.D, call.N, width}, call.compute);
     move_rows("unpack", states_of(call, width), own, out);
-    return prepare(out, call.dtype);
+    return prepare(out, dtype);
   }
 
   // Memory for values of the dtype of x that nobody wants.

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import fusedrnn
 from tests.helpers import CELLS, Cell, error, randn
 
 DTYPES = [torch.bfloat16, torch.float16]
@@ -113,3 +114,127 @@ def test_a_scale_that_overflows_skips_the_step(cell: Cell) -> None:
     assert not stepped[0]
     assert stepped[-1]
     assert all(p.isfinite().all() for p in model.parameters())
+
+
+def count(cell: Any, steps: int, dtype: torch.dtype | None) -> Tensor:
+    """Return c of a cell whose gates are all one, so that c grows by one a step."""
+    with torch.no_grad():
+        for p in cell.parameters():
+            p.zero_()
+        cell.bias_ih.fill_(20.0)
+        weight = cell.weight_ih
+        state = (weight.new_zeros(1, 1), weight.new_zeros(1, 1))
+        with torch.autocast("cpu", dtype=dtype or torch.bfloat16, enabled=dtype is not None):
+            for _ in range(steps):
+                state = cell(weight.new_zeros(1, 1), state)
+    return state[1]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_cell_counts_on(dtype: torch.dtype) -> None:
+    """From step to step c is float32: in bfloat16 it would stop at 256, in float16 at 2048."""
+    c = count(fusedrnn.FusedLSTMCell(1, 1), 3000, dtype)
+    exact = count(nn.LSTMCell(1, 1, dtype=torch.float64), 3000, None)
+    assert c.dtype == torch.float32
+    assert c.item() == pytest.approx(exact.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_c_through_many_steps(dtype: torch.dtype, compiled: bool) -> None:
+    """Forget gates near one: no further from float64 than torch.nn's, whose c is float32 too."""
+    steps = 50 if compiled else 1000
+    torch.manual_seed(0)
+    theirs = nn.LSTMCell(16, 32)
+    with torch.no_grad():
+        theirs.bias_hh[32:64] += 5.0
+    ours, exact = fusedrnn.FusedLSTMCell(16, 32), nn.LSTMCell(16, 32).double()
+    for cell in (ours, exact):
+        cell.load_state_dict(theirs.state_dict())
+    x = randn(steps, 4, 16, seed=1).float()
+    finals = []
+    for cell in (ours, theirs, exact):
+        run: Any = torch.compile(cell, backend="aot_eager") if cell is ours and compiled else cell
+        own = torch.float64 if cell is exact else torch.float32
+        state = (torch.zeros(4, 32, dtype=own), torch.zeros(4, 32, dtype=own))
+        with torch.no_grad(), torch.autocast("cpu", dtype=dtype, enabled=cell is not exact):
+            for row in x.to(own):
+                state = run(row, state)
+        finals.append(state[1])
+    assert finals[0].dtype == finals[1].dtype == torch.float32
+    assert error(finals[0], finals[2]) <= 2 * error(finals[1], finals[2])
+
+
+@pytest.mark.parametrize("N", [(3,), ()], ids=str)
+@pytest.mark.parametrize("c_dtype", [torch.float32, *DTYPES], ids=str)
+def test_what_c_may_be(c_dtype: torch.dtype, N: tuple[int, ...]) -> None:
+    """Under autocast c is taken as it comes and given in float32, its gradient as it came."""
+    cell = fusedrnn.FusedLSTMCell(3, 4)
+    x, h = randn(*N, 3, seed=1).float(), randn(*N, 4, seed=2).bfloat16()
+    c = randn(*N, 4, seed=3).to(c_dtype).requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        h_n, c_n = cell(x, (h, c))
+        fresh = cell(x)
+    assert (h_n.dtype, c_n.dtype) == (torch.bfloat16, torch.float32)
+    assert [t.dtype for t in fresh] == [torch.bfloat16, torch.float32]
+    assert [t.shape for t in fresh] == [t.shape for t in (h_n, c_n)]
+    exact = copy.deepcopy(cell).double()
+    with torch.no_grad():
+        for p in exact.parameters():
+            p.copy_(p.bfloat16())
+    wide = c.detach().double().requires_grad_()
+    h_e, c_e = exact(x.bfloat16().double(), (h.double(), wide))
+    grad = randn(*N, 4, seed=4).float()
+    (d_c,) = torch.autograd.grad(c_n, c, grad, retain_graph=True)
+    (d_e,) = torch.autograd.grad(c_e, wide, grad.double(), retain_graph=True)
+    assert d_c.dtype == c_dtype
+    # No operand of c_n = f c + i g is rounded to 16 bits but the gates' own inputs.
+    assert error(c_n, c_e) < 1e-5
+    assert error(d_c, d_e) < (1e-5 if c_dtype == torch.float32 else 1e-2)
+    both = torch.autograd.grad((h_n.float() * grad).sum() + c_n.sum(), c)[0]
+    both_e = torch.autograd.grad((h_e * grad).sum() + c_e.sum(), wide)[0]
+    assert error(both, both_e) < 1e-2
+
+
+def test_c_of_a_16_bit_module() -> None:
+    """Without autocast c has the dtype of the module, as torch.nn's, or is float32 if given so."""
+    cell = fusedrnn.FusedLSTMCell(3, 4, dtype=torch.bfloat16)
+    compiled: Any = torch.compile(cell, backend="aot_eager")
+    x = randn(2, 3).bfloat16()
+    h, c = cell(x)
+    assert h.dtype == c.dtype == torch.bfloat16
+    for run in (cell, compiled):
+        assert run(x, (h, c))[1].dtype == torch.bfloat16
+        h_n, c_n = run(x, (h, c.float()))
+        assert (h_n.dtype, c_n.dtype) == (torch.bfloat16, torch.float32)
+        assert torch.equal(c_n.bfloat16(), run(x, (h, c))[1])
+
+
+def test_second_derivatives_with_a_float32_c() -> None:
+    cell, exact = fusedrnn.FusedLSTMCell(3, 4), fusedrnn.FusedLSTMCell(3, 4).double()
+    exact.load_state_dict(cell.state_dict())
+    results = []
+    for module, own in ((cell, torch.float32), (exact, torch.float64)):
+        x = randn(2, 3, seed=1).to(own).requires_grad_()
+        c = randn(2, 4, seed=3).to(own).requires_grad_()
+        h = torch.zeros(2, 4, dtype=torch.bfloat16 if module is cell else own)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=module is cell):
+            h_n, c_n = module(x, (h, c))
+        leaves = [x, c, *module.parameters()]
+        loss = h_n.to(own).sin().sum() + c_n.sin().sum()
+        first = torch.autograd.grad(loss, leaves, create_graph=True)
+        assert [g.dtype for g in first] == [own] * len(leaves)
+        results.append(torch.autograd.grad(sum(g.sin().sum() for g in first), leaves))
+    for got, wanted in zip(*results, strict=True):
+        assert error(got, wanted) < 0.03
+
+
+def test_a_layer_gives_its_states_in_the_dtype_of_autocast() -> None:
+    """As torch.nn.LSTM does; inside the call c is float32."""
+    ours, theirs = fusedrnn.FusedLSTM(3, 4), nn.LSTM(3, 4)
+    x = randn(5, 2, 3).float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for layer in (ours, theirs):
+            y, hx = layer(x)
+            _, again = layer(x, tuple(t.float() for t in hx))
+            assert {t.dtype for t in (y, *hx, *again)} == {torch.bfloat16}

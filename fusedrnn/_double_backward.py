@@ -1,0 +1,179 @@
+"""The derivative of the backward op: gradients of gradients, in plain torch ops."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import _C, Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+
+from . import _reference
+from ._checks import check_storage
+
+
+def _backward_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+    grad_y, grad_h, grad_c, x, h0, c0, weights, _, batch_sizes, lengths, *options = inputs
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(grad_y, grad_h, grad_c, x, h0, c0, batch_sizes, lengths, *weights)
+    ctx.options = tuple(options)
+
+
+def _without_autocast(tensors: Sequence[Tensor | None]) -> torch.autocast:
+    """Return a context in which nothing on the device of the tensors is cast."""
+    kind = next(t.device.type for t in tensors if t is not None)
+    return torch.autocast("cuda" if kind == "cuda" else "cpu", enabled=False)
+
+
+def _derive(
+    outputs: Sequence[tuple[Tensor, Tensor]], inputs: Sequence[Tensor | None], create_graph: bool
+) -> list[Tensor | None]:
+    """Gradients of (output, gradient) pairs with respect to inputs, None where there is none."""
+    result: list[Tensor | None] = [None] * len(inputs)
+    present = [i for i, t in enumerate(inputs) if t is not None]
+    if outputs:
+        derived = torch.autograd.grad(
+            [o for o, _ in outputs],
+            [t for t in inputs if t is not None],
+            [g for _, g in outputs],
+            create_graph=create_graph,
+            allow_unused=True,
+        )
+        for i, d in zip(present, derived, strict=True):
+            result[i] = d
+    return result
+
+
+def _second_derivative(
+    grads: Sequence[Tensor | None],
+    primals: Sequence[Tensor | None],
+    grad_grads: Sequence[Tensor | None],
+    batch_sizes: Tensor | None,
+    lengths: Tensor | None,
+    cell: str,
+    bidirectional: bool,
+    create_graph: bool,
+) -> list[Tensor | None]:
+    """Derive the backward op: gradients of grads and primals, None where there is none.
+
+    Recomputes from x, states and weights in plain torch ops and derives that twice; never goes
+    through the reserve, which is not a differentiable function of anything autograd knows.
+
+    Args:
+        grads: gradients of y, h_n and c_n.
+        primals: x, h0, c0 and the weights.
+        grad_grads: gradients of what backward returned for each primal.
+        batch_sizes: as in `layer`.
+        lengths: as in `layer`.
+        cell: as in `layer`.
+        bidirectional: as in `layer`.
+        create_graph: whether the result is to be differentiated once more.
+    """
+
+    def alias(t: Tensor | None) -> Tensor | None:
+        # A tensor of its own to derive by, joined to t where a third derivative may want that.
+        if t is None:
+            return None
+        return t.view_as(t) if t.requires_grad else t.detach().requires_grad_()
+
+    for t in (*grads, *primals, *grad_grads, batch_sizes, lengths):
+        if t is not None:
+            check_storage("a tensor that a higher derivative reads", t)
+    with torch.enable_grad(), _without_autocast(primals):
+        outer = [alias(g) for g in grads]
+        inner = [alias(t) for t in primals]
+        x, h0, c0, *weights = inner
+        outputs = _reference.layer(
+            *(x, h0, c0, weights),  # type: ignore[arg-type]
+            cell=cell,
+            bidirectional=bidirectional,
+            batch_sizes=batch_sizes,
+            lengths=lengths,
+        )
+        # Where every length is 0 and there is no state, an output depends on nothing.
+        first = _derive(
+            [
+                (o, g)
+                for o, g in zip(outputs, outer, strict=True)
+                if g is not None and o is not None and o.requires_grad
+            ],
+            inner,
+            create_graph=True,
+        )
+        return _derive(
+            [
+                (f, gg.to(f.dtype))  # a gradient of 16 bits may have been summed in float32
+                for f, gg in zip(first, grad_grads, strict=True)
+                if gg is not None and f is not None and f.requires_grad
+            ],
+            [*outer, *inner],
+            create_graph,
+        )
+
+
+@torch.library.custom_op(
+    "fusedrnn::double_backward",
+    mutates_args=(),
+    schema="(Tensor?[] grads, Tensor?[] primals, Tensor?[] grad_grads, Tensor? batch_sizes, "
+    "Tensor? lengths, str cell, bool bidirectional) -> Tensor[]",
+)
+def _double_backward(
+    grads: Sequence[Tensor | None],
+    primals: Sequence[Tensor | None],
+    grad_grads: Sequence[Tensor | None],
+    batch_sizes: Tensor | None,
+    lengths: Tensor | None,
+    cell: str,
+    bidirectional: bool,
+) -> list[Tensor]:
+    """`_second_derivative` as one node of a traced graph: its loop depends on the lengths."""
+    # The kernel of an op runs with autograd shut out; this one needs it.
+    with _C._SetExcludeDispatchKeyGuard(_C.DispatchKey.AutogradFunctionality, False):
+        result = _second_derivative(
+            grads, primals, grad_grads, batch_sizes, lengths, cell, bidirectional, False
+        )
+    return [
+        torch.zeros_like(t) if r is None else r.clone()
+        for t, r in zip([*grads, *primals], result, strict=True)
+        if t is not None
+    ]
+
+
+@_double_backward.register_fake
+def _double_backward_fake(
+    grads: Sequence[Tensor | None], primals: Sequence[Tensor | None], *_: Any
+) -> list[Tensor]:
+    return [t.new_empty(t.shape) for t in (*grads, *primals) if t is not None]
+
+
+def _backward_derivative(
+    ctx: Any,
+    gg_x: Tensor | None,
+    gg_h0: Tensor | None,
+    gg_c0: Tensor | None,
+    gg_weights: Sequence[Tensor | None],
+) -> tuple[Any, ...]:
+    grad_y, grad_h, grad_c, x, h0, c0, batch_sizes, lengths, *weights = ctx.saved_tensors
+    _, cell, bidirectional, need_x, need_state, need_weights = ctx.options
+    grads = [grad_y, grad_h, grad_c]
+    primals = [x, h0, c0, *weights]
+    wanted = [
+        gg_x if need_x else None,
+        gg_h0 if need_state else None,
+        gg_c0 if need_state and c0 is not None else None,
+        *(gg_weights if need_weights else [None] * len(weights)),
+    ]
+    sequences = (batch_sizes, lengths, cell, bidirectional)
+    if is_in_torch_dispatch_mode():  # traced: one node, which has no third derivative
+        derived = iter(_double_backward(grads, primals, wanted, *sequences))
+        result = [None if t is None else next(derived) for t in (*grads, *primals)]
+    else:
+        result = _second_derivative(grads, primals, wanted, *sequences, torch.is_grad_enabled())
+    d_grad_y, d_grad_h, d_grad_c, d_x, d_h0, d_c0, *d_weights = result
+    return (d_grad_y, d_grad_h, d_grad_c, d_x, d_h0, d_c0, d_weights, *[None] * 9)
+
+
+torch.library.register_autograd(
+    "fusedrnn::backward", _backward_derivative, setup_context=_backward_setup
+)

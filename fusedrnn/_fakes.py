@@ -1,0 +1,141 @@
+"""Shapes of what the ops return, for the compiler: their fake implementations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._library import CELLS, LIBRARY
+
+
+def _sizes(
+    x: Tensor, weights: Sequence[Tensor], cell: str, bidirectional: bool
+) -> tuple[int, int, int, list[Any]]:
+    """Return D, H, P and the leading sizes of x."""
+    spec = CELLS[cell]
+    directions = 2 if bidirectional else 1
+    hidden = weights[0].shape[0] // spec.gates
+    return directions, hidden, weights[1].shape[1], list(x.shape[:-1])
+
+
+def _check_devices(x: Tensor, on_cpu: Sequence[Tensor | None], **others: Any) -> None:
+    """Raise where a meta or fake tensor stands beside tensors of another device."""
+    for name, value in others.items():
+        for t in value if isinstance(value, (list, tuple)) else [value]:
+            if t is not None and t.device != x.device:
+                raise RuntimeError(
+                    f"fusedrnn: {name} must be on {x.device} as x is, got {t.device}"
+                )
+    for name, t in zip(("batch_sizes", "lengths"), on_cpu, strict=True):
+        if t is not None and t.device.type != "cpu":
+            raise RuntimeError(f"fusedrnn: {name} must be on the CPU, got {t.device}")
+
+
+def _compute_dtype(x: Tensor) -> torch.dtype:
+    """The dtype of sums and of c inside a call."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _c_dtype(x: Tensor, c0: Tensor | None) -> torch.dtype:
+    """That of c_n and of the gradient of c0: c0's own."""
+    return x.dtype if c0 is None else c0.dtype
+
+
+def _in_pairs(dtype: torch.dtype, *sizes: int) -> bool:
+    """Whether the CPU engine multiplies pairs of bfloat16, and keeps it; sizes = I, H, P."""
+    return (
+        dtype == torch.bfloat16
+        and LIBRARY.multiplies_pairs
+        and all(size % 2 == 0 for size in sizes)
+    )
+
+
+def _empty_reserve(x: Tensor, cell: str, sizes: tuple[Any, Any, Any, Any, Any]) -> Tensor:
+    """Return what forward keeps for rows of states; sizes = rows, N, D, H, P."""
+    spec = CELLS[cell]
+    rows, batch, directions, hidden, width = sizes
+    emits, has_c = int(spec.stages > 1), int(spec.has_c)  # torch 2.11: a bool times a SymInt fails
+    saved = (batch if spec.saves_h else rows) * spec.saved * hidden
+    of_dtype = saved + rows * (emits * hidden + width)
+    of_state = rows * has_c * hidden
+    if x.device.type != "cuda":
+        if _in_pairs(x.dtype, x.shape[-1], hidden, width):
+            of_dtype = of_dtype // 2
+        return x.new_empty([directions * (of_dtype + of_state)], dtype=_compute_dtype(x))
+    # Bytes: all in the dtype of x but c, which is float32 for the 16-bit types, and aligned.
+    if x.dtype.itemsize == 2:
+        before_c = (saved + rows * width) * 2
+        padding = (before_c % 4) if spec.has_c else 0
+        one = before_c + padding + of_state * 4 + rows * emits * hidden * 2
+        one = (one + 3) // 4 * 4
+    else:
+        one = (of_dtype + of_state) * x.dtype.itemsize
+    return x.new_empty([directions * one], dtype=torch.uint8)
+
+
+@torch.library.register_fake("fusedrnn::forward")
+def _forward_fake(
+    x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: Sequence[Tensor],
+    batch_sizes: Tensor | None,
+    lengths: Tensor | None,
+    batch: int,
+    cell: str,
+    bidirectional: bool,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    _check_devices(x, (batch_sizes, lengths), h0=h0, c0=c0, weights=weights)
+    spec = CELLS[cell]
+    directions, hidden, width, lead = _sizes(x, weights, cell, bidirectional)
+    rows: Any = 1
+    for size in lead:
+        rows = rows * size
+    kept = (rows, batch) if keep else (0, 0)
+    return (
+        x.new_empty([*lead, directions * width]),
+        x.new_empty([directions, batch, width]),
+        x.new_empty([directions, batch, hidden], dtype=_c_dtype(x, c0))
+        if spec.has_c
+        else x.new_empty([0]),
+        _empty_reserve(x, cell, (*kept, directions, hidden, width)),
+    )
+
+
+@torch.library.register_fake("fusedrnn::backward")
+def _backward_fake(
+    grad_y: Tensor | None,
+    grad_h: Tensor | None,
+    grad_c: Tensor | None,
+    x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: Sequence[Tensor],
+    reserve: Tensor,
+    batch_sizes: Tensor | None,
+    lengths: Tensor | None,
+    batch: int,
+    cell: str,
+    bidirectional: bool,
+    need_x: bool,
+    need_state: bool,
+    need_weights: bool,
+) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    states = {"grad_y": grad_y, "grad_h": grad_h, "grad_c": grad_c, "h0": h0, "c0": c0}
+    _check_devices(x, (batch_sizes, lengths), **states, weights=weights, reserve=reserve)
+    directions, hidden, width, _ = _sizes(x, weights, cell, bidirectional)
+    has_c = CELLS[cell].has_c
+    # The CPU engine gives the gradients of weights as they were summed.
+    summed = x.dtype if x.device.type == "cuda" else _compute_dtype(x)
+    return (
+        x.new_empty(x.shape if need_x else [0]),
+        x.new_empty([directions, batch, width] if need_state else [0]),
+        x.new_empty([directions, batch, hidden], dtype=_c_dtype(x, c0))
+        if need_state and has_c
+        else x.new_empty([0]),
+        [w.new_empty(w.shape, dtype=summed) for w in weights] if need_weights else [],
+    )
