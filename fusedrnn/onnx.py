@@ -10,6 +10,6 @@ nodes, whoever wrote them. The package onnx is needed for both, onnxscript for `
 """
 
 from ._onnx_export import export, translations
-from ._onnx_load import load
+from ._onnx_load import constants, load
 
-__all__ = ["export", "load", "translations"]
+__all__ = ["constants", "export", "load", "translations"]
