@@ -217,7 +217,7 @@ def _check_functions(model: Any) -> None:
     nodes, depth = size_of(Counter(key(n, n.op_type) for _, n in _nodes(model.graph, scopes=False)))
     if nodes > MOST_NODES or depth > DEEPEST:
         raise ValueError(
-            f"with its local functions in place the model has {nodes} nodes, {depth} deep; "
+            f"with its local functions in place the model has {nodes} nodes, {depth - 1} deep; "
             f"load takes {MOST_NODES}, {DEEPEST} deep"
         )
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
+import io
+import pickle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import fusedrnn
 import fusedrnn.onnx
@@ -20,8 +23,18 @@ pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
 
 from onnx import TensorProto, helper, numpy_helper  # type: ignore[attr-defined]
+from onnx.reference import ReferenceEvaluator
 
 from tests.ecosystem.test_onnx import assert_close, run, session
+
+pytestmark = [
+    # torch's exporters and what they stand on.
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:# The axis name"),
+    pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
+    pytest.mark.filterwarnings("ignore:Exporting a model to ONNX with a batch_size other than 1"),
+]
 
 T, N, I, H = 5, 3, 4, 6
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
@@ -246,3 +259,221 @@ def test_a_model_without_recurrent_nodes() -> None:
     model = make_model([helper.make_node("Relu", ["X"], ["Y"])], {})
     with pytest.raises(ValueError, match="the model has no LSTM, GRU or RNN node"):
         fusedrnn.onnx.load(model)
+
+
+# --- layout = 1, and what a file feeds to a node besides the weights -----------------------------
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("operator", ["LSTM", "GRU", "RNN"])
+def test_layout_1_is_batch_first(operator: str, bidirectional: bool) -> None:
+    """Against the same node with layout = 0; ONNX Runtime and onnx itself know no more of it."""
+    D = 2 if bidirectional else 1
+    options = {"direction": "bidirectional"} if bidirectional else {}
+    outputs = ["Y", "Y_h", "Y_c"][: 3 if operator == "LSTM" else 2]
+    weights = make_weights(operator, D)
+    model = make_model([node(operator, layout=1, **options)], weights)
+    layer = fusedrnn.onnx.load(model, "it")
+    assert layer.batch_first
+
+    other = make_model([node(operator, **options)], weights)
+    other.graph.node[0].output[:] = outputs
+    del other.graph.output[:]
+    other.graph.output.extend(value(name) for name in outputs)
+    x = randn(N, T, I, dtype=torch.float32)
+    Y, *last = run(session(other), [x.transpose(0, 1).contiguous()])
+    y, states = layer.double()(x.double())
+    assert_close([Y.permute(2, 0, 1, 3)], [y.unflatten(-1, (D, H))])  # [N, T, D, H]
+    states = states if operator == "LSTM" else (states,)
+    assert_close(
+        [s.transpose(0, 1) for s in last],
+        [s.transpose(0, 1) for s in states],  # [N, D, H]
+    )
+
+
+def test_layout_1_of_onnx_itself() -> None:
+    """Its evaluator has layout = 1 for one step in one direction."""
+    model = make_model([node("LSTM", layout=1)], make_weights("LSTM", 1), [value("X", N, 1, I)])
+    x = randn(N, 1, I, dtype=torch.float32)
+    (Y,) = ReferenceEvaluator(model).run(None, {"X": x.numpy()})
+    y, _ = fusedrnn.onnx.load(model, "it").double()(x.double())
+    assert_close([torch.from_numpy(Y)], [y.unflatten(-1, (1, H))])
+
+
+REMARK = r"node 'it' \(.*\): the file holds {}\. .* passes \*\*fusedrnn\.onnx\.constants\(layer\)"
+
+
+def with_states(operator: str, D: int = 1, layout: int = 0, **states: Any) -> Any:
+    """A model whose node starts from states that are stored, computed or the graph's inputs."""
+    weights = {**make_weights(operator, D), **states}
+    wanted = ("lens", "h", "c") if operator == "LSTM" else ("lens", "h")
+    names = [name if name in states else "" for name in wanted]
+    options: dict[str, Any] = {"layout": layout} if layout else {}
+    if D == 2:
+        options["direction"] = "bidirectional"
+    return make_model([node(operator, inputs=["X", "W", "R", "B", *names], **options)], weights)
+
+
+def state(*shape: int) -> Any:
+    return randn(*shape, dtype=torch.float32).numpy()
+
+
+@pytest.mark.parametrize("D", [1, 2])
+@pytest.mark.parametrize("operator", ["LSTM", "GRU"])
+def test_stored_states(operator: str, D: int) -> None:
+    states = {"h": state(D, N, H), "c": state(D, N, H)}
+    if operator == "GRU":
+        del states["c"]
+    lens = np.array([5, 0, 3], np.int32)
+    model = with_states(operator, D, lens=lens, **states)
+    names = " and ".join(f"initial_{k}" for k in states) + " and sequence_lens"
+    with pytest.warns(UserWarning, match=REMARK.format(names)):
+        layer = fusedrnn.onnx.load(model, "it")
+    with pytest.warns(UserWarning, match=REMARK.format(names)):
+        assert list(fusedrnn.onnx.load(model)) == ["it"]
+    assert set(layer.state_dict()) == set(type(layer)(I, H, bidirectional=D == 2).state_dict())
+    x = randn(T, N, I, dtype=torch.float32)
+    (Y,) = run(session(model), [x])
+    for each in (layer, copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        each.double()
+        y, _ = each(x.double(), **fusedrnn.onnx.constants(each))
+        assert_close([Y], [y.unflatten(-1, (D, H)).transpose(1, 2)])
+    assert fusedrnn.onnx.constants(layer)["lengths"].tolist() == [5, 0, 3]
+
+
+def test_stored_states_with_layout_1() -> None:
+    h = state(N, 2, H)
+    with pytest.warns(UserWarning, match=REMARK.format("initial_h")):
+        layer = fusedrnn.onnx.load(with_states("GRU", 2, layout=1, h=h), "it")
+    hx = fusedrnn.onnx.constants(layer)["hx"]
+    assert torch.equal(hx, torch.from_numpy(h).transpose(0, 1))
+    layer(torch.randn(N, T, I), hx)
+
+
+def test_states_of_which_one_is_stored() -> None:
+    for name, k in (("h", 0), ("c", 1)):
+        stored = state(1, N, H)
+        with pytest.warns(UserWarning, match=REMARK.format(f"initial_{name}")):
+            layer = fusedrnn.onnx.load(with_states("LSTM", **{name: stored}), "it")
+        hx = fusedrnn.onnx.constants(layer)["hx"]
+        assert np.array_equal(hx[k], stored)
+        assert not hx[1 - k].any()
+        layer(torch.randn(T, N, I), hx)
+    # The other is an input of the graph: the caller's to fill in, and an error where he does not.
+    model = with_states("LSTM", h=state(1, N, H), c=state(1, N, H))
+    del model.graph.initializer[-1]
+    model.graph.input.append(value("c", 1, N, H))
+    with pytest.warns(UserWarning, match=REMARK.format("initial_h")):
+        layer = fusedrnn.onnx.load(model, "it")
+    h, c = fusedrnn.onnx.constants(layer)["hx"]
+    assert c is None
+    with pytest.raises(AttributeError, match="NoneType"):
+        layer(torch.randn(T, N, I), (h, c))
+
+
+def test_states_that_need_nothing() -> None:
+    zeros = {"h": np.zeros((1, N, H), np.float32), "c": -np.zeros((1, N, H), np.float32)}
+    layer = fusedrnn.onnx.load(with_states("LSTM", **zeros), "it")
+    assert fusedrnn.onnx.constants(layer) == fusedrnn.onnx.constants(layer, 7) == {}
+    assert fusedrnn.onnx.constants(fusedrnn.FusedGRU(2, 3)) == {}
+
+
+@pytest.mark.parametrize(
+    ("states", "message"),
+    [
+        ({"h": state(1, N, H + 1)}, r"initial_h must be \[1, N, 6\], got \[1, 3, 7\]\. .*, as hx"),
+        ({"h": state(1, 1, 1)}, r"initial_h must be \[1, N, 6\], got \[1, 1, 1\]\. It is yours"),
+        ({"c": state(1, N, H).astype("f8")}, "initial_c must be float32 as W is, got float64"),
+        ({"h": np.zeros((1, N, H), np.int64)}, "initial_h must be float32 as W is, got int64"),
+        (
+            {"lens": np.ones(N, np.float32)},
+            r"\[N\] of int32, got \[3\] of float32. .*lengths=",
+        ),
+        (
+            {"lens": np.ones((N, 1), np.int32)},
+            r"lens must be \[N\] of int32, got \[3, 1\]",
+        ),
+    ],
+)
+def test_states_that_cannot_be_kept(states: Any, message: str) -> None:
+    """The weights are there all the same, and nothing is dropped without a word."""
+    with pytest.warns(UserWarning, match=message):
+        layer = fusedrnn.onnx.load(with_states("LSTM", **states), "it")
+    assert fusedrnn.onnx.constants(layer) == {}
+
+
+def test_states_that_other_operators_compute() -> None:
+    model = with_states("GRU", h=state(1, N, H))
+    model.graph.initializer[-1].name = "h0"
+    model.graph.node.insert(0, helper.make_node("Softsign", ["h0"], ["h"], "bend"))
+    with pytest.warns(UserWarning, match=r"initial_h is prepared by the node 'bend' \(Softsign\)"):
+        fusedrnn.onnx.load(model, "it")
+    model.graph.node[0].op_type = "Mul"
+    model.graph.node[0].input.append("two")
+    model.graph.initializer.append(numpy_helper.from_array(np.array(2, np.float32), "two"))
+    with pytest.warns(UserWarning, match=REMARK.format("initial_h")):
+        layer = fusedrnn.onnx.load(model, "it")
+    h0 = numpy_helper.to_array(model.graph.initializer[3])
+    assert np.array_equal(fusedrnn.onnx.constants(layer)["hx"], 2 * h0)
+    # What depends on an input of the graph is the caller's, as documented.
+    model.graph.node[0].input[1] = "X"
+    assert fusedrnn.onnx.constants(fusedrnn.onnx.load(model, "it")) == {}
+
+
+class Learned(nn.Module):
+    """torch.nn's layer from a state that is learned, for every row of the batch."""
+
+    def __init__(self, repeat: bool) -> None:
+        super().__init__()
+        self.rnn = nn.GRU(I, H, 2)
+        self.h0 = nn.Parameter(torch.randn(2, 1, H))
+        self.repeat = repeat
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.shape[1]
+        h0 = self.h0.repeat(1, rows, 1) if self.repeat else self.h0.expand(-1, rows, -1)
+        result: Tensor = self.rnn(x, h0)[0]
+        return result
+
+
+@pytest.mark.parametrize("repeat", [False, True])
+@pytest.mark.parametrize("dynamo", [False, True])
+def test_learned_states(dynamo: bool, repeat: bool) -> None:
+    torch.manual_seed(0)
+    model = Learned(repeat).eval()
+    x, file = torch.randn(T, N, I), io.BytesIO()
+    if dynamo:
+        dynamic: Any = {"dynamic_shapes": ({1: torch.export.Dim("N", min=2)},)}
+        if not repeat:
+            dynamic = {}  # torch 2.13 does not export it for every N
+        program = torch.onnx.export(model, (x,), dynamo=True, verbose=False, **dynamic)
+        assert program is not None
+        proto = program.model_proto
+    else:
+        axes = {"x": {1: "N"}}
+        torch.onnx.export(
+            model, (x,), file, dynamo=False, input_names=["x"], dynamic_axes=axes, opset_version=17
+        )
+        proto = onnx.load_from_string(file.getvalue())
+    with pytest.warns(UserWarning, match="the file holds initial_h"):
+        stack = list(fusedrnn.onnx.load(proto).values())
+    assert len(stack) == 2
+    y = x
+    for layer in stack:
+        y, _ = layer(y, **fusedrnn.onnx.constants(layer, N))
+    torch.testing.assert_close(y, model(x), rtol=1e-5, atol=1e-6)
+    if not dynamo or repeat:
+        (h0,) = fusedrnn.onnx.constants(stack[0]).values()
+        assert torch.equal(h0, model.h0[:1])
+    else:
+        with pytest.raises(ValueError, match="N must be 3, the rows of the initial state, got 8"):
+            fusedrnn.onnx.constants(stack[0], 8)
+
+
+@pytest.mark.parametrize("dynamo", [False, True])
+def test_states_that_torch_fills_with_zeros(dynamo: bool) -> None:
+    file = io.BytesIO()
+    model, x = nn.LSTM(I, H, 2).eval(), torch.randn(T, N, I)
+    torch.onnx.export(model, (x,), file, dynamo=dynamo)
+    for layer in fusedrnn.onnx.load(onnx.load_from_string(file.getvalue())).values():
+        assert fusedrnn.onnx.constants(layer) == {}
