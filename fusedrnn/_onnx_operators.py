@@ -204,7 +204,8 @@ def _reduce_l2(meter: Meter, node: Any, x: Array, axes: Array | None = None) -> 
     keep = attribute(node, "keepdims", "INT", 1) != 0
     over = tuple(_axis(k, x.ndim) for k in where) if where else None
     meter.charge(2 * x.size)
-    squares = np.sum(np.square(x.astype(np.float64)), axis=over, keepdims=keep)
+    wide = x.astype(np.float32) if x.itemsize < 4 else x
+    squares = np.sum(np.square(wide), axis=over, keepdims=keep, dtype=wide.dtype)
     return np.sqrt(squares).astype(x.dtype)
 
 
