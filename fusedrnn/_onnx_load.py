@@ -74,6 +74,7 @@ def load(source: Any, name: str | None = None) -> Layer | dict[str, Layer]:
     Raises:
         ModuleNotFoundError: onnx is missing.
         OSError: the file cannot be opened.
+        TypeError: source is neither a path nor a model.
         ValueError: the file is no ONNX model, or contradicts itself; no such node; or one that our
             layers cannot compute: other activations, clip, peepholes, input_forget, direction
             "reverse", weights that are not constant, or not all of one dtype, which can be float32,
@@ -154,16 +155,22 @@ def _read(source: Any) -> tuple[Any, str | None]:
     if isinstance(source, onnx.ModelProto):
         model, what = source, "the model"
     elif isinstance(source, (str, os.PathLike)) or hasattr(source, "read"):
-        what = repr(os.fspath(source)) if not hasattr(source, "read") else "the file"
+        what = "the file"
+        if not hasattr(source, "read"):
+            path = os.fspath(source)
+            what, folder = repr(path), os.path.dirname(path)
+            if path.endswith((".onnxtxt", ".onnxtext")):
+                # onnx 1.23 ends the process where one is nested deeply.
+                raise ValueError(f"{what} is in onnx's text form: give load onnx.load({what})")
         try:
-            model = onnx.load(source, load_external_data=False)
+            form = "protobuf" if hasattr(source, "read") else None  # None: by the path
+            model = onnx.load(source, form, load_external_data=False)
         except (OSError, MemoryError):
             raise
         except Exception as error:  # protobuf's, of which there is one for each form of a file
             raise ValueError(
                 f"{what} is not an ONNX model: {type(error).__name__}: {error}"
             ) from None
-        folder = os.path.dirname(os.fspath(source)) if not hasattr(source, "read") else None
     else:
         raise TypeError(f"source must be a path or an onnx.ModelProto, got {type(source).__name__}")
     if not model.HasField("graph"):

@@ -21,6 +21,7 @@ Array: TypeAlias = "np.ndarray[Any, Any]"
 
 FLOATS = ("float32", "float64", "float16", "bfloat16")
 SIGNED = ("int32", "int64")
+QUANTIZED = ("int8", "uint8", "int16", "uint16")
 
 
 class Meter(Protocol):
@@ -238,34 +239,54 @@ def _constant_of_shape(meter: Meter, node: Any, shape: Array) -> Array:
     return np.broadcast_to(fill.reshape(()), sizes)
 
 
+def _beside(meter: Meter, node: Any, x: Array, what: str, array: Array) -> Array:
+    """The scale or zero point of x [...] in a form that broadcasts with it."""
+    axis = attribute(node, "axis", "INT", 1)
+    block = attribute(node, "block_size", "INT", 0)
+    if block:
+        k = _axis(axis, x.ndim)
+        blocks = list(x.shape)
+        blocks[k] = -(-x.shape[k] // block)
+        if block < 0 or list(array.shape) != blocks:
+            raise ValueError(f"{what} must be {blocks}, got {form(array)}")
+        meter.charge(x.size)
+        return np.take(array, np.arange(x.shape[k]) // block, k)
+    if array.size == 1 and array.ndim <= 1:
+        return array.reshape(())
+    k = _axis(axis, x.ndim)
+    if array.shape != (x.shape[k],):
+        raise ValueError(f"{what} must be a number or [{x.shape[k]}], got {form(array)}")
+    return array.reshape([-1 if j == k else 1 for j in range(x.ndim)])
+
+
 def _dequantize_linear(
     meter: Meter, node: Any, x: Array, scale: Array, zero: Array | None = None
 ) -> Array:
-    axis = attribute(node, "axis", "INT", 1)
-    block = attribute(node, "block_size", "INT", 0)
     code = attribute(node, "output_dtype", "INT", 0)
     dtype = _dtype_of(code, FLOATS) if code else scale.dtype
-
-    def laid_out(what: str, array: Array) -> Array:
-        """A scale or zero point so that it broadcasts with x."""
-        if block:
-            k = _axis(axis, x.ndim)
-            blocks = list(x.shape)
-            blocks[k] = -(-x.shape[k] // block)
-            if block < 0 or list(array.shape) != blocks:
-                raise ValueError(f"{what} must be {blocks}, got {form(array)}")
-            meter.charge(x.size)
-            return np.take(array, np.arange(x.shape[k]) // block, k)
-        if array.size == 1 and array.ndim <= 1:
-            return array.reshape(())
-        k = _axis(axis, x.ndim)
-        if array.shape != (x.shape[k],):
-            raise ValueError(f"{what} must be a number or [{x.shape[k]}], got {form(array)}")
-        return array.reshape([-1 if j == k else 1 for j in range(x.ndim)])
-
     meter.charge(x.size)
-    zero = None if zero is None else laid_out("the zero point", zero)
-    return dequantized(x, laid_out("the scale", scale), zero).astype(dtype)
+    scale = _beside(meter, node, x, "the scale", scale)
+    zero = None if zero is None else _beside(meter, node, x, "the zero point", zero)
+    return dequantized(x, scale, zero).astype(dtype)
+
+
+def _quantize_linear(
+    meter: Meter, node: Any, x: Array, scale: Array, zero: Array | None = None
+) -> Array:
+    if zero is None:
+        code = attribute(node, "output_dtype", "INT", 0)
+        dtype = _dtype_of(code, QUANTIZED) if code else np.dtype(np.uint8)
+        zero = np.zeros((), dtype)
+    if x.dtype.name not in FLOATS or scale.dtype != x.dtype or zero.dtype.name not in QUANTIZED:
+        raise ValueError(
+            f"it must make one of {', '.join(QUANTIZED)} of floating-point numbers, got "
+            f"{', '.join(map(form, (x, scale, zero)))}"
+        )
+    meter.charge(x.size)
+    limits = np.iinfo(zero.dtype)
+    steps = x.astype(np.float32) / _beside(meter, node, x, "the scale", scale).astype(np.float32)
+    steps = np.rint(steps) + _beside(meter, node, x, "the zero point", zero).astype(np.float32)
+    return np.clip(steps, limits.min, limits.max).astype(zero.dtype)
 
 
 @np.errstate(all="ignore")
@@ -312,8 +333,9 @@ OPERATORS: dict[str, tuple[Callable[..., Any], int, tuple[str, ...]]] = {
     "ConstantOfShape": (_constant_of_shape, 1, ("value",)),
     "Expand": (_expand, 2, ()),
     "Tile": (_tile, 2, ()),
-    # quantizers
+    # quantizers; both in a row where they leave the weights in floating point
     "DequantizeLinear": (_dequantize_linear, 2, ("axis", "block_size", "output_dtype")),
+    "QuantizeLinear": (_quantize_linear, 2, ("axis", "block_size", "output_dtype", "saturate")),
     # a tensor stored as a node
     "Constant": (_identity, 1, ()),
 }

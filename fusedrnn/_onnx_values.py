@@ -280,7 +280,7 @@ class Constants:
 
 def _known(node: Any) -> bool:
     """Whether a node may prepare a value."""
-    also = ("com.microsoft",) if node.op_type == "DequantizeLinear" else ()
+    also = ("com.microsoft",) if node.op_type in ("DequantizeLinear", "QuantizeLinear") else ()
     return node.op_type in OPERATORS and node.domain in (*STANDARD, *also)
 
 

@@ -57,7 +57,16 @@ NUMBERS = [
 OPERATORS = [
     *["Identity", "Slice", "Concat", "Unsqueeze", "Squeeze", "Reshape", "Gather", "Split"],
     *["Transpose", "Cast", "Add", "Sub", "Mul", "Div", "ReduceL2", "Expand", "Tile"],
-    *["ConstantOfShape", "DequantizeLinear", "Constant", "RandomNormal", "If", "Loop", "Scan"],
+    *[
+        "ConstantOfShape",
+        "DequantizeLinear",
+        "QuantizeLinear",
+        "Constant",
+        "RandomNormal",
+        "If",
+        "Loop",
+        "Scan",
+    ],
     *["Range", "NonZero", "OneHot", "Resize", "Pad", "Einsum", "MatMul", "Where", "LSTM", "GRU"],
 ]
 ATTRIBUTES = ["axis", "axes", "perm", "to", "starts", "ends", "split", "num_outputs", "value"]

@@ -61,6 +61,12 @@ def test_paths(tmp_path: Path) -> None:
         assert list(fusedrnn.onnx.load(file)) == ["it"]
 
 
+def test_onnxs_text_form_is_read_by_onnx() -> None:
+    """Its parser ends the process where a file is nested deeply."""
+    with pytest.raises(ValueError, match=r"text form: give load onnx\.load\('model\.onnxtxt'\)"):
+        fusedrnn.onnx.load("model.onnxtxt")
+
+
 def test_names_that_are_no_text() -> None:
     """Names are bytes where they are not UTF-8, and name what they name all the same."""
     data = lstm_file().replace(b"it", b"\xff\xfe").replace(b"\x01W", b"\x01\xfd")

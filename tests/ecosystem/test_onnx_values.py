@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ pytest.importorskip("onnxruntime")
 
 from onnx import TensorProto, helper, numpy_helper  # type: ignore[attr-defined]
 
+from fusedrnn._onnx_operators import OPERATORS
 from tests.ecosystem.test_onnx import run, session
 from tests.ecosystem.test_onnx_load import H, I, make_model, make_weights, node, value
 from tests.helpers import randn
@@ -243,6 +245,25 @@ def test_dequantized_weights_of_newer_kinds(kind: int, scale: int, options: Any)
     assert torch.equal(W_of(layer), computed(model, scale))
 
 
+@pytest.mark.parametrize("version", [10, 13, 21])
+@pytest.mark.parametrize("kind", [np.int8, np.uint8])
+def test_weights_between_quantize_and_dequantize(kind: Any, version: int) -> None:
+    """As quantization-aware training leaves them; some are beyond the range."""
+    count = [] if version == 10 else [ROWS]
+    rng = np.random.default_rng(2)
+    weights = {"A1": A[None], "s": rng.random(count, np.float32) * np.float32(0.02) + 1e-3}
+    weights["s"] = np.asarray(weights["s"], np.float32)
+    weights["z"] = rng.integers(3, 9, count).astype(kind)
+    nodes = [
+        make("QuantizeLinear", ["A1", "s", "z"], ["q"]),
+        make("DequantizeLinear", ["q", "s", "z"], ["W"]),
+    ]
+    model = prepared(nodes, weights, version)
+    layer = fusedrnn.onnx.load(model, "it")
+    assert torch.equal(W_of(layer), computed(model))
+    assert 0 < (W_of(layer) - torch.from_numpy(A)).abs().max() < 10
+
+
 def test_float8_weights() -> None:
     model = prepared([make("DequantizeLinear", ["q", "s"], ["W"])], {"s": np.float32(0.5)}, 19)
     q = helper.make_tensor("q", TensorProto.FLOAT8E4M3FN, (1, ROWS, I), A.ravel())
@@ -360,6 +381,14 @@ def test_infinite_and_nan_weights_are_weights_like_others() -> None:
     W[0, 0, :3] = np.inf, -np.inf, np.nan
     model = prepared([make("Cast", ["w"], ["W"], to=FLOAT)], {"w": W.astype(np.float64)})
     assert np.array_equal(W_of(fusedrnn.onnx.load(model, "it")).numpy(), W, equal_nan=True)
+
+
+def test_the_page_lists_the_operators() -> None:
+    page = (Path(__file__).parents[2] / "docs/interop.md").read_text()
+    sentence = re.search(r"be prepared from stored tensors by ([^.]*)\.", page)
+    assert sentence is not None
+    named = re.split(r",\s+|\s+or\s+", sentence[1])
+    assert named == sorted(OPERATORS)
 
 
 def test_a_long_chain() -> None:
