@@ -29,9 +29,10 @@ KINDS = {**{("", kind): kind for kind in GATES}, ("com.microsoft", QUANTIZED): "
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 # Of a model, once every call of a local function is replaced by the function's nodes. Exporters
-# that write functions nest them a few deep.
+# that write functions nest them a few deep, and keep weights out of them.
 MOST_NODES = 1_000_000
 DEEPEST = 100
+MOST_BYTES = 1 << 26  # beside four times the file's own
 
 
 @overload
@@ -87,7 +88,7 @@ def load(source: Any, name: str | None = None) -> Layer | dict[str, Layer]:
         domain = "" if proto.domain == "ai.onnx" else text(proto.domain)
         op_type, key = text(proto.op_type), text(proto.name)
         if (domain, op_type) not in KINDS:
-            if op_type.endswith((*GATES, "Recurrent")):
+            if op_type.endswith((*GATES,)):
                 odd.add(f"{domain}::{op_type}" if domain else op_type)
             continue
         if not key or key in found:
@@ -144,7 +145,7 @@ def constants(layer: Layer, N: int | None = None) -> dict[str, Any]:
         result["hx"] = tuple(states) if layer.mode == "LSTM" else states[0]
     lengths = getattr(layer, "onnx_lengths", None)
     if lengths is not None:
-        result["lengths"] = torch.tensor(lengths)
+        result["lengths"] = torch.tensor(lengths, dtype=torch.int64)
     return result
 
 
@@ -176,11 +177,13 @@ def _read(source: Any) -> tuple[Any, str | None]:
     if not model.HasField("graph"):
         raise ValueError(f"{what} is not an ONNX model: it has no graph")
     if model.functions:
-        _check_functions(model)
         inliner = need("onnx.inliner", "load")
         try:
+            _check_functions(model)
             model = inliner.inline_local_functions(model)
-        except Exception as error:  # of C++
+        except ValueError:
+            raise
+        except Exception as error:  # protobuf's, or of C++
             raise ValueError(
                 f"the local functions of {what} cannot be put in place of their calls: {error}"
             ) from None
@@ -203,17 +206,20 @@ def _check_functions(model: Any) -> None:
         for each in counts.keys() & functions.keys():
             callers[each].append(name)
     missing = {name: len(counts.keys() & functions.keys()) for name, counts in calls.items()}
-    sizes: dict[Any, tuple[int, int]] = {}  # of a function put in place: its nodes, its depth
+    sizes: dict[Any, tuple[int, int, int]] = {}  # of a function put in place: nodes, bytes, depth
 
-    def size_of(counts: Counter[Any]) -> tuple[int, int]:
-        inner = counts.keys() & functions.keys()
-        nodes = sum(sizes[each][0] * n if each in inner else n for each, n in counts.items())
-        return nodes, 1 + max((sizes[each][1] for each in inner), default=0)
+    def size_of(proto: Any, counts: Counter[Any]) -> tuple[int, int, int]:
+        inner = {each: sizes[each] for each in counts.keys() & functions.keys()}
+        return (
+            sum(n * inner[each][0] if each in inner else n for each, n in counts.items()),
+            proto.ByteSize() + sum(counts[each] * size[1] for each, size in inner.items()),
+            1 + max((size[2] for size in inner.values()), default=0),
+        )
 
     ready = [name for name, count in missing.items() if count == 0]
     while ready:
         name = ready.pop()
-        sizes[name] = size_of(calls[name])
+        sizes[name] = size_of(functions[name], calls[name])
         for caller in callers[name]:
             missing[caller] -= 1
             if missing[caller] == 0:
@@ -221,11 +227,13 @@ def _check_functions(model: Any) -> None:
     circle = [name for name in functions if name not in sizes]
     if circle:
         raise ValueError(f"the local function {text(circle[0][1])!r} calls itself")
-    nodes, depth = size_of(Counter(key(n, n.op_type) for _, n in _nodes(model.graph, scopes=False)))
-    if nodes > MOST_NODES or depth > DEEPEST:
+    of_graph = Counter(key(n, n.op_type) for _, n in _nodes(model.graph, scopes=False))
+    nodes, size, depth = size_of(model.graph, of_graph)
+    most = MOST_BYTES + 4 * model.ByteSize()
+    if nodes > MOST_NODES or depth > DEEPEST or size > most:
         raise ValueError(
-            f"with its local functions in place the model has {nodes} nodes, {depth - 1} deep; "
-            f"load takes {MOST_NODES}, {DEEPEST} deep"
+            f"with its local functions in place the model has {nodes} nodes of {size} bytes, "
+            f"{depth - 1} deep; load takes {MOST_NODES} of {most}, {DEEPEST} deep"
         )
 
 
