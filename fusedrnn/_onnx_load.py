@@ -69,8 +69,9 @@ def load(source: Any, name: str | None = None) -> Layer | dict[str, Layer]:
         The layer named, or all of them by name, in the order of the graph.
 
     Warns:
-        UserWarning: a node starts from a state, or has sequence_lens, that the file holds. A call
-            of the layer does not use them unless it is given `constants`.
+        UserWarning: a node starts from a state that is not zero, or has sequence_lens, and the file
+            holds them: a call of the layer does not use them unless it is given `constants`. Or
+            they depend on no input of the graph, and load cannot compute them.
 
     Raises:
         ModuleNotFoundError: onnx is missing.
