@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,6 +18,8 @@ Layer = TypeVar("Layer", FusedLSTM, FusedGRU, FusedRNN)
 
 def as_tensor(array: Any) -> Tensor:
     """A copy of an array as a tensor; bfloat16, which numpy itself does not know, included."""
+    import numpy as np
+
     array = np.asarray(array)
     if array.dtype.name == "bfloat16":
         return torch.tensor(array.astype(np.float32)).to(torch.bfloat16)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-__all__ = ["GATES", "need"]
+__all__ = ["GATES", "attribute", "need", "text"]
 
 # Of ONNX's gates (LSTM iofc, GRU zrh), the place in our order (LSTM ifgo, GRU rzn).
 GATES = {"LSTM": (0, 3, 1, 2), "GRU": (1, 0, 2), "RNN": (0,)}
+
+_REQUIRED = object()
 
 
 def need(package: str, task: str) -> Any:
@@ -23,3 +25,28 @@ def need(package: str, task: str) -> Any:
             f"pip install {error.name}",
             name=error.name,
         ) from None
+
+
+def text(value: str | bytes) -> str:
+    """A string of a file for a message; protobuf gives bytes where one is not UTF-8."""
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
+
+
+def attribute(node: Any, name: str, kind: str, default: Any = _REQUIRED) -> Any:
+    """An attribute of a node of this type (INT, FLOATS...); raises a ValueError where it is not."""
+    found = [a for a in node.attribute if a.name == name]
+    if not found:
+        if default is _REQUIRED:
+            raise ValueError(f"the attribute {name} is missing")
+        return default
+    types = type(found[0]).AttributeType
+    code = found[0].type
+    said = types.Name(code) if code in types.values() else str(code)
+    if len(found) > 1 or found[0].ref_attr_name or said != kind:
+        if found[0].ref_attr_name:
+            said = "a reference to an attribute of a function"
+        raise ValueError(f"{name} must be one attribute of type {kind}, got {said}")
+    fields = {"INT": "i", "FLOAT": "f", "STRING": "s", "TENSOR": "t"}
+    if kind in fields:
+        return getattr(found[0], fields[kind])
+    return list(getattr(found[0], kind.lower()))

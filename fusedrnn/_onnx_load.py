@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
-from collections import ChainMap
-from collections.abc import Iterator, Mapping
-from typing import Any, overload
+import os
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
+from torch import Tensor
 
 from ._importing import as_tensor, expect_shape, make_layer, with_gates
-from ._onnx import GATES, need
+from ._onnx import GATES, attribute, need, text
 from .modules import FusedGRU, FusedLSTM, FusedRNN
 
-__all__ = ["load"]
+if TYPE_CHECKING:  # it needs numpy
+    from ._onnx_operators import Array
+    from ._onnx_values import Constants, Scope
+
+__all__ = ["constants", "load"]
 
 Layer = FusedLSTM | FusedGRU | FusedRNN
+
+# ONNX Runtime's name for an LSTM whose weights are integers.
+QUANTIZED = "DynamicQuantizeLSTM"
+KINDS = {**{("", kind): kind for kind in GATES}, ("com.microsoft", QUANTIZED): "LSTM"}
+FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+# Of a model, once every call of a local function is replaced by the function's nodes. Exporters
+# that write functions nest them a few deep, and keep weights out of them.
+MOST_NODES = 1_000_000
+DEEPEST = 100
+MOST_BYTES = 1 << 26  # beside four times the file's own
 
 
 @overload
@@ -30,9 +48,17 @@ def load(source: Any, name: str | None = None) -> Layer | dict[str, Layer]:
 
     The layers hold the nodes' weights and attributes, in their dtype, and take [T, N, I] as the
     nodes do. What the graph feeds to a node besides is the caller's to pass: initial states as
-    ``hx``, sequence_lens as ``lengths=``. The node's Y [T, D, N, H] is our y [T, N, D*H],
-    ``y.unflatten(-1, (D, H)).transpose(1, 2)``. Nodes in the branches of an If, in the body of
-    a Loop and in local functions are found too.
+    ``hx``, sequence_lens as ``lengths=``; those that the file itself holds, see `constants`. The
+    node's Y [T, D, N, H] is our y [T, N, D*H], ``y.unflatten(-1, (D, H)).transpose(1, 2)``. A node
+    with layout = 1 becomes a ``batch_first`` layer, which takes [N, T, I]: Y [N, T, D, H] is
+    ``y.unflatten(-1, (D, H))``, and Y_h and Y_c [N, D, H] are ``h_n.transpose(0, 1)`` and
+    ``c_n.transpose(0, 1)``. Nodes in the branches of an If, in the body of a Loop and in local
+    functions are found too.
+
+    Weights must be constant: stored, or prepared from stored tensors by operators that exporters
+    and quantizers use for it (a refusal lists them). Those behind DequantizeLinear, and those of
+    ONNX Runtime's DynamicQuantizeLSTM, become floating-point numbers. Nothing else of the file is
+    run.
 
     Args:
         source: the path of a file, or an onnx.ModelProto.
@@ -42,155 +68,394 @@ def load(source: Any, name: str | None = None) -> Layer | dict[str, Layer]:
     Returns:
         The layer named, or all of them by name, in the order of the graph.
 
+    Warns:
+        UserWarning: a node starts from a state that is not zero, or has sequence_lens, and the file
+            holds them: a call of the layer does not use them unless it is given `constants`. Or
+            they depend on no input of the graph, and load cannot compute them.
+
     Raises:
         ModuleNotFoundError: onnx is missing.
-        ValueError: no such node, or one that our layers cannot compute: other activations, clip,
-            peepholes, input_forget, layout = 1, direction "reverse", weights that are not constant.
+        OSError: the file cannot be opened.
+        TypeError: source is neither a path nor a model.
+        ValueError: the file is no ONNX model, or contradicts itself; no such node; or one that our
+            layers cannot compute: other activations, clip, peepholes, input_forget, direction
+            "reverse", weights that are not constant, or not all of one dtype, which can be float32,
+            float64, float16 and bfloat16.
     """
-    onnx = need("onnx", "load")
-    model = source if isinstance(source, onnx.ModelProto) else onnx.load(source)
-    if model.functions:
-        model = need("onnx.inliner", "load").inline_local_functions(model)
+    model, folder = _read(source)
     found: dict[str, _Node] = {}
-    for k, node in enumerate(_recurrent_nodes(model, model.graph, ChainMap())):
-        taken = not node.proto.name or node.proto.name in found
-        found[f"{node.proto.op_type}_{k}" if taken else node.proto.name] = node
+    odd: set[str] = set()
+    for scope, proto in _nodes(model.graph):
+        domain = "" if proto.domain == "ai.onnx" else text(proto.domain)
+        op_type, key = text(proto.op_type), text(proto.name)
+        if (domain, op_type) not in KINDS:
+            if op_type.endswith((*GATES,)):
+                odd.add(f"{domain}::{op_type}" if domain else op_type)
+            continue
+        if not key or key in found:
+            key = f"{op_type}_{len(found)}"
+            while key in found:
+                key += "_"
+        found[key] = _Node(proto, KINDS[domain, op_type], scope, folder)
     if not found:
-        raise ValueError("the model has no LSTM, GRU or RNN node")
-    if name is None:
-        return {key: node.layer(key) for key, node in found.items()}
-    if name not in found:
+        known = f"; load does not know {', '.join(sorted(odd))}" if odd else ""
+        raise ValueError(f"the model has no LSTM, GRU or RNN node{known}")
+    if name is not None and name not in found:
         raise ValueError(f"name must be one of {', '.join(found)}, got {name!r}")
-    return found[name].layer(name)
+    result: dict[str, Layer] = {}
+    for key in found if name is None else [name]:
+        what = f"node {key!r} ({text(found[key].proto.op_type)})"
+        try:
+            result[key], remarks = found[key].layer()
+        except ValueError as error:
+            raise ValueError(f"{what}: {error}") from None
+        for remark in remarks:
+            warnings.warn(f"{what}: {remark}", stacklevel=2)
+    return result if name is None else result[name]
+
+
+def constants(layer: Layer, N: int | None = None) -> dict[str, Any]:
+    """What the file that a layer was loaded from feeds to its node besides the weights.
+
+    A model can start from states that are stored with it (learned ones, for example), or fix the
+    lengths of its rows. `load` hands those over here::
+
+        y, state = layer(x, **fusedrnn.onnx.constants(layer))
+
+    Args:
+        layer: from `load`. The states follow it to another dtype or device.
+        N: rows of the batch, for a state that the file repeats for each of them and that is stored
+            once. None: as many as are stored.
+
+    Returns:
+        Arguments of the layer's call: ``hx`` where an initial state is not zero, h0 [D, N, H] or,
+        of an LSTM, (h0, c0), with None in the place of one that the graph computes and the caller
+        is to fill in; ``lengths`` [N] where sequence_lens is constant. {} where nothing is.
+
+    Raises:
+        ValueError: the states have another number of rows than N.
+    """
+    states: list[Any] = [getattr(layer, f"onnx_{key}0", None) for key in "hc"]
+    result: dict[str, Any] = {}
+    stored = max((s.size(1) for s in states if s is not None), default=1)
+    rows = stored if N is None else N
+    if stored not in (1, rows):
+        raise ValueError(f"N must be {stored}, the rows of the initial state, got {rows}")
+    states = [None if s is None else s.expand(-1, rows, -1) for s in states]
+    if any(s is not None for s in states):
+        result["hx"] = tuple(states) if layer.mode == "LSTM" else states[0]
+    lengths = getattr(layer, "onnx_lengths", None)
+    if lengths is not None:
+        result["lengths"] = torch.tensor(lengths, dtype=torch.int64)
+    return result
+
+
+def _read(source: Any) -> tuple[Any, str | None]:
+    """The model, with the nodes of its local functions in their place, and its folder."""
+    onnx = need("onnx", "load")
+    folder: str | None = None
+    if isinstance(source, onnx.ModelProto):
+        model, what = source, "the model"
+    elif isinstance(source, (str, os.PathLike)) or hasattr(source, "read"):
+        what = "the file"
+        if not hasattr(source, "read"):
+            path = os.fspath(source)
+            what, folder = repr(path), os.path.dirname(path)
+            if path.endswith((".onnxtxt", ".onnxtext")):
+                # onnx 1.23 ends the process where one is nested deeply.
+                raise ValueError(f"{what} is in onnx's text form: give load onnx.load({what})")
+        try:
+            form = "protobuf" if hasattr(source, "read") else None  # None: by the path
+            model = onnx.load(source, form, load_external_data=False)
+        except (OSError, MemoryError):
+            raise
+        except Exception as error:  # protobuf's, of which there is one for each form of a file
+            raise ValueError(
+                f"{what} is not an ONNX model: {type(error).__name__}: {error}"
+            ) from None
+    else:
+        raise TypeError(f"source must be a path or an onnx.ModelProto, got {type(source).__name__}")
+    if not model.HasField("graph"):
+        raise ValueError(f"{what} is not an ONNX model: it has no graph")
+    if model.functions:
+        inliner = need("onnx.inliner", "load")
+        try:
+            _check_functions(model)
+            model = inliner.inline_local_functions(model)
+        except ValueError:
+            raise
+        except Exception as error:  # protobuf's, or of C++
+            raise ValueError(
+                f"the local functions of {what} cannot be put in place of their calls: {error}"
+            ) from None
+    return model, folder
+
+
+def _check_functions(model: Any) -> None:
+    """Raises where to put functions in place of their calls would not end, or would fill memory."""
+
+    def key(node: Any, name: Any) -> tuple[Any, ...]:
+        return ("" if node.domain == "ai.onnx" else node.domain, name, node.overload)
+
+    functions = {key(f, f.name): f for f in model.functions}
+    calls = {
+        name: Counter(key(n, n.op_type) for _, n in _nodes(f, scopes=False))
+        for name, f in functions.items()
+    }
+    callers: dict[Any, list[Any]] = {name: [] for name in functions}
+    for name, counts in calls.items():
+        for each in counts.keys() & functions.keys():
+            callers[each].append(name)
+    missing = {name: len(counts.keys() & functions.keys()) for name, counts in calls.items()}
+    sizes: dict[Any, tuple[int, int, int]] = {}  # of a function put in place: nodes, bytes, depth
+
+    def size_of(proto: Any, counts: Counter[Any]) -> tuple[int, int, int]:
+        inner = {each: sizes[each] for each in counts.keys() & functions.keys()}
+        return (
+            sum(n * inner[each][0] if each in inner else n for each, n in counts.items()),
+            proto.ByteSize() + sum(counts[each] * size[1] for each, size in inner.items()),
+            1 + max((size[2] for size in inner.values()), default=0),
+        )
+
+    ready = [name for name, count in missing.items() if count == 0]
+    while ready:
+        name = ready.pop()
+        sizes[name] = size_of(functions[name], calls[name])
+        for caller in callers[name]:
+            missing[caller] -= 1
+            if missing[caller] == 0:
+                ready.append(caller)
+    circle = [name for name in functions if name not in sizes]
+    if circle:
+        raise ValueError(f"the local function {text(circle[0][1])!r} calls itself")
+    of_graph = Counter(key(n, n.op_type) for _, n in _nodes(model.graph, scopes=False))
+    nodes, size, depth = size_of(model.graph, of_graph)
+    most = MOST_BYTES + 4 * model.ByteSize()
+    if nodes > MOST_NODES or depth > DEEPEST or size > most:
+        raise ValueError(
+            f"with its local functions in place the model has {nodes} nodes of {size} bytes, "
+            f"{depth - 1} deep; load takes {MOST_NODES} of {most}, {DEEPEST} deep"
+        )
+
+
+def _nodes(graph: Any, scopes: bool = True) -> Iterator[tuple[Any, Any]]:
+    """The nodes of a graph and of the graphs in its nodes, in order, each with its scope."""
+    if scopes:
+        from ._onnx_values import Scope
+    stack: list[tuple[Any, Iterator[Any]]] = [
+        (Scope(graph, None) if scopes else None, iter(graph.node))
+    ]
+    while stack:
+        scope, nodes = stack[-1]
+        node = next(nodes, None)
+        if node is None:
+            stack.pop()
+            continue
+        yield scope, node
+        inner = [
+            g for a in node.attribute for g in (*([a.g] if a.HasField("g") else []), *a.graphs)
+        ]
+        stack += [(Scope(g, scope) if scopes else None, iter(g.node)) for g in reversed(inner)]
 
 
 class _Node:
     """A recurrent node, and where the values come from that it can see."""
 
-    def __init__(self, model: Any, proto: Any, sources: Mapping[str, Any]) -> None:
-        self.model = model
+    def __init__(self, proto: Any, kind: str, scope: Scope, folder: str | None) -> None:
+        from ._onnx_values import Constants
+
         self.proto = proto
-        self.sources = sources  # of a value: the initializer, or the node that computes it
+        self.kind = kind  # LSTM, GRU or RNN
+        self.inputs = [*proto.input, *[""] * 12]
+        self.constants: Constants = Constants(scope, folder)
 
-    def layer(self, name: str) -> Layer:
-        """The fused layer with the weights of this node."""
-        try:
-            return self._layer()
-        except ValueError as error:
-            raise ValueError(f"node {name!r} ({self.proto.op_type}): {error}") from None
-
-    def _layer(self) -> Layer:
-        kind = self.proto.op_type
+    def layer(self) -> tuple[Layer, list[str]]:
+        """The fused layer with the weights of this node, and what to tell the user of it."""
+        kind = self.kind
         G = len(GATES[kind])
         options = self._options()
         D = 2 if options["bidirectional"] else 1
-
-        inputs = [*self.proto.input, *[""] * 8]
-        if kind == "LSTM" and inputs[7]:
+        if kind == "LSTM" and self.inputs[7]:
             raise ValueError("the input P must be absent: peepholes have no counterpart")
-        W, R = (as_tensor(self._constant(what, inputs[k])) for what, k in (("W", 1), ("R", 2)))
+        W, R = (self._matrix(*each) for each in (("W", 1, 8), ("R", 2, 10)))
         if W.dim() != 3:
             raise ValueError(f"W must have 3 dimensions, got {W.dim()}")
         H, I = W.shape[1] // G, W.shape[2]
         expect_shape("W", W, f"[D, {G}*H, I]", D, G * H, I)
         expect_shape("R", R, f"[D, {G}*H, H]", D, G * H, H)
-        hidden_size = self._attributes().get("hidden_size", H)
+        hidden_size = attribute(self.proto, "hidden_size", "INT", H)
         if hidden_size != H:
             raise ValueError(f"hidden_size must be the H of W, {H}, got {hidden_size}")
+        _expect_float("W", W)
+        _expect_float("R", R, W.dtype)
 
-        order = _ours(kind)
-        weights: list[torch.Tensor] = []
-        B = as_tensor(self._constant("B", inputs[3])) if inputs[3] else None
+        order = [GATES[kind].index(k) for k in range(G)]  # of our gates, the place in ONNX's
+        weights: list[Tensor] = []
+        B = self._tensor("B", 3) if self.inputs[3] else None
         if B is not None:
             expect_shape("B", B, f"[D, 2*{G}*H]", D, 2 * G * H)
+            _expect_float("B", B, W.dtype)
         for d in range(D):
             of_direction = [W[d], R[d], *(() if B is None else B[d].chunk(2))]
             weights += [with_gates(w, order) for w in of_direction]
         bias = B is not None
+        layer: Layer
         if kind == "LSTM":
-            return make_layer(FusedLSTM, weights, bias, **options)
-        if kind == "GRU":
-            return make_layer(FusedGRU, weights, bias, **options)
-        return make_layer(FusedRNN, weights, bias, **options)
-
-    def _attributes(self) -> dict[str, Any]:
-        helper = need("onnx.helper", "load")
-        return {a.name: helper.get_attribute_value(a) for a in self.proto.attribute}
+            layer = make_layer(FusedLSTM, weights, bias, **options)
+        elif kind == "GRU":
+            layer = make_layer(FusedGRU, weights, bias, **options)
+        else:
+            layer = make_layer(FusedRNN, weights, bias, **options)
+        return layer, self._keep_constants(layer, D, H, W.dtype)
 
     def _options(self) -> dict[str, Any]:
         """What the attributes say to our constructor; raises where it cannot be said."""
-        attributes = self._attributes()
-        direction = attributes.get("direction", b"forward").decode()
+        kind, node = self.kind, self.proto
+        direction = text(attribute(node, "direction", "STRING", b"forward"))
         if direction not in ("forward", "bidirectional"):
             raise ValueError(
                 f"direction must be forward or bidirectional, got {direction}: for reverse, give a "
                 "forward layer the flipped sequences"
             )
-        for name in ("clip", "input_forget", "layout"):
-            if attributes.get(name, 0) != 0:
-                raise ValueError(f"{name} must be absent or 0, got {attributes[name]:g}")
-        kind = self.proto.op_type
+        for name, type_ in (("clip", "FLOAT"), ("input_forget", "INT")):
+            value = attribute(node, name, type_, 0)
+            if value != 0:
+                raise ValueError(f"{name} must be absent or 0, got {value:g}")
+        layout = attribute(node, "layout", "INT", 0)
+        if layout not in (0, 1):
+            raise ValueError(f"layout must be 0 or 1, got {layout}")
         defaults = {"LSTM": ["Sigmoid", "Tanh", "Tanh"], "GRU": ["Sigmoid", "Tanh"]}
         expected = [defaults.get(kind, ["Tanh"])]
         if kind == "RNN":
             expected.append(["Relu"])
         D = 2 if direction == "bidirectional" else 1
-        given = [a.decode() for a in attributes.get("activations", [])] or expected[0] * D
+        given = [text(a) for a in attribute(node, "activations", "STRINGS", [])]
+        given = given or expected[0] * D
         accepted = [e for e in expected if [a.lower() for a in given] == [a.lower() for a in e * D]]
         if not accepted:
             wanted = " or ".join(str(e * D) for e in expected)
             raise ValueError(f"activations must be {wanted}, got {given}")
-        options: dict[str, Any] = {"bidirectional": D == 2}
+        options: dict[str, Any] = {"bidirectional": D == 2, "batch_first": layout == 1}
         if kind == "GRU":
-            options["reset_after"] = attributes.get("linear_before_reset", 0) != 0
+            options["reset_after"] = attribute(node, "linear_before_reset", "INT", 0) != 0
         if kind == "RNN":
             options["nonlinearity"] = accepted[0][0].lower()
         return options
 
-    def _constant(self, what: str, name: str) -> Any:
-        """The value of an input as an array, computed where it depends on constants alone."""
-        helper = need("onnx.helper", "load")
-        nodes: dict[int, Any] = {}  # in the order in which they can run
-        initializers: dict[str, Any] = {}
+    def _tensor(self, what: str, k: int, any_batch: bool = False) -> Tensor:
+        """The value of input k."""
+        if not self.inputs[k]:
+            raise ValueError(f"the input {what} is missing")
+        return _as_tensor(what, self.constants.of(what, self.inputs[k], any_batch))
 
-        def collect(value: str) -> None:
-            source = self.sources.get(value)
-            if source is None:
-                raise ValueError(f"{what} must be constant, but {name!r} depends on {value!r}")
-            if not hasattr(source, "op_type"):
-                initializers[value] = source
-            elif id(source) not in nodes:
-                for each in filter(None, source.input):
-                    collect(each)
-                nodes[id(source)] = source
+    def _matrix(self, what: str, k: int, scale: int) -> Tensor:
+        """W or R [D, G*H, ...]; of a quantized node, from integers [D, ..., G*H] and a scale."""
+        if self.proto.op_type != QUANTIZED:
+            return self._tensor(what, k)
+        from ._onnx_operators import dequantized
 
-        collect(name)
-        graph = helper.make_graph(
-            list(nodes.values()),
-            "constant",
-            [],
-            [helper.make_empty_tensor_value_info(name)],
-            list(initializers.values()),
+        names = (what, f"{what}_scale", f"{what}_zero_point")
+        if not self.inputs[k] or not self.inputs[scale]:
+            raise ValueError(f"the inputs {what} and {what}_scale must be there")
+        x, *rest = (
+            self.constants.of(each, self.inputs[place]) if self.inputs[place] else None
+            for each, place in zip(names, (k, scale, scale + 1), strict=True)
         )
-        if not nodes:
-            return need("onnx.numpy_helper", "load").to_array(initializers[name])
-        model = helper.make_model(graph, opset_imports=self.model.opset_import)
-        return need("onnx.reference", "load").ReferenceEvaluator(model).run([name], {})[0]
+        assert x is not None
+        if x.ndim != 3:
+            raise ValueError(f"{what} must have 3 dimensions, got {x.ndim}")
+        D, _, rows = x.shape
+        broad: list[Any] = []
+        for each, array in zip(names[1:], rest, strict=True):
+            if array is not None and array.shape not in ((D,), (D, rows)):
+                raise ValueError(f"{each} must be [{D}] or [{D}, {rows}], got {list(array.shape)}")
+            broad.append(None if array is None else array.reshape(D, 1, -1))
+        try:
+            array = dequantized(x, *broad)
+        except ValueError as error:
+            raise ValueError(f"{what} cannot be dequantized: {error}") from None
+        return _as_tensor(what, array).transpose(1, 2).contiguous()
+
+    def _keep_constants(self, layer: Layer, D: int, H: int, dtype: torch.dtype) -> list[str]:
+        """Leaves with a layer what `constants` gives, and says what."""
+        remarks: list[str] = []
+        states: list[Tensor | None] = []
+        kept = []
+        for k, what in ((5, "initial_h"), (6, "initial_c"))[: 2 if self.kind == "LSTM" else 1]:
+            states.append(torch.zeros(D, 1, H, dtype=dtype))
+            if not self.inputs[k]:
+                continue
+            try:
+                state = self._tensor(what, k, any_batch=True)
+                _expect_float(what, state, dtype)
+                states[-1] = self._rows(what, state, D, H, layer.batch_first)
+            except ValueError as error:
+                states[-1] = None
+                if not getattr(error, "given", False):
+                    remarks.append(f"{error}. It is yours to pass to the layer, as hx")
+                continue
+            if bool(state.any()):
+                kept.append(what)
+        rows = {s.shape[1] for s in states if s is not None} - {1}
+        if len(rows) > 1:
+            numbers = " and ".join(map(str, sorted(rows)))
+            remarks.append(f"the states have {numbers} rows. They are yours to pass, as hx")
+            kept = []
+        if kept:
+            for key, value in zip("hc", states, strict=False):
+                layer.register_buffer(f"onnx_{key}0", value, persistent=False)
+        if self.inputs[4]:
+            try:
+                lengths = self._tensor("sequence_lens", 4)
+                if lengths.dim() != 1 or lengths.dtype not in (torch.int32, torch.int64):
+                    form = f"{list(lengths.shape)} of {_name(lengths.dtype)}"
+                    raise ValueError(f"sequence_lens must be [N] of int32, got {form}")
+            except ValueError as error:
+                if not getattr(error, "given", False):
+                    remarks.append(f"{error}. It is yours to pass to the layer, as lengths=")
+            else:
+                layer.onnx_lengths = lengths.tolist()
+                kept.append("sequence_lens")
+        if kept:
+            remarks.append(
+                f"the file holds {' and '.join(kept)}. The layer uses them where a call passes "
+                "**fusedrnn.onnx.constants(layer)"
+            )
+        return remarks
+
+    def _rows(self, what: str, state: Tensor, D: int, H: int, batch_first: bool) -> Tensor:
+        """A state [D, N, H] of one that is [N, D, H] in a node with layout = 1."""
+        form = f"[N, {D}, {H}]" if batch_first else f"[{D}, N, {H}]"
+        wrong = ValueError(f"{what} must be {form}, got {list(state.shape)}")
+        if self.constants.repeated:
+            state = state[(None,) * (3 - state.dim())]
+        if state.dim() != 3:
+            raise wrong
+        state = state.transpose(0, 1) if batch_first else state
+        if not self.constants.repeated and (state.shape[0], state.shape[2]) != (D, H):
+            raise wrong
+        self.constants.charge(D * state.shape[1] * H)
+        try:
+            return state.expand(D, -1, H).clone()
+        except RuntimeError:
+            raise wrong from None
 
 
-def _recurrent_nodes(model: Any, graph: Any, outer: ChainMap[str, Any]) -> Iterator[_Node]:
-    """The recurrent nodes of a graph and of the graphs in its nodes, in order."""
-    sources = outer.new_child({tensor.name: tensor for tensor in graph.initializer})
-    for node in graph.node:
-        sources.update((output, node) for output in node.output if output)
-    for node in graph.node:
-        if node.op_type in GATES and node.domain in ("", "ai.onnx"):
-            yield _Node(model, node, sources)
-        for attribute in node.attribute:
-            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                yield from _recurrent_nodes(model, inner, sources)
+def _as_tensor(what: str, array: Array) -> Tensor:
+    try:  # torch takes no negative strides, which a Slice can leave
+        return as_tensor(array if array.flags.c_contiguous else array.copy())
+    except TypeError:
+        raise ValueError(f"{what} must hold numbers, got {array.dtype.name}") from None
 
 
-def _ours(kind: str) -> list[int]:
-    """Of our gates, the place in ONNX's order."""
-    return [GATES[kind].index(k) for k in range(len(GATES[kind]))]
+def _expect_float(what: str, tensor: Tensor, dtype: torch.dtype | None = None) -> None:
+    """Raises where a tensor is of a type without kernels, or of another one than W."""
+    said = _name(tensor.dtype)
+    if dtype is not None and tensor.dtype != dtype:
+        raise ValueError(f"{what} must be {_name(dtype)} as W is, got {said}")
+    if tensor.dtype not in FLOATS:
+        raise ValueError(f"{what} must be float32, float64, float16 or bfloat16, got {said}")
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,7 +1,8 @@
 """Models with fused layers to ONNX files, and ONNX's recurrent nodes to fused layers.
 
 `export` writes a model in which every fused layer is one node: LSTM, GRU or RNN. `load` reads such
-nodes, whoever wrote them. The package onnx is needed for both, onnxscript for `export`.
+nodes, whoever wrote them, and `constants` gives what a file feeds to them besides weights. The
+package onnx is needed for both, onnxscript for `export`.
 
     import fusedrnn.onnx
 
@@ -10,6 +11,6 @@ nodes, whoever wrote them. The package onnx is needed for both, onnxscript for `
 """
 
 from ._onnx_export import export, translations
-from ._onnx_load import load
+from ._onnx_load import constants, load
 
-__all__ = ["export", "load", "translations"]
+__all__ = ["constants", "export", "load", "translations"]
