@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
+
+from . import _importing
 
 __all__ = ["GATES", "need"]
 
@@ -13,13 +14,4 @@ GATES = {"LSTM": (0, 3, 1, 2), "GRU": (1, 0, 2), "RNN": (0,)}
 
 def need(package: str, task: str) -> Any:
     """Imports a package, or says that `fusedrnn.onnx.<task>` needs it."""
-    try:
-        return importlib.import_module(package)
-    except ModuleNotFoundError as error:
-        if error.name != package.split(".")[0]:
-            raise
-        raise ModuleNotFoundError(
-            f"fusedrnn.onnx.{task} needs the package {error.name}, which is not installed: "
-            f"pip install {error.name}",
-            name=error.name,
-        ) from None
+    return _importing.need(package, f"fusedrnn.onnx.{task}")
