@@ -82,8 +82,7 @@ class Data:
 
 def vowels() -> Data:
     """JapaneseVowels, every channel with mean 0 and variance 1 over the training frames."""
-    from sktime.datasets import load_japanese_vowels
-
+    load_japanese_vowels = common.need("sktime.datasets").load_japanese_vowels
     parts = []
     for split in ("train", "test"):
         frames, speakers = load_japanese_vowels(split=split, return_type="df-list")
@@ -271,7 +270,6 @@ def plot(runs: dict[tuple[str, str], Run], data: Data, options: argparse.Namespa
     bars = {common.TITLES[kind]: common.STYLES[kind][0] for kind in common.kinds(options)}
     handles = [Patch(color=colour, label=title) for title, colour in bars.items()]
     times.legend(handles=handles, frameon=False, loc="lower right")
-    options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / "news.png"
     figure.savefig(path, dpi=90)
     return path
@@ -308,6 +306,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Trains, compares and plots; 1 if the kinds do not agree, 2 for bad data."""
     options = parse(arguments)
+    common.begin(options)
     try:
         most = SHORT_ROWS if options.short else None
         data = news(options.data, most, options.seed) if options.data else vowels()

@@ -25,7 +25,6 @@ import json
 import math
 import sys
 import time
-from pathlib import Path
 
 import common
 import torch
@@ -34,9 +33,10 @@ from torch import Tensor, nn
 
 # In a notebook the command line is not ours.
 options = common.parser(__doc__).parse_args([] if "ipykernel" in sys.modules else None)
+common.begin(options)
 kinds = common.kinds(options)
 like = {"dtype": torch.float64}
-golden = json.loads((Path(common.__file__).parents[1] / "tests" / "golden.json").read_text())
+golden = json.loads((common.ROOT / "tests" / "golden.json").read_text())
 failures: list[str] = []
 
 
@@ -468,7 +468,6 @@ learning.set(title=f"which of {T} symbols was the first?", xlabel="step", ylim=(
 learning.set(ylabel="loss (mean of 10 steps)")
 learning.axhline(math.log(I), color="black", lw=1, ls=":", label="guessing")
 learning.legend(frameon=False)
-options.out.mkdir(parents=True, exist_ok=True)
 figure.savefig(options.out / "scratch.png", dpi=80)
 print(f"plot: {options.out / 'scratch.png'}")
 

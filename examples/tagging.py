@@ -23,13 +23,13 @@ from pathlib import Path
 from typing import Any
 
 import common  # before torch
-import pyphen
 import torch
-import wordfreq
 from common import Run
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence, unpack_sequence
+
+pyphen, wordfreq = common.need("pyphen"), common.need("wordfreq")
 
 
 @dataclass
@@ -204,6 +204,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Trains, compares and plots for every language; 1 if the kinds do not agree."""
     options = parse(arguments)
+    common.begin(options)
     results, agree = {}, True
     for code in options.language:
         language = LANGUAGES[code]
@@ -238,7 +239,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         wrong = [row for row in rows if not torch.equal(*row[1:])]
         for word, expected, got in wrong[: options.wrong]:
             print(f"    {hyphenate(word, expected):20} {hyphenate(word, got)}")
-    options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / "tagging.png"
     plot(results, path)
     print(f"plot: {path}")

@@ -23,6 +23,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import pickle
 import sys
 import time
 import zlib
@@ -43,6 +44,7 @@ HELD_OUT = 0.05  # share of the text, at its end
 UNKNOWN = 0  # the id of characters that the training part lacks
 EMBEDDING, LEARNING_RATE, CLIP = 64, 3e-3, 1.0
 SAVE_EVERY = 100  # steps
+CHECKPOINT = {"settings", "model", "optimizer", "losses", "states"}  # what is in one
 
 
 @dataclass
@@ -172,6 +174,10 @@ def resume(
         content = torch.load(options.resume, weights_only=True)
     except OSError as error:
         raise SystemExit(f"--resume {options.resume}: {error}") from None
+    except (EOFError, RuntimeError, pickle.UnpicklingError):
+        content = None
+    if not isinstance(content, dict) or not content.keys() >= CHECKPOINT:
+        raise SystemExit(f"--resume {options.resume}: is no checkpoint of text.py")
     here = settings(options, text)
     for name, value in content["settings"].items():
         if value != here[name]:
@@ -341,6 +347,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"--temperature must be 0 or more, got {options.temperature}")
     if not options.prompt:
         parser.error("--prompt needs at least one character")
+    if options.save and options.save.is_dir():
+        parser.error(f"--save must be a file, got the folder {options.save}")
     if (options.save or options.resume) and options.rnn == "both":
         parser.error("--save and --resume need one kind of layers: --rnn torch or --rnn fused")
     return options
@@ -384,7 +392,6 @@ def work(options: argparse.Namespace) -> int:
     baselines = text.baselines()
     report(runs, baselines)
     good = len(runs) == 1 or common.agree(runs[0].losses, runs[1].losses)
-    options.out.mkdir(parents=True, exist_ok=True)
     plot(runs, baselines, options.out / "text.png")
     print(f"plot: {options.out / 'text.png'}")
     return 0 if good else 1
@@ -393,6 +400,9 @@ def work(options: argparse.Namespace) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs alone, or as one of torchrun's processes; 1 if the two kinds do not agree."""
     options = parse(arguments)
+    common.begin(options)
+    if options.save:
+        common.check_folder("--save", options.save.parent)
     if "WORLD_SIZE" in os.environ:  # torchrun's
         dist.init_process_group("gloo")
     try:
