@@ -336,7 +336,7 @@ def _time_needed(sources: Iterable[Path]) -> str:
     # Measured on a core of an AMD EPYC, with g++ 12 and nvcc 13.
     for source in sources:
         if source.suffix == ".cu":
-            seconds.append(targets * (24 if source.stem.startswith("resident") else 2))
+            seconds.append(targets * (40 if source.stem.startswith("resident") else 2))
         else:
             seconds.append(20 if source.stem.startswith("kernels_") else 8)
     number = jobs()
