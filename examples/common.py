@@ -196,13 +196,27 @@ def threads() -> str:
     return "1 thread" if number == 1 else f"{number} threads"
 
 
-def plot_losses(axes: Axes, runs: Sequence[Run], steps: int = 25) -> None:
-    """The training losses, smoothed: means of `steps` steps."""
+def smoothed(losses: Sequence[float], steps: int) -> tuple[range, Tensor]:
+    """Numbers of steps, from 1, and the mean loss of each and of the `steps` - 1 before it."""
+    return range(steps, len(losses) + 1), torch.tensor(losses).unfold(0, steps, 1).mean(1)
+
+
+def show_zero(axes: Axes) -> None:
+    """Begins the y axis at 0, unless half of the plot were empty then."""
+    low, high = axes.get_ylim()
+    if low < high / 2:
+        axes.set_ylim(0, high)
+
+
+def plot_losses(axes: Axes, runs: Sequence[Run]) -> None:
+    """The training losses, smoothed: means of 25 steps, in short runs of fewer."""
+    steps = min(25, max(1, len(runs[0].losses) // 10))
     for run in runs:
         colour, width = STYLES[run.kind]
-        smooth = torch.tensor(run.losses).unfold(0, min(steps, len(run.losses)), 1).mean(1)
-        axes.plot(smooth, color=colour, lw=width, label=run.title)
-    axes.set(title=f"training loss (mean of {steps} steps)", xlabel="step", ylim=(0, None))
+        axes.plot(*smoothed(run.losses, steps), color=colour, lw=width, label=run.title)
+    mean = f" (mean of {steps} steps)" if steps > 1 else ""
+    axes.set(title=f"training loss{mean}", xlabel="step")
+    show_zero(axes)
     axes.legend(frameon=False)
 
 

@@ -39,6 +39,7 @@ import torch
 from common import Run
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_sequence
 
@@ -258,18 +259,21 @@ def plot(runs: dict[tuple[str, str], Run], data: Data, options: argparse.Namespa
         label = "published" if level == levels[0] else None
         accuracy.axhline(100 * level, color="grey", ls=":", label=label)
     accuracy.set(title="test accuracy, %", xlabel="epoch", ylim=(None, 100))
-    accuracy.legend(frameon=False, loc="lower right")
+    below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.14), "ncols": 3}
+    accuracy.legend(frameon=False, **below)
+    for axes in (lengths, accuracy):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     for (way, kind), run in runs.items():
         place = ways.index(way) + (0.2 if kind == "fused" else -0.2)
         times.barh(place, run.seconds, color=common.STYLES[kind][0], height=0.36)
         times.text(run.seconds, place, f" {run.seconds:.1f}", va="center")
     times.set_yticks(range(len(ways)), ways)
-    times.invert_yaxis()
+    times.set_ylim(len(ways) + 0.1, -0.6)  # room for the legend
     times.margins(x=0.12)
     times.set(title=f"training time, s ({common.threads()})")
     bars = {common.TITLES[kind]: common.STYLES[kind][0] for kind in common.kinds(options)}
     handles = [Patch(color=colour, label=title) for title, colour in bars.items()]
-    times.legend(handles=handles, frameon=False, loc="lower right")
+    times.legend(handles=handles, frameon=False, loc="lower right", ncols=2)
     path = options.out / "news.png"
     figure.savefig(path, dpi=90)
     return path

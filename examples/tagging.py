@@ -26,6 +26,7 @@ import common  # before torch
 import torch
 from common import Run
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence, unpack_sequence
 
@@ -165,7 +166,9 @@ def plot(results: dict[str, tuple[list[Run], Part]], path: Path) -> None:
         common.plot_losses(loss, runs)
         common.plot_accuracies(accuracy, runs)
         common.plot_times(times, runs)
-        loss.set(ylabel=name, ylim=(0, 0.5))
+        loss.set(ylabel=name)
+        if runs[-1].losses[-1] < 0.2:  # where it begins, at 0.7, is of no interest
+            loss.set_ylim(0, 0.5)
         accuracy.set(title="held-out words all right, %")
         wrong: dict[int, list[bool]] = {}
         got = tag(runs[-1].model, held_out)
@@ -174,6 +177,7 @@ def plot(results: dict[str, tuple[list[Run], Part]], path: Path) -> None:
         for length, flags in wrong.items():
             lengths.bar(length, 100 * sum(flags) / len(flags), color="#7a7a7a")
         lengths.set(title="words with a mistake, %, by length", xlabel="letters")
+        lengths.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.savefig(path, dpi=80)
 
 

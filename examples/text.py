@@ -294,9 +294,9 @@ def plot(runs: list[Run], baselines: dict[str, float], path: Path) -> None:
     loss, trained, sampled = figure.subplots(1, 3, width_ratios=[2, 1, 1])
     for name, value in baselines.items():
         loss.axhline(value, color="grey", lw=1, ls=":")
-        loss.text(
-            1, value, f"{name} ", ha="right", va="bottom", transform=loss.get_yaxis_transform()
-        )
+        # Beside the axes: in a short run the curves end where the baselines are.
+        beside = loss.get_yaxis_transform()
+        loss.text(1.01, value, name.replace(" ", "\n"), va="center", transform=beside)
     for i, run in enumerate(runs):
         colour, width = common.STYLES[run.kind]
         title = common.TITLES[run.kind]
@@ -304,8 +304,9 @@ def plot(runs: list[Run], baselines: dict[str, float], path: Path) -> None:
         loss.plot(len(run.losses), run.bits, "o", color=colour, ms=2 + 2 * width)
         trained.bar(i, run.trained / run.seconds, color=colour)
         sampled.bar(i, run.sampled, color=colour)
-    loss.set(title="bits per character (dot: held-out text)", xlabel="step", ylim=(0, None))
-    loss.legend(frameon=False, loc="lower left")
+    loss.set(title="bits per character (dot: held-out text)", xlabel="step")
+    common.show_zero(loss)
+    loss.legend(frameon=False, loc="upper right")
     for axes, what in ((trained, "trained"), (sampled, "sampled")):
         axes.set_title(f"characters {what} a second")
         axes.set_xticks(range(len(runs)), [common.TITLES[run.kind] for run in runs])

@@ -28,8 +28,6 @@ import common  # before torch
 import numpy as np
 from matplotlib.figure import Figure
 
-fusedrnn = common.need("fusedrnn")
-
 Report = Callable[[float], None]  # called with the loss after each update
 
 
@@ -128,7 +126,9 @@ def run(name: str, kind: str, updates: int, seed: int) -> Run:
             losses.append(loss)
             bar.update()
 
-        patch = fusedrnn.patch_torch() if kind == "fused" else contextlib.nullcontext()
+        patch: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+        if kind == "fused":
+            patch = common.need("fusedrnn").patch_torch()
         with patch:
             # Imports and first calls are not timed.
             PROGRAMS[name].train(1, seed, lambda loss: None)

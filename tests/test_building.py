@@ -84,6 +84,37 @@ def test_build_without_torch_ends_before_torch_is_downloaded(folder, said, tmp_p
     assert re.search(f"error: {said}", done.stderr), done.stderr
 
 
+@pytest.mark.parametrize("has_torch", [False, True])
+def test_make_says_which_torch_pip_may_fetch_before_it_does(tmp_path, has_torch):
+    """A CUDA build is several GB; the way round is printed while it can still be taken."""
+    if shutil.which("make") is None:
+        pytest.skip("make is not installed")
+    python = tmp_path / "environment" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    # In place of pip it only says what it is asked for.
+    script = [
+        "#!/bin/sh",
+        'case "$*" in',
+        f"tools/missing*) echo {'ninja==1.13.2' if has_torch else 'torch==2.13.0'};;",
+        '*) echo "python $*";;',
+        "esac",
+    ]
+    python.write_text("\n".join(script) + "\n")
+    python.chmod(0o755)
+    environment = python.parents[1]
+    target = f"{environment}/.fusedrnn/requirements"
+    said = subprocess.run(
+        ["make", "-C", ROOT, f"VENV={environment}", target],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert "python -m pip --disable" in said or "python -m pip install" in said
+    before = said[: said.index("python -m pip")]
+    assert ("several GB" in before) != has_torch
+    assert ("VENV=path/to/environment" in before) != has_torch
+
+
 # What Python needs to find in the repository to take it for fusedrnn.
 TREE = ("fusedrnn/*.py", "setup_build.py")
 
