@@ -98,6 +98,11 @@ $(STATE)/%: %.txt tools/missing_requirements.py | $(PY)
 	@mkdir -p $(STATE)
 	@if [ -e $(STATE)/made-by-make ]; then cp $< $@.new; \
 	else $(PY) tools/missing_requirements.py $< > $@.new; fi
+	@if grep -q '^torch=' $@.new; then \
+	  echo "pip installs the torch that its package index has: often a CUDA build, with several GB of"; \
+	  echo "libraries. For the CPU build (200 MB) end this with Ctrl+C, then set PIP_EXTRA_INDEX_URL to"; \
+	  echo "torch's index of CPU builds, which pytorch.org names, or use an environment that has torch:"; \
+	  echo "VENV=path/to/environment"; fi
 	@if [ -s $@.new ]; then \
 	  echo "installing $< into $(VENV)"; $(PY) -m pip install --disable-pip-version-check -r $@.new; fi
 	@mv $@.new $@

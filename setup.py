@@ -8,11 +8,15 @@ import sys
 import setuptools
 
 if int(setuptools.__version__.split(".")[0]) < 77:
-    sys.exit(f"error: the build needs setuptools >= 77, got {setuptools.__version__}")
+    sys.exit(
+        f"error: the build needs setuptools >= 77, got {setuptools.__version__} in "
+        f"{sys.executable}: install it there with `pip install 'setuptools>=77'`"
+    )
 
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
+from setuptools.command.dist_info import dist_info
 from setuptools.errors import BaseError
 
 # A PEP 517 build does not put this folder on the path.
@@ -52,6 +56,20 @@ class NinjaBuild(build_ext):
         self.copy_file(str(library), target)
 
 
+class EarlyCheck(dist_info):
+    """The metadata, which pip asks for before it downloads what they require: torch, for minutes.
+
+    The wheel is built before any of that is installed, so without a torch it cannot be.
+    """
+
+    def run(self) -> None:
+        try:
+            setup_build.torch_dir()
+        except setup_build.BuildError as error:
+            raise BaseError(str(error)) from None
+        super().run()
+
+
 class AnyPythonWheel(bdist_wheel):
     """A wheel for every Python 3 on one platform: the library has no Python symbol."""
 
@@ -61,5 +79,5 @@ class AnyPythonWheel(bdist_wheel):
 
 setup(
     ext_modules=[Extension("fusedrnn._C", sources=[]), Extension(CUDA_LIBRARY, sources=[])],
-    cmdclass={"build_ext": NinjaBuild, "bdist_wheel": AnyPythonWheel},
+    cmdclass={"build_ext": NinjaBuild, "dist_info": EarlyCheck, "bdist_wheel": AnyPythonWheel},
 )

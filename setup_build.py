@@ -89,10 +89,21 @@ def common_flags() -> list[str]:
     ]
 
 
+def _is_isolated() -> bool:
+    """Whether pip, build or uv runs this in an environment made for this build alone."""
+    return any(re.search(r"build-env-|/builds-v\d", folder) for folder in (sys.prefix, *sys.path))
+
+
 def torch_dir() -> Path:
     """Where torch is installed, found without importing it."""
     spec = find_spec("torch")
     if spec is None or not spec.submodule_search_locations:
+        if _is_isolated():
+            raise BuildError(
+                "this is an isolated build, which sees none of the packages that are installed: "
+                "there is no torch. Build with `pip install --no-build-isolation .`, in an "
+                "environment that has torch, setuptools 77 or later and ninja"
+            )
         raise BuildError(
             f"torch cannot be imported by {sys.executable}: install torch there first, "
             "then build with `pip install --no-build-isolation .`"
@@ -317,6 +328,30 @@ def _variable(words: Iterable[str]) -> str:
     return shlex.join(words).replace("$", "$$")
 
 
+def _time_needed(sources: Iterable[Path]) -> str:
+    """How many files there are to compile, and about how long that takes here."""
+    codes, ptx = architectures()
+    targets = len(codes) + (ptx is not None)
+    seconds = []
+    # Measured on a core of an AMD EPYC, with g++ 12 and nvcc 13.
+    for source in sources:
+        if source.suffix == ".cu":
+            seconds.append(targets * (40 if source.stem.startswith("resident") else 2))
+        else:
+            seconds.append(20 if source.stem.startswith("kernels_") else 8)
+    number = jobs()
+    minutes = max(max(seconds), sum(seconds) / number) / 60
+    files = "1 file" if len(seconds) == 1 else f"{len(seconds)} files"
+    time = f"about {max(1, round(minutes))} min" if minutes > 0.5 else "less than a minute"
+    return f"{files}, {number} at a time, {time}"
+
+
+def _architectures_in_words() -> str:
+    """What FUSEDRNN_CUDA_ARCH asks for."""
+    codes, ptx = architectures()
+    return ", ".join([f"sm_{code}" for code in codes] + ([f"PTX of {ptx}"] if ptx else []))
+
+
 def ninja_build(
     build_dir: Path,
     target: str,
@@ -324,6 +359,7 @@ def ninja_build(
     flags: Iterable[str],
     link_flags: Iterable[str],
     link_inputs: Iterable[Path] = (),
+    what: str = "",
 ) -> Path:
     """Compiles `units` with `flags` and links them into `build_dir / target`, incrementally.
 
@@ -334,6 +370,8 @@ def ninja_build(
         flags: compiler flags for all sources of C++.
         link_flags: flags that follow the objects in the link command, libraries included.
         link_inputs: files besides the objects whose change means a new link.
+        what: what this is, to print how much there is to compile and how long that takes; "" says
+            nothing.
 
     Returns:
         The path of the result, brought up to date.
@@ -377,11 +415,18 @@ def ninja_build(
         f"build {_escape(target)}: link {inputs} | {extra}",
         f"  link_flags = {_variable(link_flags)}",
     ]
+    command = [ninja(), "-j", str(jobs()), target]
     build_dir.mkdir(parents=True, exist_ok=True)
     (build_dir / "build.ninja").write_text("\n".join(lines) + "\n")
+    if what:
+        planned = subprocess.run([*command, "-n"], cwd=build_dir, capture_output=True).stdout
+        lines = planned.decode(errors="replace").splitlines()
+        made = {line.split("compile ")[-1] for line in lines if "compile " in line}
+        if sources := [source for source, object_file in objects.items() if object_file in made]:
+            print(f"fusedrnn: compiling {what}: {_time_needed(sources)}")
     # Flushed, so that what was printed so far stands before ninja's own lines.
     sys.stdout.flush()
-    if subprocess.run([ninja(), "-j", str(jobs()), target], cwd=build_dir).returncode != 0:
+    if subprocess.run(command, cwd=build_dir).returncode != 0:
         raise BuildError(f"{target} was not built: the compiler's messages stand above")
     return build_dir / target
 
@@ -400,10 +445,12 @@ def library_link_flags() -> list[str]:
 def build_library() -> Path:
     """Compiles and links the shared library of the CPU engine and its torch bindings."""
     units = {**engine_units(), **torch_units()}
+    made = ", ".join(isa_flags())
     library = ninja_build(
-        BUILD_DIR, "_C.so", units, common_flags(), library_link_flags(), [EXPORTS]
+        *(BUILD_DIR, "_C.so", units, common_flags(), library_link_flags(), [EXPORTS]),
+        what=f"the library for the CPU ({made})",
     )
-    print(f"fusedrnn: built {library.name} for {', '.join(isa_flags())}")
+    print(f"fusedrnn: built {library.name} for {made}")
     return library
 
 
@@ -412,6 +459,7 @@ def build_cuda_library() -> Path:
     compiler = nvcc()
     assert compiler is not None, "cuda_choice() says whether there is one"
     includes, libraries = cuda_folders(compiler)
+    made = _architectures_in_words()
     library = ninja_build(
         CUDA_BUILD_DIR,
         "_cuda.so",
@@ -424,8 +472,7 @@ def build_cuda_library() -> Path:
             "-Wl,--exclude-libs,ALL",
         ],
         [EXPORTS],
+        f"the library for GPUs ({made}; FUSEDRNN_CUDA=0 leaves it out)",
     )
-    codes, ptx = architectures()
-    made = ", ".join([f"sm_{code}" for code in codes] + ([f"PTX of {ptx}"] if ptx else []))
     print(f"fusedrnn: built {library.name} for {made}")
     return library

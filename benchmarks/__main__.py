@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import NoReturn
 
+from fusedrnn import _console
+
 from . import machine, results, runner, shapes
 
 
@@ -137,4 +139,4 @@ def _machine(_: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    _console.run(main)

@@ -1,26 +1,62 @@
-"""What the programs share: the two kinds of layers, the common options, the bar, the comparison."""
+"""What the programs share: the two kinds of layers, the common options, the bar, the comparison.
+
+What a program cannot do without is asked for before it trains: packages, fusedrnn, the folder of
+the plot.
+"""
 
 from __future__ import annotations
 
 import argparse
+import importlib
+import importlib.util
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
 # Threads that spin while they wait slow a small model tenfold on a machine that is busy. OpenMP
 # reads this when torch loads it: import this module before torch.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-import torch
-from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
-from torch import Tensor, nn
-from tqdm import tqdm
+ROOT = Path(__file__).resolve().parents[1]
+# `make` compiles fusedrnn in the repository and installs it nowhere.
+if importlib.util.find_spec("fusedrnn") is None:
+    sys.path.append(str(ROOT))
+
+
+def stop(text: str) -> NoReturn:
+    """Ends the program with the exit status of a command line that is wrong."""
+    print(f"{Path(sys.argv[0]).name}: {text}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def need(module: str, packages: str = "-r requirements-examples.txt") -> Any:
+    """Imports a module, or ends the program and says how to get it: pip install `packages`."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        stop(
+            f"needs {error.name}, which {sys.executable} does not have: pip install {packages} "
+            f"(in {ROOT})"
+        )
+
+
+try:
+    import torch
+    from matplotlib.axes import Axes
+    from matplotlib.ticker import MaxNLocator
+    from torch import Tensor, nn
+    from tqdm import tqdm
+except ModuleNotFoundError as error:
+    stop(
+        f"needs {error.name}, which {sys.executable} does not have: `make demo` makes an "
+        f"environment with it, for `source .venv/bin/activate` (in {ROOT})"
+    )
 
 KINDS = ("torch", "fused")
 TITLES = {"torch": "torch.nn", "fused": "fusedrnn"}
@@ -52,9 +88,31 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     add("--rnn", choices=[*KINDS, "both"], default="both", help="what to train (both, compared)")
     add("--seed", type=int, default=0, help="of the split, the weights and the batches (0)")
     add("--short", action="store_true", help="a small model and few steps: done in seconds")
-    out = Path(__file__).resolve().parent.parent / "demo-output"
+    out = ROOT / "demo-output"
     add("--out", type=Path, default=out, metavar="DIR", help="folder for the plot (demo-output)")
     return result
+
+
+def check_folder(option: str, folder: Path) -> None:
+    """Ends the program where no file can be written in a folder."""
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        stop(f"{option}: cannot write in {folder}: {error.strerror}")
+
+
+def begin(options: argparse.Namespace) -> None:
+    """Ends the program where fusedrnn is asked for and not there, or the plot has no place."""
+    if "fused" in kinds(options):
+        try:
+            layers("fused")
+        except ImportError as error:
+            stop(str(error))
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        stop(f"--out: cannot make {options.out}: {error.strerror}")
+    check_folder("--out", options.out)
 
 
 def progress(total: int, title: str, shown: bool = True) -> tqdm[Any]:
@@ -138,13 +196,27 @@ def threads() -> str:
     return "1 thread" if number == 1 else f"{number} threads"
 
 
-def plot_losses(axes: Axes, runs: Sequence[Run], steps: int = 25) -> None:
-    """The training losses, smoothed: means of `steps` steps."""
+def smoothed(losses: Sequence[float], steps: int) -> tuple[range, Tensor]:
+    """Numbers of steps, from 1, and the mean loss of each and of the `steps` - 1 before it."""
+    return range(steps, len(losses) + 1), torch.tensor(losses).unfold(0, steps, 1).mean(1)
+
+
+def show_zero(axes: Axes) -> None:
+    """Begins the y axis at 0, unless half of the plot were empty then."""
+    low, high = axes.get_ylim()
+    if low < high / 2:
+        axes.set_ylim(0, high)
+
+
+def plot_losses(axes: Axes, runs: Sequence[Run]) -> None:
+    """The training losses, smoothed: means of 25 steps, in short runs of fewer."""
+    steps = min(25, max(1, len(runs[0].losses) // 10))
     for run in runs:
         colour, width = STYLES[run.kind]
-        smooth = torch.tensor(run.losses).unfold(0, min(steps, len(run.losses)), 1).mean(1)
-        axes.plot(smooth, color=colour, lw=width, label=run.title)
-    axes.set(title=f"training loss (mean of {steps} steps)", xlabel="step", ylim=(0, None))
+        axes.plot(*smoothed(run.losses, steps), color=colour, lw=width, label=run.title)
+    mean = f" (mean of {steps} steps)" if steps > 1 else ""
+    axes.set(title=f"training loss{mean}", xlabel="step")
+    show_zero(axes)
     axes.legend(frameon=False)
 
 

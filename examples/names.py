@@ -11,7 +11,6 @@ The exit status is 1 if they do not agree.
 from __future__ import annotations
 
 import argparse
-import importlib
 import random
 import sys
 import unicodedata
@@ -85,7 +84,7 @@ def load(seed: int) -> Data:
     owners: dict[str, set[int]] = {}
     for label, language in enumerate(LANGUAGES):
         for locale in LOCALES[language]:
-            provider = importlib.import_module(f"faker.providers.person.{locale}").Provider
+            provider = common.need(f"faker.providers.person.{locale}").Provider
             for attribute, names in vars(provider).items():
                 if "first_names" in attribute or "last_names" in attribute:
                     for name in filter(is_latin, filter(None, map(normalise, names))):
@@ -284,6 +283,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Trains, compares, plots and answers; 1 if the two do not agree."""
     options = parse(arguments)
+    common.begin(options)
     data = load(options.seed)
     print(
         f"{data.found:,} names of {len(LANGUAGES)} languages ({sum(map(len, LOCALES.values()))} "
@@ -297,7 +297,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for run in runs:
         print(f"  {run.title:{width}}  {run.accuracies[-1]:.1%}, trained in {run.seconds:.1f} s")
     agree = len(runs) == 1 or compare(*runs)
-    options.out.mkdir(parents=True, exist_ok=True)
     plot(runs, data, options.out / "names.png")
     print(f"plot: {options.out / 'names.png'}\nlikeliest languages")
     answer(runs[-1].model, data, options.names)

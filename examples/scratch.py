@@ -25,7 +25,6 @@ import json
 import math
 import sys
 import time
-from pathlib import Path
 
 import common
 import torch
@@ -34,9 +33,10 @@ from torch import Tensor, nn
 
 # In a notebook the command line is not ours.
 options = common.parser(__doc__).parse_args([] if "ipykernel" in sys.modules else None)
+common.begin(options)
 kinds = common.kinds(options)
 like = {"dtype": torch.float64}
-golden = json.loads((Path(common.__file__).parents[1] / "tests" / "golden.json").read_text())
+golden = json.loads((common.ROOT / "tests" / "golden.json").read_text())
 failures: list[str] = []
 
 
@@ -459,16 +459,15 @@ figure = Figure(figsize=(12, 4.5), layout="constrained")
 fading, learning = figure.subplots(1, 2)
 for (network, norm), colour in zip(norms.items(), colours, strict=True):
     fading.plot(range(1, len(norm) + 1), norm, color=colour, lw=2, label=network)
-    losses = torch.tensor(results[kinds[-1], network][0])
-    smooth = losses.unfold(0, min(10, STEPS), 1).mean(1)
-    learning.plot(smooth, color=colour, lw=2, label=network)
+    losses = common.smoothed(results[kinds[-1], network][0], 10)
+    learning.plot(*losses, color=colour, lw=2, label=network)
 fading.set(title="what h_T still knows of a state", xlabel="steps back, T - t", yscale="log")
 fading.set(ylabel="spectral norm of the derivative", ylim=(1e-12, 10))
-learning.set(title=f"which of {T} symbols was the first?", xlabel="step", ylim=(0, None))
+learning.set(title=f"which of {I} symbols was the first of {T}?", xlabel="step")
 learning.set(ylabel="loss (mean of 10 steps)")
 learning.axhline(math.log(I), color="black", lw=1, ls=":", label="guessing")
+common.show_zero(learning)
 learning.legend(frameon=False)
-options.out.mkdir(parents=True, exist_ok=True)
 figure.savefig(options.out / "scratch.png", dpi=80)
 print(f"plot: {options.out / 'scratch.png'}")
 

@@ -30,8 +30,9 @@ from pathlib import Path
 import common
 import torch
 from matplotlib.figure import Figure
-from statsmodels.datasets import sunspots
 from torch import Tensor, nn
+
+sunspots = common.need("statsmodels.datasets.sunspots")
 
 WAVES, WAVES_HELD_OUT = 40, 3
 PERIOD = 40 * math.pi  # of a wave, in steps
@@ -302,6 +303,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Trains, reports, plots; 1 if the two kinds of layers do not agree."""
     options = parse(arguments)
+    common.begin(options)
     torch.manual_seed(options.seed)
     waves, series = make_waves(options.length + options.future, WAVES), load_sunspots()
     unseen = waves[options.length :, -WAVES_HELD_OUT:]
@@ -317,7 +319,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name, (first, second) in runs.items():
             print(name)
             good &= common.agree(first.losses, second.losses)
-    options.out.mkdir(parents=True, exist_ok=True)
     plot(runs, unseen, series, options.out / "sine.png")
     print(f"plot: {options.out / 'sine.png'}")
     return 0 if good else 1

@@ -23,6 +23,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import pickle
 import sys
 import time
 import zlib
@@ -43,6 +44,7 @@ HELD_OUT = 0.05  # share of the text, at its end
 UNKNOWN = 0  # the id of characters that the training part lacks
 EMBEDDING, LEARNING_RATE, CLIP = 64, 3e-3, 1.0
 SAVE_EVERY = 100  # steps
+CHECKPOINT = {"settings", "model", "optimizer", "losses", "states"}  # what is in one
 
 
 @dataclass
@@ -172,6 +174,10 @@ def resume(
         content = torch.load(options.resume, weights_only=True)
     except OSError as error:
         raise SystemExit(f"--resume {options.resume}: {error}") from None
+    except (EOFError, RuntimeError, pickle.UnpicklingError):
+        content = None
+    if not isinstance(content, dict) or not content.keys() >= CHECKPOINT:
+        raise SystemExit(f"--resume {options.resume}: is no checkpoint of text.py")
     here = settings(options, text)
     for name, value in content["settings"].items():
         if value != here[name]:
@@ -288,9 +294,9 @@ def plot(runs: list[Run], baselines: dict[str, float], path: Path) -> None:
     loss, trained, sampled = figure.subplots(1, 3, width_ratios=[2, 1, 1])
     for name, value in baselines.items():
         loss.axhline(value, color="grey", lw=1, ls=":")
-        loss.text(
-            1, value, f"{name} ", ha="right", va="bottom", transform=loss.get_yaxis_transform()
-        )
+        # Beside the axes: in a short run the curves end where the baselines are.
+        beside = loss.get_yaxis_transform()
+        loss.text(1.01, value, name.replace(" ", "\n"), va="center", transform=beside)
     for i, run in enumerate(runs):
         colour, width = common.STYLES[run.kind]
         title = common.TITLES[run.kind]
@@ -298,8 +304,9 @@ def plot(runs: list[Run], baselines: dict[str, float], path: Path) -> None:
         loss.plot(len(run.losses), run.bits, "o", color=colour, ms=2 + 2 * width)
         trained.bar(i, run.trained / run.seconds, color=colour)
         sampled.bar(i, run.sampled, color=colour)
-    loss.set(title="bits per character (dot: held-out text)", xlabel="step", ylim=(0, None))
-    loss.legend(frameon=False, loc="lower left")
+    loss.set(title="bits per character (dot: held-out text)", xlabel="step")
+    common.show_zero(loss)
+    loss.legend(frameon=False, loc="upper right")
     for axes, what in ((trained, "trained"), (sampled, "sampled")):
         axes.set_title(f"characters {what} a second")
         axes.set_xticks(range(len(runs)), [common.TITLES[run.kind] for run in runs])
@@ -341,6 +348,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"--temperature must be 0 or more, got {options.temperature}")
     if not options.prompt:
         parser.error("--prompt needs at least one character")
+    if options.save and options.save.is_dir():
+        parser.error(f"--save must be a file, got the folder {options.save}")
     if (options.save or options.resume) and options.rnn == "both":
         parser.error("--save and --resume need one kind of layers: --rnn torch or --rnn fused")
     return options
@@ -384,7 +393,6 @@ def work(options: argparse.Namespace) -> int:
     baselines = text.baselines()
     report(runs, baselines)
     good = len(runs) == 1 or common.agree(runs[0].losses, runs[1].losses)
-    options.out.mkdir(parents=True, exist_ok=True)
     plot(runs, baselines, options.out / "text.png")
     print(f"plot: {options.out / 'text.png'}")
     return 0 if good else 1
@@ -393,6 +401,9 @@ def work(options: argparse.Namespace) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs alone, or as one of torchrun's processes; 1 if the two kinds do not agree."""
     options = parse(arguments)
+    common.begin(options)
+    if options.save:
+        common.check_folder("--save", options.save.parent)
     if "WORLD_SIZE" in os.environ:  # torchrun's
         dist.init_process_group("gloo")
     try:

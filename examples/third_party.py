@@ -28,8 +28,6 @@ import common  # before torch
 import numpy as np
 from matplotlib.figure import Figure
 
-import fusedrnn
-
 Report = Callable[[float], None]  # called with the loss after each update
 
 
@@ -100,11 +98,13 @@ class Program:
     train: Callable[[int, int, Report], Any]  # (updates, seed, report) -> its recurrent layer
     updates: int
     short: int
+    modules: tuple[str, ...]  # that it needs
+    packages: str  # which have them
 
 
 PROGRAMS = {
-    "ppo": Program(ppo, 40, 3),
-    "deepar": Program(deepar, 200, 5),
+    "ppo": Program(ppo, 40, 3, ("sb3_contrib",), "sb3-contrib"),
+    "deepar": Program(deepar, 200, 5, ("gluonts.torch", "lightning.pytorch"), "'gluonts[torch]'"),
 }
 
 
@@ -126,7 +126,9 @@ def run(name: str, kind: str, updates: int, seed: int) -> Run:
             losses.append(loss)
             bar.update()
 
-        patch = fusedrnn.patch_torch() if kind == "fused" else contextlib.nullcontext()
+        patch: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+        if kind == "fused":
+            patch = common.need("fusedrnn").patch_torch()
         with patch:
             # Imports and first calls are not timed.
             PROGRAMS[name].train(1, seed, lambda loss: None)
@@ -183,8 +185,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Trains, compares and plots; 1 if two curves are not the same."""
     options = parse(arguments)
+    common.begin(options)
     # The libraries' own, of torch 2.13 and of what they would like to have installed.
     warnings.filterwarnings("ignore", module=r"gluonts|lightning|stable_baselines3")
+    for name in options.programs:
+        for module in PROGRAMS[name].modules:
+            common.need(module, PROGRAMS[name].packages)
     results: dict[str, dict[str, Run]] = {}
     good = True
     for name in options.programs:
@@ -198,7 +204,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             good &= common.agree(runs["torch"].losses, runs["fused"].losses)
     if options.rnn == "both":
         print(f"\n{table(results)}\n")
-    options.out.mkdir(parents=True, exist_ok=True)
     plot(results, options.out / "third_party.png")
     print(f"{common.threads()}; plot: {options.out / 'third_party.png'}")
     return 0 if good else 1

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 
 import torch
 
+from . import _console
 from ._cards import CARDS, card_spelled
 from ._library import CELLS, show_config
 
@@ -120,4 +120,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    _console.run(main)

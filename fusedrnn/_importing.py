@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -11,15 +12,29 @@ from torch import Tensor
 from ._checks import weight_names
 from .modules import FusedGRU, FusedLSTM, FusedRNN
 
-__all__ = ["as_tensor", "expect_shape", "make_layer", "with_gates"]
+__all__ = ["as_tensor", "expect_shape", "make_layer", "need", "with_gates"]
 
 Layer = TypeVar("Layer", FusedLSTM, FusedGRU, FusedRNN)
 
 
+def need(package: str, user: str) -> Any:
+    """Imports a package that fusedrnn does not require, or says that `user` needs it."""
+    try:
+        return importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        if error.name != package.split(".")[0]:
+            raise
+        raise ModuleNotFoundError(
+            f"{user} needs the package {error.name}, which is not installed: "
+            f"pip install {error.name}",
+            name=error.name,
+        ) from None
+
+
 def as_tensor(array: Any) -> Tensor:
     """A copy of an array as a tensor; bfloat16, which numpy itself does not know, included."""
-    import numpy as np
-
+    # Here and not above: fusedrnn is imported where torch is alone. onnx brings numpy along.
+    np = need("numpy", "fusedrnn.keras")
     array = np.asarray(array)
     if array.dtype.name == "bfloat16":
         return torch.tensor(array.astype(np.float32)).to(torch.bfloat16)

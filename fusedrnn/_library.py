@@ -5,11 +5,16 @@ from __future__ import annotations
 import dataclasses
 import os
 import platform
+import sys
 from pathlib import Path
 
 import torch
 
 from ._version import __version__
+
+_HERE = Path(__file__).resolve().parent
+# Whether this is the repository, or an sdist, and no installed package.
+_IN_SOURCES = (_HERE.parent / "setup_build.py").exists()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,14 +78,47 @@ class Library:
         return self.isa.endswith("bf16")
 
 
-def _load() -> Library:
-    path = Path(__file__).with_name("_C.so")
-    if not path.exists():
-        raise ImportError(
-            f"fusedrnn: the compiled library {path.name} is not in {path.parent}; build it with "
-            "`pip install --no-build-isolation .` (or `python setup.py build_ext --inplace`)"
+def _find(name: str, built: str) -> Path:
+    """A library's path: beside this file, or in the source tree's folder `built`.
+
+    Where Python is run in the source tree, its folder `fusedrnn` comes before the installed one. A
+    `pip install .` there leaves what it compiled in `built`, of these very sources.
+    """
+    beside = _HERE / name
+    in_tree = _HERE.parent / built / name
+    return in_tree if _IN_SOURCES and in_tree.exists() and not beside.exists() else beside
+
+
+def _not_compiled(name: str) -> str:
+    """Why a library is not there, and what to do."""
+    if not _IN_SOURCES:
+        return (
+            f"the compiled library {name} is not in {_HERE}: this installation is not complete. "
+            "Install fusedrnn again"
         )
-    torch.ops.load_library(str(path))
+    tree = _HERE.parent
+    said = f"{_HERE} holds the sources of fusedrnn, and nothing was compiled there yet. "
+    for entry in sys.path:
+        installed = Path(entry).resolve() / _HERE.name
+        if installed != _HERE and (installed / name).exists():
+            return said + (
+                f"They hide the fusedrnn that is installed in {installed}: run Python in another "
+                f"folder than {tree}"
+            )
+    return said + f"Compile and install them with `pip install --no-build-isolation {tree}`"
+
+
+def _load() -> Library:
+    path = _find("_C.so", "build/library")
+    if not path.exists():
+        raise ImportError(f"fusedrnn: {_not_compiled(path.name)}")
+    try:
+        torch.ops.load_library(str(path))
+    except OSError as error:
+        raise ImportError(
+            f"fusedrnn: {path} cannot be loaded with torch {torch.__version__} (2.11 or later is "
+            f"needed): {error}"
+        ) from error
     isa = ""
     compiled: dict[str, bool] = {}
     cells: dict[str, CellSpec] = {}
@@ -111,7 +149,7 @@ def torch_lacks_cuda() -> str:
 
 
 def _load_cuda() -> CudaLibrary:
-    path = Path(__file__).with_name("_cuda.so")
+    path = _find("_cuda.so", "build/cuda")
     if lacks := torch_lacks_cuda():
         return CudaLibrary(None, lacks)
     if not path.exists():

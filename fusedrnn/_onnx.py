@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
+
+from . import _importing
 
 __all__ = ["GATES", "attribute", "need", "text"]
 
@@ -15,16 +16,7 @@ _REQUIRED = object()
 
 def need(package: str, task: str) -> Any:
     """Imports a package, or says that `fusedrnn.onnx.<task>` needs it."""
-    try:
-        return importlib.import_module(package)
-    except ModuleNotFoundError as error:
-        if error.name != package.split(".")[0]:
-            raise
-        raise ModuleNotFoundError(
-            f"fusedrnn.onnx.{task} needs the package {error.name}, which is not installed: "
-            f"pip install {error.name}",
-            name=error.name,
-        ) from None
+    return _importing.need(package, f"fusedrnn.onnx.{task}")
 
 
 def text(value: str | bytes) -> str:

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from . import _console
 from ._library import CELLS, cuda_problem, torch_lacks_cuda
 from ._selftest_cases import (
     BFLOAT16,
@@ -442,4 +443,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    _console.run(main)

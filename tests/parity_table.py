@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import sys
 import warnings
 from typing import Any
 
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pack_sequence
 
+from fusedrnn import _console
 from tests.helpers import CELLS, Cell, error, make_states, map_tensors, ragged, randn, run
 
 # Draws of numbers that are measured together: a tensor's error is its largest in any of them. One
@@ -157,4 +157,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    _console.run(main)

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 import fusedrnn
+from fusedrnn import _console
 from fusedrnn._cards import CARDS
 
 BEGIN, END = "<!-- estimates -->", "<!-- /estimates -->"
@@ -90,4 +91,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    _console.run(main)

@@ -170,6 +170,29 @@ def test_commands(page: Path) -> None:
     assert not wrong, "\n".join(wrong)
 
 
+# Modules that read a command line, so that --help behind it shows whether it is understood.
+READ_OPTIONS = {"fusedrnn", "fusedrnn.selftest", "benchmarks", "tools.cuda_estimates", "tools.gpu"}
+MODULES = sorted(
+    {
+        tuple(words[2:])
+        for page in PAGES
+        for _, words in commands(page)
+        if words[:2] == ["python", "-m"] and words[2] in READ_OPTIONS
+    }
+)
+
+
+@pytest.mark.parametrize("words", MODULES, ids=" ".join)
+def test_command_lines_of_modules_are_understood(words: tuple[str, ...]) -> None:
+    """Each with --help; a plan is printed."""
+    more = [] if "--shape" in words else ["--help"]
+    done = subprocess.run(
+        [sys.executable, "-m", *words, *more], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+
+
 def slugs(page: Path) -> set[str]:
     """Anchors of a page's headings, as GitHub and MyST make them, and of what it includes."""
     found = set()

@@ -1,17 +1,38 @@
-"""A new environment for tests of the installed package: empty, but for the torch that runs them."""
+"""A new environment for tests of the installed package: torch, and what torch itself requires.
+
+Nothing is downloaded: the packages are links to those that run the tests. All others are missing.
+"""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.metadata import Distribution, distribution
 from pathlib import Path
 
-import torch
+from packaging.requirements import Requirement
+
+
+def requirements(name: str, found: dict[str, Distribution] | None = None) -> list[Distribution]:
+    """The package `name` and all that it requires here, extras left out."""
+    found = {} if found is None else found
+    if name not in found:
+        found[name] = distribution(name)
+        for line in found[name].requires or ():
+            needed = Requirement(line)
+            if needed.marker is None or needed.marker.evaluate({"extra": ""}):
+                requirements(needed.name.lower().replace("_", "-"), found)
+    return list(found.values())
 
 
 def make(folder: Path) -> tuple[Path, Path]:
     """Makes one in `folder`; returns its Python and the folder where packages go."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
     (site,) = folder.glob("lib/python*/site-packages")
-    (site / "torch.pth").write_text(f"{Path(torch.__file__).parents[1]}\n")
+    for package in requirements("torch"):
+        assert package.files, f"{package.name} does not say what it installed"
+        for name in {file.parts[0] for file in package.files} - {"..", "__pycache__"}:
+            link = site / name
+            if not link.exists():
+                link.symlink_to(package.locate_file(name))
     return folder / "bin" / "python", site

@@ -15,6 +15,63 @@ import pytest
 from tests.ecosystem import environment
 from tests.test_packaging import LIBRARY, ROOT, SMOKE_TEST, run
 
+# What a user does first, where nothing is installed but torch, what it requires, and the wheel.
+WITH_TORCH_ALONE = """
+import importlib.util
+import sys
+
+import torch
+from torch.nn.utils.rnn import pack_padded_sequence
+
+import fusedrnn
+
+optional = ("numpy", "onnx", "onnxscript", "keras", "matplotlib")
+assert [name for name in optional if importlib.util.find_spec(name)] == []
+fusedrnn.show_config()
+
+x = torch.randn(7, 3, 4)
+packed = pack_padded_sequence(x, [5, 7, 1], enforce_sorted=False)
+for kind in ("LSTM", "GRU", "RNN"):
+    layer = getattr(fusedrnn, f"Fused{kind}")(4, 5, num_layers=2, bidirectional=True)
+    cell = getattr(fusedrnn, f"Fused{kind}Cell")(4, 5)
+    model = fusedrnn.convert(torch.nn.Sequential(getattr(torch.nn, kind)(4, 5)))
+    parameters = [p for part in (layer, cell, model) for p in part.parameters()]
+    optimizer = torch.optim.Adam(parameters)
+    h = cell(x[1], cell(x[0]))
+    loss = sum(
+        y.square().sum()
+        for y in (
+            layer(x)[0],
+            layer(x, lengths=[5, 7, 0])[0],
+            layer(x, lengths=torch.tensor([5, 7, 0]))[0],
+            layer(packed)[0].data,
+            model(x)[0],
+            h[0] if kind == "LSTM" else h,
+        )
+    )
+    loss.backward()
+    before = [p.detach().clone() for p in parameters]
+    optimizer.step()
+    for p, old in zip(parameters, before, strict=True):
+        assert not torch.equal(p, old)
+    compiled = torch.compile(layer, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x)[0], layer(x)[0])
+
+# What the optional parts say.
+for call, needed in (
+    (lambda: fusedrnn.keras.from_weights("SimpleRNN", [[[1.0]], [[1.0]]]), "numpy"),
+    (lambda: fusedrnn.onnx.load("model.onnx"), "onnx"),
+    (lambda: fusedrnn.onnx.export(layer, (x,)), "onnx"),
+):
+    try:
+        call()
+    except ModuleNotFoundError as error:
+        said = str(error)
+        assert said.startswith("fusedrnn.") and said.endswith(f"pip install {needed}"), said
+    else:
+        raise AssertionError(f"{needed} is not here")
+"""
+
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -67,16 +124,43 @@ def test_auditwheel_makes_it_a_manylinux_wheel(wheel: Path, tmp_path: Path) -> N
     assert libraries == {"fusedrnn/_C.so"}
 
 
-def test_pip_installs_it_without_a_compiler(wheel: Path, tmp_path: Path) -> None:
-    """Into a new environment, with nothing on PATH."""
-    python, site = environment.make(tmp_path / "environment")
-    nowhere = tmp_path / "empty"
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Python and packages of a new environment into which pip put the wheel, PATH being empty."""
+    folder = tmp_path_factory.mktemp("installed")
+    python, site = environment.make(folder / "environment")
+    nowhere = folder / "empty"
     nowhere.mkdir()
     said = run(
         *(sys.executable, "-m", "pip", "--disable-pip-version-check", f"--python={python}"),
-        *("install", "--no-index", "--no-deps", "--find-links", wheel.parent, "fusedrnn"),
+        *("install", "--no-index", "--find-links", wheel.parent, "fusedrnn"),
         env={**os.environ, "PATH": str(nowhere), "CXX": "no-compiler"},
     )
     assert "Successfully installed fusedrnn" in said
+    return python, site
+
+
+def test_pip_installs_it_without_a_compiler(installed: tuple[Path, Path], tmp_path: Path) -> None:
+    python, site = installed
     said = run(python, "-I", "-c", SMOKE_TEST, site, cwd=tmp_path)
     assert str(site) in said
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        pytest.param(["-c", WITH_TORCH_ALONE], id="layers"),
+        pytest.param(["-m", "fusedrnn"], id="config"),
+        pytest.param(["-m", "fusedrnn", "plan", "--shape", "9,2,8,16"], id="plan"),
+        pytest.param(
+            ["-m", "fusedrnn.selftest", "--device=cpu", "--quick", "--no-benchmark", "--out=."],
+            id="selftest",
+        ),
+    ],
+)
+def test_it_works_with_torch_alone(
+    installed: tuple[Path, Path], tmp_path: Path, arguments: list[str]
+) -> None:
+    """Without numpy too, which torch does not require."""
+    python, _ = installed
+    assert run(python, "-I", *arguments, cwd=tmp_path)

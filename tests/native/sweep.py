@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 
+from fusedrnn import _console
 from tests.native.build import native
 
 FUNCTIONS = ("exp", "sigmoid", "tanh")
@@ -41,4 +42,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    _console.run(main)

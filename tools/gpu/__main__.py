@@ -150,7 +150,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; its exit status."""
     options = _parser().parse_args(arguments)
     try:
-        return int(options.command(options))
+        status = int(options.command(options))
+        sys.stdout.flush()
+        return status
     except ValueError as error:
         raise SystemExit(f"error: {error}") from None
     except BrokenPipeError:  # what reads this, such as head, has seen enough

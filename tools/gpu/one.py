@@ -6,7 +6,6 @@ python -m tools.gpu.one --cell lstm --precision bf16 --shape 30,32,1024,1024 --c
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 from torch import nn
 
 import fusedrnn
+from fusedrnn import _console
 
 DTYPES = {
     "f32": torch.float32,
@@ -122,4 +122,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    _console.run(main)
