@@ -45,7 +45,8 @@ class _FusedCell(RNNCellBase):
             if h is not None or not states:
                 try:
                     return ops.step(input, h, c, weights, self.input_size, self.hidden_size, cell)
-                except Exception:
+                # Of these kinds alone: torch's checkpoint stops a second forward by one of its own.
+                except (RuntimeError, ValueError, TypeError, AttributeError):
                     pass  # the way below says in torch.nn's words what does not fit
         return self._run_checked(cell, input, states)
 
