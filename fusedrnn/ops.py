@@ -122,7 +122,7 @@ def _as_torch_raises(error: Exception) -> Exception:
     """Return the exception that torch has for what an op can only say in words.
 
     A torch.OutOfMemoryError for a lack of GPU memory; a RuntimeError as all others of the ops for
-    a regime that cannot run; otherwise the error itself.
+    a regime that cannot run and for devices without a kernel; otherwise the error itself.
     """
     if isinstance(error, torch.OutOfMemoryError):
         return error
@@ -130,6 +130,11 @@ def _as_torch_raises(error: Exception) -> Exception:
         return torch.OutOfMemoryError(f"{error}. A smaller batch or shorter sequences need less.")
     if isinstance(error, ValueError) and "regime was asked for" in str(error):
         return RuntimeError(f"fusedrnn: {error}")
+    if isinstance(error, NotImplementedError) and "fusedrnn::" in str(error):
+        return RuntimeError(
+            "fusedrnn: the tensors of a call must be on one device, also those that a hook for "
+            f"saved tensors gives back to backward: {error}"
+        )
     return error
 
 

@@ -30,6 +30,18 @@ def failing() -> Path:
         return setup_build.ninja_build(BUILD_DIR, "failing.so", {source: []}, flags, ["-shared"])
 
 
+def test_pieces_that_throw() -> None:
+    """In any thread of a team: the leader throws it, after all pieces; nobody waits for ever."""
+    flags = [*setup_build.common_flags(), "-pthread"]
+    source = ROOT / "tests" / "memory" / "team.cpp"
+    with turn(BUILD_DIR / "team"):
+        program = setup_build.ninja_build(
+            BUILD_DIR / "team", "team", {source: []}, flags, ["-pthread"]
+        )
+    done = subprocess.run([program], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "64 caught, 0 wrong, helpers took some\n", done
+
+
 def run(module: str, *arguments: str, preload: Path | None = None) -> str:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     # What a call gives back goes back to the system.
