@@ -19,7 +19,7 @@ from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from . import _reference
+from . import _flops, _reference
 from ._library import CELLS, LIBRARY
 
 __all__ = ["layer", "may_step", "step"]
@@ -692,3 +692,4 @@ torch.library.register_autograd(
 torch.library.register_autograd(
     "fusedrnn::backward", _backward_derivative, setup_context=_backward_setup
 )
+_flops.register()
