@@ -38,7 +38,8 @@ def as_tensor(array: Any) -> Tensor:
     array = np.asarray(array)
     if array.dtype.name == "bfloat16":
         return torch.tensor(array.astype(np.float32)).to(torch.bfloat16)
-    return torch.tensor(array)
+    # torch takes neither foreign byte orders nor negative strides.
+    return torch.tensor(array.astype(array.dtype.newbyteorder("="), order="C"))
 
 
 def expect_shape(what: str, tensor: Tensor, form: str, *sizes: int) -> None:

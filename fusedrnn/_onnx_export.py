@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import ast
+import inspect
+import logging
 import os
+import re
+import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -22,6 +26,16 @@ _OPERATORS = {
     "rnn_tanh": "RNN",
     "rnn_relu": "RNN",
 }
+
+# The opsets that torch's exporter writes by itself. For others it asks onnx's converter, which
+# forgets whose a node is; so they are converted here, after the nodes have their names.
+_OF_TORCH = range(18, 26)
+# The first in which LSTM, GRU and RNN take bfloat16.
+_BFLOAT16 = 22
+
+# In the memory of a node (ir.Node.meta): its first weight; whether it has lengths beside a T or N
+# that is dynamic.
+_WEIGHT, _DYNAMIC_LENGTHS = "fusedrnn.weight", "fusedrnn.dynamic_lengths"
 
 
 class _NoForm(NotImplementedError):
@@ -50,19 +64,33 @@ def export(
         external_data: whether weights go to a file beside `file`; None: only above 1.5 GB.
         custom_translation_table: of other operators, beside `translations`.
         options: any of `torch.onnx.export`: kwargs, dynamic_shapes, input_names, output_names,
-            opset_version (18 or later), optimize, report...
+            opset_version (14 or later; bfloat16 from 22 on), optimize, report...
 
     Returns:
         The program, which can be saved, called (by ONNX Runtime) and looked at.
 
     Raises:
         ModuleNotFoundError: onnx or onnxscript is missing.
+        ValueError: an opset_version that the model cannot be written in; ``dynamo=False``, ``f``,
+            and what `torch.onnx.export` takes but ignores (training, custom_opsets...).
         NotImplementedError: something in the model that ONNX's operators cannot compute: a
-            projection (proj_size), a PackedSequence (use ``lengths=``), bfloat16.
+            projection (proj_size), a PackedSequence (use ``lengths=``), bfloat16 before opset 22.
         torch.onnx.OnnxExporterError: whatever else torch cannot export.
+
+    Warns:
+        UserWarning: layers with ``lengths=`` whose T or N is dynamic: OpenVINO ignores their
+            sequence_lens. Once an export.
     """
-    table = {**translations(), **(custom_translation_table or {})}
+    _check_options(options)
+    opset = options.get("opset_version")
+    if opset is not None:
+        options["opset_version"] = min(max(opset, _OF_TORCH[0]), _OF_TORCH[-1])
+    table = {**translations(opset_version=opset), **(custom_translation_table or {})}
     options.setdefault("verbose", False)
+    stored = {
+        "include_initializers": options.pop("export_params", True),
+        "keep_initializers_as_inputs": options.pop("keep_initializers_as_inputs", False),
+    }
     try:
         program = torch.onnx.export(
             model,
@@ -79,18 +107,71 @@ def export(
             raise
         raise NotImplementedError(str(cause)) from None
     assert program is not None
-    _store_weights(program.model)
+    recurrent = [
+        node
+        for node in program.model.graph.all_nodes()
+        if node.domain == "" and node.op_type in GATES
+    ]
+    _store_weights(program.model, recurrent)
+    _give_names(program, recurrent)
+    ignored = [str(node.name) for node in recurrent if node.meta.get(_DYNAMIC_LENGTHS)]
+    if opset is not None:
+        _convert(program.model, opset)
+    if ignored:
+        warnings.warn(
+            f"fusedrnn.onnx.export: T or N is dynamic in {', '.join(ignored)}, where lengths= "
+            "became the input sequence_lens: OpenVINO 2026.4.1 ignores that input on the CPU then, "
+            "and computes the padding too. There, give the model fixed sizes with model.reshape "
+            "before it is compiled. ONNX Runtime is not affected",
+            UserWarning,
+            stacklevel=2,
+        )
     if file is not None:
-        program.save(file, external_data=external_data)
+        program.save(file, external_data=external_data, **stored)
     return program
 
 
-def translations() -> dict[Any, Callable[..., Any]]:
+def _check_options(options: dict[str, Any]) -> None:
+    """Raises where an option of `torch.onnx.export` cannot be honoured; drops dynamo."""
+    if options.pop("dynamo", True) is not True:
+        raise ValueError(
+            "dynamo must be True: only torch's exporter that stands on torch.export knows the "
+            "fused layers, got False. torch.onnx.export(dynamo=False) takes "
+            "fusedrnn.to_torch(model), the same model in torch.nn's layers"
+        )
+    if "f" in options:
+        raise ValueError("f must not be given: the argument for the path is file here")
+    opset = options.get("opset_version")
+    if opset is not None and (not isinstance(opset, int) or isinstance(opset, bool) or opset < 1):
+        raise ValueError(f"opset_version must be None or a positive int, got {opset!r}")
+    known = inspect.signature(torch.onnx.export).parameters
+    for name in _IGNORED_BY_TORCH:
+        if name in options and options[name] != known[name].default:
+            raise ValueError(
+                f"{name} must be left at {known[name].default!r}: torch's exporter ignores it, got "
+                f"{options[name]!r}"
+            )
+
+
+_IGNORED_BY_TORCH = (
+    "training",
+    "operator_export_type",
+    "do_constant_folding",
+    "custom_opsets",
+    "export_modules_as_functions",
+    "autograd_inlining",
+)
+
+
+def translations(*, opset_version: int | None = None) -> dict[Any, Callable[..., Any]]:
     """What `torch.onnx.export` must know of fused layers, for those who call it themselves.
 
     Pass it as ``custom_translation_table``. Unlike `export`, which reorders the weights once,
     torch's exporter leaves that to a few nodes before each layer; ONNX Runtime runs them once when
-    it loads the model.
+    it loads the model. Of lengths with a dynamic T or N only `export` warns.
+
+    Args:
+        opset_version: what `torch.onnx.export` is asked for; from 22 on layers may be bfloat16.
 
     Returns:
         A function for each operator of ours that can be in an exported program.
@@ -99,6 +180,7 @@ def translations() -> dict[Any, Callable[..., Any]]:
         ModuleNotFoundError: onnx or onnxscript is missing.
     """
     need("onnx", "export")
+    bfloat16 = opset_version is not None and opset_version >= _BFLOAT16
     op = need("onnxscript", "export").opset18
 
     def forward(
@@ -113,6 +195,12 @@ def translations() -> dict[Any, Callable[..., Any]]:
         bidirectional: bool,
         keep: bool,
     ) -> Any:
+        if not bfloat16 and x.dtype is not None and x.dtype.name == "BFLOAT16":
+            raise _NoForm(
+                "bfloat16 has no form in ONNX's recurrent operators before opset 22: give "
+                "opset_version=22 or later, which OpenVINO 2026.4.1 runs and ONNX Runtime 1.31.1 "
+                "does not; or use model.float()"
+            )
         return _translate(op, x, h0, c0, weights, batch_sizes, lengths, cell, bidirectional)
 
     return {torch.ops.fusedrnn.forward.default: forward}
@@ -137,8 +225,6 @@ def _translate(
             "a PackedSequence has no form in ONNX; call the layer with the padded batch and "
             "lengths=, which becomes the input sequence_lens"
         )
-    if x.dtype is not None and x.dtype.name == "BFLOAT16":
-        raise _NoForm("bfloat16 has no form in ONNX's recurrent operators; use model.float()")
     D = 2 if bidirectional else 1
     G = CELLS[cell].gates
     name = _OPERATORS[cell]
@@ -175,6 +261,10 @@ def _translate(
     else:
         options["activations"] = ["Tanh" if cell == "rnn_tanh" else "Relu"] * D
     Y, *last = getattr(op, name)(*inputs, **options)
+    meta = Y.producer().meta
+    meta[_WEIGHT] = _stored(weights[0])
+    dynamic = x.shape is None or not all(isinstance(size, int) for size in x.shape[:2])
+    meta[_DYNAMIC_LENGTHS] = lengths is not None and dynamic
 
     if lengths is not None:
         # The state of a row of length 0 is its initial one; ONNX Runtime gives zeros.
@@ -192,10 +282,16 @@ def _translate(
     return [y, *last]
 
 
-def _store_weights(model: Any) -> None:
-    """Stores W, R and B of recurrent nodes as the nodes want them, and gives the nodes names."""
+def _stored(value: Any) -> str:
+    """The name of what the graph holds from which a weight is computed, by casts for example."""
+    while (node := value.producer()) is not None and node.inputs and node.inputs[0] is not None:
+        value = node.inputs[0]
+    return str(value.name)
+
+
+def _store_weights(model: Any, recurrent: Sequence[Any]) -> None:
+    """Stores W, R and B of recurrent nodes as the nodes want them."""
     wanted: set[int] = set()
-    recurrent = [n for n in model.graph.all_nodes() if n.domain == "" and n.op_type in GATES]
 
     def want(value: Any) -> None:
         node = None if value is None else value.producer()
@@ -211,12 +307,61 @@ def _store_weights(model: Any) -> None:
     # Where one of them does not depend on stored weights alone, folding stops before it.
     optimizer.fold_constants_ir(model, should_fold=lambda node: id(node) in wanted)
     optimizer.remove_unused_nodes(model)
-    layers: Counter[str] = Counter()
+
+
+def _give_names(program: Any, recurrent: Sequence[Any]) -> None:
+    """Names recurrent nodes after the layers, and their stored weights after the nodes."""
+    signature = program.exported_program.graph_signature
+    held = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    levels: Counter[str] = Counter()
+    taken: Counter[str] = Counter()
     for node in recurrent:
-        scopes = ast.literal_eval(node.metadata_props["pkg.torch.onnx.name_scopes"])
-        path = scopes[-2] if len(scopes) > 1 else ""  # ["", "encoder", the call]
-        node.name = f"{path or 'model'}_l{layers[path]}"
-        layers[path] += 1
+        scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]"))
+        path = scopes[-2] if len(scopes) > 1 else ""  # ["", "encoder", "the call"]
+        # What runs under torch.autocast or torch.no_grad, or in a branch of torch.cond, has lost
+        # its modules below those of the block; the weight says where it is from.
+        weight = re.fullmatch(
+            r"(?:(.*?)\.)??(?:parametrizations\.)?weight_ih(?:_l(\d+))?(?:_reverse)?(?:[._].*)?",
+            held.get(node.meta.get(_WEIGHT), ""),
+        )
+        level = levels[path]
+        if weight is not None and f"{weight[1] or ''}.".startswith(f"{path}." if path else ""):
+            path, level = weight[1] or "", int(weight[2] or 0)
+        levels[path] += 1
+        name = f"{path or 'model'}_l{level}"
+        taken[name] += 1
+        node.name = name if taken[name] == 1 else f"{name}_{taken[name]}"  # one that runs again
         for letter, value in zip("WRB", node.inputs[1:4], strict=False):
             if value is not None and value.is_initializer() and len(value.uses()) == 1:
                 value.name = f"{node.name}.{letter}"
+
+
+class _Kept(logging.Filter):
+    """Keeps what a logger has to say from being printed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        self.records.append(record)
+        return False
+
+
+def _convert(model: Any, opset: int) -> None:
+    """Converts a model to an opset that torch's exporter does not write itself."""
+    converter = need("onnxscript.version_converter", "export")
+    kept = _Kept()
+    converter.logger.addFilter(kept)
+    try:
+        converter.convert_version(model, opset, fallback=True)
+    finally:
+        converter.logger.removeFilter(kept)
+    if model.opset_imports.get("", opset) != opset:
+        errors = [str(record.exc_info[1]) for record in kept.records if record.exc_info]
+        reasons = [error.rpartition("failed: ")[2].replace("$", "") for error in errors]
+        raise ValueError(
+            f"opset_version must be one in which the model can be written, got {opset}: onnx's "
+            f"version converter cannot go there from {model.opset_imports['']}"
+            + "".join(f" ({reason})" for reason in reasons)
+        )

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import _C, Tensor
+from torch import _C, Tensor, nn
 from torch.nn.modules.rnn import RNNCellBase
 
-from . import ops
+from . import _fx, ops
 from ._autocast import autocast_dtype, cast, cast_weights
 from ._checks import check_kernels, check_weights
 from ._library import CELLS
@@ -225,6 +225,8 @@ class FusedLSTMCell(_FusedCell):
             ValueError: rank of the input or of a state.
             RuntimeError: sizes, dtypes or devices that do not fit.
         """
+        if nn.Module.__call__ is not _fx.CALL and (proxy := _fx.find_proxy(input, hx)) is not None:
+            return _fx.as_leaf(proxy, self, input, hx)
         states: tuple[Tensor, ...] = ()
         if hx is not None:
             if not isinstance(hx, (tuple, list)):
@@ -301,6 +303,8 @@ class FusedGRUCell(_FusedCell):
             ValueError: rank of the input or of the state.
             RuntimeError: sizes, dtypes or devices that do not fit.
         """
+        if nn.Module.__call__ is not _fx.CALL and (proxy := _fx.find_proxy(input, hx)) is not None:
+            return _fx.as_leaf(proxy, self, input, hx)
         cell = "gru" if self.reset_after else "gru_reset_before"
         return self._run(cell, input, () if hx is None else (hx,))[0]
 
@@ -342,6 +346,8 @@ class FusedRNNCell(_FusedCell):
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """Runs one step; arguments, result and errors are those of `FusedGRUCell.forward`."""
+        if nn.Module.__call__ is not _fx.CALL and (proxy := _fx.find_proxy(input, hx)) is not None:
+            return _fx.as_leaf(proxy, self, input, hx)
         if self.nonlinearity not in ("tanh", "relu"):
             raise RuntimeError(
                 f"Unknown nonlinearity: {self.nonlinearity}. Select from 'tanh' or 'relu'."

@@ -76,14 +76,17 @@ def convert(module: M) -> M:
     Warns:
         UserWarning: one warning with the qualified name of every recurrent layer that was left as
             it is, and the reason: a subclass (its forward may do anything), a parametrized layer,
-            one with a forward of its own, one compiled by TorchScript or quantized, and weights
-            of a dtype or on a device for which there are no kernels.
+            one with a forward of its own, one compiled by TorchScript or quantized, one in a module
+            that runs torch.nn's own class alone (TorchRL's LSTMModule and GRUModule, outside of
+            `patch_torch`), and weights of a dtype or on a device for which there are no kernels.
     """
     changes: list[_Change] = []
     left: list[_Left] = []
+    held = _held_by_type(module)
     for name, layer in _named_modules(module):
         fused = _FUSED.get(type(layer))
         reason = _why_not_as_it_is(layer) if fused else _why_not_this_class(layer)
+        reason = reason or (held.get(id(layer)) if fused else None)
         if reason:
             left.append(_Left(name, layer, reason))
         elif fused:
@@ -193,6 +196,26 @@ def _named_modules(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
     for name, layer in module.named_modules():
         yield name or "the module itself", layer
+
+
+# Modules that ask for the class of the layer they hold, as (package, class).
+_ASKING = {("torchrl", "LSTMModule"), ("torchrl", "GRUModule")}
+
+
+def _held_by_type(module: nn.Module) -> dict[int, str]:
+    """Of layers, by id, why the module that holds them would call a fused one in another way."""
+    if not isinstance(module, nn.Module) or nn.LSTM not in _FUSED:  # in patch_torch
+        return {}
+    return {
+        id(layer): (
+            f"{cls.__module__}.{cls.__name__} asks whether its layer is torch.nn's and calls any "
+            "other with mask=; convert and run the model in a block, with fusedrnn.patch_torch():"
+        )
+        for holder in module.modules()
+        for cls in type(holder).__mro__
+        if (cls.__module__.split(".")[0], cls.__name__) in _ASKING
+        for layer in holder.children()
+    }
 
 
 _OWN_FORWARD = "its forward is not its class's, but was set on the object"

@@ -11,6 +11,10 @@
 The layers are ``batch_first``, as Keras's are. They return what Keras does with
 ``return_sequences=True, return_state=True``; its last output alone is ``h_n[-1]`` (bidirectional:
 ``h_n[-2]`` and ``h_n[-1]`` side by side).
+
+With a mask Keras repeats the last output at masked steps, unless ``zero_output_for_mask`` is set or
+the layer is bidirectional; ours are zero beyond a length. `repeat_last` is the repeat, and
+`with_mask` calls a layer as Keras does, with a mask of any form (``pad_sequences`` pads in front).
 """
 
 from __future__ import annotations
@@ -19,12 +23,13 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ._importing import as_tensor, expect_shape, make_layer, with_gates
 from .modules import FusedGRU, FusedLSTM, FusedRNN
 
-__all__ = ["from_weights", "load"]
+__all__ = ["from_weights", "load", "repeat_last", "with_mask"]
 
 Layer = FusedLSTM | FusedGRU | FusedRNN
 
@@ -88,6 +93,11 @@ def from_weights(
 ) -> Layer:
     """Makes a fused layer from the arrays of a Keras layer's ``get_weights()``.
 
+    The arrays do not say with which activations they were trained: ours are sigmoid for gates and
+    tanh. Weights of a layer with another ``recurrent_activation``, ``hard_sigmoid`` by default in
+    TensorFlow.js and in Keras before TensorFlow 2, fit as well and compute another network. Look it
+    up in the layer's configuration.
+
     Args:
         kind: "LSTM", "GRU" or "SimpleRNN".
         weights: kernel ``[I, G*H]``, recurrent_kernel ``[H, G*H]`` and, with biases, bias:
@@ -102,10 +112,15 @@ def from_weights(
         The layer, ``batch_first``, in the dtype of the arrays.
 
     Raises:
-        ValueError: an unknown kind, a number or shapes of weights that do not fit it.
+        ValueError: an unknown kind; a number, shapes or dtypes of weights that do not fit.
+        TypeError: weights that are no list, or something in it that is no array of numbers.
     """
-    if kind not in _GATES:
+    if kind not in tuple(_GATES):
         raise ValueError(f"kind must be one of {', '.join(_GATES)}, got {kind!r}")
+    try:
+        weights = list(weights)
+    except TypeError:
+        raise TypeError(f"weights must be a list of arrays, got {type(weights).__name__}") from None
     D = 2 if bidirectional else 1
     one = len(weights) // D
     if one not in (2, 3) or len(weights) != one * D:
@@ -118,7 +133,10 @@ def from_weights(
     two_biases = kind == "GRU" and reset_after
     result: list[Tensor] = []
     for d in range(D):
-        kernel, recurrent, *biases = (as_tensor(w) for w in weights[d * one : (d + 1) * one])
+        kernel, recurrent, *biases = (
+            _numbers(name, weight)
+            for name, weight in zip(_NAMES, weights[d * one : (d + 1) * one], strict=False)
+        )
         if d == 0:
             for name, weight in (("kernel", kernel), ("recurrent_kernel", recurrent)):
                 if weight.dim() != 2 or not weight.is_floating_point():
@@ -127,6 +145,12 @@ def from_weights(
                         f"{list(weight.shape)} of {weight.dtype}"
                     )
             I, H = kernel.shape[0], recurrent.shape[0]
+            dtype = kernel.dtype
+        for name, weight in zip(_NAMES, (kernel, recurrent, *biases), strict=False):
+            if weight.dtype != dtype:
+                raise ValueError(
+                    f"{name} must have the dtype of the first kernel, {dtype}, got {weight.dtype}"
+                )
         expect_shape("recurrent_kernel", recurrent, f"[H, {G}*H]", H, G * H)
         expect_shape("kernel", kernel, f"[I, {G}*H]", I, G * H)
         result += [with_gates(w.T, order) for w in (kernel, recurrent)]
@@ -144,6 +168,90 @@ def from_weights(
     if kind == "GRU":
         return make_layer(FusedGRU, result, one == 3, reset_after=reset_after, **options)
     return make_layer(FusedRNN, result, one == 3, nonlinearity=nonlinearity, **options)
+
+
+def repeat_last(y: Tensor, lengths: Any) -> Tensor:
+    """Repeats the last output of each row over its padding, as Keras does where a mask ends.
+
+    Keras does so with ``return_sequences=True`` of one direction, unless ``zero_output_for_mask``
+    is set; its Bidirectional gives zeros, as ours do.
+
+    Args:
+        y: ``[N, T, H]``, the output of a ``batch_first`` layer.
+        lengths: ``[N]``, what the layer was called with.
+
+    Returns:
+        ``[N, T, H]``; a row of length 0 stays zero, as in Keras.
+
+    Raises:
+        ValueError: y is not 3-D, or not one length for each of its rows.
+    """
+    if y.dim() != 3:
+        raise ValueError(f"y must be [N, T, H], got {list(y.shape)}")
+    ends = torch.as_tensor(lengths, device=y.device)
+    if ends.shape != y.shape[:1]:
+        raise ValueError(f"lengths must be [N] = {list(y.shape[:1])}, got {list(ends.shape)}")
+    steps = torch.arange(y.shape[1], device=y.device)
+    return _take(y, torch.minimum(steps, ends.unsqueeze(1) - 1).clamp(min=0))
+
+
+def with_mask(
+    layer: Layer, x: Tensor, mask: Tensor, hx: Any = None, *, zero_output_for_mask: bool = False
+) -> tuple[Tensor, Any]:
+    """Calls a layer as Keras calls its own with ``mask=``: masked steps do not exist for it.
+
+    For masks of any form: padding behind (what ``lengths=`` is for), in front (the default of
+    Keras's ``pad_sequences``) or in between. What is masked is never read.
+
+    Args:
+        layer: of `load` or `from_weights`; any fused layer with ``batch_first``.
+        x: ``[N, T, I]``.
+        mask: ``[N, T]``, true where a step counts.
+        hx: the initial state, as in the layer's call.
+        zero_output_for_mask: as in Keras: zeros at masked steps; without it, the last output before
+            them, and zeros before the first. A bidirectional layer gives zeros always.
+
+    Returns:
+        The layer's y ``[N, T, D*H]`` and its final state; of a row without a step, the initial one.
+
+    Raises:
+        ValueError: a layer without ``batch_first``, shapes of x or mask that do not fit; otherwise
+            as the layer.
+    """
+    if not layer.batch_first:
+        raise ValueError("layer must be batch_first, as Keras's are")
+    if x.dim() != 3 or mask.shape != x.shape[:2]:
+        raise ValueError(
+            f"x must be [N, T, I] and mask [N, T], got {list(x.shape)} and {list(mask.shape)}"
+        )
+    mask = mask.to(x.device, torch.bool)
+    behind = mask.logical_not().to(torch.uint8).argsort(dim=1, stable=True)
+    y, state = layer(_take(x, behind), hx, lengths=mask.sum(1).cpu())
+    last = mask.cumsum(1) - 1  # of the steps that count, the last one so far
+    lives = mask if zero_output_for_mask or layer.bidirectional else last >= 0
+    y = _take(y, last.clamp(min=0))
+    return torch.where(lives.unsqueeze(2), y, y.new_zeros(())), state
+
+
+def _take(x: Tensor, steps: Tensor) -> Tensor:
+    """The steps [N, T] of each row of x [N, T, K]."""
+    return x.gather(1, steps.unsqueeze(2).expand_as(x))
+
+
+# Of the weights of one direction.
+_NAMES = ("kernel", "recurrent_kernel", "bias")
+
+
+def _numbers(name: str, weight: Any) -> Tensor:
+    """A copy of an array as a tensor; raises where it is none."""
+    try:
+        return as_tensor(weight.detach().cpu() if isinstance(weight, Tensor) else weight)
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+        what = type(weight).__name__
+        if hasattr(weight, "dtype"):
+            what += f" of {weight.dtype}"
+        reason = str(error).partition(". ")[0]
+        raise TypeError(f"{name} must be an array of numbers, got {what} ({reason})") from None
 
 
 def _kind(layer: Any) -> str:

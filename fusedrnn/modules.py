@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from . import _fx
 from ._checks import check_sizes, lstm_states
 from ._torchscript import refuse_script, refuse_trace
 from .functional import run_layers
@@ -224,6 +225,11 @@ class FusedLSTM(_FusedRNNBase):
             ValueError: rank or dtype of the input; lengths where they cannot be.
             RuntimeError: sizes or devices that do not fit.
         """
+        if (
+            nn.Module.__call__ is not _fx.CALL
+            and (proxy := _fx.find_proxy(input, hx, lengths)) is not None
+        ):
+            return _fx.as_leaf(proxy, self, input, hx, lengths)
         h0, c0 = (None, None) if hx is None else lstm_states(hx)
         y, h_n, c_n = self._run(input, h0, c0, lengths)
         return y, (h_n, c_n)
@@ -335,6 +341,11 @@ class FusedGRU(_FusedRNNBase):
             ValueError: rank or dtype of the input; lengths where they cannot be.
             RuntimeError: sizes or devices that do not fit.
         """
+        if (
+            nn.Module.__call__ is not _fx.CALL
+            and (proxy := _fx.find_proxy(input, hx, lengths)) is not None
+        ):
+            return _fx.as_leaf(proxy, self, input, hx, lengths)
         y, h_n, _ = self._run(input, hx, None, lengths)
         return y, h_n
 
@@ -420,6 +431,11 @@ class FusedRNN(_FusedRNNBase):
 
     def forward(self, input: Any, hx: Any = None, lengths: Lengths = None) -> Any:
         """Runs the layers; arguments, results and errors are those of `FusedGRU.forward`."""
+        if (
+            nn.Module.__call__ is not _fx.CALL
+            and (proxy := _fx.find_proxy(input, hx, lengths)) is not None
+        ):
+            return _fx.as_leaf(proxy, self, input, hx, lengths)
         y, h_n, _ = self._run(input, hx, None, lengths)
         return y, h_n
 

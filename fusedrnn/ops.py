@@ -19,8 +19,8 @@ from torch import _C, Tensor
 from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
-from ._library import CELLS  # isort: skip (loads the ops, of which the next two say more)
-from . import _double_backward, _fakes  # noqa: F401
+from ._library import CELLS  # isort: skip (loads the ops, of which the next ones say more)
+from . import _double_backward, _fakes, _flops  # noqa: F401
 
 __all__ = ["layer", "may_step", "step"]
 
@@ -512,3 +512,4 @@ def _forward_derivative(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
 torch.library.register_autograd(
     "fusedrnn::forward", _forward_derivative, setup_context=_forward_setup
 )
+_flops.register()

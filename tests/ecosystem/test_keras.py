@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import subprocess
 import sys
 from typing import Any
@@ -197,3 +198,148 @@ def test_weights_of_a_wrong_kind() -> None:
     two = [np.zeros(shape) for shape in [(4, 6), (6, 6), (5, 6), (6, 6)]]  # I is 4, then 5
     with pytest.raises(ValueError, match=r"kernel must be \[I, 1\*H\] = \[4, 6\], got \[5, 6\]"):
         fusedrnn.keras.from_weights("SimpleRNN", two, bidirectional=True)
+
+
+@pytest.mark.parametrize("place", range(3))
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda a: a.astype("float32"), r"must have the dtype of the first kernel, torch\.float"),
+        (lambda a: a.astype(int), r"got .*torch\.int64"),
+        (lambda a: a.astype(complex), r"got .*torch\.complex128"),
+        (lambda a: a.astype(object), "must be an array of numbers, got ndarray of object"),
+        (lambda a: a.astype(str), "must be an array of numbers, got ndarray of <U"),
+        (lambda a: a.astype(np.longdouble), "must be an array of numbers, got ndarray of float128"),
+        (lambda a: None, "must be an array of numbers, got NoneType"),
+        (lambda a: [[1.0, 2.0], [3.0]], "must be an array of numbers, got list"),
+        (lambda a: a[None], r"got \[1, "),
+        (lambda a: a[..., 0], "got "),
+    ],
+)
+def test_arrays_that_are_no_weights(change: Any, message: str, place: int) -> None:
+    weights: list[Any] = [np.zeros(shape) for shape in ((4, 24), (6, 24), (24,))]
+    weights[place] = change(weights[place])
+    name = ("kernel", "recurrent_kernel", "bias")[place]
+    if place == 0 and message.startswith("must have the dtype"):
+        name = "recurrent_kernel"  # the first that differs from the kernel
+    with pytest.raises((ValueError, TypeError), match=f"^{name} .*{message}"):
+        fusedrnn.keras.from_weights("LSTM", weights)
+
+
+@pytest.mark.parametrize("weights", [None, 5])
+def test_weights_that_are_no_list(weights: Any) -> None:
+    with pytest.raises(TypeError, match=r"weights must be a list of arrays, got (NoneType|int)"):
+        fusedrnn.keras.from_weights("LSTM", weights)
+
+
+def test_altered_weights_give_an_error_or_the_right_layer() -> None:
+    """A bounded search: whatever is done to one array, nothing but these two comes of it."""
+    rng = random.Random(20250101)
+    numbers = np.random.default_rng(0)
+    # Of the array, and whether the numbers stay what they are.
+    changes: list[tuple[Any, bool]] = [
+        (lambda a: a.astype(a.dtype.newbyteorder()), True),
+        (lambda a: np.flip(np.flip(a, 0).copy(), 0), True),
+        (lambda a: np.asfortranarray(a), True),
+        (lambda a: torch.from_numpy(a.copy()).requires_grad_(), True),
+        (lambda a: a.tolist(), True),
+        *((lambda a, t=t: a.astype(t), False) for t in "?bBhHiIlLefgFDOSUV"),
+        (lambda a: a.T, False),
+        (lambda a: a[..., None], False),
+        (lambda a: a[0], False),
+        (lambda a: a[:-1], False),
+        (lambda a: a[..., :-1], False),
+        (lambda a: a[:0], False),
+        (lambda a: a.reshape(-1), False),
+        (lambda a: a.item(0), False),
+        (lambda a: "weights", False),
+        (lambda a: {}, False),
+        (lambda a: torch.zeros(a.shape, device="meta"), False),
+    ]
+    outcomes = {"error": 0, "layer": 0}
+    for _ in range(400):
+        kind, reset_after = rng.choice(
+            [("LSTM", True), ("GRU", True), ("GRU", False), ("SimpleRNN", True)]
+        )
+        D, bias, H, I = rng.choice([1, 2]), rng.random() < 0.7, rng.randint(1, 4), rng.randint(1, 4)
+        G = {"LSTM": 4, "GRU": 3, "SimpleRNN": 1}[kind]
+        last = (2, G * H) if kind == "GRU" and reset_after else (G * H,)
+        shapes = [(I, G * H), (H, G * H), *([last] if bias else [])] * D
+        weights: list[Any] = [numbers.normal(size=shape) for shape in shapes]
+        options: dict[str, Any] = {"bidirectional": D == 2, "reset_after": reset_after}
+        expected = fusedrnn.keras.from_weights(kind, weights, **options).state_dict()
+        place, (change, harmless) = rng.randrange(len(weights)), rng.choice(changes)
+        before = weights[place]
+        weights[place] = change(before)
+        made, refusal = expected, ""
+        try:
+            made = fusedrnn.keras.from_weights(kind, weights, **options).state_dict()
+        except (ValueError, TypeError) as raised:
+            refusal = str(raised)
+        if refusal:
+            assert not harmless, refusal
+            assert "must" in refusal, refusal
+            outcomes["error"] += 1
+            continue
+        after = weights[place]
+        unchanged = np.shape(after) == before.shape and np.array_equal(
+            np.asarray(after.detach() if isinstance(after, Tensor) else after), before
+        )
+        if not unchanged:  # a square kernel has a transpose, and a kernel less a row is one
+            assert isinstance(after, np.ndarray)
+            assert after.dtype == before.dtype
+            assert after.ndim == before.ndim
+        else:
+            assert all(torch.equal(made[name], w) for name, w in expected.items())
+        outcomes["layer"] += 1
+    assert min(outcomes.values()) > 40, outcomes
+
+
+# Rows: all steps, padding behind, none, padding in front, gaps.
+MASK = torch.tensor(
+    [[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [0, 0, 0, 0, 0], [0, 0, 1, 1, 1], [0, 1, 0, 1, 0]]
+).bool()
+
+
+@pytest.mark.parametrize("zero", [False, True])
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "GRU reset before", "SimpleRNN"])
+def test_masks(kind: str, bidirectional: bool, zero: bool) -> None:
+    theirs = build(kind, bidirectional, zero_output_for_mask=zero)
+    ours = fusedrnn.keras.load(theirs)
+    x = torch.randn(len(MASK), T, I, dtype=torch.float64)
+    D, k = (2 if bidirectional else 1), (2 if kind == "LSTM" else 1)
+    # Keras's order of states: those of the forward layer, then those of the backward layer.
+    initial = [torch.randn(len(MASK), H, dtype=torch.float64) for _ in range(k * D)]
+    start = initial[0] if len(initial) == 1 else initial
+    y, *states = (torch.as_tensor(t).detach() for t in theirs(x, mask=MASK, initial_state=start))
+    hx = tuple(torch.stack(initial[s::k]) for s in range(k))
+    broken = x.masked_fill(~MASK.unsqueeze(2), float("nan"))
+    result = fusedrnn.keras.with_mask(
+        ours, broken, MASK, hx if k == 2 else hx[0], zero_output_for_mask=zero
+    )
+    expected = [y, *(torch.stack(states[s::k]) for s in range(k))]
+    for a, b in zip(flat(result), expected, strict=True):
+        assert error(a, b) < LIMIT
+
+
+def test_the_last_output_repeated_over_the_padding() -> None:
+    x = torch.randn(3, T, I, dtype=torch.float64)
+    theirs = build("LSTM")
+    y, _ = fusedrnn.keras.load(theirs)(x, lengths=[5, 2, 0])
+    expected = torch.as_tensor(theirs(x, mask=MASK[:3])[0]).detach()
+    assert error(fusedrnn.keras.repeat_last(y, [5, 2, 0]), expected) < LIMIT
+    assert torch.equal(fusedrnn.keras.repeat_last(y, torch.tensor([5, 5, 5])), y)
+    with pytest.raises(ValueError, match=r"lengths must be \[N\] = \[3\], got \[2\]"):
+        fusedrnn.keras.repeat_last(y, [5, 2])
+    with pytest.raises(ValueError, match=r"y must be \[N, T, H\], got \[5, 6\]"):
+        fusedrnn.keras.repeat_last(y[0], [5])
+
+
+def test_what_with_mask_does_not_take() -> None:
+    x = torch.randn(len(MASK), T, I)
+    with pytest.raises(ValueError, match="layer must be batch_first"):
+        fusedrnn.keras.with_mask(fusedrnn.FusedGRU(I, H), x, MASK)
+    layer = fusedrnn.FusedGRU(I, H, batch_first=True)
+    with pytest.raises(ValueError, match=r"mask \[N, T\], got \[5, 5, 4\] and \[5, 4\]"):
+        fusedrnn.keras.with_mask(layer, x, MASK[:, 1:])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:# The axis name"),
+    pytest.mark.filterwarnings("ignore:fusedrnn.onnx.export. T or N is dynamic"),
 ]
 
 EXPORTED = [cell for cell in CELLS if not cell.projects]
@@ -186,7 +188,7 @@ def test_a_model_of_several_layers(direct: bool) -> None:
     ("options", "dtype", "message"),
     [
         ({"proj_size": 2}, torch.float32, "proj_size must be 0: ONNX's LSTM has no projection"),
-        ({}, torch.bfloat16, r"bfloat16 has no form .*; use model.float\(\)"),
+        ({}, torch.bfloat16, r"bfloat16 has no form .* before opset 22: give opset_version=22 or"),
     ],
 )
 def test_what_has_no_form(options: dict[str, Any], dtype: torch.dtype, message: str) -> None:
@@ -212,6 +214,151 @@ def test_what_torch_cannot_export_is_torchs_error() -> None:
 
     with pytest.raises(torch.onnx.OnnxExporterError):
         fusedrnn.onnx.export(Unknown().eval(), (torch.randn(1, 1),))
+
+
+@pytest.mark.parametrize("opset", [14, 17, 26])
+def test_opsets_that_torch_does_not_write_itself(opset: int) -> None:
+    model = Tagger().eval()
+    program = fusedrnn.onnx.export(
+        model, (torch.randint(20, (7, 3)),), dynamic_shapes=({0: "T"},), opset_version=opset
+    )
+    proto = program.model_proto
+    assert [o.version for o in proto.opset_import if o.domain == ""] == [opset]
+    onnx.checker.check_model(proto, full_check=True)
+    layers = fusedrnn.onnx.load(proto)
+    assert list(layers) == ["encoder_l0", "decoder_l0", "decoder_l1", "cell_l0"]
+    assert torch.equal(layers["decoder_l1"].weight_hh_l0, model.decoder.weight_hh_l1)
+    ids = torch.randint(20, (9, 3))
+    assert_close(run(session(proto), [ids]), [model.double()(ids)])
+
+
+@pytest.mark.parametrize(
+    ("opset", "message"),
+    [
+        (9, r"got 9: onnx's version converter cannot go there from 18 \(No Adapter"),
+        (99, r"got 99: onnx's version converter cannot go there from 25 \(.*invalid version"),
+        ("17", "None or a positive int, got '17'"),
+        (0, "None or a positive int, got 0"),
+    ],
+)
+def test_opsets_that_cannot_be_written(
+    opset: Any, message: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    layer = fusedrnn.FusedLSTM(3, 5).eval()
+    with pytest.raises(ValueError, match=f"opset_version must be .*{message}"):
+        fusedrnn.onnx.export(layer, (torch.randn(4, 2, 3),), opset_version=opset)
+    assert "onnxscript.version_converter" not in {record.name for record in caplog.records}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dynamo": False}, r"dynamo must be True: .* fusedrnn\.to_torch\(model\)"),
+        ({"f": "model.onnx"}, "f must not be given: the argument for the path is file"),
+        ({"custom_opsets": {"own": 1}}, "custom_opsets must be left at None: .* got {'own': 1}"),
+        ({"do_constant_folding": False}, "do_constant_folding must be left at True"),
+    ],
+)
+def test_options_that_cannot_be_honoured(options: dict[str, Any], message: str) -> None:
+    layer = fusedrnn.FusedLSTM(3, 5).eval()
+    with pytest.raises(ValueError, match=message):
+        fusedrnn.onnx.export(layer, (torch.randn(4, 2, 3),), **options)
+
+
+def test_options_of_what_is_stored(tmp_path: Path) -> None:
+    layer, file = fusedrnn.FusedGRU(3, 5).eval(), tmp_path / "model.onnx"
+    same_as_default: dict[str, Any] = {"dynamo": True, "do_constant_folding": True}
+    for options, inputs, stored in (
+        ({"keep_initializers_as_inputs": True}, 4, 3),
+        ({"export_params": False}, 1, 0),
+    ):
+        fusedrnn.onnx.export(layer, (torch.randn(4, 2, 3),), file, **options, **same_as_default)
+        graph = onnx.load(file).graph
+        weights = {f"model_l0.{letter}" for letter in "WRB"}
+        assert len(weights & {value.name for value in graph.input}) == inputs - 1
+        assert len(weights & {tensor.name for tensor in graph.initializer}) == stored
+
+
+class Blocks(nn.Module):
+    """Layers that run in blocks which torch.export makes graphs of their own."""
+
+    def __init__(self, block: str) -> None:
+        super().__init__()
+        self.block = block
+        self.part = nn.ModuleDict({"encoder": fusedrnn.FusedLSTM(3, 4)})
+        self.decoder = nn.utils.parametrizations.weight_norm(
+            fusedrnn.FusedGRU(4, 3, num_layers=2), "weight_ih_l1"
+        )
+        self.cell = fusedrnn.FusedGRUCell(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor
+        if self.block == "autocast":
+            with torch.autocast("cpu", dtype=torch.float16):
+                y, _ = self.part["encoder"](x)
+                y, _ = self.decoder(y)
+                return self.cell(y[-1])
+        if self.block == "no_grad":
+            with torch.no_grad():
+                y, _ = self.part["encoder"](x)
+                y, _ = self.decoder(y)
+            return self.cell(y[-1])
+        y, _ = self.part["encoder"](x)
+        result = torch.cond(
+            y.sum() > 0, lambda y: self.decoder(y)[0], lambda y: self.decoder(2 * y)[0], (y,)
+        )
+        return self.cell(result[-1])
+
+
+@pytest.mark.parametrize("block", ["autocast", "no_grad", "cond"])
+def test_names_of_layers_that_run_in_blocks(block: str) -> None:
+    program = fusedrnn.onnx.export(Blocks(block).eval(), (torch.randn(4, 2, 3),))
+    onnx.checker.check_model(program.model_proto, full_check=True)
+    recurrent = ("LSTM", "GRU")
+    names = [node.name for node in program.model.graph.all_nodes() if node.op_type in recurrent]
+    expected = ["part.encoder_l0", "decoder_l0", "decoder_l1"]
+    if block == "cond":
+        expected += ["decoder_l0_2", "decoder_l1_2"]  # of the other branch
+    assert names == [*expected, "cell_l0"]
+
+
+def test_bfloat16_from_opset_22_on() -> None:
+    for layer in (fusedrnn.FusedLSTM(3, 5, bidirectional=True), fusedrnn.FusedRNN(3, 5)):
+        layer = layer.bfloat16().eval()
+        x = torch.randn(4, 2, 3, dtype=torch.bfloat16)
+        program = fusedrnn.onnx.export(layer, (x,), opset_version=22)
+        onnx.checker.check_model(program.model_proto, full_check=True)
+        again = fusedrnn.onnx.load(program.model_proto, "model_l0")
+        for name, weight in again.state_dict().items():
+            assert weight.dtype == torch.bfloat16
+            assert torch.equal(weight, layer.state_dict()[name])
+    table = fusedrnn.onnx.translations(opset_version=22)
+    direct = torch.onnx.export(
+        layer, (x,), custom_translation_table=table, opset_version=22, verbose=False
+    )
+    assert direct is not None
+    onnx.checker.check_model(direct.model_proto, full_check=True)
+
+
+@pytest.mark.filterwarnings("default:fusedrnn.onnx.export. T or N is dynamic")
+def test_lengths_with_a_dynamic_size_are_warned_of() -> None:
+    layer = fusedrnn.FusedGRU(3, 5, num_layers=2)
+    inputs = (torch.randn(4, 2, 3), torch.tensor([4, 2]))
+    message = "T or N is dynamic in rnn_l0, rnn_l1, where lengths= .* OpenVINO 2026.4.1 ignores"
+    for of_x, of_lengths in (({0: "T"}, {}), ({1: "N"}, {0: "N"})):
+        with pytest.warns(UserWarning, match=message) as warned:
+            fusedrnn.onnx.export(
+                Call(layer, 0, True).eval(), inputs, dynamic_shapes=(of_x, (of_lengths,))
+            )
+        ours = [w for w in warned if "fusedrnn.onnx.export" in str(w.message)]
+        assert [w.filename for w in ours] == [__file__]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fusedrnn.onnx.export(Call(layer, 0, True).eval(), inputs)
+        fusedrnn.onnx.export(
+            Call(layer, 0, False).eval(), inputs[:1], dynamic_shapes=({0: "T", 1: "N"},)
+        )
+    assert not [w for w in caught if "fusedrnn" in str(w.message)]
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxscript"])

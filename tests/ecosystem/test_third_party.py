@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from torch import Tensor, nn
 
+import fusedrnn
 from tests.examples import programs
 
 
@@ -35,3 +39,49 @@ def test_the_docs_say_what_a_block_prints() -> None:
     exec(code, names)
     (said,) = re.findall(r"^print\(layer\)  # (.*)$", code, re.MULTILINE)
     assert repr(names["layer"]) == said
+
+
+def holder(name: str, kind: str) -> type[nn.Module]:
+    """A module that runs its layer as TorchRL's does, with the name of its class."""
+
+    class Holder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = getattr(nn, kind)(3, 4, batch_first=True)
+
+        def forward(self, x: Tensor, ends: Tensor) -> Any:
+            if isinstance(self.layer, getattr(nn, kind)):
+                packed = nn.utils.rnn.pack_padded_sequence(
+                    x, ends, batch_first=True, enforce_sorted=False
+                )
+                y, _ = self.layer(packed)
+                return nn.utils.rnn.pad_packed_sequence(y, batch_first=True)[0]
+            return self.layer(x, mask=torch.arange(x.shape[1]) < ends.unsqueeze(1))[0]
+
+    Holder.__name__, Holder.__module__ = name, "torchrl.modules.tensordict_module.rnn"
+    return Holder
+
+
+@pytest.mark.parametrize(("name", "kind"), [("LSTMModule", "LSTM"), ("GRUModule", "GRU")])
+def test_modules_that_ask_for_the_class_of_their_layer(name: str, kind: str) -> None:
+    x, ends = torch.randn(2, 5, 3), torch.tensor([5, 2])
+    cls = holder(name, kind)
+    of_ones_own = type("Policy", (cls,), {})
+    model = nn.ModuleDict({"policy": of_ones_own(), "head": getattr(nn, kind)(4, 2)})
+    expected = model["policy"](x, ends)
+    message = (
+        rf"left 1 recurrent layer as it is:\n  policy\.layer \({kind}\): torchrl\.modules\."
+        rf"tensordict_module\.rnn\.{name} asks whether .* with fusedrnn\.patch_torch\(\):$"
+    )
+    with pytest.warns(UserWarning, match=message):
+        fusedrnn.convert(model)
+    assert type(model["head"]) is getattr(fusedrnn, f"Fused{kind}")
+    assert torch.equal(model["policy"](x, ends), expected)
+
+    with fusedrnn.patch_torch():  # what the message says
+        fusedrnn.convert(model)
+        assert type(model["policy"].layer) is getattr(fusedrnn, f"Fused{kind}")
+        torch.testing.assert_close(model["policy"](x, ends), expected)
+        assert of_ones_own()(x, ends).shape == expected.shape
+    with pytest.raises(TypeError, match="unexpected keyword argument 'mask'"):
+        model["policy"](x, ends)
