@@ -27,6 +27,10 @@ __all__ = ["FusedGRUCell", "FusedLSTMCell", "FusedRNNCell"]
 
 _NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
+# What arguments that do not fit raise in a step. Other exceptions are not of our making: by one
+# torch.utils.checkpoint ends a forward that it repeats.
+_UNFIT = (RuntimeError, TypeError, ValueError, AttributeError)  # NotImplementedError is the first
+
 
 class _FusedCell(RNNCellBase):
     """What the three cells share: the checks and the call."""
@@ -50,7 +54,7 @@ class _FusedCell(RNNCellBase):
                         input, h, c, weights, casts = self._cast(cell, input, h, c, weights)
                     sizes = self.input_size, self.hidden_size
                     return ops.step(input, h, c, weights, *sizes, cell, casts)
-                except Exception:
+                except _UNFIT:
                     pass  # the way below says in torch.nn's words what does not fit
         return self._run_checked(cell, input, states)
 
