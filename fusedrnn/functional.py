@@ -4,8 +4,8 @@
 Everything is checked here before a kernel runs; one op runs each layer, both directions in it.
 
 Under ``torch.autocast`` for the input's device, floating input, states and weights are cast to the
-autocast dtype (parameters once in a region, see `fusedrnn._autocast`) and all results have it; inside,
-sums and the LSTM's c are float32. As everywhere in autocast, float64 tensors stay as they are.
+autocast dtype, parameters once in a region, and all results have it; inside, sums and the LSTM's c
+are float32. As everywhere in autocast, float64 tensors stay as they are.
 """
 
 from __future__ import annotations

@@ -10,7 +10,6 @@ its own, which take what a cell has as it is.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +20,7 @@ from torch.compiler import is_compiling
 
 from ._library import CELLS  # isort: skip (loads the ops, of which the next two say more)
 from . import _double_backward, _fakes  # noqa: F401
+from ._saved import keep, kept
 
 __all__ = ["layer", "may_step", "step"]
 
@@ -204,75 +204,6 @@ def _refuse_dual(*tensors: Tensor | None) -> None:
         raise NotImplementedError(_NO_FORWARD_MODE)
 
 
-class _ValueOf(torch.autograd.Function):
-    """The value that a tensor had in forward, or its cast: derived as the tensor itself."""
-
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor, value: Tensor) -> Tensor:
-        return value.detach()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad, None
-
-
-def _keep(
-    ctx: Any,
-    x: Tensor,
-    h0: Tensor | None,
-    c0: Tensor | None,
-    casts: Sequence[Tensor] | None,
-    weights: Sequence[Tensor],
-    *others: Tensor | None,
-) -> None:
-    """Save for backward what forward has read.
-
-    A parameter's memory may be another by then (`p.data = ...`), so an alias stands for it, and
-    backward sees the values of its forward. Aliases of weights take no memory of their own, and
-    cost half as much on ctx as among the saved tensors.
-    """
-    if x.requires_grad and x.is_leaf:
-        x = x.detach()
-    if h0 is not None and h0.requires_grad and h0.is_leaf:
-        h0 = h0.detach()
-    if c0 is not None and c0.requires_grad and c0.is_leaf:
-        c0 = c0.detach()
-    if casts is None:
-        ctx.save_for_backward(x, h0, c0, *others)
-        ctx.weights = weights, [w.data for w in weights], list(map(_version_of, weights))
-    else:
-        ctx.save_for_backward(x, h0, c0, *others, *casts)
-        ctx.weights = weights, [], []
-
-
-_version_of = operator.attrgetter("_version")
-
-
-def _kept(ctx: Any) -> Sequence[Any]:
-    """Return what `_keep` saved; joined to what it came from where backward is derived again."""
-    weights, values, versions = ctx.weights
-    saved: list[Any] = [*ctx.saved_tensors, *values]
-    derived = torch.is_grad_enabled()
-    for w, version in zip(weights, versions, strict=False):
-        # A bias is read only where backward is derived.
-        if w._version != version and (derived or w.dim() != 1):
-            raise RuntimeError(
-                "one of the variables needed for gradient computation has been modified by an "
-                f"inplace operation: a weight or bias {list(w.shape)} is at version {w._version}; "
-                f"expected version {version} instead"
-            )
-    if derived:
-        nodes = iter(ctx.next_functions)  # one for each tensor that forward was given
-        for k, t in enumerate(saved[:3]):
-            if t is not None:
-                node, _ = next(nodes)
-                if node is not None and not t.requires_grad:  # a leaf's
-                    saved[k] = _ValueOf.apply(node.variable, t)
-        begin = len(saved) - len(weights)
-        saved[begin:] = map(_ValueOf.apply, weights, saved[begin:])
-    return saved
-
-
 class _Layer(torch.autograd.Function):
     """The layer in eager mode. The ctx form: setup_context costs 60 µs more a call."""
 
@@ -293,7 +224,7 @@ class _Layer(torch.autograd.Function):
                 x, h0, c0, casts or weights, batch_sizes, lengths, *options, True
             )
         ctx.set_materialize_grads(False)
-        _keep(ctx, x, h0, c0, casts, weights, batch_sizes, lengths, reserve)
+        keep(ctx, x, h0, c0, casts, weights, batch_sizes, lengths, reserve)
         ctx.options = options
         if not CELLS[options[1]].has_c:
             ctx.mark_non_differentiable(c_n)
@@ -303,7 +234,7 @@ class _Layer(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         need_x, need_h, need_c, _, _, _, _, *need_weights = ctx.needs_input_grad
         d_x, d_h0, d_c0, d_weights = _gradients(
-            grads, _kept(ctx), ctx.options, need_x, need_h, need_c, any(need_weights)
+            grads, kept(ctx), ctx.options, need_x, need_h, need_c, any(need_weights)
         )
         return (d_x, d_h0, d_c0, None, None, None, None, *d_weights)
 
@@ -323,14 +254,14 @@ class _Step(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         *states, reserve = _step(x, h, c, casts or weights, *options, True)
         ctx.set_materialize_grads(False)
-        _keep(ctx, x, h, c, casts, weights, reserve)
+        keep(ctx, x, h, c, casts, weights, reserve)
         ctx.options = options
         return tuple(states)
 
     @staticmethod
     def backward(ctx: Any, grad_h: Tensor | None, grad_c: Tensor | None = None) -> tuple[Any, ...]:
         need_x, need_h, need_c, _, _, *need_weights = ctx.needs_input_grad
-        x, h, c, reserve, *weights = _kept(ctx)
+        x, h, c, reserve, *weights = kept(ctx)
         if torch.is_grad_enabled() or not may_step():  # to be derived again, or traced: as a layer
             lead = (1,) if x.dim() == 2 else (1, 1)
 
