@@ -120,7 +120,13 @@ def check_weights(
     dtype, device = x.dtype, x.device
     shapes = weight_shapes(cell, sizes, num_layers, directions, bias)
     for k, (w, shape) in enumerate(zip(weights, shapes, strict=True)):
-        if not isinstance(w, Tensor) or w.shape != shape or w.dtype != dtype or w.device != device:
+        if (
+            not isinstance(w, Tensor)
+            or w.shape != shape
+            or w.dtype != dtype
+            or w.device != device
+            or w.layout is not torch.strided
+        ):
             if k == 0 and isinstance(w, Tensor) and w.dtype != dtype:
                 raise mismatch(
                     f"RNN input dtype ({dtype}) does not match weight dtype ({w.dtype}). Convert "
@@ -159,6 +165,10 @@ def refuse_weight(
         else:
             symbols = f"{rows}, I"
         raise RuntimeError(f"{name} must be [{symbols}] = {list(shape)}, got {list(w.shape)}")
+    if w.dtype == dtype:
+        raise RuntimeError(
+            f"{name} must be a dense tensor, got layout {w.layout}; give {name}.to_dense()"
+        )
     raise RuntimeError(f"{name} must have the dtype of the input, {dtype}, got {w.dtype}")
 
 
@@ -167,7 +177,8 @@ def check_storage(name: str, t: Tensor) -> None:
 
     Those crash, or read what lies there now. fusedrnn's ops look themselves.
     """
-    if type(t) in (Tensor, Parameter) and not (
+    dense = type(t) in (Tensor, Parameter) and t.layout is torch.strided
+    if dense and not (
         torch.compiler.is_compiling()
         or torch._C._are_functorch_transforms_active()
         or torch._C._len_torch_dispatch_stack()
@@ -176,6 +187,21 @@ def check_storage(name: str, t: Tensor) -> None:
 
 
 _check_storage = torch.ops.fusedrnn._check_storage.default
+
+
+def as_dense(name: str, t: Tensor) -> Tensor:
+    """Makes a sparse tensor dense and refuses other layouts; a dense one is returned as it is."""
+    if t.layout is torch.strided and not t.is_nested:
+        return t
+    if t.is_nested:
+        raise RuntimeError(
+            f"{name} must be a dense tensor, got a nested one; give a layer "
+            "torch.nn.utils.rnn.pack_sequence(x.unbind(), enforce_sorted=False), or a padded batch "
+            "with lengths="
+        )
+    if str(t.layout).startswith("torch.sparse"):
+        return t.to_dense()
+    raise RuntimeError(f"{name} must be a dense tensor, got layout {t.layout}; use to_dense()")
 
 
 def check_kernels(x: Tensor) -> None:

@@ -15,7 +15,7 @@ from torch.nn.modules.rnn import RNNCellBase
 
 from . import _fx, ops
 from ._autocast import autocast_dtype, cast, cast_weights
-from ._checks import check_kernels, check_weights
+from ._checks import as_dense, check_kernels, check_weights
 from ._library import CELLS
 from ._torchscript import refuse_script, refuse_trace
 
@@ -26,6 +26,10 @@ __all__ = ["FusedGRUCell", "FusedLSTMCell", "FusedRNNCell"]
 
 
 _NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+
+# What arguments that do not fit raise in a step. Other exceptions are not of our making: by one
+# torch.utils.checkpoint ends a forward that it repeats.
+_UNFIT = (RuntimeError, TypeError, ValueError, AttributeError)  # NotImplementedError is the first
 
 
 class _FusedCell(RNNCellBase):
@@ -50,8 +54,7 @@ class _FusedCell(RNNCellBase):
                         input, h, c, weights, casts = self._cast(cell, input, h, c, weights)
                     sizes = self.input_size, self.hidden_size
                     return ops.step(input, h, c, weights, *sizes, cell, casts)
-                # Of these kinds alone: torch's checkpoint stops a second forward by one of its own.
-                except (RuntimeError, ValueError, TypeError, AttributeError):
+                except _UNFIT:
                     pass  # the way below says in torch.nn's words what does not fit
         return self._run_checked(cell, input, states)
 
@@ -59,6 +62,7 @@ class _FusedCell(RNNCellBase):
         """The same where it is traced or cast, and where something does not fit."""
         if not isinstance(input, Tensor):
             raise AttributeError(f"input must be a Tensor, got {type(input).__name__}")
+        input = as_dense("input", input)
         rank = input.dim()
         if rank != 2 and rank != 1:
             raise ValueError(f"{self._name()}: Expected input to be 1D or 2D, got {rank}D instead")
@@ -70,7 +74,7 @@ class _FusedCell(RNNCellBase):
                 raise ValueError(
                     f"{self._name()}: Expected {name} to be 1D or 2D, got {state.dim()}D instead"
                 )
-        h, c = (*states, None, None)[:2]
+        h, c = (*(as_dense(f"hidden{k}", s) for k, s in enumerate(states)), None, None)[:2]
         input, h, c, weights, casts = self._cast(cell, input, h, c, self._weights())
         states = tuple(s for s in (h, c) if s is not None)
 
@@ -216,10 +220,11 @@ class FusedLSTMCell(_FusedCell):
 
         Args:
             input: ``[N, I]`` or ``[I]``.
-            hx: ``(h [N, H], c [N, H])``, without N for ``[I]``; None for zeros.
+            hx: ``(h [N, H], c [N, H])``, without N for ``[I]``; None for zeros. c may be float32
+                beside an input of 16 bits.
 
         Returns:
-            ``(h', c')`` of the same shapes.
+            ``(h', c')`` of the same shapes; c' has the dtype of c, under autocast float32.
 
         Raises:
             ValueError: rank of the input or of a state.

@@ -4,8 +4,8 @@
 Everything is checked here before a kernel runs; one op runs each layer, both directions in it.
 
 Under ``torch.autocast`` for the input's device, floating input, states and weights are cast to the
-autocast dtype and all results have it; inside, sums and the LSTM's c are float32. As everywhere in
-autocast, float64 tensors stay as they are.
+autocast dtype, parameters once in a region, and all results have it; inside, sums and the LSTM's c
+are float32. As everywhere in autocast, float64 tensors stay as they are.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch import Tensor
 from . import ops
 from ._autocast import autocast_dtype, cast, cast_weights
 from ._checks import (
+    as_dense,
     as_lengths,
     check_batch_sizes,
     check_kernels,
@@ -304,6 +305,8 @@ def run_layers(
         raise AttributeError(
             f"input must be a Tensor or a PackedSequence, got {type(input).__name__}"
         )
+    if input.layout is not torch.strided or input.is_nested:
+        input = as_dense("input", input)
     rank = input.dim()
     if batch_sizes is None:
         if rank != 3 and rank != 2:
@@ -320,6 +323,8 @@ def run_layers(
     has_c = CELLS[cell].has_c
     if has_state:
         check_rank(not unbatched, h0, c0, has_c)
+        h0 = None if h0 is None else as_dense("hidden[0]" if has_c else "hidden", h0)
+        c0 = None if c0 is None else as_dense("hidden[1]", c0)
 
     device = input.device
     casts: list[Tensor] | None = None

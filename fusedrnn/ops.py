@@ -10,7 +10,6 @@ its own, which take what a cell has as it is.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +20,7 @@ from torch.compiler import is_compiling
 
 from ._library import CELLS  # isort: skip (loads the ops, of which the next ones say more)
 from . import _double_backward, _fakes, _flops  # noqa: F401
+from ._saved import keep, kept
 
 __all__ = ["layer", "may_step", "step"]
 
@@ -209,72 +209,6 @@ def _refuse_dual(*tensors: Tensor | None) -> None:
         raise NotImplementedError(_NO_FORWARD_MODE)
 
 
-class _ValueOf(torch.autograd.Function):
-    """The value that a tensor had in forward, or its cast: derived as the tensor itself."""
-
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor, value: Tensor) -> Tensor:
-        return value.detach()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad, None
-
-
-def _keep(
-    ctx: Any,
-    x: Tensor,
-    h0: Tensor | None,
-    c0: Tensor | None,
-    casts: Sequence[Tensor] | None,
-    weights: Sequence[Tensor],
-    *others: Tensor | None,
-) -> None:
-    """Save for backward what forward has read.
-
-    The memory of a leaf may be another by then (`p.data = ...`), so an alias stands for it, which
-    shares its version: backward sees the values of its forward, and a change in place is an error
-    still. Not so for biases, which no kernel reads in backward: they may change.
-    """
-    if casts is None:
-        casts = [w.data if w.dim() == 1 else w.detach() for w in weights]
-    ctx.save_for_backward(
-        x.detach() if x.is_leaf else x,
-        h0 if h0 is None or not h0.is_leaf else h0.detach(),
-        c0 if c0 is None or not c0.is_leaf else c0.detach(),
-        *others,
-        *casts,
-    )
-    ctx.weights = weights  # for their graph, where backward is derived
-    ctx.versions = sum(map(_version_of, weights))
-
-
-_version_of = operator.attrgetter("_version")
-
-
-def _with_graph(ctx: Any) -> tuple[Any, ...]:
-    """Return what `_keep` saved, joined to the tensors that it came from."""
-    saved = list(ctx.saved_tensors)
-    begin = len(saved) - len(ctx.weights)
-    # Aliases only: casts have memory of their own.
-    if saved[-1].dtype == ctx.weights[-1].dtype and ctx.versions != sum(
-        map(_version_of, ctx.weights)
-    ):
-        raise RuntimeError(
-            "one of the variables needed for gradient computation has been modified by an inplace "
-            "operation: a bias, which second derivatives read"
-        )
-    nodes = iter(ctx.next_functions)  # one for each tensor that forward was given
-    for k, t in enumerate(saved[:3]):
-        if t is not None:
-            node, _ = next(nodes)
-            if node is not None and not t.requires_grad:  # a leaf's
-                saved[k] = _ValueOf.apply(node.variable, t)
-    for k, w in enumerate(ctx.weights, begin):
-        saved[k] = _ValueOf.apply(w, saved[k])
-    return tuple(saved)
-
-
 class _Layer(torch.autograd.Function):
     """The layer in eager mode. The ctx form: setup_context costs 60 µs more a call."""
 
@@ -295,7 +229,7 @@ class _Layer(torch.autograd.Function):
                 x, h0, c0, casts or weights, batch_sizes, lengths, *options, True
             )
         ctx.set_materialize_grads(False)
-        _keep(ctx, x, h0, c0, casts, weights, batch_sizes, lengths, reserve)
+        keep(ctx, x, h0, c0, casts, weights, batch_sizes, lengths, reserve)
         ctx.options = options
         if not CELLS[options[1]].has_c:
             ctx.mark_non_differentiable(c_n)
@@ -304,9 +238,8 @@ class _Layer(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         need_x, need_h, need_c, _, _, _, _, *need_weights = ctx.needs_input_grad
-        saved = _with_graph(ctx) if torch.is_grad_enabled() else ctx.saved_tensors
         d_x, d_h0, d_c0, d_weights = _gradients(
-            grads, saved, ctx.options, need_x, need_h, need_c, any(need_weights)
+            grads, kept(ctx), ctx.options, need_x, need_h, need_c, any(need_weights)
         )
         return (d_x, d_h0, d_c0, None, None, None, None, *d_weights)
 
@@ -326,16 +259,15 @@ class _Step(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         *states, reserve = _step(x, h, c, casts or weights, *options, True)
         ctx.set_materialize_grads(False)
-        _keep(ctx, x, h, c, casts, weights, reserve)
+        keep(ctx, x, h, c, casts, weights, reserve)
         ctx.options = options
         return tuple(states)
 
     @staticmethod
     def backward(ctx: Any, grad_h: Tensor | None, grad_c: Tensor | None = None) -> tuple[Any, ...]:
         need_x, need_h, need_c, _, _, *need_weights = ctx.needs_input_grad
-        derived = torch.is_grad_enabled()
-        x, h, c, reserve, *weights = _with_graph(ctx) if derived else ctx.saved_tensors
-        if derived or not may_step():  # to be derived again, or traced: as a layer
+        x, h, c, reserve, *weights = kept(ctx)
+        if torch.is_grad_enabled() or not may_step():  # to be derived again, or traced: as a layer
             lead = (1,) if x.dim() == 2 else (1, 1)
 
             def raised(t: Tensor | None) -> Tensor | None:

@@ -86,11 +86,12 @@ def both_ways(forward: Any, backward: Any, call: Any, grads: list[Tensor]) -> tu
     if not grads:
         grads += [torch.randn(t.shape, dtype=t.dtype) for t in (y, h_n, c_n)]
     d_y, d_h, d_c = grads
-    gradients = backward(
+    *gradients, d_weights = backward(
         *(d_y, d_h, d_c if CELLS[call.options["cell"]].has_c else None),
         *(x, h0, c0, weights, reserve, batch_sizes, lengths, *options, True, True, True),
     )
-    return (y, h_n, c_n), gradients
+    # The CPU engine gives those of weights as they were summed.
+    return (y, h_n, c_n), (*gradients, [d.to(x.dtype) for d in d_weights])
 
 
 def assert_same_as_cpu(gpu: dict[str, Any], call: Any, dtype: torch.dtype) -> None:
@@ -116,6 +117,35 @@ def test_every_dtype(gpu: dict[str, Any], dtype: torch.dtype, form: str) -> None
     assert_same_as_cpu(gpu, call, dtype)
     call = make_call("gru", form, D=1, bias=False, states=False, dtype=dtype, requires_grad=False)
     assert_same_as_cpu(gpu, call, dtype)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_float32_c(gpu: dict[str, Any], dtype: torch.dtype, form: str) -> None:
+    call = make_call("lstm", form, dtype=dtype, requires_grad=False)
+    assert call.c0 is not None
+    call.c0 = call.c0.float() + 1e-6  # what 16 bits would not hold
+    assert_same_as_cpu(gpu, call, dtype)
+    assert gpu["forward"](*call.op_arguments())[2].dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_step_with_a_float32_c(gpu: dict[str, Any], dtype: torch.dtype) -> None:
+    x, h = torch.randn(3, 4).to(dtype), torch.randn(3, 6).to(dtype)
+    c = torch.randn(3, 6)
+    weights = [(torch.randn(*size) / 3).to(dtype) for size in ((24, 4), (24, 6), (24,), (24,))]
+    grads = torch.randn(3, 6).to(dtype), torch.randn(3, 6)
+    results = []
+    for step, backward in (
+        (torch.ops.fusedrnn._step, torch.ops.fusedrnn._step_backward),
+        (gpu["_step"], gpu["_step_backward"]),
+    ):
+        h_n, c_n, reserve = step(x, h, c, weights, 4, 6, "lstm", True)
+        assert (h_n.dtype, c_n.dtype) == (dtype, torch.float32)
+        *d_x_h_c, d_weights = backward(*grads, x, weights, reserve, 4, 6, "lstm", True, True, True)
+        results.append([h_n, c_n, *d_x_h_c, *(d.to(dtype) for d in d_weights)])
+    assert results[1][4].dtype == torch.float32  # the gradient of c
+    assert_close(results[1], results[0], dtype)
 
 
 @pytest.mark.parametrize("regime", ["per_step", "resident"])

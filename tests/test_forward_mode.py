@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -99,7 +99,16 @@ def test_a_tangent_that_comes_in_backward(
         )
 
 
+@pytest.fixture
+def own_dynamo() -> Iterator[None]:
+    """What Dynamo learns of functions that raise is not for the tests that follow."""
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
 @frozen_or_not
+@pytest.mark.usefixtures("own_dynamo")
 @pytest.mark.parametrize("name", ["gru", "LSTMCell"])
 def test_compiled(device: torch.device, name: str, trainable: bool) -> None:
     module, x, _ = make(name, trainable, device)

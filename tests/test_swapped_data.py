@@ -136,7 +136,7 @@ def test_a_bias_changed_in_place(device: torch.device, name: str) -> None:
                 p.mul_(2)
     for got, wanted in zip(gradients(loss, leaves, False), expected, strict=True):
         assert torch.equal(got, wanted)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation: a bias"):
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         gradients(again, leaves, True)
 
 

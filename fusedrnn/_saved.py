@@ -1,0 +1,81 @@
+"""What a call in eager mode saves for its backward, and how that is joined to the graph again."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["keep", "kept"]
+
+
+class _ValueOf(torch.autograd.Function):
+    """The value that a tensor had in forward, or its cast: derived as the tensor itself."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, value: Tensor) -> Tensor:
+        return value.detach()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
+
+
+def keep(
+    ctx: Any,
+    x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    casts: Sequence[Tensor] | None,
+    weights: Sequence[Tensor],
+    *others: Tensor | None,
+) -> None:
+    """Save for backward what forward has read.
+
+    A parameter's memory may be another by then (`p.data = ...`), so an alias stands for it, and
+    backward sees the values of its forward. Aliases of weights take no memory of their own, and
+    cost half as much on ctx as among the saved tensors.
+    """
+    if x.requires_grad and x.is_leaf:
+        x = x.detach()
+    if h0 is not None and h0.requires_grad and h0.is_leaf:
+        h0 = h0.detach()
+    if c0 is not None and c0.requires_grad and c0.is_leaf:
+        c0 = c0.detach()
+    if casts is None:
+        ctx.save_for_backward(x, h0, c0, *others)
+        ctx.weights = weights, [w.data for w in weights], list(map(_version_of, weights))
+    else:
+        ctx.save_for_backward(x, h0, c0, *others, *casts)
+        ctx.weights = weights, [], []
+
+
+_version_of = operator.attrgetter("_version")
+
+
+def kept(ctx: Any) -> Sequence[Any]:
+    """Return what `keep` saved; joined to what it came from where backward is derived again."""
+    weights, values, versions = ctx.weights
+    saved: list[Any] = [*ctx.saved_tensors, *values]
+    derived = torch.is_grad_enabled()
+    for w, version in zip(weights, versions, strict=False):
+        # A bias is read only where backward is derived.
+        if w._version != version and (derived or w.dim() != 1):
+            raise RuntimeError(
+                "one of the variables needed for gradient computation has been modified by an "
+                f"inplace operation: a weight or bias {list(w.shape)} is at version {w._version}; "
+                f"expected version {version} instead"
+            )
+    if derived:
+        nodes = iter(ctx.next_functions)  # one for each tensor that forward was given
+        for k, t in enumerate(saved[:3]):
+            if t is not None:
+                node, _ = next(nodes)
+                if node is not None and not t.requires_grad:  # a leaf's
+                    saved[k] = _ValueOf.apply(node.variable, t)
+        begin = len(saved) - len(weights)
+        saved[begin:] = map(_ValueOf.apply, weights, saved[begin:])
+    return saved
