@@ -161,8 +161,9 @@ def _with_lengths(
     live = sorted_lengths[sorted_lengths > 0]
     order = order[: len(live)]
     steps = int(live[0]) if len(live) else 0
-    alive = live.unsqueeze(0) > torch.arange(steps).unsqueeze(1)  # [steps, live]
-    rows = (torch.arange(steps).unsqueeze(1) * N + order.unsqueeze(0))[alive].to(x.device)
+    t = torch.arange(steps, device=lengths.device).unsqueeze(1)
+    alive = live.unsqueeze(0) > t  # [steps, live]
+    rows = (t * N + order.unsqueeze(0))[alive].to(x.device)
     order = order.to(x.device)
 
     y_live, h_live, c_live = _packed(

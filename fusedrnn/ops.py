@@ -505,13 +505,35 @@ def _backward_fake(
 
 # --- Derivatives of the ops themselves ---------------------------------------------------------
 
+torch.library.define("fusedrnn::_own", "(Tensor t) -> Tensor", tags=torch.Tag.pt2_compliant_tag)
+
+
+@torch.library.impl("fusedrnn::_own", "CPU")
+def _own_now(t: Tensor) -> Tensor:
+    return t.clone()
+
+
+@torch.library.register_fake("fusedrnn::_own")
+def _own_fake(t: Tensor) -> Tensor:
+    return torch.empty_like(t)
+
+
+def _own(t: Tensor | None) -> Tensor | None:
+    """Return a copy of batch_sizes or lengths to keep for backward, None of None.
+
+    They lie on the CPU, often in a loader's memory, which fills it again before backward. The copy
+    is an op because a compiler drops a clone, or makes it in backward, when it is too late.
+    """
+    return None if t is None else torch.ops.fusedrnn._own(t)
+
 
 def _forward_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
     x, h0, c0, weights, batch_sizes, lengths, batch, cell, bidirectional, keep = inputs
     _, _, c_n, reserve = output
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(*([reserve] if CELLS[cell].has_c else [c_n, reserve]))
-    ctx.save_for_backward(x, h0, c0, batch_sizes, lengths, reserve, *weights)
+    sequences = (_own(batch_sizes), _own(lengths))
+    ctx.save_for_backward(x, h0, c0, *sequences, reserve, *weights)
     ctx.options = (batch, cell, bidirectional)
     ctx.keep = keep
 
@@ -531,7 +553,8 @@ def _forward_derivative(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
 def _backward_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
     grad_y, grad_h, grad_c, x, h0, c0, weights, _, batch_sizes, lengths, *options = inputs
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(grad_y, grad_h, grad_c, x, h0, c0, batch_sizes, lengths, *weights)
+    sequences = (_own(batch_sizes), _own(lengths))
+    ctx.save_for_backward(grad_y, grad_h, grad_c, x, h0, c0, *sequences, *weights)
     ctx.options = tuple(options)
 
 
