@@ -1,7 +1,8 @@
 """The layer in plain differentiable torch operations: the definition that the kernels must meet.
 
 Double backward runs through it, and the tests compare the kernels with it. It is a Python loop over
-time, so it is slow; no forward or first backward of a supported dtype comes here.
+time, so it is slow; no forward or first backward of a supported dtype comes here but that of a
+cell without features or units.
 
 It computes in the input's dtype, 16-bit types in float32, as the kernels do.
 """
@@ -228,6 +229,7 @@ def layer(
             y, h_n, c_n = _packed(rows, sizes, h, c, weights, cell)
         else:
             T = x.size(0)
-            y, h_n, c_n = _packed(rows.reshape(T * N, -1), [N] * T, h, c, weights, cell)
-            y = y.view(T, N, -1)
+            rows = rows.reshape(T * N, x.size(-1))
+            y, h_n, c_n = _packed(rows, [N] * T, h, c, weights, cell)
+            y = y.view(T, N, y.size(-1))
     return y.to(dtype), h_n.to(dtype), None if c_n is None else c_n.to(dtype)
