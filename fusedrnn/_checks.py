@@ -92,9 +92,11 @@ def check_sizes(
 
 def _as_int(name: str, size: Any) -> int:
     try:
-        return operator.index(size)
+        if size is not True:  # torch.nn refuses it in forward
+            return operator.index(size)
     except TypeError:
-        raise TypeError(f"{name} should be of type int, got: {type(size).__name__}") from None
+        pass
+    raise TypeError(f"{name} should be of type int, got: {type(size).__name__}")
 
 
 def weight_shapes(
