@@ -7,6 +7,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from decimal import Decimal
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -85,10 +86,10 @@ def test_constructors(kind: str, argument: str) -> None:
         options = {"input_size": 3, "hidden_size": 6, argument: value}
         if argument == "dropout":
             options["num_layers"] = 2
-        ours, theirs = (outcome(lambda cls=cls: cls(**options), *shape) for cls in PAIRS[kind])  # type: ignore[misc]
+        ours, theirs = (outcome(partial(cls, **options), *shape) for cls in PAIRS[kind])
         theirs = DIFFERENT.get((kind, argument, name), theirs)
         if not same(ours, theirs):
-            wrong[name] = f"{brief(theirs)} in torch.nn, here {brief(ours)}"
+            wrong[name] = f"expected {brief(theirs)}, got {brief(ours)}"
     assert not wrong
 
 
@@ -139,10 +140,10 @@ def test_attributes_that_do_not_fit(
     ],
 )
 def test_attributes_that_may_change(name: str, value: Any) -> None:
-    def changed(cls: Any) -> Any:
-        layer = cls(3, 6, num_layers=2)
+    def changed(cls: Any) -> nn.Module:
+        layer: nn.Module = cls(3, 6, num_layers=2)
         setattr(layer, name, value)
         return layer
 
-    ours, theirs = (outcome(lambda cls=cls: changed(cls), 5, 3) for cls in PAIRS["RNN"])  # type: ignore[misc]
+    ours, theirs = (outcome(partial(changed, cls), 5, 3) for cls in PAIRS["RNN"])
     assert same(ours, theirs), (brief(ours), brief(theirs))
