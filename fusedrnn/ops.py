@@ -191,6 +191,39 @@ def _refuse_dual(*tensors: Tensor | None) -> None:
         raise NotImplementedError(_NO_FORWARD_MODE)
 
 
+def _save(ctx: Any, tensors: Sequence[Tensor | None], weights: Sequence[Tensor]) -> None:
+    """Save for backward what it reads: of the biases only that there are some.
+
+    As in torch.nn's GRU and RNN they may be changed in place before backward, whose kernels ask
+    only for their sizes. Saved tensors may not.
+    """
+    if len(weights) < 4:
+        ctx.biases = None
+        ctx.save_for_backward(*tensors, *weights)
+    else:
+        ctx.biases = [w if w.dim() == 1 else None for w in weights]
+        ctx.versions = [b._version for b in ctx.biases if b is not None]
+        ctx.save_for_backward(*tensors, *(w if w.dim() > 1 else None for w in weights))
+
+
+def _saved(ctx: Any) -> Sequence[Any]:
+    """Return what `_save` saved, and the biases in their places."""
+    saved: Sequence[Any] = ctx.saved_tensors
+    if ctx.biases is None:
+        return saved
+    biases = ctx.biases
+    if torch.is_grad_enabled():  # second derivatives read them, perhaps after another change
+        if ctx.versions != [b._version for b in biases if b is not None]:
+            raise RuntimeError(
+                "one of the variables needed for gradient computation has been modified by an "
+                "inplace operation: a bias, which second derivatives need as forward read it"
+            )
+        biases = [b if b is None else b.clone() for b in biases]
+    begin = len(saved) - len(biases)
+    weights = [w if b is None else b for w, b in zip(saved[begin:], biases, strict=True)]
+    return (*saved[:begin], *weights)
+
+
 class _Layer(torch.autograd.Function):
     """The layer in eager mode. The ctx form: setup_context costs 60 µs more a call."""
 
@@ -210,7 +243,7 @@ class _Layer(torch.autograd.Function):
                 x, h0, c0, weights, batch_sizes, lengths, *options, True
             )
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, h0, c0, batch_sizes, lengths, reserve, *weights)
+        _save(ctx, (x, h0, c0, batch_sizes, lengths, reserve), weights)
         ctx.options = options
         if not CELLS[options[1]].has_c:
             ctx.mark_non_differentiable(c_n)
@@ -220,7 +253,7 @@ class _Layer(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         need_x, need_h, need_c, _, _, _, *need_weights = ctx.needs_input_grad
         d_x, d_h0, d_c0, d_weights = _gradients(
-            grads, ctx.saved_tensors, ctx.options, need_x, need_h, need_c, any(need_weights)
+            grads, _saved(ctx), ctx.options, need_x, need_h, need_c, any(need_weights)
         )
         return (d_x, d_h0, d_c0, None, None, None, *d_weights)
 
@@ -239,14 +272,14 @@ class _Step(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         *states, reserve = _step(x, h, c, weights, *options, True)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, h, c, reserve, *weights)
+        _save(ctx, (x, h, c, reserve), weights)
         ctx.options = options
         return tuple(states)
 
     @staticmethod
     def backward(ctx: Any, grad_h: Tensor | None, grad_c: Tensor | None = None) -> tuple[Any, ...]:
         need_x, need_h, need_c, _, *need_weights = ctx.needs_input_grad
-        x, h, c, reserve, *weights = ctx.saved_tensors
+        x, h, c, reserve, *weights = _saved(ctx)
         if torch.is_grad_enabled() or not may_step():  # to be derived again, or traced: as a layer
             lead = (1,) if x.dim() == 2 else (1, 1)
 
@@ -306,6 +339,7 @@ class _FunctorchLayer(_Layer):
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*([reserve] if CELLS[options[1]].has_c else [c_n, reserve]))
         ctx.save_for_backward(x, h0, c0, batch_sizes, lengths, reserve, *weights)
+        ctx.biases = None  # among the saved
         ctx.options = options
 
     @staticmethod

@@ -153,7 +153,7 @@ def test_what_is_kept_goes_through_hooks(cell: str) -> None:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
         y = flat(module(x, hx))[0]
     states = 2 if cell == "lstm" else 1
-    assert len(packed) == 1 + states + 1 + 4
+    assert len(packed) == 1 + states + 1 + 2  # of the weights two: backward reads no bias
     expected = torch.autograd.grad(flat(module(x, hx))[0].sum(), list(module.parameters()))
     for a, b in zip(torch.autograd.grad(y.sum(), list(module.parameters())), expected, strict=True):
         assert torch.equal(a, b)
