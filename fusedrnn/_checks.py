@@ -324,7 +324,7 @@ def as_lengths(lengths: Any, T: int, N: int) -> Tensor:
     if torch.compiler.is_compiling():
         own = _lengths_in_graph(lengths)
     elif isinstance(lengths, Tensor) and lengths.dtype == torch.int64:
-        own = lengths.clone()
+        own = lengths.clone() if torch.is_grad_enabled() else lengths  # forward reads it at once
         values = own.tolist()
     else:
         values = _whole_numbers(lengths)

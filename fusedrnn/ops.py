@@ -191,37 +191,50 @@ def _refuse_dual(*tensors: Tensor | None) -> None:
         raise NotImplementedError(_NO_FORWARD_MODE)
 
 
+# Where biases stand among weights, by the number of these: of one direction or two, the second
+# and the last with a projection.
+_BIASES = {4: (2, 3), 5: (2, 3), 8: (2, 3, 6, 7), 10: (2, 3, 7, 8)}
+
+
 def _save(ctx: Any, tensors: Sequence[Tensor | None], weights: Sequence[Tensor]) -> None:
     """Save for backward what it reads: of the biases only that there are some.
 
     As in torch.nn's GRU and RNN they may be changed in place before backward, whose kernels ask
     only for their sizes. Saved tensors may not.
     """
-    if len(weights) < 4:
-        ctx.biases = None
+    places = _BIASES.get(len(weights), ())
+    if not places or weights[2].dim() != 1:  # two directions without biases
+        ctx.biases = ()
         ctx.save_for_backward(*tensors, *weights)
-    else:
-        ctx.biases = [w if w.dim() == 1 else None for w in weights]
-        ctx.versions = [b._version for b in ctx.biases if b is not None]
-        ctx.save_for_backward(*tensors, *(w if w.dim() > 1 else None for w in weights))
+        return
+    kept: list[Tensor | None] = [*tensors, *weights]
+    biases, versions = [], 0
+    for k in places:
+        bias = weights[k]
+        biases.append(bias)
+        versions += bias._version
+        kept[len(tensors) + k] = None
+    ctx.save_for_backward(*kept)
+    ctx.biases, ctx.versions, ctx.count = biases, versions, len(weights)
 
 
 def _saved(ctx: Any) -> Sequence[Any]:
     """Return what `_save` saved, and the biases in their places."""
-    saved: Sequence[Any] = ctx.saved_tensors
-    if ctx.biases is None:
-        return saved
+    if not ctx.biases:
+        return ctx.saved_tensors
+    saved = list(ctx.saved_tensors)
     biases = ctx.biases
     if torch.is_grad_enabled():  # second derivatives read them, perhaps after another change
-        if ctx.versions != [b._version for b in biases if b is not None]:
+        if ctx.versions != sum(b._version for b in biases):
             raise RuntimeError(
                 "one of the variables needed for gradient computation has been modified by an "
                 "inplace operation: a bias, which second derivatives need as forward read it"
             )
-        biases = [b if b is None else b.clone() for b in biases]
-    begin = len(saved) - len(biases)
-    weights = [w if b is None else b for w, b in zip(saved[begin:], biases, strict=True)]
-    return (*saved[:begin], *weights)
+        biases = [b.clone() for b in biases]
+    begin = len(saved) - ctx.count
+    for k, bias in zip(_BIASES[ctx.count], biases, strict=True):
+        saved[begin + k] = bias
+    return saved
 
 
 class _Layer(torch.autograd.Function):
@@ -339,7 +352,7 @@ class _FunctorchLayer(_Layer):
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*([reserve] if CELLS[options[1]].has_c else [c_n, reserve]))
         ctx.save_for_backward(x, h0, c0, batch_sizes, lengths, reserve, *weights)
-        ctx.biases = None  # among the saved
+        ctx.biases = ()  # they are among the saved
         ctx.options = options
 
     @staticmethod
