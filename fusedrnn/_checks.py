@@ -7,9 +7,10 @@ size of h, G gates.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol, SupportsIndex
 
 import torch
 from torch import Tensor
@@ -22,6 +23,25 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 Shape = tuple[int, ...]
 
 
+class _Array(Protocol):
+    """A numpy array, for annotations: numpy need not be there."""
+
+    def tolist(self) -> Any: ...
+
+
+Lengths = Tensor | Sequence[SupportsIndex] | _Array | None
+
+
+def check_flags(bias: Any, batch_first: Any, bidirectional: Any) -> None:
+    """Checks that a call's switches are bools, which torch.nn asks of the last in forward only."""
+    if type(bias) is type(batch_first) is type(bidirectional) is bool:
+        return
+    flags = {"bias": bias, "batch_first": batch_first, "bidirectional": bidirectional}
+    for name, flag in flags.items():
+        if not isinstance(flag, bool):
+            raise TypeError(f"{name} should be of type bool, got: {type(flag).__name__}")
+
+
 def check_sizes(
     input_size: Any,
     hidden_size: Any,
@@ -30,10 +50,11 @@ def check_sizes(
     batch_first: Any,
     dropout: Any,
     proj_size: Any = 0,
-) -> None:
+) -> tuple[int, int]:
     """Checks a layer's constructor arguments in torch.nn's order.
 
-    nn.RNNBase checks them too; these messages also say what came.
+    nn.RNNBase checks them too; these messages also say what came. Returns num_layers and proj_size
+    as ints: as in torch.nn these two may be numpy's.
     """
     try:
         rate = float(dropout)
@@ -49,14 +70,15 @@ def check_sizes(
     for name, flag in (("bias", bias), ("batch_first", batch_first)):
         if not isinstance(flag, bool):
             raise TypeError(f"{name} should be of type bool, got: {type(flag).__name__}")
-    sizes = {"input_size": input_size, "hidden_size": hidden_size, "num_layers": num_layers}
-    for name, size in sizes.items():
+    for name, size in (("input_size", input_size), ("hidden_size", hidden_size)):
         if not isinstance(size, int):
             raise TypeError(f"{name} should be of type int, got: {type(size).__name__}")
         if size <= 0:
             raise ValueError(f"{name} must be greater than zero, got {size}")
-    if not isinstance(proj_size, int):
-        raise TypeError(f"proj_size should be of type int, got: {type(proj_size).__name__}")
+    num_layers = _as_int("num_layers", num_layers)
+    if num_layers <= 0:
+        raise ValueError(f"num_layers must be greater than zero, got {num_layers}")
+    proj_size = _as_int("proj_size", proj_size)
     if proj_size < 0:
         raise ValueError(
             "proj_size should be a positive integer or zero to disable projections, "
@@ -66,6 +88,16 @@ def check_sizes(
         raise ValueError(
             f"proj_size has to be smaller than hidden_size = {hidden_size}, got {proj_size}"
         )
+    return num_layers, proj_size
+
+
+def _as_int(name: str, size: Any) -> int:
+    try:
+        if size is not True:  # torch.nn refuses it in forward
+            return operator.index(size)
+    except TypeError:
+        pass
+    raise TypeError(f"{name} should be of type int, got: {type(size).__name__}")
 
 
 def weight_shapes(
@@ -119,6 +151,12 @@ def check_weights(
     """
     dtype, device = x.dtype, x.device
     shapes = weight_shapes(cell, sizes, num_layers, directions, bias)
+    if len(weights) != len(shapes):  # of a layer whose attributes were changed
+        raise RuntimeError(
+            f"num_layers = {num_layers}, bidirectional = {directions == 2} and bias = {bias} ask "
+            f"for {len(shapes)} weights, the layer has {len(weights)}; make another layer where "
+            "they shall change"
+        )
     for k, (w, shape) in enumerate(zip(weights, shapes, strict=True)):
         if (
             not isinstance(w, Tensor)
@@ -289,8 +327,11 @@ def lstm_states(hx: Any) -> tuple[Any, Any]:
     return h0, c0
 
 
-def check_batch_sizes(batch_sizes: Any, rows: int) -> int:
-    """Checks a PackedSequence's batch_sizes against its rows and returns N."""
+def own_batch_sizes(batch_sizes: Any, rows: int) -> tuple[Tensor, int]:
+    """Checks a PackedSequence's batch_sizes against its rows and returns a copy of them, and N.
+
+    What is written into batch_sizes afterwards does not reach backward, as in torch.nn.
+    """
     if not isinstance(batch_sizes, Tensor):
         raise TypeError(f"batch_sizes must be a Tensor, got {type(batch_sizes).__name__}")
     if batch_sizes.dtype != torch.int64 or batch_sizes.dim() != 1 or not batch_sizes.is_cpu:
@@ -299,7 +340,8 @@ def check_batch_sizes(batch_sizes: Any, rows: int) -> int:
             f"{batch_sizes.dtype} on {batch_sizes.device}"
         )
     check_storage("batch_sizes", batch_sizes)
-    sizes: list[int] = batch_sizes.tolist()
+    own = batch_sizes.clone()
+    sizes: list[int] = own.tolist()
     if not sizes:
         raise IndexError("batch_sizes must hold at least one step, got none")
     if sizes[-1] < 1 or any(a < b for a, b in pairwise(sizes)):
@@ -309,33 +351,78 @@ def check_batch_sizes(batch_sizes: Any, rows: int) -> int:
             f"batch_sizes must sum to the number of rows of the packed data, {rows}, "
             f"got {sum(sizes)}"
         )
-    return sizes[0]
+    return own, sizes[0]
 
 
 def as_lengths(lengths: Any, T: int, N: int) -> Tensor:
-    """Checks ``lengths`` and makes a tensor of a list.
+    """Makes an int64 tensor [N] on the CPU of ``lengths``, the call's own, and checks it.
 
-    Exception types are those of torch.nn.utils.rnn.pack_padded_sequence. While a graph is compiled
-    the values are not looked at: the op does that when it runs.
+    Takes what torch.nn.utils.rnn.pack_padded_sequence takes, as long as nothing is lost by it. What
+    the caller writes into his own afterwards, as a loader into numpy memory, does not reach
+    backward. While a graph is compiled the values are not looked at: the op does that when it runs.
     """
-    if isinstance(lengths, (list, tuple)):
-        bad = [v for v in lengths if not isinstance(v, int) or isinstance(v, bool)]
-        if bad:
-            raise TypeError(f"lengths must hold ints, got {bad[0]!r}")
-        lengths = torch.tensor(lengths, dtype=torch.int64)
-    elif not isinstance(lengths, Tensor):
-        raise TypeError(
-            f"lengths must be an int64 tensor on the CPU or a list, got {type(lengths).__name__}"
-        )
-    elif lengths.dtype != torch.int64 or not lengths.is_cpu:
-        raise RuntimeError(
-            f"lengths must be an int64 tensor on the CPU, got {lengths.dtype} on {lengths.device}"
-        )
-    if lengths.dim() != 1 or lengths.size(0) != N:
-        raise RuntimeError(f"lengths must be [N] = [{N}], got {list(lengths.shape)}")
-    if not torch.compiler.is_compiling():
+    if isinstance(lengths, Tensor) and not lengths.is_cpu:
+        raise RuntimeError(f"lengths must be on the CPU, got {lengths.dtype} on {lengths.device}")
+    if isinstance(lengths, Tensor):
         check_storage("lengths", lengths)
-        for row, length in enumerate(lengths.tolist()):
-            if not 0 <= length <= T:
-                raise RuntimeError(f"lengths[{row}] must be in [0, T] = [0, {T}], got {length}")
-    return lengths
+    own: Tensor | None = None
+    values: list[int] = []
+    if torch.compiler.is_compiling():
+        own = _lengths_in_graph(lengths)
+    elif isinstance(lengths, Tensor) and lengths.dtype == torch.int64:
+        own = lengths.clone() if torch.is_grad_enabled() else lengths  # forward reads it at once
+        values = own.tolist()
+    else:
+        values = _whole_numbers(lengths)
+    shape = [len(values)] if own is None else list(own.shape)
+    if shape != [N]:
+        raise RuntimeError(f"lengths must be [N] = [{N}], got {shape}")
+    if values and not (min(values) >= 0 and max(values) <= T):
+        row, length = next((n, v) for n, v in enumerate(values) if not 0 <= v <= T)
+        raise RuntimeError(f"lengths[{row}] must be in [0, T] = [0, {T}], got {length}")
+    # Not before: a number that is out of range may be too large for a tensor.
+    return torch.tensor(values, dtype=torch.int64, device="cpu") if own is None else own
+
+
+def _whole_numbers(lengths: Any) -> list[int]:
+    """The numbers of a list, an array or a tensor of any dtype, where they are whole."""
+    values = lengths
+    if hasattr(lengths, "tolist"):  # what numpy and torch have, and Python's own arrays
+        values = lengths.tolist()
+    elif isinstance(lengths, Sequence) and not isinstance(lengths, (str, bytes)):
+        values = list(lengths)
+    if not isinstance(values, list):
+        raise TypeError(
+            "lengths must be a list, an array or a tensor of whole numbers, got "
+            f"{type(lengths).__name__}"
+        )
+    return [v if type(v) is int else _whole_number(v) for v in values]
+
+
+def _whole_number(length: Any) -> int:
+    number = length
+    try:
+        if hasattr(number, "item"):  # one number of numpy's or torch's
+            number = number.item()
+        if isinstance(number, float) and number.is_integer():
+            return int(number)
+        if not isinstance(number, bool):
+            return operator.index(number)
+    except (TypeError, ValueError, RuntimeError):
+        pass
+    raise TypeError(f"lengths must hold a whole number for each row, got {length!r}")
+
+
+def _lengths_in_graph(lengths: Any) -> Tensor:
+    """The same where the numbers are not known, nor whether they are whole."""
+    if not isinstance(lengths, Tensor):
+        if isinstance(lengths, Sequence):
+            bad = [v for v in lengths if not isinstance(v, int) or isinstance(v, bool)]
+            if bad:
+                raise TypeError(f"lengths must hold ints in a compiled graph, got {bad[0]!r}")
+            return torch.tensor(list(lengths), dtype=torch.int64, device="cpu")
+        lengths = torch.as_tensor(lengths, device="cpu")
+    dtype = lengths.dtype
+    if dtype.is_floating_point or dtype.is_complex or dtype == torch.bool:
+        raise RuntimeError(f"lengths must be integers in a compiled graph, got {dtype}")
+    return lengths if dtype == torch.int64 else lengths.to(torch.int64)

@@ -11,12 +11,14 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from . import _reference
 from ._checks import check_storage
+from ._saved import own
 
 
 def _backward_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
     grad_y, grad_h, grad_c, x, h0, c0, weights, _, batch_sizes, lengths, *options = inputs
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(grad_y, grad_h, grad_c, x, h0, c0, batch_sizes, lengths, *weights)
+    sequences = (own(batch_sizes), own(lengths))
+    ctx.save_for_backward(grad_y, grad_h, grad_c, x, h0, c0, *sequences, *weights)
     ctx.options = tuple(options)
 
 

@@ -1,7 +1,8 @@
 """The layer in plain differentiable torch operations: the definition that the kernels must meet.
 
 Double backward runs through it, and the tests compare the kernels with it. It is a Python loop over
-time, so it is slow; no forward or first backward of a supported dtype comes here.
+time, so it is slow; no forward or first backward of a supported dtype comes here but that of a
+cell without features or units.
 
 It computes in the input's dtype, 16-bit types in float32, as the kernels do.
 """
@@ -161,8 +162,9 @@ def _with_lengths(
     live = sorted_lengths[sorted_lengths > 0]
     order = order[: len(live)]
     steps = int(live[0]) if len(live) else 0
-    alive = live.unsqueeze(0) > torch.arange(steps).unsqueeze(1)  # [steps, live]
-    rows = (torch.arange(steps).unsqueeze(1) * N + order.unsqueeze(0))[alive].to(x.device)
+    t = torch.arange(steps, device=lengths.device).unsqueeze(1)
+    alive = live.unsqueeze(0) > t  # [steps, live]
+    rows = (t * N + order.unsqueeze(0))[alive].to(x.device)
     order = order.to(x.device)
 
     y_live, h_live, c_live = _packed(
@@ -228,8 +230,9 @@ def layer(
             y, h_n, c_n = _packed(rows, sizes, h, c, weights, cell)
         else:
             T = x.size(0)
-            y, h_n, c_n = _packed(rows.reshape(T * N, -1), [N] * T, h, c, weights, cell)
-            y = y.view(T, N, -1)
+            rows = rows.reshape(T * N, x.size(-1))
+            y, h_n, c_n = _packed(rows, [N] * T, h, c, weights, cell)
+            y = y.view(T, N, y.size(-1))
     if c_n is not None:
         c_n = c_n.to(dtype if c0 is None else c0.dtype)
     return y.to(dtype), h_n.to(dtype), c_n

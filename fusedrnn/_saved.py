@@ -1,4 +1,4 @@
-"""What a call in eager mode saves for its backward, and how that is joined to the graph again."""
+"""What is saved for backward, and how that is joined to the graph again."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["keep", "kept"]
+__all__ = ["keep", "kept", "own"]
 
 
 class _ValueOf(torch.autograd.Function):
@@ -79,3 +79,25 @@ def kept(ctx: Any) -> Sequence[Any]:
         begin = len(saved) - len(weights)
         saved[begin:] = map(_ValueOf.apply, weights, saved[begin:])
     return saved
+
+
+torch.library.define("fusedrnn::_own", "(Tensor t) -> Tensor", tags=torch.Tag.pt2_compliant_tag)
+
+
+@torch.library.impl("fusedrnn::_own", "CPU")
+def _own_now(t: Tensor) -> Tensor:
+    return t.clone()
+
+
+@torch.library.register_fake("fusedrnn::_own")
+def _own_fake(t: Tensor) -> Tensor:
+    return torch.empty_like(t)
+
+
+def own(t: Tensor | None) -> Tensor | None:
+    """Return a copy of batch_sizes or lengths to keep for backward, None of None.
+
+    They lie on the CPU, often in a loader's memory, which fills it again before backward. The copy
+    is an op because a compiler drops a clone, or makes it in backward, when it is too late.
+    """
+    return None if t is None else torch.ops.fusedrnn._own(t)

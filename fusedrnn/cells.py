@@ -13,7 +13,7 @@ import torch
 from torch import _C, Tensor, nn
 from torch.nn.modules.rnn import RNNCellBase
 
-from . import _fx, ops
+from . import _fx, _reference, ops
 from ._autocast import autocast_dtype, cast, cast_weights
 from ._checks import as_dense, check_kernels, check_weights
 from ._library import CELLS
@@ -80,19 +80,26 @@ class _FusedCell(RNNCellBase):
 
         I, H = self.input_size, self.hidden_size
         bias = len(weights) > 2
-        check_weights(cell, (I, H, H), 1, 1, bias, casts or weights, input, RuntimeError, _NAMES)
-        check_kernels(input)
+        # Sizes before dtypes, as torch.nn.
         if input.shape[-1] != I:
             raise RuntimeError(
                 f"input has inconsistent input_size: got {input.shape[-1]} expected {I}"
             )
-        _check_states(input, states, H)
+        _check_sizes(input, states, H)
+        check_weights(cell, (I, H, H), 1, 1, bias, casts or weights, input, RuntimeError, _NAMES)
+        check_kernels(input)
+        _check_kinds(input, states)
         if rank == 1:
             input = input.unsqueeze(0)
             states = tuple(s.unsqueeze(0) for s in states)
         h, c = (*(s.unsqueeze(0) for s in states), None, None)[:2]
         x = input.unsqueeze(0)
-        _, h, c = ops.layer(x, h, c, weights, cell=cell, batch=input.shape[0], casts=casts)
+        if I == 0 or H == 0:  # nothing for the engine to multiply, which refuses them
+            if casts is not None:
+                weights = [cast(w, x.dtype) for w in weights]
+            _, h, c = _reference.layer(x, h, c, weights, cell=cell)
+        else:
+            _, h, c = ops.layer(x, h, c, weights, cell=cell, batch=input.shape[0], casts=casts)
         # [D, N, H] -> [N, H] or [H]
         h, c = h.squeeze(0), None if c is None else c.squeeze(0)
         if rank == 1:
@@ -150,8 +157,8 @@ class _FusedCell(RNNCellBase):
         return type(self).__name__.removeprefix("Fused")
 
 
-def _check_states(input: Tensor, states: tuple[Tensor, ...], H: int) -> None:
-    """Checks rank, sizes, device and dtype of the states against the input's."""
+def _check_sizes(input: Tensor, states: tuple[Tensor, ...], H: int) -> None:
+    """Checks rank and sizes of the states against the input's."""
     expected = (*input.shape[:-1], H)
     for k, state in enumerate(states):
         if state.shape != expected:
@@ -168,6 +175,11 @@ def _check_states(input: Tensor, states: tuple[Tensor, ...], H: int) -> None:
                 f"Input batch size {input.shape[0]} doesn't match hidden{k} batch size "
                 f"{state.shape[0]}"
             )
+
+
+def _check_kinds(input: Tensor, states: tuple[Tensor, ...]) -> None:
+    """Checks device and dtype of the states against the input's."""
+    for k, state in enumerate(states):
         if state.device != input.device:
             raise RuntimeError(
                 "Input and hidden tensors are not at the same device, found input tensor at "

@@ -11,29 +11,34 @@ are float32. As everywhere in autocast, float64 tensors stay as they are.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 from . import ops
 from ._autocast import autocast_dtype, cast, cast_weights
 from ._checks import (
+    Lengths,
     as_dense,
     as_lengths,
-    check_batch_sizes,
+    check_flags,
     check_kernels,
     check_rank,
     check_state,
     check_storage,
     check_weights,
     lstm_states,
+    own_batch_sizes,
     weight_names,
 )
 from ._library import CELLS
 
 __all__ = ["gru", "lstm", "rnn"]
+
+Input = TypeVar("Input", Tensor, PackedSequence)
 
 _KINDS = {
     "lstm": "LSTM",
@@ -46,7 +51,7 @@ _KINDS = {
 
 
 def lstm(
-    input: Tensor,
+    input: Input,
     hx: tuple[Tensor, Tensor] | None,
     weights: Sequence[Tensor],
     *,
@@ -57,8 +62,8 @@ def lstm(
     bidirectional: bool = False,
     batch_first: bool = False,
     batch_sizes: Tensor | None = None,
-    lengths: Tensor | Sequence[int] | None = None,
-) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    lengths: Lengths = None,
+) -> tuple[Input, tuple[Tensor, Tensor]]:
     r"""Runs a stack of LSTM layers, with or without projection.
 
     .. math::
@@ -71,7 +76,7 @@ def lstm(
 
     Args:
         input: ``[T, N, I]``; ``[N, T, I]`` with ``batch_first``; ``[T, I]`` for one sequence
-            without a batch; or the rows ``[S, I]`` of a PackedSequence with ``batch_sizes``.
+            without a batch; a PackedSequence; or its rows ``[S, I]`` with ``batch_sizes``.
         hx: ``(h_0 [L*D, N, P], c_0 [L*D, N, H])``, without N for unbatched input; None for zeros.
         weights: flat, layer by layer and in it direction by direction: ``weight_ih [4H, I]``
             (``[4H, D*P]`` above the first layer), ``weight_hh [4H, P]``, with ``bias`` also
@@ -83,18 +88,21 @@ def lstm(
         training: whether dropout happens.
         bidirectional: two directions (D = 2), the second from each sequence's own end.
         batch_first: input and output are ``[N, T, ·]``; states are not affected.
-        batch_sizes: ``[T]`` int64 on the CPU, live rows of each step, as in a PackedSequence.
-        lengths: ``[N]`` int64 on the CPU or a list, each in [0, T], any order: steps of each row of
-            a padded ``input``. Padding is never read, outputs beyond a length are zero, final
-            states are those of each row's own last step (of length 0: its initial state).
+        batch_sizes: ``[T]`` int64 on the CPU, live rows of each step, as in a PackedSequence; only
+            with its rows.
+        lengths: N whole numbers, each in [0, T], any order: steps of each row of a padded
+            ``input``. A list or another sequence, a tensor on the CPU or a numpy array, of any
+            dtype of numbers (in a compiled graph: of integers). They are copied. Padding is never
+            read, outputs beyond a length are zero, final states are those of each row's own last
+            step (of length 0: its initial state).
 
     Returns:
         ``y, (h_n, c_n)``: y ``[T, N, D*P]`` in the form of the input, h_n ``[L*D, N, P]``, c_n
-        ``[L*D, N, H]``; P = H without projection.
+        ``[L*D, N, H]``; P = H without projection. y of a PackedSequence is one.
 
     Raises:
         ValueError: input neither 2-D nor 3-D, or of another dtype than the weights; ``lengths``
-            with ``batch_sizes`` or with unbatched input.
+            with ``batch_sizes`` or with unbatched input, either of them with a PackedSequence.
         RuntimeError: sizes, states, weights, ``batch_sizes`` or ``lengths`` that do not fit, more
             than one device, an empty sequence (T = 0).
         TypeError, AttributeError, IndexError: as torch.nn, for arguments of a wrong type.
@@ -112,7 +120,7 @@ def lstm(
         num_layers=num_layers,
         bias=bias,
         dropout=dropout if training else 0.0,
-        directions=2 if bidirectional else 1,
+        bidirectional=bidirectional,
         batch_first=batch_first,
         batch_sizes=batch_sizes,
         lengths=lengths,
@@ -122,7 +130,7 @@ def lstm(
 
 
 def gru(
-    input: Tensor,
+    input: Input,
     hx: Tensor | None,
     weights: Sequence[Tensor],
     *,
@@ -133,9 +141,9 @@ def gru(
     bidirectional: bool = False,
     batch_first: bool = False,
     batch_sizes: Tensor | None = None,
-    lengths: Tensor | Sequence[int] | None = None,
+    lengths: Lengths = None,
     reset_after: bool = True,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Input, Tensor]:
     r"""Runs a stack of GRU layers.
 
     .. math::
@@ -182,7 +190,7 @@ def gru(
         num_layers=num_layers,
         bias=bias,
         dropout=dropout if training else 0.0,
-        directions=2 if bidirectional else 1,
+        bidirectional=bidirectional,
         batch_first=batch_first,
         batch_sizes=batch_sizes,
         lengths=lengths,
@@ -191,7 +199,7 @@ def gru(
 
 
 def rnn(
-    input: Tensor,
+    input: Input,
     hx: Tensor | None,
     weights: Sequence[Tensor],
     *,
@@ -202,9 +210,9 @@ def rnn(
     bidirectional: bool = False,
     batch_first: bool = False,
     batch_sizes: Tensor | None = None,
-    lengths: Tensor | Sequence[int] | None = None,
+    lengths: Lengths = None,
     nonlinearity: str = "tanh",
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Input, Tensor]:
     r"""Runs a stack of Elman RNN layers (Elman 1990).
 
     .. math:: h_t = \phi(W x_t + b_{ih} + U h_{t-1} + b_{hh})
@@ -242,7 +250,7 @@ def rnn(
         num_layers=num_layers,
         bias=bias,
         dropout=dropout if training else 0.0,
-        directions=2 if bidirectional else 1,
+        bidirectional=bidirectional,
         batch_first=batch_first,
         batch_sizes=batch_sizes,
         lengths=lengths,
@@ -254,6 +262,7 @@ def _sizes(
     cell: str, weights: Sequence[Any], num_layers: int, bias: bool, bidirectional: bool
 ) -> tuple[str, tuple[int, int, int]]:
     """Reads cell (with projection or not) and (I, H, P) from the number and shapes of weights."""
+    check_flags(bias, False, bidirectional)
     if num_layers <= 0:
         raise ValueError(f"num_layers must be greater than zero, got {num_layers}")
     directions = 2 if bidirectional else 1
@@ -280,7 +289,7 @@ def _sizes(
 def run_layers(
     cell: str,
     sizes: tuple[int, int, int],
-    input: Tensor,
+    input: Any,
     h0: Tensor | None,
     c0: Tensor | None,
     weights: Sequence[Tensor],
@@ -288,19 +297,25 @@ def run_layers(
     num_layers: int,
     bias: bool,
     dropout: float,
-    directions: int,
+    bidirectional: bool,
     batch_first: bool,
     batch_sizes: Tensor | None,
-    lengths: Tensor | Sequence[int] | None,
-    sorted_indices: Tensor | None = None,
-    unsorted_indices: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor | None]:
+    lengths: Any,
+) -> tuple[Any, Tensor, Tensor | None]:
     """Checks a call and runs its layers; the one path of all functions and modules.
 
     Args beyond those of `lstm`: ``sizes`` = (I, H, P) that the weights must have; ``dropout`` is 0
-    outside training; ``sorted_indices [N]`` permutes the states on their way in and
-    ``unsorted_indices`` on their way out, as in a PackedSequence.
+    outside training.
     """
+    check_flags(bias, batch_first, bidirectional)
+    directions = 2 if bidirectional else 1
+    given: Any = None  # a PackedSequence's four
+    sorted_indices: Tensor | None = None
+    if isinstance(input, PackedSequence):
+        if batch_sizes is not None:
+            raise ValueError("batch_sizes must be None with a PackedSequence, which has its own")
+        given = input
+        input, batch_sizes, sorted_indices, _ = given
     if not isinstance(input, Tensor):
         raise AttributeError(
             f"input must be a Tensor or a PackedSequence, got {type(input).__name__}"
@@ -348,7 +363,7 @@ def run_layers(
     N: int | None
     if batch_sizes is not None:
         if not torch.compiler.is_compiling():
-            N = check_batch_sizes(batch_sizes, x.shape[0])
+            batch_sizes, N = own_batch_sizes(batch_sizes, x.shape[0])
         elif sorted_indices is not None:
             N = sorted_indices.shape[0]
         else:
@@ -382,7 +397,7 @@ def run_layers(
 
     options: dict[str, Any] = {
         "cell": cell,
-        "bidirectional": directions == 2,
+        "bidirectional": bidirectional,
         "batch_sizes": batch_sizes,
         "lengths": lengths,
         "batch": N,
@@ -392,9 +407,12 @@ def run_layers(
     else:
         y, h_n, c_n = _stack(x, h0, c0, weights, casts, num_layers, directions, dropout, options)
 
-    if unsorted_indices is not None:
-        h_n = h_n.index_select(1, unsorted_indices)
-        c_n = None if c_n is None else c_n.index_select(1, unsorted_indices)
+    if given is not None:
+        _, batch_sizes, sorted_indices, unsorted_indices = given
+        if unsorted_indices is not None:
+            h_n = h_n.index_select(1, unsorted_indices)
+            c_n = None if c_n is None else c_n.index_select(1, unsorted_indices)
+        return PackedSequence(y, batch_sizes, sorted_indices, unsorted_indices), h_n, c_n
     if unbatched:
         return y.squeeze(1), h_n.squeeze(1), None if c_n is None else c_n.squeeze(1)
     return y.transpose(0, 1) if batch_first and batch_sizes is None else y, h_n, c_n

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from . import _fx
-from ._checks import check_sizes, lstm_states
+from ._checks import Lengths, check_sizes, lstm_states
 from ._torchscript import refuse_script, refuse_trace
 from .functional import run_layers
 
@@ -23,7 +23,6 @@ __all__ = ["FusedGRU", "FusedLSTM", "FusedRNN"]
 # What `device` and `dtype` take, as in torch.nn.
 Device = torch.device | str | int | None
 DType = torch.dtype | None
-Lengths = Tensor | list[int] | tuple[int, ...] | None
 
 
 class _FusedRNNBase(nn.RNNBase):
@@ -77,32 +76,22 @@ class _FusedRNNBase(nn.RNNBase):
             weights = [parameters[name] for name in self._flat_weights_names]
         except KeyError:
             weights = [getattr(self, name) for name in self._flat_weights_names]
-        data, batch_sizes, sorted_indices, unsorted_indices = input, None, None, None
-        packed = isinstance(input, PackedSequence)
-        if packed:
-            data, batch_sizes, sorted_indices, unsorted_indices = input
         H = self.hidden_size
-        y: Any
-        y, h_n, c_n = run_layers(
+        return run_layers(
             self._cell(),
             (self.input_size, H, self.proj_size or H),
-            data,
+            input,
             h0,
             c0,
             weights,
             num_layers=self.num_layers,
             bias=self.bias,
             dropout=self.dropout if self.training else 0.0,
-            directions=2 if self.bidirectional else 1,
+            bidirectional=self.bidirectional,
             batch_first=self.batch_first,
-            batch_sizes=batch_sizes,
+            batch_sizes=None,
             lengths=lengths,
-            sorted_indices=sorted_indices,
-            unsorted_indices=unsorted_indices,
         )
-        if packed:
-            y = PackedSequence(y, batch_sizes, sorted_indices, unsorted_indices)
-        return y, h_n, c_n
 
 
 class FusedLSTM(_FusedRNNBase):
@@ -155,7 +144,9 @@ class FusedLSTM(_FusedRNNBase):
         device: Device = None,
         dtype: DType = None,
     ) -> None:
-        check_sizes(input_size, hidden_size, num_layers, bias, batch_first, dropout, proj_size)
+        num_layers, proj_size = check_sizes(
+            input_size, hidden_size, num_layers, bias, batch_first, dropout, proj_size
+        )
         super().__init__(
             "LSTM",
             input_size,
@@ -215,8 +206,8 @@ class FusedLSTM(_FusedRNNBase):
             input: ``[T, N, I]``, ``[N, T, I]`` with batch_first, ``[T, I]`` without a batch, or a
                 PackedSequence.
             hx: ``(h_0 [L*D, N, P], c_0 [L*D, N, H])``, without N for unbatched input; None: zeros.
-            lengths: ``[N]`` int64 on the CPU or a list, each in [0, T], any order: the steps of
-                each row of a padded input. See `fusedrnn.functional.lstm`.
+            lengths: N whole numbers (a list, a tensor on the CPU, a numpy array), each in [0, T],
+                any order: the steps of each row of a padded input. See `fusedrnn.functional.lstm`.
 
         Returns:
             ``y, (h_n, c_n)``: y ``[T, N, D*P]`` in the form of the input, states as hx.
@@ -294,7 +285,7 @@ class FusedGRU(_FusedRNNBase):
             raise TypeError(
                 f"reset_after should be of type bool, got: {type(reset_after).__name__}"
             )
-        check_sizes(input_size, hidden_size, num_layers, bias, batch_first, dropout)
+        num_layers, _ = check_sizes(input_size, hidden_size, num_layers, bias, batch_first, dropout)
         super().__init__(
             "GRU",
             input_size,
@@ -401,7 +392,7 @@ class FusedRNN(_FusedRNNBase):
             raise ValueError(
                 f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'."
             )
-        check_sizes(input_size, hidden_size, num_layers, bias, batch_first, dropout)
+        num_layers, _ = check_sizes(input_size, hidden_size, num_layers, bias, batch_first, dropout)
         super().__init__(
             f"RNN_{nonlinearity.upper()}",
             input_size,
@@ -417,6 +408,8 @@ class FusedRNN(_FusedRNNBase):
         self.nonlinearity = nonlinearity
 
     def _cell(self) -> str:
+        if self.mode not in ("RNN_TANH", "RNN_RELU"):
+            raise AssertionError(f"mode must be RNN_TANH or RNN_RELU, got {self.mode}")
         return "rnn_tanh" if self.mode == "RNN_TANH" else "rnn_relu"
 
     @overload

@@ -20,7 +20,7 @@ from torch.compiler import is_compiling
 
 from ._library import CELLS  # isort: skip (loads the ops, of which the next ones say more)
 from . import _double_backward, _fakes, _flops  # noqa: F401
-from ._saved import keep, kept
+from ._saved import keep, kept, own
 
 __all__ = ["layer", "may_step", "step"]
 
@@ -424,7 +424,8 @@ def _forward_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -
     _, _, c_n, reserve = output
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(*([reserve] if CELLS[cell].has_c else [c_n, reserve]))
-    ctx.save_for_backward(x, h0, c0, batch_sizes, lengths, reserve, *weights)
+    sequences = (own(batch_sizes), own(lengths))
+    ctx.save_for_backward(x, h0, c0, *sequences, reserve, *weights)
     ctx.options = (batch, cell, bidirectional)
     ctx.keep = keep
 

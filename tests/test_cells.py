@@ -63,6 +63,33 @@ def test_sizes(device: torch.device, name: str, I: int, H: int) -> None:
     assert_same(run(ours, x, hx), run(theirs, x, hx))
 
 
+@pytest.mark.parametrize(("I", "H"), [(0, 5), (3, 0), (0, 0)])
+@pytest.mark.parametrize("bias", [True, False])
+@each
+def test_sizes_of_zero(device: torch.device, name: str, bias: bool, I: int, H: int) -> None:
+    """Without features the biases are left, without units nothing is; both have gradients."""
+    ours, theirs = make(device, name, I, H, bias=bias)
+    for batch in ((4,), (), (0,)):
+        for hx in (None, states(name, *batch, H)):
+            assert_same(run(ours, randn(*batch, I), hx), run(theirs, randn(*batch, I), hx))
+
+
+@pytest.mark.parametrize(("I", "H"), [(0, 5), (3, 0)])
+@each
+def test_sizes_of_zero_elsewhere(device: torch.device, name: str, I: int, H: int) -> None:
+    """In 16 bits, compiled, and derived twice."""
+    ours, theirs = make(device, name, I, H, dtype=torch.bfloat16)
+    x = torch.ones(2, I, dtype=torch.bfloat16)
+    for got, wanted in zip(flat(ours(x.to(device))), flat(theirs(x)), strict=True):
+        torch.testing.assert_close(got.cpu(), wanted)
+    ours, _ = make(device, name, I, H)
+    v = randn(2, I, device=device).requires_grad_()
+    compiled = torch.compile(ours, fullgraph=True, backend="aot_eager")
+    for got, wanted in zip(flat(compiled(v)), flat(ours(v)), strict=True):
+        assert_close(got, wanted)
+    assert torch.autograd.gradgradcheck(lambda v: flat(ours(v)), [v])
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @each
 def test_other_dtypes(device: torch.device, name: str, dtype: torch.dtype) -> None:
@@ -99,10 +126,10 @@ def test_a_sequence_is_the_layer(device: torch.device, name: str) -> None:
         assert_close(got, wanted)
 
 
-def test_reset_before(device: torch.device) -> None:
-    H = 5
-    ours = fusedrnn.FusedGRUCell(3, H, dtype=f64, device=device, reset_after=False)
-    x, h = (randn(4, size, device=device).requires_grad_() for size in (3, H))
+@pytest.mark.parametrize(("I", "H"), [(3, 5), (0, 5), (3, 0)])
+def test_reset_before(device: torch.device, I: int, H: int) -> None:
+    ours = fusedrnn.FusedGRUCell(I, H, dtype=f64, device=device, reset_after=False)
+    x, h = (randn(4, size, device=device).requires_grad_() for size in (I, H))
     W_r, W_z, W_n = ours.weight_ih.chunk(3)
     U_r, U_z, U_n = ours.weight_hh.chunk(3)
     b_r, b_z, b_n = ours.bias_ih.chunk(3)
@@ -120,7 +147,7 @@ def test_reset_before(device: torch.device) -> None:
         strict=True,
     ):
         assert_close(got, wanted)
-    assert repr(ours) == "FusedGRUCell(3, 5, reset_after=False)"
+    assert repr(ours) == f"FusedGRUCell({I}, {H}, reset_after=False)"
     with pytest.raises(TypeError, match="reset_after should be of type bool, got: int"):
         fusedrnn.FusedGRUCell(3, 5, reset_after=0)  # type: ignore[arg-type]
 

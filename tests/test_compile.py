@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -72,6 +73,51 @@ def test_lengths(cell: Cell, as_list: bool) -> None:
     assert_close(actual, expected)
     leaves = [x, *module.parameters()]
     assert_close(gradients(actual, leaves), gradients(expected, leaves))
+
+
+@pytest.mark.parametrize("form", ["range", "int32", "uint8", "numpy", "numpy int32"])
+def test_forms_of_lengths(form: str) -> None:
+    gru = fusedrnn.FusedGRU(3, 5, dtype=torch.float64)
+    x = randn(4, 3, 3)
+    lengths: Any = {
+        "range": range(4, 1, -1),
+        "int32": torch.tensor([4, 3, 2], dtype=torch.int32),
+        "uint8": torch.tensor([4, 3, 2], dtype=torch.uint8),
+        "numpy": np.array([4, 3, 2]),
+        "numpy int32": np.array([4, 3, 2], dtype=np.int32),
+    }[form]
+    assert_close(compiled(gru)(x, lengths=lengths), gru(x, lengths=[4, 3, 2]))
+
+
+def test_fractions_cannot_be_told_in_a_graph() -> None:
+    gru = fusedrnn.FusedGRU(3, 5)
+    for lengths in (torch.tensor([4.0, 3, 2]), torch.tensor([True, True, False]), [4.0, 3, 2]):
+        torch._dynamo.reset()
+        with pytest.raises(torch._dynamo.exc.Unsupported, match="lengths must"):
+            compiled(gru)(torch.randn(4, 3, 3), lengths=lengths)
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_lengths_of_a_buffer_that_is_filled_again(backend: str, packed: bool) -> None:
+    """Forward keeps a copy that no compiler takes for needless, or makes in backward instead."""
+    gru = fusedrnn.FusedGRU(3, 5, dtype=torch.float64)
+    run = compiled(gru, backend)
+    buffer = np.array([3, 2, 1])
+    sizes = torch.from_numpy(buffer)
+    rows, x = randn(6, 3), randn(4, 3, 3)
+
+    def gradient(fill: bool) -> Tensor:
+        if packed:
+            y: Tensor = run(PackedSequence(rows, sizes))[0].data
+        else:
+            y = run(x, lengths=sizes)[0]
+        if fill:
+            buffer[:] = [4, 1, 1]
+        return torch.autograd.grad(y.sin().sum(), gru.weight_hh_l0)[0]
+
+    expected = gradient(False)
+    assert torch.equal(gradient(True), expected)
 
 
 @pytest.mark.parametrize("states", [False, True])

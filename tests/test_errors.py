@@ -357,6 +357,18 @@ CELL: dict[str, tuple[Callable[[Any], Any], str]] = {
         "Input batch size 3 doesn't match hidden0 batch size 4",
     ),
     "hx size": (lambda m: m(x[0], states(m, 3, 7)), "inconsistent hidden_size: got 7, expected 6"),
+    "input size and dtype": (
+        lambda m: m(R(3, 7).double()),
+        "inconsistent input_size: got 7 expected 4",
+    ),
+    "hx size and dtype": (
+        lambda m: m(x[0].double(), states(m, 3, 7)),
+        "inconsistent hidden_size: got 7, expected 6",
+    ),
+    "hx batch and dtype": (
+        lambda m: m(x[0].double(), states(m, 4, 6)),
+        "Input batch size 3 doesn't match hidden0 batch size 4",
+    ),
     "float64 input": (lambda m: m(x[0].double()), r"input dtype \(torch.float64\) does not match"),
     "int input": (lambda m: m(x[0].long()), r"input dtype \(torch.int64\) does not match"),
     "hx float64": (

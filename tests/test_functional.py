@@ -73,6 +73,24 @@ def test_same_as_the_module(
     assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
 
 
+@pytest.mark.parametrize("sort", [False, True])
+@pytest.mark.parametrize("cell", CELLS, ids=str)
+def test_a_packed_sequence_comes_back_as_one(cell: Cell, sort: bool) -> None:
+    ours, _ = cell.make(3, 5, num_layers=2, bidirectional=True, batch_first=True, dtype=f64)
+    function, kwargs = arguments(cell, ours)
+    lengths = [4, 2, 1] if sort else [2, 4, 1]
+    packed = torch.nn.utils.rnn.pack_sequence(ragged(lengths, 3), enforce_sorted=sort)
+    hx = make_states(ours, 3, f64)
+    y, states = function(packed, hx, list(ours.parameters()), **kwargs)
+    expected, expected_states = ours(packed, hx)
+    assert type(y) is type(packed)
+    for got, wanted in zip(y, expected, strict=True):
+        assert got is wanted or torch.equal(got, wanted)
+    assert y.batch_sizes is packed.batch_sizes
+    for got, wanted in zip(flat(states), flat(expected_states), strict=True):
+        assert torch.equal(got, wanted)
+
+
 def test_weights_may_be_any_tensors(device: torch.device) -> None:
     """Computed weights, and one weight used twice, get their gradients."""
     ours, _ = BY_NAME["gru"].make(5, 5, device=device, dtype=f64)
@@ -103,6 +121,7 @@ x = torch.ones(4, 2, 3)
 lstm, proj = weights_of("lstm"), weights_of("lstm_proj")
 gru, rnn = weights_of("gru"), weights_of("rnn_tanh")
 h = torch.ones(1, 2, 8)
+packed = torch.nn.utils.rnn.pack_padded_sequence(x, [4, 2])
 
 MISTAKES: dict[str, tuple[Any, type[Exception], str]] = {
     "too few weights": (
@@ -201,6 +220,31 @@ MISTAKES: dict[str, tuple[Any, type[Exception], str]] = {
         RuntimeError,
         "input must have 2 dimensions, got 3",
     ),
+    "bidirectional": (
+        lambda: functional.gru(x, None, gru, bidirectional="yes"),  # type: ignore[arg-type]
+        TypeError,
+        "bidirectional should be of type bool, got: str",
+    ),
+    "bias": (
+        lambda: functional.rnn(x, None, rnn, bias=1),  # type: ignore[arg-type]
+        TypeError,
+        "bias should be of type bool, got: int",
+    ),
+    "batch_first": (
+        lambda: functional.lstm(x, None, lstm, batch_first=None),  # type: ignore[arg-type]
+        TypeError,
+        "batch_first should be of type bool, got: NoneType",
+    ),
+    "batch_sizes of a PackedSequence": (
+        lambda: functional.gru(packed, None, gru, batch_sizes=packed.batch_sizes),
+        ValueError,
+        "batch_sizes must be None with a PackedSequence, which has its own",
+    ),
+    "lengths of a PackedSequence": (
+        lambda: functional.gru(packed, None, gru, lengths=[4, 2]),
+        ValueError,
+        "lengths must be None with a PackedSequence, which has its own",
+    ),
     "batch_sizes and lengths": (
         lambda: functional.gru(x[0], None, gru, batch_sizes=torch.tensor([2]), lengths=[1, 1]),
         ValueError,
@@ -219,32 +263,67 @@ MISTAKES: dict[str, tuple[Any, type[Exception], str]] = {
     "lengths type": (
         lambda: functional.gru(x, None, gru, lengths="44"),  # type: ignore[arg-type]
         TypeError,
-        "lengths must be an int64 tensor on the CPU or a list, got str",
+        "lengths must be a list, an array or a tensor of whole numbers, got str",
     ),
-    "lengths of floats": (
-        lambda: functional.gru(x, None, gru, lengths=[1.0, 2]),  # type: ignore[list-item]
+    "one length": (
+        lambda: functional.gru(x, None, gru, lengths=4),  # type: ignore[arg-type]
         TypeError,
-        "lengths must hold ints, got 1.0",
+        "lengths must be a list, an array or a tensor of whole numbers, got int",
+    ),
+    "lengths of fractions": (
+        lambda: functional.gru(x, None, gru, lengths=[4.0, 2.5]),  # type: ignore[list-item]
+        TypeError,
+        "lengths must hold a whole number for each row, got 2.5",
+    ),
+    "lengths of text": (
+        lambda: functional.gru(x, None, gru, lengths=["4", "2"]),  # type: ignore[list-item]
+        TypeError,
+        "lengths must hold a whole number for each row, got '4'",
+    ),
+    "lengths of nothing": (
+        lambda: functional.gru(x, None, gru, lengths=[4, None]),  # type: ignore[list-item]
+        TypeError,
+        "lengths must hold a whole number for each row, got None",
+    ),
+    "lengths of lists": (
+        lambda: functional.gru(x, None, gru, lengths=[[4], [2]]),  # type: ignore[list-item]
+        TypeError,
+        r"lengths must hold a whole number for each row, got \[4\]",
+    ),
+    "lengths of tensors of two": (
+        lambda: functional.gru(x, None, gru, lengths=[torch.tensor([1, 2])] * 2),
+        TypeError,
+        r"lengths must hold a whole number for each row, got tensor\(\[1, 2\]\)",
     ),
     "lengths of bools": (
         lambda: functional.gru(x, None, gru, lengths=[True, 2]),
         TypeError,
-        "lengths must hold ints, got True",
+        "lengths must hold a whole number for each row, got True",
     ),
-    "lengths int32": (
-        lambda: functional.gru(x, None, gru, lengths=torch.tensor([1, 2], dtype=torch.int32)),
-        RuntimeError,
-        "lengths must be an int64 tensor on the CPU, got torch.int32 on cpu",
+    "lengths bool": (
+        lambda: functional.gru(x, None, gru, lengths=torch.tensor([True, False])),
+        TypeError,
+        "lengths must hold a whole number for each row, got True",
     ),
-    "lengths float": (
-        lambda: functional.gru(x, None, gru, lengths=torch.tensor([1.0, 2.0])),
+    "lengths with fractions": (
+        lambda: functional.gru(x, None, gru, lengths=torch.tensor([1.0, 2.5])),
+        TypeError,
+        "lengths must hold a whole number for each row, got 2.5",
+    ),
+    "lengths nan": (
+        lambda: functional.gru(x, None, gru, lengths=torch.tensor([1.0, float("nan")])),
+        TypeError,
+        "lengths must hold a whole number for each row, got nan",
+    ),
+    "lengths beyond int64": (
+        lambda: functional.gru(x, None, gru, lengths=[2**70, 1]),
         RuntimeError,
-        "lengths must be an int64 tensor on the CPU, got torch.float32",
+        rf"lengths\[0\] must be in \[0, T\] = \[0, 4\], got {2**70}",
     ),
     "lengths on another device": (
         lambda: functional.gru(x, None, gru, lengths=torch.tensor([1, 2], device="meta")),
         RuntimeError,
-        "got torch.int64 on meta",
+        "lengths must be on the CPU, got torch.int64 on meta",
     ),
     "number of lengths": (
         lambda: functional.gru(x, None, gru, lengths=[1, 2, 3]),

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import array
+import collections
+import contextlib
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import (
+    PackedSequence,
+    pack_padded_sequence,
+    pack_sequence,
+    pad_packed_sequence,
+)
 
+from fusedrnn import _reference
+from tests.calls import make_call
 from tests.helpers import (
     BY_NAME,
     CELLS,
@@ -169,3 +183,189 @@ def test_lengths_and_dropout(device: torch.device) -> None:
     assert not first["y"].isnan().any()
     assert not torch.equal(first["y"], second["y"])
     assert (first["y"][2:, 0] == 0).all()
+
+
+class Index:
+    """What Python takes for a whole number."""
+
+    def __init__(self, value: int) -> None:
+        self.value = value
+
+    def __index__(self) -> int:
+        return self.value
+
+
+DTYPES = ("int64", "int32", "int16", "int8", "uint8", "uint16", "uint64", "float32", "bfloat16")
+# [5, 2, 3] in every form that pack_padded_sequence takes, as it says itself in the test.
+FORMS: dict[str, Any] = {
+    "tuple": (5, 2, 3),
+    "range": range(5, 2, -1),
+    "torch.Size": torch.Size([5, 2, 3]),
+    "deque": collections.deque([5, 2, 3]),
+    "Python array": array.array("i", [5, 2, 3]),
+    "floats": [5.0, 2.0, 3.0],
+    "indices": [Index(5), Index(2), Index(3)],
+    "numpy ints": [np.int64(5), np.int32(2), np.uint8(3)],
+    "numpy float64s": [np.float64(5), np.float64(2), np.float64(3)],
+    "0-d tensors": [torch.tensor(5), torch.tensor(2, dtype=torch.int32), torch.tensor([3])],
+    "Parameter": torch.nn.Parameter(torch.tensor([5, 2, 3]), requires_grad=False),
+    "requires_grad": torch.tensor([5.0, 2.0, 3.0], requires_grad=True),
+    "strided": torch.tensor([5, 0, 2, 0, 3])[::2],
+    **{f"torch.{d}": torch.tensor([5, 2, 3]).to(getattr(torch, d)) for d in DTYPES},
+    **{f"numpy.{d}": np.array([5, 2, 3], dtype=d) for d in DTYPES if d != "bfloat16"},
+}
+# Of these it refuses all but one, of which it warns; nothing is wrong with them.
+MORE_FORMS: dict[str, Any] = {
+    "other byte order": np.array([5, 2, 3], dtype=">i8"),
+    "numpy backwards": np.array([3, 2, 5])[::-1],
+    "numpy objects": np.array([5, 2, 3], dtype=object),
+    "numpy read-only": np.frombuffer(np.array([5, 2, 3]).tobytes(), dtype=np.int64),
+    "numpy floats": [np.float64(5), np.float32(2), np.float16(3)],
+    "0-d numpy arrays": [np.array(5), np.array(2), np.array(3)],
+    "0-d float tensors": [torch.tensor(5.0), torch.tensor(2.0), torch.tensor(3.0)],
+}
+
+
+@pytest.mark.parametrize("form", [*FORMS, *MORE_FORMS])
+def test_forms_of_lengths(form: str) -> None:
+    given = (FORMS | MORE_FORMS)[form]
+    numbers = [5, 4, 3] if form == "range" else [5, 2, 3]
+    gru, _ = BY_NAME["gru"].make(4, 6, bidirectional=True)
+    x = torch.randn(5, 3, 4)
+    packed = pack_padded_sequence(x, numbers, enforce_sorted=False)
+    if form in FORMS:
+        theirs = pack_padded_sequence(x, given, enforce_sorted=False)
+        assert torch.equal(theirs.batch_sizes, packed.batch_sizes)
+    expected, _ = pad_packed_sequence(gru(packed)[0])
+    torch.testing.assert_close(gru(x, lengths=given)[0], expected)
+
+
+def test_numpy_is_not_needed() -> None:
+    """Lengths of every kind but numpy's, where numpy cannot be imported any more."""
+    program = """
+import sys
+import torch
+from fusedrnn import functional
+sys.modules["numpy"] = None
+weights = [torch.ones(18, 4), torch.ones(18, 6)]
+for given in ([5, 2], (5, 2), range(5, 3, -1), torch.tensor([5, 2], dtype=torch.int32), [5.0, 2.0],
+              [torch.tensor(5), torch.tensor(2)]):
+    functional.gru(torch.ones(5, 2, 4), None, weights, bias=False, lengths=given)
+print("computed")
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "computed\n", done.stderr
+
+
+# Where torch makes new tensors, and of which dtype, is nothing to a call whose tensors exist.
+DEFAULTS: dict[str, Callable[[], Any]] = {
+    "device": lambda: torch.device("meta"),
+    "dtype": lambda: default_dtype(torch.float64),
+}
+
+
+@contextlib.contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@pytest.mark.parametrize("default", DEFAULTS)
+@pytest.mark.parametrize("cell", CELLS, ids=str)
+def test_defaults_of_torch_do_not_matter(cell: Cell, default: str) -> None:
+    """Neither to lengths, nor to states, nor to derivatives of derivatives."""
+    ours, _ = cell.make(4, 5, num_layers=2, bidirectional=True, dtype=torch.float32)
+    x = torch.randn(5, 3, 4, requires_grad=True)
+    packed = pack_padded_sequence(x, [5, 2, 3], enforce_sorted=False)
+
+    def everything(lengths: Any) -> list[Tensor]:
+        results: list[Tensor] = []
+        for args in ((x, None, lengths), (x,), (packed,)):
+            y, states = ours(*args)
+            y = y.data if args == (packed,) else y
+            (d_x,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+            dd = torch.autograd.grad(d_x.sin().sum(), list(ours.parameters()), allow_unused=True)
+            results += [y, *flat(states), d_x, *(d for d in dd if d is not None)]
+        return results
+
+    for lengths in ([5, 2, 3], np.array([5, 2, 3]), torch.tensor([5, 2, 3], dtype=torch.int32)):
+        expected = everything(lengths)
+        with DEFAULTS[default]():
+            actual = everything(lengths)
+        for got, wanted in zip(actual, expected, strict=True):
+            assert got.device == wanted.device
+            assert torch.equal(got, wanted)
+
+
+def test_the_reference_under_a_default_device() -> None:
+    call = make_call("gru", "lengths")
+    expected = call.run(_reference.layer)
+    with torch.device("meta"):
+        actual = call.run(_reference.layer)
+    assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
+
+
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy])
+@pytest.mark.parametrize("cell", CELLS, ids=str)
+def test_lengths_of_a_buffer_that_is_filled_again(
+    cell: Cell, kind: Callable[[Any], Any], order: int
+) -> None:
+    ours, _ = cell.make(4, 5, num_layers=2, bidirectional=True, dtype=f64)
+    x = randn(6, 3, 4).requires_grad_()
+    weight = ours.weight_hh_l1
+
+    def gradient(y: Tensor) -> Tensor:
+        if order == 1:
+            return torch.autograd.grad(y.sin().sum(), weight)[0]
+        (d_x,) = torch.autograd.grad(y.sin().sum(), x, create_graph=True)
+        return torch.autograd.grad(d_x.sin().sum(), weight)[0]
+
+    expected = gradient(ours(x, lengths=[6, 3, 2])[0])
+    buffer = np.array([6, 3, 2])
+    y, _ = ours(x, lengths=kind(buffer))
+    buffer[:] = [1, 6, 6]  # the loader's next batch, in memory that torch does not watch
+    assert torch.equal(gradient(y), expected)
+
+
+def test_lengths_changed_in_place() -> None:
+    """As with pack_padded_sequence, which copies: no error, and the gradient of what ran."""
+    gru, _ = BY_NAME["gru"].make(4, 5, dtype=f64)
+    x, lengths = randn(6, 3, 4), torch.tensor([6, 3, 2])
+    expected = torch.autograd.grad(gru(x, lengths=lengths)[0].sum(), gru.weight_hh_l0)
+    y, _ = gru(x, lengths=lengths)
+    lengths.fill_(1)
+    assert torch.equal(torch.autograd.grad(y.sum(), gru.weight_hh_l0)[0], expected[0])
+
+
+@pytest.mark.parametrize("transform", [False, True])
+@pytest.mark.parametrize("cell", CELLS, ids=str)
+def test_batch_sizes_that_are_filled_again(cell: Cell, transform: bool) -> None:
+    """The result holds the caller's batch_sizes, as torch.nn's does; backward has its own."""
+    ours, _ = cell.make(4, 5, num_layers=2, dtype=f64)
+    x = randn(11, 4)
+
+    def gradient(fill: bool) -> Tensor:
+        buffer = np.array([3, 3, 2, 1, 1, 1])
+        sizes = torch.from_numpy(buffer)
+
+        def run(x: Tensor) -> Tensor:
+            y, _ = ours(PackedSequence(x, sizes))
+            assert y.batch_sizes is sizes
+            if fill:
+                buffer[:] = [6, 1, 1, 1, 1, 1]
+            result: Tensor = y.data.sin().sum()
+            return result
+
+        if transform:
+            return torch.func.grad(run)(x)
+        leaf = x.clone().requires_grad_()
+        return torch.autograd.grad(run(leaf), leaf)[0]
+
+    assert torch.equal(gradient(True), gradient(False))

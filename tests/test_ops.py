@@ -107,3 +107,41 @@ def test_batch_is_read_where_it_is_not_given() -> None:
         call = make_call("gru", form, N=4, states=states)
         y, h_n = call.run(ops.layer)
         assert h_n.shape[1] == 4 and y.shape[:-1] == call.x.shape[:-1]
+
+
+@pytest.mark.parametrize("form", ["packed", "lengths"])
+def test_sequences_changed_before_backward(form: str) -> None:
+    """In place by torch, or in numpy's memory: backward has its own batch_sizes and lengths."""
+    call = make_call("gru", form)
+    sizes = call.options["batch_sizes" if form == "packed" else "lengths"]
+    expected = torch.autograd.grad(FORWARD(*call.op_arguments())[0].sum(), call.leaves)
+    for change in (lambda: sizes.fill_(1), lambda: sizes.numpy().fill(1)):
+        before = sizes.clone()
+        y = FORWARD(*call.op_arguments())[0]
+        change()
+        actual = torch.autograd.grad(y.sum(), call.leaves)
+        sizes.copy_(before)
+        assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
+
+
+@pytest.mark.parametrize("form", ["packed", "lengths"])
+def test_sequences_changed_before_the_second_derivative(form: str) -> None:
+    call = make_call("gru", form)
+    sizes = call.options["batch_sizes" if form == "packed" else "lengths"]
+    y, _, _, reserve = FORWARD(*call.op_arguments())
+    x, h0, c0, weights, *sequences, batch, cell, bidirectional, _ = call.op_arguments()
+    derivatives = []
+    for changed in (False, True):
+        grad_y = torch.ones_like(y).requires_grad_()
+        d_x = BACKWARD(
+            *(grad_y, None, None, x, h0, c0, weights, reserve.detach(), *sequences),
+            *(batch, cell, bidirectional, True, True, True),
+        )[0]
+        if changed:
+            sizes.fill_(1)
+        derivatives.append(torch.autograd.grad(d_x.sin().sum(), [x, grad_y, *weights]))
+    assert all(torch.equal(a, b) for a, b in zip(*derivatives, strict=True))
+
+
+def test_opcheck_of_the_copy() -> None:
+    opcheck(torch.ops.fusedrnn._own.default, (torch.tensor([3, 1]),))

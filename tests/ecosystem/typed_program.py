@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
@@ -63,6 +64,10 @@ def tensors(x: Tensor) -> None:
     _, state = lstm.forward(x, lengths=torch.tensor([3, 5]))
     assert_type(lstm.forward(x, state), tuple[Tensor, State])
     assert_type(gru.forward(x, lengths=[3, 5]), tuple[Tensor, Tensor])
+    gru.forward(x, lengths=range(5, 3, -1))
+    gru.forward(x, lengths=(torch.tensor(3), torch.tensor(5)))
+    gru.forward(x, lengths=np.array([3, 5]))
+    gru.forward(x, lengths=[np.int32(3), np.int32(5)])
     assert_type(rnn.forward(x), tuple[Tensor, Tensor])
     # As in torch.nn, the call itself is nn.Module's, of no type.
     again, _ = lstm(x, state)
@@ -92,6 +97,11 @@ def functions(x: Tensor) -> None:
     assert_type(functional.lstm(x, None, list(lstm.parameters())), tuple[Tensor, State])
     assert_type(fusedrnn.functional.gru(x, None, list(gru.parameters())), tuple[Tensor, Tensor])
     assert_type(functional.rnn(x, None, tuple(rnn.parameters())), tuple[Tensor, Tensor])
+    p = pack_sequence([x[:, 0], x[:3, 1]])
+    assert_type(functional.lstm(p, None, list(lstm.parameters())), tuple[PackedSequence, State])
+    assert_type(functional.gru(p, None, list(gru.parameters())), tuple[PackedSequence, Tensor])
+    assert_type(functional.rnn(p, None, list(rnn.parameters())), tuple[PackedSequence, Tensor])
+    functional.gru(x, None, list(gru.parameters()), lengths=np.array([3, 5]))
 
 
 def conversion(model: Tagger) -> None:
