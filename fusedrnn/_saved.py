@@ -53,6 +53,17 @@ def keep(
         ctx.weights = weights, [], []
 
 
+def _until_derived(weight: Tensor, value: Tensor) -> Tensor:
+    """Return the value of a weight for a derivative of backward, which may come much later.
+
+    As in torch.nn a bias may change before it, and a change in place of a weight is an error: of an
+    alias that has its version, where the weight still has the memory of then.
+    """
+    if weight.dim() == 1:
+        return value.clone()
+    return weight.detach() if weight.data_ptr() == value.data_ptr() else value
+
+
 _version_of = operator.attrgetter("_version")
 
 
@@ -77,7 +88,8 @@ def kept(ctx: Any) -> Sequence[Any]:
                 if node is not None and not t.requires_grad:  # a leaf's
                     saved[k] = _ValueOf.apply(node.variable, t)
         begin = len(saved) - len(weights)
-        saved[begin:] = map(_ValueOf.apply, weights, saved[begin:])
+        then = map(_until_derived, weights, values) if values else saved[begin:]
+        saved[begin:] = map(_ValueOf.apply, weights, then)
     return saved
 
 
