@@ -438,7 +438,8 @@ def library_link_flags() -> list[str]:
         *("-shared", f"-Wl,--version-script={EXPORTS}"),
         *("-Wl,--no-undefined", "-Wl,--as-needed", "-pthread"),
         # No rpath: torch is always loaded before these libraries.
-        *(f"-L{torch_dir() / 'lib'}", "-ltorch_cpu"),
+        # libstdc++ first: torch offers some of its functions too, without their version.
+        *(f"-L{torch_dir() / 'lib'}", "-lstdc++", "-ltorch_cpu"),
     ]
 
 

@@ -191,5 +191,6 @@ def test_in_forked_workers_of_a_data_loader() -> None:
         timeout=100,
     )
     assert done.stdout == "done\n", done.stderr
-    assert "sequences cut at 0 8 16\n" in done.stderr, "the parent ran on one thread"
+    # The first call's forward at least; beside busy processes later calls run on one thread.
+    assert "sequences cut at 0 8 16" in done.stderr, "the parent ran on one thread"
     assert "sequences cut at 0 16\n" in done.stderr, "the workers ran on more than one"
