@@ -88,8 +88,10 @@ class TorchRuntime final : public Runtime {
     threads_ = torch::stable::get_num_threads();
     if (threads_ == 1) return;
     forked_ = getpid() != kLoadedIn;
-    if (forked_)
-      threads_ = std::clamp<int64_t>(static_cast<int64_t>(work / kWorkForOwnThread), 1, threads_);
+    if (forked_) {
+      const auto most = static_cast<double>(threads_);
+      threads_ = static_cast<int64_t>(std::clamp(work / kWorkForOwnThread, 1.0, most));
+    }
   }
 
   int64_t threads() const override { return threads_; }
