@@ -8,8 +8,8 @@ an op that autocast casts, and our casts lie in the dictionary of the node of it
 there exactly as long as torch's own, whatever ends the region, and take no memory after it.
 
 What torch does not see, a change in place within a region, is seen here: by the version, the
-memory and the strides of a weight. Only a write through ``.data`` within a region is not, as in
-torch.nn.
+memory and the strides of a weight. Only a write that torch counts no version for is not, as in
+torch.nn: through ``.data``, or by an optimizer with fused=True.
 """
 
 from __future__ import annotations
@@ -92,8 +92,9 @@ def _from_region(
                 return None
             check_storage("a weight that autocast casts", w)
             with torch.no_grad():
-                # The weight itself is kept too, so that its id remains its own.
-                entry = w, w._version, w.data_ptr(), w.stride(), w.to(dtype)
+                # The weight itself is kept too, so that its id remains its own, and its memory, so
+                # that no other values of it (`w.data = ...`) come to lie at the same address.
+                entry = w, w._version, w.data_ptr(), w.stride(), w.to(dtype), w.detach()
             kept[id(w)] = entry
         casts.append(entry[4])
     return casts

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._checks import check_storage
+
 __all__ = ["keep", "kept", "own"]
 
 
@@ -60,6 +62,7 @@ def _until_derived(weight: Tensor, value: Tensor) -> Tensor:
     alias that has its version, where the weight still has the memory of then.
     """
     if weight.dim() == 1:
+        check_storage("a bias that a derivative of backward reads", value)
         return value.clone()
     return weight.detach() if weight.data_ptr() == value.data_ptr() else value
 

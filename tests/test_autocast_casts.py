@@ -127,6 +127,19 @@ def test_the_same_memory_the_other_way_round() -> None:
     assert equal(after, fresh(module, x))
 
 
+def test_other_data_where_old_data_lay() -> None:
+    """Memory that the cast values had may be given to others before the next call."""
+    module = fusedrnn.FusedLSTM(4, 64)
+    x = randn(3, 2, 4).float()
+    with torch.no_grad(), region():
+        for _ in range(10):
+            module(x)
+            for _ in range(2):
+                for p in module.parameters():
+                    p.data = torch.randn(p.shape)
+            assert equal(flat(module(x)), fresh(module, x))
+
+
 @each
 def test_another_parameter_and_an_optimizer(kind: str) -> None:
     module, x = make(kind)
