@@ -33,9 +33,14 @@ def as_leaf(
 
     Raises:
         RuntimeError: a call that cannot be a node: hooks and the forward of a subclass would run
-            when it is traced and once more when the graph runs.
+            when it is traced and once more when the graph runs, and what is traced is no node.
     """
     tracer: Any = proxy.tracer
+    if getattr(tracer, "root", None) is module:
+        raise RuntimeError(
+            f"torch.fx: {type(module).__name__} must be a leaf of the graph, and it is itself what "
+            "is traced. Trace a module that holds it, for one torch.nn.Sequential(layer)"
+        )
     if why_not := _why_no_leaf(module):
         raise RuntimeError(
             f"torch.fx: {type(module).__name__} must be a leaf of the graph, and {why_not}. Trace "

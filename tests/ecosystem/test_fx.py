@@ -194,6 +194,15 @@ def test_what_would_run_twice(make: Any, message: str) -> None:
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("make", [*CELL_CLASSES, fusedrnn.FusedGRU, Doubled])
+def test_a_layer_alone(make: Any) -> None:
+    layer = make(3, 4)
+    with pytest.raises(RuntimeError, match=f"{make.__name__} must be a leaf .* holds it"):
+        fx.symbolic_trace(layer)
+    if make is not Doubled:
+        fx.symbolic_trace(nn.Sequential(layer))  # what the message says
+
+
 def test_a_layer_that_the_model_does_not_hold() -> None:
     layer = fusedrnn.FusedGRU(3, 4)
     with pytest.raises(NameError, match="not installed as a submodule"):  # as for torch.nn's
