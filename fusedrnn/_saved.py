@@ -14,6 +14,10 @@ from ._checks import check_storage
 __all__ = ["keep", "kept", "own"]
 
 
+# The hooks for saved tensors of this thread, None without any.
+_hooks = torch._C._autograd._top_saved_tensors_default_hooks
+
+
 class _ValueOf(torch.autograd.Function):
     """The value that a tensor had in forward, or its cast: derived as the tensor itself."""
 
@@ -39,7 +43,7 @@ def keep(
 
     A parameter's memory may be another by then (`p.data = ...`), so an alias stands for it, and
     backward sees the values of its forward. Aliases of weights take no memory of their own, and
-    cost half as much on ctx as among the saved tensors.
+    cost half as much on ctx as among the saved tensors, where hooks have to see them.
     """
     if x.requires_grad and x.is_leaf:
         x = x.detach()
@@ -47,11 +51,11 @@ def keep(
         h0 = h0.detach()
     if c0 is not None and c0.requires_grad and c0.is_leaf:
         c0 = c0.detach()
-    if casts is None:
+    if casts is None and _hooks(False) is None:
         ctx.save_for_backward(x, h0, c0, *others)
         ctx.weights = weights, [w.data for w in weights], list(map(_version_of, weights))
     else:
-        ctx.save_for_backward(x, h0, c0, *others, *casts)
+        ctx.save_for_backward(x, h0, c0, *others, *(casts or [w.detach() for w in weights]))
         ctx.weights = weights, [], []
 
 

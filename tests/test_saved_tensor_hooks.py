@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 import fusedrnn
 from fusedrnn import ops
 from tests.calls import CELLS_AND_FORMS, make_call, other_memory
+from tests.helpers import flat
 
 f64 = torch.float64
 # Functions from a saved tensor to what its hook hands back.
@@ -92,6 +93,24 @@ def test_save_on_cpu() -> None:
         assert_same(layer_gradients("lstm", "lengths", higher, save_on_cpu()), wanted)
         wanted = step_gradients("lstm", higher, nullcontext())
         assert_same(step_gradients("lstm", higher, save_on_cpu()), wanted)
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "LSTMCell"])
+def test_weights_changed_where_torch_allows_it(kind: str) -> None:
+    """allow_mutation_on_saved_tensors copies by such hooks what is changed before backward."""
+    module = getattr(fusedrnn, f"Fused{kind}")(4, 6, dtype=f64)
+    x = torch.randn(3, 4, dtype=f64)
+
+    def gradients(factor: float) -> Gradients:
+        with torch.autograd.graph.allow_mutation_on_saved_tensors():
+            loss = flat(module(x))[0].square().sum()
+            with torch.no_grad():
+                for p in module.parameters():
+                    p.mul_(factor)
+            return torch.autograd.grad(loss, list(module.parameters()))
+
+    for a, b in zip(gradients(1), gradients(2), strict=True):
+        assert torch.equal(a, b)
 
 
 def test_a_dtype_that_was_changed() -> None:
