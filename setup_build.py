@@ -101,12 +101,12 @@ def torch_dir() -> Path:
         if _is_isolated():
             raise BuildError(
                 "this is an isolated build, which sees none of the packages that are installed: "
-                "there is no torch. Build with `pip install --no-build-isolation .`, in an "
+                "there is no torch. Build with `pip install -v --no-build-isolation .`, in an "
                 "environment that has torch, setuptools 77 or later and ninja"
             )
         raise BuildError(
             f"torch cannot be imported by {sys.executable}: install torch there first, "
-            "then build with `pip install --no-build-isolation .`"
+            "then build with `pip install -v --no-build-isolation .`"
         )
     found = version("torch")
     if tuple(map(int, re.findall(r"\d+", found)[:2])) < OLDEST_TORCH:

@@ -19,16 +19,19 @@ Layer = TypeVar("Layer", FusedLSTM, FusedGRU, FusedRNN)
 
 def need(package: str, user: str) -> Any:
     """Imports a package that fusedrnn does not require, or says that `user` needs it."""
+    name = package.split(".")[0]
     try:
-        return importlib.import_module(package)
+        module = importlib.import_module(package)
     except ModuleNotFoundError as error:
-        if error.name != package.split(".")[0]:
+        if error.name != name:
             raise
-        raise ModuleNotFoundError(
-            f"{user} needs the package {error.name}, which is not installed: "
-            f"pip install {error.name}",
-            name=error.name,
-        ) from None
+    else:
+        # Python imports a mere folder of that name too, such as one of ONNX files.
+        if getattr(module, "__file__", None) is not None:
+            return module
+    raise ModuleNotFoundError(
+        f"{user} needs the package {name}, which is not installed: pip install {name}", name=name
+    )
 
 
 def as_tensor(array: Any) -> Tensor:

@@ -105,7 +105,7 @@ def _not_compiled(name: str) -> str:
                 f"They hide the fusedrnn that is installed in {installed}: run Python in another "
                 f"folder than {tree}"
             )
-    return said + f"Compile and install them with `pip install --no-build-isolation {tree}`"
+    return said + f"Compile and install them with `pip install -v --no-build-isolation {tree}`"
 
 
 def _load() -> Library:

@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._checks import Lengths, as_lengths
 from ._importing import as_tensor, expect_shape, make_layer, with_gates
 from .modules import FusedGRU, FusedLSTM, FusedRNN
 
@@ -170,7 +171,7 @@ def from_weights(
     return make_layer(FusedRNN, result, one == 3, nonlinearity=nonlinearity, **options)
 
 
-def repeat_last(y: Tensor, lengths: Any) -> Tensor:
+def repeat_last(y: Tensor, lengths: Lengths) -> Tensor:
     """Repeats the last output of each row over its padding, as Keras does where a mask ends.
 
     Keras does so with ``return_sequences=True`` of one direction, unless ``zero_output_for_mask``
@@ -184,19 +185,19 @@ def repeat_last(y: Tensor, lengths: Any) -> Tensor:
         ``[N, T, H]``; a row of length 0 stays zero, as in Keras.
 
     Raises:
-        ValueError: y is not 3-D, or not one length for each of its rows.
+        ValueError: y is not 3-D.
+        TypeError, RuntimeError: lengths that the layer would refuse.
     """
     if y.dim() != 3:
         raise ValueError(f"y must be [N, T, H], got {list(y.shape)}")
-    ends = torch.as_tensor(lengths, device=y.device)
-    if ends.shape != y.shape[:1]:
-        raise ValueError(f"lengths must be [N] = {list(y.shape[:1])}, got {list(ends.shape)}")
-    steps = torch.arange(y.shape[1], device=y.device)
+    N, T, _ = y.shape
+    ends = as_lengths(lengths, T, N).to(y.device)
+    steps = torch.arange(T, device=y.device)
     return _take(y, torch.minimum(steps, ends.unsqueeze(1) - 1).clamp(min=0))
 
 
 def with_mask(
-    layer: Layer, x: Tensor, mask: Tensor, hx: Any = None, *, zero_output_for_mask: bool = False
+    layer: Layer, x: Tensor, mask: Any, hx: Any = None, *, zero_output_for_mask: bool = False
 ) -> tuple[Tensor, Any]:
     """Calls a layer as Keras calls its own with ``mask=``: masked steps do not exist for it.
 
@@ -206,7 +207,7 @@ def with_mask(
     Args:
         layer: of `load` or `from_weights`; any fused layer with ``batch_first``.
         x: ``[N, T, I]``.
-        mask: ``[N, T]``, true where a step counts.
+        mask: ``[N, T]``, a tensor or an array, true where a step counts.
         hx: the initial state, as in the layer's call.
         zero_output_for_mask: as in Keras: zeros at masked steps; without it, the last output before
             them, and zeros before the first. A bidirectional layer gives zeros always.
@@ -220,11 +221,11 @@ def with_mask(
     """
     if not layer.batch_first:
         raise ValueError("layer must be batch_first, as Keras's are")
+    mask = torch.as_tensor(mask, dtype=torch.bool, device=x.device)
     if x.dim() != 3 or mask.shape != x.shape[:2]:
         raise ValueError(
             f"x must be [N, T, I] and mask [N, T], got {list(x.shape)} and {list(mask.shape)}"
         )
-    mask = mask.to(x.device, torch.bool)
     behind = mask.logical_not().to(torch.uint8).argsort(dim=1, stable=True)
     y, state = layer(_take(x, behind), hx, lengths=mask.sum(1).cpu())
     last = mask.cumsum(1) - 1  # of the steps that count, the last one so far

@@ -58,7 +58,7 @@ def test_build_says_how_to_leave_the_cuda_library_out(
     [
         (
             "/nowhere/pip-build-env-1a2b/overlay/lib",
-            "this is an isolated build, .*no torch. Build with `pip install --no-b",
+            "this is an isolated build, .*no torch. Build with `pip install -v --no-b",
         ),
         (
             "/nowhere/uv/builds-v0/.tmpabc/lib",
@@ -151,7 +151,7 @@ def test_sources_run_with_what_pip_built_in_them(source_tree):
         pytest.skip(f"{LIBRARY} is not there: the library was not built in this tree")
     said = import_in(source_tree)
     assert f"{source_tree}/fusedrnn holds the sources of fusedrnn, and nothing was com" in said
-    assert f"Compile and install them with `pip install --no-build-isolation {source_tree}`" in said
+    assert f"with `pip install -v --no-build-isolation {source_tree}`" in said
     built = source_tree / "build" / "library" / "_C.so"
     built.parent.mkdir(parents=True)
     shutil.copy(LIBRARY, built)

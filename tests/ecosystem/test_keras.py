@@ -321,6 +321,9 @@ def test_masks(kind: str, bidirectional: bool, zero: bool) -> None:
     expected = [y, *(torch.stack(states[s::k]) for s in range(k))]
     for a, b in zip(flat(result), expected, strict=True):
         assert error(a, b) < LIMIT
+    of_array = fusedrnn.keras.with_mask(ours, x, MASK.numpy(), hx if k == 2 else hx[0])
+    of_tensor = fusedrnn.keras.with_mask(ours, x, MASK, hx if k == 2 else hx[0])
+    assert all(map(torch.equal, flat(of_array), flat(of_tensor)))
 
 
 def test_the_last_output_repeated_over_the_padding() -> None:
@@ -330,8 +333,16 @@ def test_the_last_output_repeated_over_the_padding() -> None:
     expected = torch.as_tensor(theirs(x, mask=MASK[:3])[0]).detach()
     assert error(fusedrnn.keras.repeat_last(y, [5, 2, 0]), expected) < LIMIT
     assert torch.equal(fusedrnn.keras.repeat_last(y, torch.tensor([5, 5, 5])), y)
-    with pytest.raises(ValueError, match=r"lengths must be \[N\] = \[3\], got \[2\]"):
+    # What the layer takes as lengths, and no more.
+    for dtype in ("uint8", "uint16", "uint32", "uint64", "int8", "int32", "float32"):
+        lengths = np.array([5, 2, 0], dtype)
+        assert error(fusedrnn.keras.repeat_last(y, lengths), expected) < LIMIT
+    with pytest.raises(RuntimeError, match=r"lengths must be \[N\] = \[3\], got \[2\]"):
         fusedrnn.keras.repeat_last(y, [5, 2])
+    with pytest.raises(RuntimeError, match=r"lengths\[0\] must be in \[0, T\] = \[0, 5\], got 6"):
+        fusedrnn.keras.repeat_last(y, [6, 2, 0])
+    with pytest.raises(TypeError, match=r"a whole number for each row, got 2\.5"):
+        fusedrnn.keras.repeat_last(y, [5, 2.5, 0])
     with pytest.raises(ValueError, match=r"y must be \[N, T, H\], got \[5, 6\]"):
         fusedrnn.keras.repeat_last(y[0], [5])
 

@@ -370,3 +370,12 @@ def test_missing_packages(package: str, monkeypatch: pytest.MonkeyPatch) -> None
     if package == "onnx":
         with pytest.raises(ModuleNotFoundError, match=f"fusedrnn.onnx.load {message}"):
             fusedrnn.onnx.load("model.onnx")
+
+
+def test_a_folder_is_no_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where onnx is not installed, and files of its kind lie in a folder of its name."""
+    (tmp_path / "onnx").mkdir()
+    monkeypatch.delitem(sys.modules, "onnx")
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    with pytest.raises(ModuleNotFoundError, match=r"fusedrnn.onnx.load needs the package onnx, "):
+        fusedrnn.onnx.load("onnx/model.onnx")

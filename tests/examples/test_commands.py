@@ -118,7 +118,7 @@ def test_without_a_compiled_library(tmp_path: Path, program: str) -> None:
     done = run(["python", f"examples/{program}.py", "--short"], folder)
     line = stops_at_once(done, program)
     assert "nothing was compiled there yet" in line
-    assert f"pip install --no-build-isolation {folder}" in line
+    assert f"pip install -v --no-build-isolation {folder}" in line
 
 
 @pytest.mark.parametrize("package", PACKAGES)
