@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import pytest
@@ -28,7 +29,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> set[str]:
         return layer(*args, cell=cell, **kwargs)
 
     def recording_step(*args: Any) -> Any:
-        names.add(args[-1])
+        names.add(inspect.signature(step).bind(*args).arguments["cell"])
         return step(*args)
 
     monkeypatch.setattr(ops, "layer", recording)

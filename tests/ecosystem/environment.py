@@ -1,6 +1,7 @@
 """A new environment for tests of the installed package: torch, and what torch itself requires.
 
-Nothing is downloaded: the packages are links to those that run the tests. All others are missing.
+Nothing is downloaded: the packages are links to those that run the tests. All others are missing,
+but for those that a test asks for.
 """
 
 from __future__ import annotations
@@ -25,11 +26,14 @@ def requirements(name: str, found: dict[str, Distribution] | None = None) -> lis
     return list(found.values())
 
 
-def make(folder: Path) -> tuple[Path, Path]:
-    """Makes one in `folder`; returns its Python and the folder where packages go."""
+def make(folder: Path, *others: str) -> tuple[Path, Path]:
+    """Makes one in `folder`, with others beside torch; returns its Python and where packages go."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
     (site,) = folder.glob("lib/python*/site-packages")
-    for package in requirements("torch"):
+    found: dict[str, Distribution] = {}
+    for name in ("torch", *others):
+        requirements(name, found)
+    for package in found.values():
         assert package.files, f"{package.name} does not say what it installed"
         for name in {file.parts[0] for file in package.files} - {"..", "__pycache__"}:
             link = site / name

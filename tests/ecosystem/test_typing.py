@@ -38,7 +38,7 @@ def test_the_program_uses_every_public_name() -> None:
 def mypy(*arguments: str | Path, folder: Path) -> str:
     """What mypy --strict says of programs beside an installed fusedrnn, typed by its py.typed."""
     pytest.importorskip("mypy", reason="mypy is not installed")
-    python, site = environment.make(folder / "environment")
+    python, site = environment.make(folder / "environment", "numpy")
     (site / "fusedrnn").symlink_to(Path(fusedrnn.__file__).parent)
     options = ["--strict", "--config-file=", f"--python-executable={python}"]
     done = subprocess.run(
