@@ -7,6 +7,7 @@ size of h, G gates.
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Sequence
 from itertools import pairwise
@@ -118,6 +119,10 @@ def weight_shapes(
     return shapes
 
 
+# To make them takes a tenth of a small layer's call.
+_known_shapes = functools.lru_cache(maxsize=1000)(weight_shapes)
+
+
 def weight_names(cell: str, num_layers: int, directions: int, bias: bool) -> list[str]:
     """Names of all weights of a stack in torch.nn's order."""
     kinds = ["weight_ih", "weight_hh"]
@@ -150,7 +155,9 @@ def check_weights(
     they are not those of a layer.
     """
     dtype, device = x.dtype, x.device
-    shapes = weight_shapes(cell, sizes, num_layers, directions, bias)
+    shapes = (weight_shapes if torch.compiler.is_compiling() else _known_shapes)(
+        cell, sizes, num_layers, directions, bias
+    )
     if len(weights) != len(shapes):  # of a layer whose attributes were changed
         raise RuntimeError(
             f"num_layers = {num_layers}, bidirectional = {directions == 2} and bias = {bias} ask "
@@ -221,7 +228,10 @@ def check_storage(name: str, t: Tensor) -> None:
         or torch._C._are_functorch_transforms_active()
         or torch._C._len_torch_dispatch_stack()
     ):
-        _check_storage(t, name)
+        # The op is asked for its words; by itself it takes as long as a small step.
+        needed = (t.storage_offset() + t.numel()) * t.element_size()
+        if not t.is_contiguous() or t.untyped_storage().nbytes() < needed:
+            _check_storage(t, name)
 
 
 _check_storage = torch.ops.fusedrnn._check_storage.default
