@@ -18,10 +18,10 @@ from ._onnx_operators import OPERATORS, Array, form
 
 __all__ = ["Constants", "Scope"]
 
-# For one node so many times the elements may be computed that the file stores for it: what is
-# stored bounds the layer's own size. A step that copies writes about what it reads, and real files
-# have at most five in a row (a kernel that is dequantized, put into the order of the gates and laid
-# beside that of the other direction); besides, one tensor can be stored for both directions.
+# For one node at most this multiple of the elements that the file stores for it is computed: what
+# is stored bounds the layer's own size. A step that copies writes about what it reads, and real
+# files have at most five in a row (a kernel that is dequantized, put into the order of the gates
+# and laid beside that of the other direction); besides, one tensor can be stored for both.
 COPIES = 8
 # For the arithmetic on sizes that goes with it, in layers of a few elements.
 SMALL = 1024
