@@ -73,13 +73,11 @@ def cast_weights(weights: Sequence[Any], dtype: torch.dtype) -> list[Tensor] | N
 def _from_region(
     weights: Sequence[Any], device: torch.device, dtype: torch.dtype
 ) -> list[Tensor] | None:
-    kept = None
+    if not _may_keep(weights[0]):
+        return None
+    kept = _region(device, dtype)
     casts = []
     for w in weights:
-        if kept is None:
-            if not _may_keep(w):
-                return None
-            kept = _region(device, dtype)
         entry = kept.get(id(w))
         if (
             entry is None

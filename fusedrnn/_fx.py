@@ -10,31 +10,24 @@ from typing import Any
 
 from torch import fx, nn
 
-__all__ = ["CALL", "as_leaf", "find_proxy"]
+__all__ = ["CALL", "as_leaf"]
 
-# What nn.Module.__call__ is while nobody traces. A Tracer puts its own function there, so one look
-# at it tells the layers that none of their arguments is a proxy.
+# What nn.Module.__call__ is where nothing is traced. A Tracer puts its own function there, so one
+# look at it tells the layers that none of their arguments is a proxy.
 CALL = nn.Module.__call__
 
 
-def find_proxy(*arguments: Any) -> fx.Proxy | None:
-    """A proxy among the arguments of a call, in its tuples too; None where there is none."""
-    for argument in arguments:
-        for value in argument if isinstance(argument, (tuple, list)) else (argument,):
-            if isinstance(value, fx.Proxy):
-                return value
-    return None
-
-
-def as_leaf(
-    proxy: fx.Proxy, module: nn.Module, input: Any, hx: Any = None, lengths: Any = None
-) -> Any:
-    """A proxy for the result of a call of `module`, one of whose arguments is `proxy`.
+def as_leaf(module: nn.Module, input: Any, hx: Any = None, lengths: Any = None) -> Any:
+    """A proxy for the result of a call of `module`; None where none of its arguments is a proxy.
 
     Raises:
         RuntimeError: a call that cannot be a node: hooks and the forward of a subclass would run
             when it is traced and once more when the graph runs, and what is traced is no node.
     """
+    values = [v for a in (input, hx, lengths) for v in (a if isinstance(a, (tuple, list)) else [a])]
+    proxy = next((value for value in values if isinstance(value, fx.Proxy)), None)
+    if proxy is None:
+        return None
     tracer: Any = proxy.tracer
     if getattr(tracer, "root", None) is module:
         raise RuntimeError(

@@ -242,8 +242,11 @@ class FusedLSTMCell(_FusedCell):
             ValueError: rank of the input or of a state.
             RuntimeError: sizes, dtypes or devices that do not fit.
         """
-        if nn.Module.__call__ is not _fx.CALL and (proxy := _fx.find_proxy(input, hx)) is not None:
-            return _fx.as_leaf(proxy, self, input, hx)
+        if (
+            nn.Module.__call__ is not _fx.CALL
+            and (leaf := _fx.as_leaf(self, input, hx)) is not None
+        ):
+            return leaf
         states: tuple[Tensor, ...] = ()
         if hx is not None:
             if not isinstance(hx, (tuple, list)):
@@ -320,8 +323,11 @@ class FusedGRUCell(_FusedCell):
             ValueError: rank of the input or of the state.
             RuntimeError: sizes, dtypes or devices that do not fit.
         """
-        if nn.Module.__call__ is not _fx.CALL and (proxy := _fx.find_proxy(input, hx)) is not None:
-            return _fx.as_leaf(proxy, self, input, hx)
+        if (
+            nn.Module.__call__ is not _fx.CALL
+            and (leaf := _fx.as_leaf(self, input, hx)) is not None
+        ):
+            return leaf
         cell = "gru" if self.reset_after else "gru_reset_before"
         return self._run(cell, input, () if hx is None else (hx,))[0]
 
@@ -363,8 +369,11 @@ class FusedRNNCell(_FusedCell):
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """Runs one step; arguments, result and errors are those of `FusedGRUCell.forward`."""
-        if nn.Module.__call__ is not _fx.CALL and (proxy := _fx.find_proxy(input, hx)) is not None:
-            return _fx.as_leaf(proxy, self, input, hx)
+        if (
+            nn.Module.__call__ is not _fx.CALL
+            and (leaf := _fx.as_leaf(self, input, hx)) is not None
+        ):
+            return leaf
         if self.nonlinearity not in ("tanh", "relu"):
             raise RuntimeError(
                 f"Unknown nonlinearity: {self.nonlinearity}. Select from 'tanh' or 'relu'."

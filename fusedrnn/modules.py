@@ -218,9 +218,9 @@ class FusedLSTM(_FusedRNNBase):
         """
         if (
             nn.Module.__call__ is not _fx.CALL
-            and (proxy := _fx.find_proxy(input, hx, lengths)) is not None
+            and (leaf := _fx.as_leaf(self, input, hx, lengths)) is not None
         ):
-            return _fx.as_leaf(proxy, self, input, hx, lengths)
+            return leaf
         h0, c0 = (None, None) if hx is None else lstm_states(hx)
         y, h_n, c_n = self._run(input, h0, c0, lengths)
         return y, (h_n, c_n)
@@ -334,9 +334,9 @@ class FusedGRU(_FusedRNNBase):
         """
         if (
             nn.Module.__call__ is not _fx.CALL
-            and (proxy := _fx.find_proxy(input, hx, lengths)) is not None
+            and (leaf := _fx.as_leaf(self, input, hx, lengths)) is not None
         ):
-            return _fx.as_leaf(proxy, self, input, hx, lengths)
+            return leaf
         y, h_n, _ = self._run(input, hx, None, lengths)
         return y, h_n
 
@@ -426,9 +426,9 @@ class FusedRNN(_FusedRNNBase):
         """Runs the layers; arguments, results and errors are those of `FusedGRU.forward`."""
         if (
             nn.Module.__call__ is not _fx.CALL
-            and (proxy := _fx.find_proxy(input, hx, lengths)) is not None
+            and (leaf := _fx.as_leaf(self, input, hx, lengths)) is not None
         ):
-            return _fx.as_leaf(proxy, self, input, hx, lengths)
+            return leaf
         y, h_n, _ = self._run(input, hx, None, lengths)
         return y, h_n
 

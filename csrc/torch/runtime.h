@@ -9,8 +9,8 @@
 #include <cstdlib>
 #include <exception>
 #include <iomanip>
-
 #include <thread>
+#include <vector>
 
 #include "../cpu/layer.h"
 #include "../cpu/team.h"
