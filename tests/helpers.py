@@ -155,6 +155,15 @@ CELLS = [
     Cell("rnn_tanh", fusedrnn.FusedRNN, nn.RNN),
     Cell("rnn_relu", fusedrnn.FusedRNN, nn.RNN, options=(("nonlinearity", "relu"),)),
 ]
+
+# Our modules of one step, by the cell of the ops.
+CELL_MODULES: dict[str, Callable[..., Any]] = {
+    "lstm": fusedrnn.FusedLSTMCell,
+    "gru": fusedrnn.FusedGRUCell,
+    "gru_reset_before": lambda *a, **k: fusedrnn.FusedGRUCell(*a, reset_after=False, **k),
+    "rnn_tanh": fusedrnn.FusedRNNCell,
+    "rnn_relu": lambda *a, **k: fusedrnn.FusedRNNCell(*a, nonlinearity="relu", **k),
+}
 BY_NAME = {cell.name: cell for cell in CELLS}
 # Those that torch.nn has itself.
 TORCH_CELLS = [cell for cell in CELLS if cell.theirs is not NaiveGRUResetBefore]

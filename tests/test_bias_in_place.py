@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import fusedrnn
-from tests.helpers import CELLS, flat, randn
+from tests.helpers import CELL_MODULES, CELLS, flat, randn
 
 f64 = torch.float64
 MODULES: dict[str, Any] = {
@@ -20,10 +19,10 @@ MODULES: dict[str, Any] = {
         for cell in CELLS
         for L, both in ((1, False), (2, True))
     },
-    "LSTMCell": lambda: fusedrnn.FusedLSTMCell(4, 6, dtype=f64),
-    "GRUCell": lambda: fusedrnn.FusedGRUCell(4, 6, dtype=f64),
-    "GRUCell reset before": lambda: fusedrnn.FusedGRUCell(4, 6, dtype=f64, reset_after=False),
-    "RNNCell": lambda: fusedrnn.FusedRNNCell(4, 6, dtype=f64),
+    **{
+        f"{name} cell": lambda make=make: make(4, 6, dtype=f64)
+        for name, make in CELL_MODULES.items()
+    },
 }
 each = pytest.mark.parametrize("name", MODULES)
 
@@ -32,7 +31,7 @@ def make(name: str) -> tuple[Any, Tensor, list[Tensor]]:
     """A module, its input and its parameters."""
     torch.manual_seed(0)
     module = MODULES[name]()
-    x = randn(3, 4) if "Cell" in name else randn(5, 3, 4)
+    x = randn(3, 4) if name.endswith(" cell") else randn(5, 3, 4)
     return module, x.requires_grad_(), list(module.parameters())
 
 

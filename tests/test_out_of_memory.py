@@ -31,7 +31,7 @@ def failing() -> Path:
 
 
 def test_pieces_that_throw() -> None:
-    """In any thread of a team: the leader throws it, after all pieces; nobody waits for ever."""
+    """In any thread of a team: the leader throws it after all pieces, no thread waits for ever."""
     flags = [*setup_build.common_flags(), "-pthread"]
     source = ROOT / "tests" / "memory" / "team.cpp"
     with turn(BUILD_DIR / "team"):

@@ -12,23 +12,15 @@ from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
-import fusedrnn
 from fusedrnn import ops
 from fusedrnn._library import CELLS
-from tests.helpers import flat, randn
+from tests.helpers import CELL_MODULES, flat, randn
 
 STEP, STEP_BACKWARD = torch.ops.fusedrnn._step, torch.ops.fusedrnn._step_backward
 ERRORS = (RuntimeError, NotImplementedError)
 f64 = torch.float64
 
-MODULES: dict[str, Callable[..., Any]] = {
-    "lstm": fusedrnn.FusedLSTMCell,
-    "gru": fusedrnn.FusedGRUCell,
-    "gru_reset_before": lambda *a, **k: fusedrnn.FusedGRUCell(*a, reset_after=False, **k),
-    "rnn_tanh": fusedrnn.FusedRNNCell,
-    "rnn_relu": lambda *a, **k: fusedrnn.FusedRNNCell(*a, nonlinearity="relu", **k),
-}
-each = pytest.mark.parametrize("cell", MODULES)
+each = pytest.mark.parametrize("cell", CELL_MODULES)
 
 
 @pytest.fixture
@@ -51,7 +43,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def make(cell: str, N: tuple[int, ...] = (3,), dtype: torch.dtype = f64) -> tuple[Any, ...]:
     """A module of I = 4, H = 6, an input, and hx."""
-    module = MODULES[cell](4, 6, dtype=dtype)
+    module = CELL_MODULES[cell](4, 6, dtype=dtype)
     x, h, c = (randn(*N, size, dtype=dtype, seed=size + k) for k, size in enumerate((4, 6, 6)))
     return module, x, (h, c) if cell == "lstm" else h
 
@@ -114,10 +106,10 @@ def test_where_a_layer_takes_over(cell: str, calls: list[str]) -> None:
     torch.func.grad(lambda x: flat(module(x, hx))[0].sum())(x)
     traced = make_fx(lambda x: flat(module(x, hx))[0])(x)
     assert torch.equal(traced(x), expected[0])
-    meta = MODULES[cell](4, 6, device="meta")
+    meta = CELL_MODULES[cell](4, 6, device="meta")
     assert flat(meta(x.to("meta")))[0].shape == (3, 6)
     with FakeTensorMode() as mode:
-        assert flat(MODULES[cell](4, 6)(mode.from_tensor(x)))[0].shape == (3, 6)
+        assert flat(CELL_MODULES[cell](4, 6)(mode.from_tensor(x)))[0].shape == (3, 6)
     with torch.autograd.forward_ad.dual_level():
         module(x, hx)
         dual = torch.autograd.forward_ad.make_dual(x, x)
@@ -261,7 +253,7 @@ def test_step_backward_of_nonsense(name: str, change: Callable[[Any], Any], mess
         STEP_BACKWARD(**given | {name: change(given[name])})
 
 
-@pytest.mark.parametrize("cell", [name for name in MODULES if name != "lstm"])
+@pytest.mark.parametrize("cell", [name for name in CELL_MODULES if name != "lstm"])
 def test_a_cell_state_that_a_cell_has_not(cell: str) -> None:
     c = torch.zeros(3, 6, dtype=f64)
     with pytest.raises(ERRORS, match=r"c must be absent: .* has no cell state"):
@@ -271,4 +263,4 @@ def test_a_cell_state_that_a_cell_has_not(cell: str) -> None:
 
 
 def test_every_cell_without_projection_is_here() -> None:
-    assert list(MODULES) == [name for name, spec in CELLS.items() if not spec.projects]
+    assert list(CELL_MODULES) == [name for name, spec in CELLS.items() if not spec.projects]

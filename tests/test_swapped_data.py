@@ -10,24 +10,18 @@ import torch
 from torch import Tensor, nn
 
 import fusedrnn
-from tests.helpers import CELLS, error, flat, randn
+from tests.helpers import CELL_MODULES, CELLS, error, flat, randn
 
 f64 = torch.float64
-CELL_MODULES: dict[str, Callable[..., Any]] = {
-    "LSTMCell": fusedrnn.FusedLSTMCell,
-    "GRUCell": fusedrnn.FusedGRUCell,
-    "GRUCell, reset before": lambda *a, **k: fusedrnn.FusedGRUCell(*a, reset_after=False, **k),
-    "RNNCell": fusedrnn.FusedRNNCell,
-}
-NAMES = [*map(str, CELLS), *CELL_MODULES]
+NAMES = [*map(str, CELLS), *(f"{name} cell" for name in CELL_MODULES)]
 each = pytest.mark.parametrize("name", NAMES)
 
 
 def make(name: str, device: torch.device) -> tuple[Any, list[Tensor], Callable[[], Tensor]]:
     """A module, the leaves of a call (input, states, parameters), and the call to one number."""
     x = randn(2, 3, seed=1, device=device)
-    if name in CELL_MODULES:
-        module = CELL_MODULES[name](3, 4, dtype=f64).to(device)
+    if name.endswith(" cell"):
+        module = CELL_MODULES[name.removesuffix(" cell")](3, 4, dtype=f64).to(device)
         states = [randn(2, 4, seed=k, device=device) for k in (2, 3)]
     else:
         cell = CELLS[NAMES.index(name)]

@@ -1,4 +1,4 @@
-"""Export to ONNX, run by ONNX Runtime; recurrent nodes, whoever wrote them, as our layers."""
+"""Export to ONNX, run by ONNX Runtime."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recurrent nodes of ONNX files, whoever wrote them, as our layers."""
+"""Recurrent nodes of ONNX files, of any exporter, as our layers."""
 
 from __future__ import annotations
 

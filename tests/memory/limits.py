@@ -22,7 +22,7 @@ def used() -> int:
 
 
 def limit(more: int | None) -> None:
-    """Lets the process have so many bytes more, or as many as there are."""
+    """Limits the process to `more` bytes beyond those it has; None takes the limit away."""
     most = resource.RLIM_INFINITY if more is None else used() + more
     resource.setrlimit(resource.RLIMIT_AS, (most, resource.RLIM_INFINITY))
 
