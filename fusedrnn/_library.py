@@ -130,9 +130,16 @@ def _load() -> Library:
         elif key == "compiled":
             compiled[words[0]] = words[1] == "supported"
         elif key == "cell":
-            gates, saved, saves_h, has_c, stages, projects = map(int, words[1:])
-            cells[words[0]] = CellSpec(
-                words[0], gates, saved, bool(saves_h), bool(has_c), stages, bool(projects)
+            facts = dict(word.split("=") for word in words)
+            name = facts["name"]
+            cells[name] = CellSpec(
+                name=name,
+                gates=int(facts["gates"]),
+                saved=int(facts["saved"]),
+                saves_h=facts["saves_h"] == "1",
+                has_c=facts["has_c"] == "1",
+                stages=int(facts["stages"]),
+                projects=facts["projects"] == "1",
             )
     return Library(path, isa, compiled, cells)
 

@@ -29,13 +29,13 @@ BUDGETS = {
     "step": (56, 56, 56, 56, 56),
     "sum_rows": (64, 48, 48, 48, 56),
     "round": (24, 16, 16, 16, 16),
-    "write_offsets": (48, 32, 40, 40, 40),
+    "write_numbers": (48, 32, 40, 40, 40),
 }
 KERNELS = {
     **{f"step_{way}_{dtype}": "step" for way in WAYS for dtype in DTYPES},
     **{f"sum_rows_{dtype}": "sum_rows" for dtype in DTYPES},
     **{f"round_{dtype}": "round" for dtype in ("f16", "bf16")},
-    "write_offsets": "write_offsets",
+    "write_numbers": "write_numbers",
     **{
         f"resident_{way}_{cores}_{dtype}": f"resident_{cores}"
         for way in WAYS

@@ -19,7 +19,12 @@ pytestmark = pytest.mark.skipif(build.nvcc() is None, reason="no nvcc: kernels c
 FMA = DeviceCase("gru", 3, 3, 18, 18, 1, True, (3, 3, 2, 1))
 MMA = DeviceCase("lstm", 9, 3, 18, 18, 1, True, (9, 9, 4), "bf16")
 # Only what a case runs is compiled: other lines of the file are taken out.
-KEPT = {"resident_fma.cu": "fma_f32", "resident_mma.cu": "mma_bf16", "rows.cu": "", "step.cu": ""}
+KEPT = {
+    "resident_fma.cu": "fma_f32",
+    "resident_mma.cu": "mma_bf16",
+    "around_loop.cu": "",
+    "step.cu": "",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +95,7 @@ MUTATIONS = [
     Mutation(
         "one buffer instead of two",
         "resident_fma.cu",
-        "resident.cuh",
+        "resident_forward.cuh",
         "s == kLast ? turn ^ 1 : turn",
         "turn",
         ("race",),
@@ -117,9 +122,9 @@ MUTATIONS = [
     Mutation(
         "hands on a neighbour's unit",
         "resident_fma.cu",
-        "resident.cuh",
-        "tile[kTo].K_pad + place.first_u + u] = Product::exchanged(value)",
-        "tile[kTo].K_pad + place.first_u + u + 1] = Product::exchanged(value)",
+        "resident_forward.cuh",
+        "turn ^ 1 : turn, j, u) = Product::exchanged(value)",
+        "turn ^ 1 : turn, j, u + 1) = Product::exchanged(value)",
         ("race", "numbers", "out of bounds"),
         FMA,
     ),
@@ -135,7 +140,7 @@ MUTATIONS = [
     Mutation(
         "leaves out a slice of K",
         "resident_fma.cu",
-        "resident.cuh",
+        "shared_memory.cuh",
         "for (int slice = 0; slice < tile.slices; ++slice)",
         "for (int slice = 1; slice < tile.slices; ++slice)",
         ("numbers",),
@@ -144,9 +149,9 @@ MUTATIONS = [
     Mutation(
         "takes the gradient of sequences that are not there yet",
         "resident_fma.cu",
-        "resident.cuh",
-        "    pending = step.n;\n",
-        "    pending = place.rows;\n",
+        "resident_backward.cuh",
+        "      pending = step.n;\n",
+        "      pending = place.rows;\n",
         ("numbers",),
         dataclasses.replace(FMA, cell="lstm"),
     ),
@@ -179,8 +184,8 @@ MUTATIONS = [
     ),
     Mutation(
         "adds sums of warps before they are there",
-        "rows.cu",
-        "rows.cu",
+        "around_loop.cu",
+        "around_loop.cu",
         "  __syncthreads();\n",
         "",
         ("race", "uninitialised read"),

@@ -37,7 +37,7 @@ struct CellInfo {
 };
 
 template <class Cell>
-constexpr CellInfo describe() {
+constexpr CellInfo info_of() {
   static_assert(!Cell::kSavesH || (Cell::kSaved == 1 && Cell::kStages == 1));
   CellInfo info = {.name = Cell::kName,
                    .gates = Cell::kGates,
@@ -56,8 +56,10 @@ constexpr CellInfo describe() {
   return info;
 }
 
-#define FUSEDRNN_INFO(kind, type) describe<type>(),
+#define FUSEDRNN_INFO(kind, type) info_of<type>(),
 inline constexpr CellInfo kCellInfo[] = {FUSEDRNN_CELLS(FUSEDRNN_INFO)};
 #undef FUSEDRNN_INFO
+
+constexpr const CellInfo& info_of(CellKind cell) { return kCellInfo[static_cast<int>(cell)]; }
 
 }  // namespace fusedrnn

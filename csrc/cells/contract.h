@@ -57,4 +57,20 @@ struct Carry {
   V d_c;  // on entry d of c_t, on exit d of c_{t-1}
 };
 
+// The number of a stage as a type, for a generic lambda to be called with.
+template <int stage>
+struct StageNumber {
+  static constexpr int value = stage;
+};
+
+// Calls body with the number of a stage that is known only at run time.
+template <class Cell, class Body>
+FUSEDRNN_HD void with_stage(int stage, const Body& body) {
+  static_assert(Cell::kStages <= 2);
+  if constexpr (Cell::kStages > 1) {
+    if (stage == 1) return body(StageNumber<1>());
+  }
+  body(StageNumber<0>());
+}
+
 }  // namespace fusedrnn

@@ -4,19 +4,19 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "layer.h"
+#include "runtime.h"
 
-namespace fusedrnn {
+namespace fusedrnn::cpu {
 
 // Hands out aligned pieces of one allocation. A first pass without memory measures it.
 class Arena {
  public:
   explicit Arena(void* base) : base_(static_cast<char*>(base)) {}
 
-  template <class T>
-  T* take(int64_t values) {
-    T* piece = base_ ? reinterpret_cast<T*>(base_ + used_) : nullptr;
-    used_ += (static_cast<size_t>(values) * sizeof(T) + kAlign - 1) / kAlign * kAlign;
+  template <class Scalar>
+  Scalar* take(int64_t values) {
+    Scalar* piece = base_ ? reinterpret_cast<Scalar*>(base_ + used_) : nullptr;
+    used_ += (static_cast<size_t>(values) * sizeof(Scalar) + kAlign - 1) / kAlign * kAlign;
     return piece;
   }
   size_t used() const { return used_; }
@@ -36,4 +36,4 @@ void allocate(Runtime& runtime, const LayOut& lay_out) {
   lay_out(arena);
 }
 
-}  // namespace fusedrnn
+}  // namespace fusedrnn::cpu

@@ -3,7 +3,7 @@
 #include <cstdlib>
 #include <stdexcept>
 
-namespace fusedrnn {
+namespace fusedrnn::cpu {
 namespace {
 
 #if defined(__x86_64__)
@@ -68,4 +68,4 @@ const KernelTable& kernels() {
   return table;
 }
 
-}  // namespace fusedrnn
+}  // namespace fusedrnn::cpu

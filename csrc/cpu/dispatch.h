@@ -5,9 +5,9 @@
 #include <string>
 #include <vector>
 
-#include "../kernel_api.h"
+#include "kernel_table.h"
 
-namespace fusedrnn {
+namespace fusedrnn::cpu {
 
 struct IsaInfo {
   const char* name;
@@ -26,8 +26,9 @@ const KernelTable& kernels();
 // The table of `name`, for tests; the same error.
 const KernelTable& kernels_named(const std::string& name);
 
-template <class T>
-const DtypeKernels<T>& kernels_of(const KernelTable& table);
+// The kernels of a stored type.
+template <class Stored>
+const DtypeKernels<Stored>& kernels_of(const KernelTable& table);
 template <>
 inline const DtypeKernels<float>& kernels_of<float>(const KernelTable& table) {
   return table.f32;
@@ -42,4 +43,4 @@ inline const DtypeKernels<Bf16>& kernels_of<Bf16>(const KernelTable& table) {
   return *table.bf16;
 }
 
-}  // namespace fusedrnn
+}  // namespace fusedrnn::cpu

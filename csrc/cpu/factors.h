@@ -1,64 +1,65 @@
 // How the factors of products lie in memory and are multiplied: floats and doubles one by one,
 // bfloat16 in pairs, which one instruction multiplies and adds to a float. A vector of factors is a
-// Vec<Sum<F>> with kTerms<F> of them in each lane.
+// Vec<Real<Stored>> with kTerms<Stored> of them in each lane.
 #pragma once
 
-#include "../kernel_api.h"
+#include "kernel_table.h"
 #include "simd.h"
 
-namespace fusedrnn {
+namespace fusedrnn::cpu {
 namespace {
 
 // --- float and double: factors are values -------------------------------------------------------
 
-// Vectors of factors. n: those that exist, whole groups of kTerms<F>; the others are zero.
-template <class F>
-FUSEDRNN_INLINE Vec<Sum<F>> load_factors(const F* p) {
-  return Vec<F>::load(p);
+// Vectors of factors. n: those that exist, whole groups of kTerms<Stored>; the others are zero.
+template <class Stored>
+FUSEDRNN_INLINE Vec<Real<Stored>> load_factors(const Stored* p) {
+  return Vec<Stored>::load(p);
 }
-template <class F>
-FUSEDRNN_INLINE Vec<Sum<F>> load_factors(const F* p, int n) {
-  return Vec<F>::load_partial(p, n);
+template <class Stored>
+FUSEDRNN_INLINE Vec<Real<Stored>> load_factors(const Stored* p, int n) {
+  return Vec<Stored>::load_partial(p, n);
 }
 // One group of terms in every lane.
-template <class F>
-FUSEDRNN_INLINE Vec<Sum<F>> broadcast_factors(const F* p) {
-  return Vec<F>::broadcast(*p);
+template <class Stored>
+FUSEDRNN_INLINE Vec<Real<Stored>> broadcast_factors(const Stored* p) {
+  return Vec<Stored>::broadcast(*p);
 }
 
 // sum + a b, and over the terms of each lane.
-template <class F>
-FUSEDRNN_INLINE Vec<Sum<F>> multiply_add(Vec<Sum<F>> a, Vec<Sum<F>> b, Vec<Sum<F>> sum) {
+template <class Stored>
+FUSEDRNN_INLINE Vec<Real<Stored>> multiply_add(Vec<Real<Stored>> a, Vec<Real<Stored>> b,
+                                               Vec<Real<Stored>> sum) {
   return fma(a, b, sum);
 }
 
 // Vectors of values, one a lane, of which all or the first n exist.
-template <class F>
-FUSEDRNN_INLINE Vec<Sum<F>> load_values(const F* p) {
-  return Vec<F>::load(p);
+template <class Stored>
+FUSEDRNN_INLINE Vec<Real<Stored>> load_values(const Stored* p) {
+  return Vec<Stored>::load(p);
 }
-template <class F>
-FUSEDRNN_INLINE Vec<Sum<F>> load_values(const F* p, int n) {
-  return Vec<F>::load_partial(p, n);
+template <class Stored>
+FUSEDRNN_INLINE Vec<Real<Stored>> load_values(const Stored* p, int n) {
+  return Vec<Stored>::load_partial(p, n);
 }
-template <class F>
-FUSEDRNN_INLINE void store_values(Vec<Sum<F>> v, F* p) {
+template <class Stored>
+FUSEDRNN_INLINE void store_values(Vec<Real<Stored>> v, Stored* p) {
   v.store(p);
 }
-template <class F>
-FUSEDRNN_INLINE void store_values(Vec<Sum<F>> v, F* p, int n) {
+template <class Stored>
+FUSEDRNN_INLINE void store_values(Vec<Real<Stored>> v, Stored* p, int n) {
   v.store_partial(p, n);
 }
-template <class F>
-FUSEDRNN_INLINE Sum<F> value(F x) {
+template <class Stored>
+FUSEDRNN_INLINE Real<Stored> value(Stored x) {
   return x;
 }
 
 // A group of terms of every lane's unit, from the rows of a matrix [K, units] that lie ld apart.
-// rows: those that exist, of kTerms<F>; n: the units.
-template <class F>
-FUSEDRNN_INLINE Vec<Sum<F>> load_rows(const F* p, int64_t, int64_t, int n) {
-  return n == Vec<F>::kLanes ? Vec<F>::load(p) : Vec<F>::load_partial(p, n);
+// rows: those that exist, of kTerms<Stored>; n: the units.
+template <class Stored>
+FUSEDRNN_INLINE Vec<Real<Stored>> load_rows(const Stored* p, int64_t, int64_t, int n) {
+  return n == Vec<Stored>::kLanes ? Vec<Stored>::load(p) : Vec<Stored>::load_partial(p, n);
 }
 
 // --- bfloat16 -----------------------------------------------------------------------------------
@@ -134,4 +135,4 @@ FUSEDRNN_INLINE Vec<float> load_rows(const Bf16* p, int64_t ld, int64_t rows, in
 #endif
 
 }  // namespace
-}  // namespace fusedrnn
+}  // namespace fusedrnn::cpu

@@ -2,29 +2,29 @@
 // sums over rows. Compiled once per instruction set, see kernels.inl.
 #pragma once
 
-#include "../kernel_api.h"
+#include "kernel_table.h"
 #include "tile.h"
 
-namespace fusedrnn {
+namespace fusedrnn::cpu {
 namespace {
 
-template <class T>
-int64_t gates_block(int64_t gates) {
-  return blocks_of(static_cast<int>(gates)) * Vec<T>::kLanes;
+template <class Scalar>
+int64_t units_of_gates_panel(int64_t gates) {
+  return vectors_per_gate(static_cast<int>(gates)) * Vec<Scalar>::kLanes;
 }
 
-template <class T>
-int64_t columns_block() {
-  return kColumnBlocks * Vec<T>::kLanes;
+template <class Scalar>
+int64_t units_of_columns_panel() {
+  return kColumnVectors * Vec<Scalar>::kLanes;
 }
 
 // to[k][i] = from[i][k] for a vector's width of i, of which `inside` exist and the rest are zero.
-template <class T>
-FUSEDRNN_INLINE void transpose(const T* from, int64_t from_ld, int inside, int64_t K, T* to,
-                               int64_t to_ld) {
-  using V = Vec<T>;
+template <class Scalar>
+FUSEDRNN_INLINE void transpose(const Scalar* from, int64_t from_ld, int inside, int64_t K,
+                               Scalar* to, int64_t to_ld) {
+  using V = Vec<Scalar>;
   for (int64_t k = 0; k < K; k += V::kLanes) {
-    const int terms = lanes_at<T>(k, K);
+    const int terms = lanes_at<Scalar>(k, K);
     V square[V::kLanes];
     if (inside == V::kLanes && terms == V::kLanes) {
 #pragma GCC unroll 16
@@ -46,47 +46,47 @@ FUSEDRNN_INLINE void transpose(const T* from, int64_t from_ld, int inside, int64
   }
 }
 
-template <class F>
-void pack_gates(const PackGatesArgs<F>& a) {
-  using T = Sum<F>;
-  constexpr int kLanes = Vec<T>::kLanes;
-  const int64_t units = gates_block<T>(a.gates);
+template <class Stored>
+void pack_gates(const PackGatesArgs<Stored>& a) {
+  using Scalar = Real<Stored>;
+  constexpr int kLanes = Vec<Scalar>::kLanes;
+  const int64_t units = units_of_gates_panel<Scalar>(a.gates);
   const int64_t columns = a.gates * units;
-  for (int64_t block = a.block_begin; block < a.block_end; ++block) {
-    F* panel = a.panels + block * a.K * columns;
-    T* bias = a.bias ? a.bias + block * 2 * columns : nullptr;
+  for (int64_t index = a.panel_begin; index < a.panel_end; ++index) {
+    Stored* panel = a.panels + index * a.K * columns;
+    Scalar* bias = a.bias ? a.bias + index * 2 * columns : nullptr;
     for (int64_t column = 0; column < columns; column += kLanes) {
-      const int64_t u = block * units + column % units;
+      const int64_t u = index * units + column % units;
       const int64_t row = column / units * a.width + u;
       const int inside = static_cast<int>(max64(0, min64(kLanes, a.width - u)));
       // A group of terms moves as one.
       if (a.panels)
-        transpose(reinterpret_cast<const T*>(a.weight + (inside ? row * a.K : 0)), a.K / kTerms<F>,
-                  inside, a.K / kTerms<F>, reinterpret_cast<T*>(panel + column * kTerms<F>),
-                  columns);
+        transpose(reinterpret_cast<const Scalar*>(a.weight + (inside ? row * a.K : 0)),
+                  a.K / kTerms<Stored>, inside, a.K / kTerms<Stored>,
+                  reinterpret_cast<Scalar*>(panel + column * kTerms<Stored>), columns);
       if (!bias) continue;
       for (int i = 0; i < kLanes; ++i) {
-        bias[column + i] = i < inside && a.bias_x ? value(a.bias_x[row + i]) : T(0);
-        bias[columns + column + i] = i < inside && a.bias_h ? value(a.bias_h[row + i]) : T(0);
+        bias[column + i] = i < inside && a.bias_x ? value(a.bias_x[row + i]) : Scalar(0);
+        bias[columns + column + i] = i < inside && a.bias_h ? value(a.bias_h[row + i]) : Scalar(0);
       }
     }
   }
 }
 
-template <class F>
-void pack_columns(const PackColumnsArgs<F>& a) {
-  using V = Vec<Sum<F>>;
-  const int64_t units = columns_block<Sum<F>>();
-  for (int64_t block = a.block_begin; block < a.block_end; ++block) {
-    const int64_t first = block * units;
+template <class Stored>
+void pack_columns(const PackColumnsArgs<Stored>& a) {
+  using V = Vec<Real<Stored>>;
+  const int64_t units = units_of_columns_panel<Real<Stored>>();
+  for (int64_t index = a.panel_begin; index < a.panel_end; ++index) {
+    const int64_t first = index * units;
     const int64_t inside = min64(units, a.N - first);
-    F* panel = a.panels + block * whole_terms<F>(a.K) * units;
-    for (int64_t k = 0; k < a.K; k += kTerms<F>, panel += units * kTerms<F>) {
-      const F* from = a.matrix + k * a.ld + first;
+    Stored* panel = a.panels + index * whole_terms<Stored>(a.K) * units;
+    for (int64_t k = 0; k < a.K; k += kTerms<Stored>, panel += units * kTerms<Stored>) {
+      const Stored* from = a.matrix + k * a.ld + first;
       for (int64_t i = 0; i < units; i += V::kLanes) {
         const int lanes = static_cast<int>(max64(0, min64(V::kLanes, inside - i)));
         load_rows(from + i, a.ld, a.K - k, lanes)
-            .store(reinterpret_cast<Sum<F>*>(panel + i * kTerms<F>));
+            .store(reinterpret_cast<Real<Stored>*>(panel + i * kTerms<Stored>));
       }
     }
   }
@@ -97,27 +97,27 @@ void pack_columns(const PackColumnsArgs<F>& a) {
 constexpr int64_t kGemmRows = 128;
 
 // The same where a is transposed, and so copied: with AVX-512 128 KiB of panel beside 96 KiB of a.
-template <class F>
-constexpr int64_t kTransposedTerms = 2048 / int64_t{sizeof(Sum<F>)} * kTerms<F>;
+template <class Stored>
+constexpr int64_t kTransposedTerms = 2048 / int64_t{sizeof(Real<Stored>)} * kTerms<Stored>;
 constexpr int64_t kTransposedRows = 48;
 
 // A gradient of weights sums over all T*N rows, and the error of a sum grows with its length: so
 // many terms are summed, then the sums. Sums of about √K of K terms make the least error; more than
 // 32 sums in a row of tiles would cost more than a tenth of the time. (Factors of 16 bits are
 // rounded by far more than a float's sum.)
-template <class F>
+template <class Stored>
 FUSEDRNN_INLINE int64_t sum_terms(int64_t K) {
-  return sizeof(F) < sizeof(float) ? 256 * kTerms<F> : K <= 64 ? 8 : K <= 256 ? 16 : 32;
+  return sizeof(Stored) < sizeof(float) ? 256 * kTerms<Stored> : K <= 64 ? 8 : K <= 256 ? 16 : 32;
 }
 
 // c[r, :] (+)= tile[r][:] for a tile of columns of which `columns` exist.
-template <class T>
-FUSEDRNN_INLINE void store_tile(const T* tile, int64_t rows, int64_t columns, T* c, int64_t c_ld,
-                                bool accumulate) {
-  using V = Vec<T>;
-  for (int64_t r = 0; r < rows; ++r, tile += kColumnBlocks * V::kLanes) {
+template <class Scalar>
+FUSEDRNN_INLINE void store_tile(const Scalar* tile, int64_t rows, int64_t columns, Scalar* c,
+                                int64_t c_ld, bool accumulate) {
+  using V = Vec<Scalar>;
+  for (int64_t r = 0; r < rows; ++r, tile += kColumnVectors * V::kLanes) {
     for (int64_t u = 0; u < columns; u += V::kLanes) {
-      const int lanes = lanes_at<T>(u, columns);
+      const int lanes = lanes_at<Scalar>(u, columns);
       V sum = V::load(tile + u);
       if (accumulate) sum += load(c + r * c_ld + u, lanes);
       store(sum, c + r * c_ld + u, lanes);
@@ -126,24 +126,30 @@ FUSEDRNN_INLINE void store_tile(const T* tile, int64_t rows, int64_t columns, T*
 }
 
 // Brings the part of c that a tile goes to into L1 while the tile is summed.
-template <class T>
-FUSEDRNN_INLINE void prefetch_tile(int64_t rows, int64_t columns, const T* c, int64_t c_ld) {
+template <class Scalar>
+FUSEDRNN_INLINE void prefetch_tile(int64_t rows, int64_t columns, const Scalar* c, int64_t c_ld) {
   for (int64_t r = 0; r < rows; ++r)
-    for (int64_t u = 0; u < columns; u += kCacheLine / sizeof(T))
+    for (int64_t u = 0; u < columns; u += kCacheLine / sizeof(Scalar))
       __builtin_prefetch(c + r * c_ld + u, 1);
 }
 
-// out[r][v] = Σ_k source[k][r] panel[k][v], in sums of so many terms.
-template <class F, int kVectors>
-FUSEDRNN_INLINE void product_in_sums(int64_t rows, const F* source, int64_t K, const F* panel,
-                                     int64_t terms, Sum<F>* out) {
-  constexpr int kWidth = kVectors * Vec<Sum<F>>::kLanes;
+// out[r][v] = Σ_k source[k][r] panel[k][v], in sums of `terms` terms each.
+template <class Stored, int kVectors>
+FUSEDRNN_INLINE void product_in_sums(int64_t rows, const Stored* source, int64_t K,
+                                     const Stored* panel, int64_t terms, Real<Stored>* out) {
+  constexpr int kWidth = kVectors * Vec<Real<Stored>>::kLanes;
   constexpr int64_t kLd = kTransposedRows;
+  const auto tiles_at = [=](int64_t k0) FUSEDRNN_INLINE_LAMBDA -> Tiles<Stored> {
+    return {.source = {source + k0 * kLd, kLd},
+            .K = min64(terms, K - k0),
+            .panel = panel + k0 * kWidth,
+            .panel_ld = 0,
+            .start = {}};
+  };
   Ahead nothing;
-  product<F, kVectors, true>(rows, source, kLd, min64(terms, K), panel, {}, out, nothing);
+  product<Stored, kVectors, true>(rows, tiles_at(0), out, nothing);
   for (int64_t k0 = terms; k0 < K; k0 += terms)
-    product<F, kVectors, true, true>(rows, source + k0 * kLd, kLd, min64(terms, K - k0),
-                                     panel + k0 * kWidth, {}, out, nothing);
+    product<Stored, kVectors, true, true>(rows, tiles_at(k0), out, nothing);
 }
 
 struct RowTile {
@@ -151,24 +157,30 @@ struct RowTile {
 };
 
 // c (+)= a b for some tiles of rows of a as they lie.
-template <class F>
-FUSEDRNN_INLINE void gemm_tiles(const GemmArgs<F>& a, const RowTile* tiles, int64_t n) {
-  constexpr int kVectors = kColumnBlocks;
-  constexpr int kUnits = kVectors * Vec<Sum<F>>::kLanes;
-  const bool far = (a.block_end - a.block_begin) * a.K * kUnits * int64_t{sizeof(F)} > kBytesNear;
-  alignas(64) Sum<F> tile[tile_rows(kVectors) * kUnits];
-  for (int64_t k0 = 0; k0 < a.K; k0 += kTermsNear<F>) {
-    const int64_t terms = min64(kTermsNear<F>, a.K - k0);
-    for (int64_t block = a.block_begin; block < a.block_end; ++block) {
-      const int64_t u = block * kUnits;
-      const F* panel = a.panels + (block * a.K + k0) * kUnits;
+template <class Stored>
+FUSEDRNN_INLINE void gemm_tiles(const GemmArgs<Stored>& a, const RowTile* tiles, int64_t n) {
+  constexpr int kVectors = kColumnVectors;
+  constexpr int kUnits = kVectors * Vec<Real<Stored>>::kLanes;
+  const bool far =
+      (a.panel_end - a.panel_begin) * a.K * kUnits * int64_t{sizeof(Stored)} > kBytesNear;
+  alignas(64) Real<Stored> tile[tile_rows(kVectors) * kUnits];
+  for (int64_t k0 = 0; k0 < a.K; k0 += kTermsNear<Stored>) {
+    const int64_t terms = min64(kTermsNear<Stored>, a.K - k0);
+    for (int64_t index = a.panel_begin; index < a.panel_end; ++index) {
+      const int64_t u = index * kUnits;
+      const Stored* panel = a.panels + (index * a.K + k0) * kUnits;
       Ahead ahead;
-      if (far && block + 1 < a.block_end) ahead = Ahead(panel + a.K * kUnits, terms * kUnits);
+      if (far && index + 1 < a.panel_end) ahead = Ahead(panel + a.K * kUnits, terms * kUnits);
       for (int64_t i = 0; i < n; ++i) {
         const auto [first, count] = tiles[i];
         prefetch_tile(count, min64(kUnits, a.N - u), a.c + first * a.c_ld + u, a.c_ld);
-        product<F, kVectors>(count, a.a + first * a.a_ld + k0, a.a_ld, terms, panel, {}, tile,
-                             ahead);
+        product<Stored, kVectors>(count,
+                                  {.source = {a.a + first * a.a_ld + k0, a.a_ld},
+                                   .K = terms,
+                                   .panel = panel,
+                                   .panel_ld = 0,
+                                   .start = {}},
+                                  tile, ahead);
         store_tile(tile, count, min64(kUnits, a.N - u), a.c + first * a.c_ld + u, a.c_ld,
                    a.accumulate || k0 > 0);
       }
@@ -177,9 +189,9 @@ FUSEDRNN_INLINE void gemm_tiles(const GemmArgs<F>& a, const RowTile* tiles, int6
 }
 
 // c (+)= a b, a as it lies.
-template <class F>
-void gemm_rows(const GemmArgs<F>& a) {
-  constexpr int64_t kMaxRows = tile_rows(kColumnBlocks);
+template <class Stored>
+void gemm_rows(const GemmArgs<Stored>& a) {
+  constexpr int64_t kMaxRows = tile_rows(kColumnVectors);
   RowTile tiles[kGemmRows];
   int64_t n = 0, rows = 0;
   const auto add = [&](int64_t begin, int64_t end) {
@@ -206,45 +218,45 @@ void gemm_rows(const GemmArgs<F>& a) {
 }
 
 // The first `columns` columns of a matrix, `terms` rows that lie ld apart, to
-// [terms][kTransposedRows] in groups of kTerms<F>: rows far apart share sets of the caches, and
-// each its page. They are fetched ahead, which the hardware does not do across pages.
-template <class F>
-FUSEDRNN_INLINE void copy_columns(const F* from, int64_t ld, int64_t terms, int64_t columns,
-                                  F* to) {
+// [terms][kTransposedRows] in groups of kTerms<Stored>: rows far apart share sets of the caches,
+// and each its page. They are fetched ahead, which the hardware does not do across pages.
+template <class Stored>
+FUSEDRNN_INLINE void copy_columns(const Stored* from, int64_t ld, int64_t terms, int64_t columns,
+                                  Stored* to) {
   constexpr int64_t kAhead = 16;
-  for (int64_t k = 0; k < terms; k += kTerms<F>, from += ld * kTerms<F>) {
-    for (int64_t m = 0; m < columns * int64_t{sizeof(F)}; m += kCacheLine)
-      for (int i = 0; i < kTerms<F>; ++i)
+  for (int64_t k = 0; k < terms; k += kTerms<Stored>, from += ld * kTerms<Stored>) {
+    for (int64_t m = 0; m < columns * int64_t{sizeof(Stored)}; m += kCacheLine)
+      for (int i = 0; i < kTerms<Stored>; ++i)
         __builtin_prefetch(reinterpret_cast<const char*>(from + (kAhead + i) * ld) + m);
-    for (int64_t m = 0; m < columns; m += Vec<Sum<F>>::kLanes)
-      load_rows(from + m, ld, terms - k, lanes_at<Sum<F>>(m, columns))
-          .store(reinterpret_cast<Sum<F>*>(to + k * kTransposedRows + m * kTerms<F>));
+    for (int64_t m = 0; m < columns; m += Vec<Real<Stored>>::kLanes)
+      load_rows(from + m, ld, terms - k, lanes_at<Real<Stored>>(m, columns))
+          .store(reinterpret_cast<Real<Stored>*>(to + k * kTransposedRows + m * kTerms<Stored>));
   }
 }
 
 // c (+)= a b, a transposed. Part by part of K, so that a part of b stays in L2 for all of a.
-template <class F>
-void gemm_columns(const GemmArgs<F>& a) {
-  constexpr int kVectors = kColumnBlocks;
+template <class Stored>
+void gemm_columns(const GemmArgs<Stored>& a) {
+  constexpr int kVectors = kColumnVectors;
   constexpr int kMaxRows = tile_rows(kVectors);
-  constexpr int kUnits = kVectors * Vec<Sum<F>>::kLanes;
-  static_assert(kTransposedRows % Vec<Sum<F>>::kLanes == 0);
-  alignas(64) Sum<F> tile[kMaxRows * kUnits];
-  alignas(64) F columns_of_a[kTransposedTerms<F> * kTransposedRows];
-  const int64_t K = whole_terms<F>(a.K);
-  for (int64_t k0 = 0; k0 < a.K; k0 += kTransposedTerms<F>) {
-    const int64_t terms = min64(kTransposedTerms<F>, a.K - k0);
+  constexpr int kUnits = kVectors * Vec<Real<Stored>>::kLanes;
+  static_assert(kTransposedRows % Vec<Real<Stored>>::kLanes == 0);
+  alignas(64) Real<Stored> tile[kMaxRows * kUnits];
+  alignas(64) Stored columns_of_a[kTransposedTerms<Stored> * kTransposedRows];
+  const int64_t K = whole_terms<Stored>(a.K);
+  for (int64_t k0 = 0; k0 < a.K; k0 += kTransposedTerms<Stored>) {
+    const int64_t terms = min64(kTransposedTerms<Stored>, a.K - k0);
     for (int64_t m0 = a.m_begin; m0 < a.m_end; m0 += kTransposedRows) {
       const int64_t m1 = min64(a.m_end, m0 + kTransposedRows);
       copy_columns(a.a + k0 * a.a_ld + m0, a.a_ld, terms, m1 - m0, columns_of_a);
-      for (int64_t block = a.block_begin; block < a.block_end; ++block) {
-        const int64_t u = block * kUnits;
-        const F* panel = a.panels + (block * K + k0) * kUnits;
+      for (int64_t index = a.panel_begin; index < a.panel_end; ++index) {
+        const int64_t u = index * kUnits;
+        const Stored* panel = a.panels + (index * K + k0) * kUnits;
         for_tiles(kMaxRows, m0, m1, [&](int64_t first, int64_t count) {
           prefetch_tile(count, min64(kUnits, a.N - u), a.c + first * a.c_ld + u, a.c_ld);
-          product_in_sums<F, kVectors>(count, columns_of_a + (first - m0) * kTerms<F>,
-                                       whole_terms<F>(terms), panel,
-                                       sum_terms<F>(max64(a.K, a.whole_K)), tile);
+          product_in_sums<Stored, kVectors>(count, columns_of_a + (first - m0) * kTerms<Stored>,
+                                            whole_terms<Stored>(terms), panel,
+                                            sum_terms<Stored>(max64(a.K, a.whole_K)), tile);
           store_tile(tile, count, min64(kUnits, a.N - u), a.c + first * a.c_ld + u, a.c_ld,
                      a.accumulate || k0 > 0);
         });
@@ -253,20 +265,22 @@ void gemm_columns(const GemmArgs<F>& a) {
   }
 }
 
-template <class F>
-void gemm(const GemmArgs<F>& a) {
+template <class Stored>
+void gemm(const GemmArgs<Stored>& a) {
   a.a_transposed ? gemm_columns(a) : gemm_rows(a);
 }
 
 // Sixteen rows are summed, then sixteen such sums, then those: short sums keep the error small.
-template <class F>
-void sum_rows(const F* m, int64_t rows, int64_t ld, int64_t begin, int64_t end, Sum<F>* out,
-              bool accumulate) {
-  using V = Vec<Sum<F>>;
+template <class Stored>
+void sum_rows(const SumRowsArgs<Stored>& a) {
+  using Scalar = Real<Stored>;
+  using V = Vec<Scalar>;
   constexpr int64_t kFew = 16, kMany = kFew * kFew;
-  for (int64_t u = begin; u < end; u += V::kLanes) {
-    const int lanes = lanes_at<Sum<F>>(u, end);
-    V total = accumulate ? load(out + u, lanes) : V::zero();
+  const Stored* const m = a.m;
+  const int64_t rows = a.rows, ld = a.ld;
+  for (int64_t u = a.begin; u < a.end; u += V::kLanes) {
+    const int lanes = lanes_at<Scalar>(u, a.end);
+    V total = a.accumulate ? load(a.out + u, lanes) : V::zero();
     for (int64_t r0 = 0; r0 < rows; r0 += kMany) {
       V many = V::zero();
       for (int64_t r1 = r0; r1 < min64(rows, r0 + kMany); r1 += kFew) {
@@ -276,9 +290,9 @@ void sum_rows(const F* m, int64_t rows, int64_t ld, int64_t begin, int64_t end, 
       }
       total += many;
     }
-    store(total, out + u, lanes);
+    store(total, a.out + u, lanes);
   }
 }
 
 }  // namespace
-}  // namespace fusedrnn
+}  // namespace fusedrnn::cpu

@@ -7,16 +7,15 @@
 // or, in place of these two, for an instruction set that only adds kernels for bfloat16,
 //   FUSEDRNN_BF16_KERNELS  name of the kernels to define
 //
-// A product tile (tile.h) holds `rows` sequences times the gates of a block of hidden units; when
-// its sum over K is complete the cell runs on it, so no gate value travels through memory. Backward
-// is the mirror: the tile is d_h of a block of units, and the derivative of the step before runs on
-// it.
-#include "../kernel_api.h"
+// A product tile (tile.h) holds some sequences times all gates of some hidden units. When its sum
+// over K is complete the cell runs on it, so no gate value travels through memory. Backward is the
+// mirror: the tile is d_h of some units, and the derivative of the step before runs on it.
 #include "few.h"
 #include "gemm.h"
+#include "kernel_table.h"
 #include "tile.h"
 
-namespace fusedrnn {
+namespace fusedrnn::cpu {
 namespace {
 
 // --- Positions of a sequence --------------------------------------------------------------------
@@ -46,54 +45,64 @@ FUSEDRNN_INLINE Position position_at(const Steps& s, int64_t p) {
   return at;
 }
 
-// The blocks of a part in the direction of its step.
-FUSEDRNN_INLINE Blocks in_turns(const Part& part) {
-  return {part.blocks.begin, part.blocks.end, part.position % 2 == 1};
+// The panels of a part in the direction in which its step walks them.
+FUSEDRNN_INLINE PanelRange in_turns(const Part& part) {
+  return {part.panels.begin, part.panels.end, part.position % 2 == 1};
 }
+
+// Some sequences and a vector of units, whose sums are complete.
+template <class Scalar>
+struct CellTile {
+  int64_t u;                // first unit
+  int64_t first, count;     // sequences
+  Rows<const Scalar> sums;  // [count, .] of the first gate
+  const Scalar* bias_x;     // forward: the input's bias of the first gate
+};
 
 // --- Forward ------------------------------------------------------------------------------------
 
 // Where the states of a position lie; sequence j is at row j of each.
-template <class F>
+template <class Stored>
 struct ForwardRows {
-  using T = Sum<F>;
-  F* h_in;    // [., P]
-  T* c_in;    // [., H]
-  F* h_next;  // of sequences that stay
-  T* c_next;
-  F* saved;  // [., kSaved*H] or null
-  F* emit;   // [., H]
+  using Scalar = Real<Stored>;
+  Stored* h_in;    // [., P]
+  Scalar* c_in;    // [., H]
+  Stored* h_next;  // of sequences that stay
+  Scalar* c_next;
+  Stored* saved;  // [., kSaved*H] or null
+  Stored* emit;   // [., H]
 };
 
-// The cell on one vector of units, from u on, of the sequences [first, first + count). sums: of the
-// first sequence, [count, kStage.gates * kBlocks * lanes]; bias_x: [kStage.gates, kBlocks * lanes].
+// The cell on a tile. From gate to gate bias_x and the sums are a whole panel's units apart.
 // Everything that the loop reads is in locals: what it stores might change anything else.
-template <class F, class Cell, int s, class Units>
-__attribute__((noinline)) void forward_cells(const ForwardArgs<F>& a, const Position& at,
-                                             const ForwardRows<F>& rows, Units units, int64_t u,
-                                             int64_t first, int64_t count, const Sum<F>* bias_x,
-                                             const Sum<F>* sums) {
-  using T = Sum<F>;
-  using V = Vec<T>;
+template <class Stored, class Cell, int s, class Units>
+__attribute__((noinline)) void forward_cells(const ForwardArgs<Stored>& a, const Position& at,
+                                             const ForwardRows<Stored>& rows, Units units,
+                                             const CellTile<Real<Stored>>& tile) {
+  using Scalar = Real<Stored>;
+  using V = Vec<Scalar>;
   static constexpr Stage kStage = Cell::stage(s);
-  constexpr int kGate = blocks_of(kStage.gates) * V::kLanes;  // from gate to gate in sums
+  constexpr int kGate = vectors_per_gate(kStage.gates) * V::kLanes;
   constexpr bool kReadsC = Cell::kHasC && s == 0;
   constexpr bool kLast = s == Cell::kStages - 1;
   const int64_t H = a.H, P = a.P, y_ld = a.y_ld;
   const int64_t x_ld = Cell::kGates * H, saved_ld = Cell::kSaved * H;
+  const int64_t u = tile.u, first = tile.first, count = tile.count;
+  const Scalar* sums = tile.sums.data;
   const int64_t staying = max64(0, at.leaving - first);  // those that stay come first
 
-  const T* x = a.gates_x + (at.row + first - a.steps.first_row) * x_ld + kStage.first_gate * H + u;
-  const F* h_in = rows.h_in + first * P + u;
-  const T* c_in = kReadsC ? rows.c_in + first * H + u : nullptr;
-  F* saved_values = rows.saved ? rows.saved + first * saved_ld + u : nullptr;
-  F* y = kLast ? a.y + (at.row + first) * y_ld + u : nullptr;
-  F* h_next = rows.h_next + first * P + u;
-  T* c_next = kReadsC ? rows.c_next + first * H + u : nullptr;
-  F* emitted = kLast ? nullptr : rows.emit + first * H + u;
+  const Scalar* x =
+      a.gates_x + (at.row + first - a.steps.first_row) * x_ld + kStage.first_gate * H + u;
+  const Stored* h_in = rows.h_in + first * P + u;
+  const Scalar* c_in = kReadsC ? rows.c_in + first * H + u : nullptr;
+  Stored* saved_values = rows.saved ? rows.saved + first * saved_ld + u : nullptr;
+  Stored* y = kLast ? a.y + (at.row + first) * y_ld + u : nullptr;
+  Stored* h_next = rows.h_next + first * P + u;
+  Scalar* c_next = kReadsC ? rows.c_next + first * H + u : nullptr;
+  Stored* emitted = kLast ? nullptr : rows.emit + first * H + u;
 
   V bias[kStage.gates];
-  for (int g = 0; g < kStage.gates; ++g) bias[g] = V::load(bias_x + g * kGate);
+  for (int g = 0; g < kStage.gates; ++g) bias[g] = V::load(tile.bias_x + g * kGate);
 
   for (int64_t r = 0; r < count; ++r) {
     if (r == staying) {
@@ -142,47 +151,55 @@ __attribute__((noinline)) void forward_cells(const ForwardArgs<F>& a, const Posi
   }
 }
 
-template <class F, class Cell, int s>
-FUSEDRNN_INLINE void forward_stage(const ForwardArgs<F>& a, const Position& at,
-                                   const ForwardRows<F>& rows, Blocks blocks) {
-  using T = Sum<F>;
-  using V = Vec<T>;
+template <class Stored, class Cell, int s>
+FUSEDRNN_INLINE void forward_stage(const ForwardArgs<Stored>& a, const Position& at,
+                                   const ForwardRows<Stored>& rows, PanelRange range) {
+  using Scalar = Real<Stored>;
+  using V = Vec<Scalar>;
   constexpr Stage kStage = Cell::stage(s);
-  constexpr int kBlocks = blocks_of(kStage.gates);
-  constexpr int kVectors = kStage.gates * kBlocks;
-  constexpr int kUnits = kBlocks * V::kLanes;
-  constexpr int kWidth = kVectors * V::kLanes;
+  constexpr int kVectors = vectors_per_gate(kStage.gates);
+  constexpr int kUnits = kVectors * V::kLanes;
+  constexpr int kWidth = kStage.gates * kUnits;
   const int64_t width = kStage.projects ? a.P : a.H;
   const int64_t K = kStage.from_hidden ? a.P : a.H;
-  const F* source = kStage.from_hidden ? rows.h_in : rows.emit;
 
-  const auto cells = [&](int64_t block, int64_t first, int64_t count, const T* sums) {
-    const T* bias_x = a.bias[s] + block * 2 * kWidth;
-    for_units<T, kBlocks>(block * kUnits, width, [&](auto units, int64_t u, int b) {
-      forward_cells<F, Cell, s>(a, at, rows, units, u, first, count, bias_x + b * V::kLanes,
-                                sums + b * V::kLanes);
+  const auto cells = [&](int64_t panel, int64_t first, int64_t count, const Scalar* sums) {
+    const Scalar* bias_x = a.bias[s] + panel * 2 * kWidth;
+    for_units<Scalar, kVectors>(panel * kUnits, width, [&](auto units, int64_t u, int v) {
+      forward_cells<Stored, Cell, s>(a, at, rows, units,
+                                     {.u = u,
+                                      .first = first,
+                                      .count = count,
+                                      .sums = {sums + v * V::kLanes, kWidth},
+                                      .bias_x = bias_x + v * V::kLanes});
     });
   };
-  const T* bias_h = a.bias[s] + kWidth;
-  if (a.weight[s]) {
-    products_as_stored<F, kStage.gates>(at.begin, at.end, source, K, K, a.weight[s], width, blocks,
-                                        bias_h, 2 * kWidth, cells);
+  const StageProduct<Stored> product = {.begin = at.begin,
+                                        .end = at.end,
+                                        .source = {kStage.from_hidden ? rows.h_in : rows.emit, K},
+                                        .K = K,
+                                        .panels = a.weights.panels[s],
+                                        .as_stored = a.weights.as_stored[s],
+                                        .width = width,
+                                        .range = range,
+                                        .starts = {a.bias[s] + kWidth, 2 * kWidth}};
+  if (product.as_stored) {
+    products_as_stored<Stored, kStage.gates>(product, cells);
   } else {
-    products<F, kVectors>(at.begin, at.end, source, K, K, a.panels[s], blocks, bias_h, 2 * kWidth,
-                          cells);
+    products<Stored, kStage.gates * kVectors>(product, cells);
   }
 }
 
 // Row of h_in at which position p begins: all rows are kept, or two steps take turns.
-template <class F>
-FUSEDRNN_INLINE int64_t h_row(const ForwardArgs<F>& a, int64_t p) {
+template <class Stored>
+FUSEDRNN_INLINE int64_t h_row(const ForwardArgs<Stored>& a, int64_t p) {
   return a.keep ? a.steps.row_offset[step_at(a.steps, p)] : (p & 1) * a.N;
 }
 
 // Brings in the states of the sequences that enter in this chunk. No stage reads a.h or writes
 // these rows before they enter, so it can be done ahead for all positions.
-template <class F>
-void enter(const ForwardArgs<F>& a) {
+template <class Stored>
+void enter(const ForwardArgs<Stored>& a) {
   for (int64_t p = a.steps.begin; p < a.steps.end; ++p) {
     const Position at = position_at(a.steps, p);
     const int64_t n = at.end - at.entering;
@@ -193,15 +210,15 @@ void enter(const ForwardArgs<F>& a) {
 }
 
 // Runs stage `part.stage` of one position.
-template <class F, class Cell>
-void forward(const ForwardArgs<F>& a, const Part& part) {
+template <class Stored, class Cell>
+void forward(const ForwardArgs<Stored>& a, const Part& part) {
   const Steps& steps = a.steps;
   const Position at = position_at(steps, part.position);
   if (at.begin == at.end) return;
   const bool last = part.position + 1 == steps.end;
   const int64_t row = a.keep ? at.row : 0;
   const int64_t next = last ? 0 : h_row(a, part.position + 1);
-  ForwardRows<F> rows;
+  ForwardRows<Stored> rows;
   rows.h_in = a.h_in + h_row(a, part.position) * a.P;
   rows.h_next = last ? a.h : a.h_in + next * a.P;
   rows.c_in = rows.c_next = a.c;
@@ -210,88 +227,93 @@ void forward(const ForwardArgs<F>& a, const Part& part) {
     if (!last) rows.c_next = a.c_in + next * a.H;
   }
   rows.saved = a.saved ? a.saved + (Cell::kSavesH ? 0 : row) * Cell::kSaved * a.H : nullptr;
-  rows.emit = a.emit[0] ? a.emit[0] + row * a.H : nullptr;
-  const Blocks blocks = in_turns(part);
-  if constexpr (Cell::kStages > 1) {
-    if (part.stage == 1) return forward_stage<F, Cell, 1>(a, at, rows, blocks);
-  }
-  forward_stage<F, Cell, 0>(a, at, rows, blocks);
+  rows.emit = a.emit ? a.emit + row * a.H : nullptr;
+  with_stage<Cell>(part.stage, [&](auto s) FUSEDRNN_INLINE_LAMBDA {
+    forward_stage<Stored, Cell, s.value>(a, at, rows, in_turns(part));
+  });
 }
 
 // --- Backward -----------------------------------------------------------------------------------
 
-// Calls body(units, u, first, count, sums, sums_ld) for every vector of units of [0, width) and
-// every sequence of [begin, end), some at a time, with their sums over a stage's deltas times its
-// weight; zero for the sequences from `product_end` on.
-template <class F, class Body>
-FUSEDRNN_INLINE void backward_product(const BackwardArgs<F>& a, int stage, const F* delta,
-                                      int64_t ld, int64_t K, int64_t begin, int64_t product_end,
-                                      int64_t end, int64_t width, Blocks blocks, const Body& body) {
-  using T = Sum<F>;
-  constexpr int kLanes = Vec<T>::kLanes;
-  constexpr int kUnits = kColumnBlocks * kLanes;
-  const int64_t first_unit = blocks.begin * kUnits, last_unit = min64(width, blocks.end * kUnits);
-  if (a.weight[stage]) {
-    if (begin < product_end) {
-      T* sums = a.few_sums + begin * a.few_ld;  // of its own sequences, whoever has the others
-      sum_as_stored(begin, product_end, delta, ld, K, a.weight[stage], width, first_unit, last_unit,
-                    sums, a.few_ld);
-      for_units_of<T>(first_unit, last_unit, [&](auto units, int64_t u) {
-        body(units, u, begin, product_end - begin, sums + u, a.few_ld);
+// Calls body(units, tile) for every vector of units of [0, p.width) in p's panels and every
+// sequence of [p.begin, end), some at a time. The sums of a tile are those over a stage's deltas
+// times its weight; they are zero for the sequences from p.end on.
+template <class Stored, class Body>
+FUSEDRNN_INLINE void backward_product(const BackwardArgs<Stored>& a, const StageProduct<Stored>& p,
+                                      int64_t end, const Body& body) {
+  using Scalar = Real<Stored>;
+  constexpr int kLanes = Vec<Scalar>::kLanes;
+  constexpr int kUnits = kColumnVectors * kLanes;
+  const UnitRange columns = {p.range.begin * kUnits, min64(p.width, p.range.end * kUnits)};
+  const auto on_sequences = [&](int64_t first, int64_t count, Rows<const Scalar> sums, auto units,
+                                int64_t u) FUSEDRNN_INLINE_LAMBDA {
+    body(units,
+         CellTile<Scalar>{.u = u, .first = first, .count = count, .sums = sums, .bias_x = nullptr});
+  };
+  if (p.as_stored) {
+    if (p.begin < p.end) {
+      // The rows of these sequences; another task may be using those of other sequences.
+      const Rows<Scalar> sums = Rows<Scalar>{a.few_sums, a.few_ld}.from(p.begin);
+      sum_as_stored(p, columns, sums);
+      for_units_of<Scalar>(columns.begin, columns.end, [&](auto units, int64_t u) {
+        on_sequences(p.begin, p.end - p.begin, {sums.data + u, sums.ld}, units, u);
       });
     }
   } else {
-    products<F, kColumnBlocks>(
-        begin, product_end, delta, ld, K, a.panels[stage], blocks, static_cast<const T*>(nullptr),
-        0, [&](int64_t block, int64_t first, int64_t count, const T* sums) {
-          for_units<T, kColumnBlocks>(block * kUnits, width, [&](auto units, int64_t u, int b) {
-            body(units, u, first, count, sums + b * kLanes, kUnits);
-          });
-        });
+    products<Stored, kColumnVectors>(p, [&](int64_t panel, int64_t first, int64_t count,
+                                            const Scalar* sums) {
+      for_units<Scalar, kColumnVectors>(panel * kUnits, p.width, [&](auto units, int64_t u, int v) {
+        on_sequences(first, count, {sums + v * kLanes, kUnits}, units, u);
+      });
+    });
   }
-  if (product_end >= end) return;
-  alignas(64) const T zeros[kLanes] = {};
-  for_units_of<T>(first_unit, last_unit, [&](auto units, int64_t u) {
-    body(units, u, product_end, end - product_end, zeros, 0);
+  if (p.end >= end) return;
+  alignas(64) const Scalar zeros[kLanes] = {};
+  for_units_of<Scalar>(columns.begin, columns.end, [&](auto units, int64_t u) {
+    on_sequences(p.end, end - p.end, {zeros, 0}, units, u);
   });
 }
 
 // The gradient of stage s's product, as the source of the product that takes it one stage back.
-template <class F, class Cell, int s>
-FUSEDRNN_INLINE const F* delta_of(const BackwardArgs<F>& a, int64_t row) {
+template <class Stored, class Cell, int s>
+FUSEDRNN_INLINE const Stored* delta_of(const BackwardArgs<Stored>& a, int64_t row) {
   constexpr Stage kStage = Cell::stage(s);
   if constexpr (kStage.projects) return a.delta_proj + (row - a.steps.first_row) * a.P;
   return a.delta + ((row - a.steps.first_row) * Cell::kGates + kStage.first_gate) * a.H;
 }
 
-// The cell's derivative on one vector of units, from u on, of the sequences [first, first + count).
-// sums: what the consumer's deltas give to each, sums_ld apart. What the next units of the same
-// rows will want is fetched ahead: the hardware does not follow so many rows at once.
-template <class F, class Cell, int s, class Units>
-__attribute__((noinline)) void backward_cells(const BackwardArgs<F>& a, const Position& at,
-                                              Units units, int64_t u, int64_t first, int64_t count,
-                                              const Sum<F>* sums, int64_t sums_ld) {
-  using T = Sum<F>;
-  using V = Vec<T>;
+// The cell's derivative on a tile, whose sums are what the consumer's deltas give. The values of
+// the same rows that the next units will want are fetched ahead: the hardware does not follow so
+// many rows at once.
+template <class Stored, class Cell, int s, class Units>
+__attribute__((noinline)) void backward_cells(const BackwardArgs<Stored>& a, const Position& at,
+                                              Units units, const CellTile<Real<Stored>>& tile) {
+  using Scalar = Real<Stored>;
+  using V = Vec<Scalar>;
   static constexpr Stage kStage = Cell::stage(s);
   constexpr bool kLast = s == Cell::kStages - 1;
   const int64_t H = a.H, P = a.P, d_y_ld = a.d_y_ld;
+  const int64_t u = tile.u, first = tile.first, count = tile.count;
+  const Scalar* sums = tile.sums.data;
+  const int64_t sums_ld = tile.sums.ld;
   const int64_t delta_ld = Cell::kGates * H, saved_ld = Cell::kSaved * H;
   const int64_t alive = max64(0, at.entering - first);  // the others enter, with d_h of their own
-  // Where saved is h: how many have it as h_in of the position before; the others' is their last.
+  // Cells with kSavesH find h_t in h_in of the next step, which backward ran just before. Only the
+  // first `with_next` sequences have a row there. For the others this is their last step, and h_t
+  // is in a.saved.
   const int64_t with_next = Cell::kSavesH ? max64(0, at.previous_end - first) : 0;
 
   const int64_t row = at.row + first, chunk_row = row - a.steps.first_row;
-  const F* d_y = kLast && a.d_y ? a.d_y + row * d_y_ld + u : nullptr;
-  T* d_h = a.d_h + first * P + u;
-  T* d_c = Cell::kHasC ? a.d_c + first * H + u : nullptr;
-  const F* saved_values =
+  const Stored* d_y = kLast && a.d_y ? a.d_y + row * d_y_ld + u : nullptr;
+  Scalar* d_h = a.d_h + first * P + u;
+  Scalar* d_c = Cell::kHasC ? a.d_c + first * H + u : nullptr;
+  const Stored* saved_values =
       Cell::kSavesH ? a.h_in + (at.previous_row + first) * P + u : a.saved + row * saved_ld + u;
-  const F* h_in = a.h_in + row * P + u;
-  const T* c_in = Cell::kHasC ? a.c_in + row * H + u : nullptr;
-  F* delta_proj = kStage.projects ? a.delta_proj + chunk_row * P + u : nullptr;
-  F* to_delta = a.delta + chunk_row * delta_ld + u;
-  F* to_delta_x = a.delta_x + chunk_row * delta_ld + u;
+  const Stored* h_in = a.h_in + row * P + u;
+  const Scalar* c_in = Cell::kHasC ? a.c_in + row * H + u : nullptr;
+  Stored* delta_proj = kStage.projects ? a.delta_proj + chunk_row * P + u : nullptr;
+  Stored* to_delta = a.delta + chunk_row * delta_ld + u;
+  Stored* to_delta_x = a.delta_x + chunk_row * delta_ld + u;
 
   for (int64_t r = 0; r < count; ++r, sums += sums_ld) {
     V d_emit = V::load(sums);
@@ -347,74 +369,86 @@ __attribute__((noinline)) void backward_cells(const BackwardArgs<F>& a, const Po
   }
 }
 
-template <class F, class Cell, int s>
-FUSEDRNN_INLINE void backward_stage(const BackwardArgs<F>& a, const Position& at, Blocks blocks) {
+// The product that takes the deltas of stage s at the rows from `row` on to the gradient of the
+// stage's source, for the sequences [begin, end).
+template <class Stored, class Cell, int s>
+FUSEDRNN_INLINE StageProduct<Stored> product_of_deltas(const BackwardArgs<Stored>& a, int64_t row,
+                                                       int64_t begin, int64_t end,
+                                                       PanelRange range) {
   constexpr Stage kStage = Cell::stage(s);
+  return {.begin = begin,
+          .end = end,
+          .source = {delta_of<Stored, Cell, s>(a, row), kStage.projects ? a.P : Cell::kGates * a.H},
+          .K = kStage.projects ? a.P : kStage.gates * a.H,
+          .panels = a.weights.panels[s],
+          .as_stored = a.weights.as_stored[s],
+          .width = kStage.from_hidden ? a.P : a.H,
+          .range = range,
+          .starts = {nullptr, 0}};
+}
+
+template <class Stored, class Cell, int s>
+FUSEDRNN_INLINE void backward_stage(const BackwardArgs<Stored>& a, const Position& at,
+                                    PanelRange range) {
   constexpr bool kLast = s == Cell::kStages - 1;
-  // Who multiplied what this stage emitted: stage 0 of the step after, or the next stage here.
+  // The stage that multiplied what this one emitted: stage 0 of the step after, or the next stage
+  // of the same step.
   constexpr int kConsumer = kLast ? 0 : s + 1;
-  constexpr Stage kConsumerStage = Cell::stage(kConsumer);
-  const int64_t width = kStage.projects ? a.P : a.H;
-  const int64_t K = kConsumerStage.projects ? a.P : kConsumerStage.gates * a.H;
-  const int64_t ld = kConsumerStage.projects ? a.P : Cell::kGates * a.H;
-  const int64_t consumer_row = kLast ? at.previous_row : at.row;
   const int64_t product_end = kLast ? at.entering : at.end;
-  // Read for the sequences before product_end only.
-  const F* delta_in =
-      delta_of<F, Cell, kConsumer>(a, product_end > at.begin ? consumer_row : at.row);
-  backward_product<F>(a, kConsumer, delta_in, ld, K, at.begin, product_end, at.end, width, blocks,
-                      [&](auto units, int64_t u, int64_t first, int64_t count, const Sum<F>* sums,
-                          int64_t sums_ld) {
-                        backward_cells<F, Cell, s>(a, at, units, u, first, count, sums, sums_ld);
-                      });
+  // The row is read for the sequences before product_end only.
+  const int64_t row = kLast && product_end > at.begin ? at.previous_row : at.row;
+  backward_product<Stored>(
+      a, product_of_deltas<Stored, Cell, kConsumer>(a, row, at.begin, product_end, range), at.end,
+      [&](auto units, const CellTile<Real<Stored>>& tile) {
+        backward_cells<Stored, Cell, s>(a, at, units, tile);
+      });
 }
 
 // Sequences that leave take the gradient of the state they came with.
-template <class F, class Cell>
-FUSEDRNN_INLINE void backward_leave(const BackwardArgs<F>& a, const Position& at, Blocks blocks) {
-  backward_product<F>(a, 0, delta_of<F, Cell, 0>(a, at.row), Cell::kGates * a.H,
-                      Cell::stage(0).gates * a.H, at.leaving, at.end, at.end, a.P, blocks,
-                      [&](auto units, int64_t u, int64_t first, int64_t count, const Sum<F>* sums,
-                          int64_t sums_ld) {
-                        Sum<F>* out = a.d_h + first * a.P + u;
-                        for (int64_t r = 0; r < count; ++r, out += a.P, sums += sums_ld) {
-                          Vec<Sum<F>> d_h = Vec<Sum<F>>::load(sums);
-                          if constexpr (Cell::kCarriesH) d_h += units.load(out);
-                          units.store(d_h, out);
-                        }
-                      });
+template <class Stored, class Cell>
+FUSEDRNN_INLINE void backward_leave(const BackwardArgs<Stored>& a, const Position& at,
+                                    PanelRange range) {
+  using V = Vec<Real<Stored>>;
+  backward_product<Stored>(
+      a, product_of_deltas<Stored, Cell, 0>(a, at.row, at.leaving, at.end, range), at.end,
+      [&](auto units, const CellTile<Real<Stored>>& tile) {
+        const Rows<Real<Stored>> out = {a.d_h + tile.first * a.P + tile.u, a.P};
+        for (int64_t r = 0; r < tile.count; ++r) {
+          V d_h = V::load(tile.sums[r]);
+          if constexpr (Cell::kCarriesH) d_h += units.load(out[r]);
+          units.store(d_h, out[r]);
+        }
+      });
 }
 
 // Runs stage `part.stage` of one position, or what comes after its stages where that is kStages.
-template <class F, class Cell>
-void backward(const BackwardArgs<F>& a, const Part& part) {
+template <class Stored, class Cell>
+void backward(const BackwardArgs<Stored>& a, const Part& part) {
   const Position at = position_at(a.steps, part.position);
   if (at.begin == at.end) return;
-  const Blocks blocks = in_turns(part);
-  if (part.stage == Cell::kStages) return backward_leave<F, Cell>(a, at, blocks);
-  if constexpr (Cell::kStages > 1) {
-    if (part.stage == 1) return backward_stage<F, Cell, 1>(a, at, blocks);
-  }
-  backward_stage<F, Cell, 0>(a, at, blocks);
+  if (part.stage == Cell::kStages) return backward_leave<Stored, Cell>(a, at, in_turns(part));
+  with_stage<Cell>(part.stage, [&](auto s) FUSEDRNN_INLINE_LAMBDA {
+    backward_stage<Stored, Cell, s.value>(a, at, in_turns(part));
+  });
 }
 
 // --- Table --------------------------------------------------------------------------------------
 
-#define FUSEDRNN_FORWARD(kind, type) &forward<F, type>,
-#define FUSEDRNN_BACKWARD(kind, type) &backward<F, type>,
-template <class F>
-constexpr DtypeKernels<F> dtype_kernels() {
-  using T = Sum<F>;
-  return {.enter = &enter<F>,
+#define FUSEDRNN_FORWARD(kind, type) &forward<Stored, type>,
+#define FUSEDRNN_BACKWARD(kind, type) &backward<Stored, type>,
+template <class Stored>
+constexpr DtypeKernels<Stored> dtype_kernels() {
+  using Scalar = Real<Stored>;
+  return {.enter = &enter<Stored>,
           .forward = {FUSEDRNN_CELLS(FUSEDRNN_FORWARD)},
           .backward = {FUSEDRNN_CELLS(FUSEDRNN_BACKWARD)},
-          .gates_block = &gates_block<T>,
-          .columns_block = &columns_block<T>,
-          .pack_gates = &pack_gates<F>,
-          .pack_columns = &pack_columns<F>,
-          .gemm = &gemm<F>,
-          .gemm_as_stored = &gemm_as_stored<F>,
-          .sum_rows = &sum_rows<F>};
+          .units_of_gates_panel = &units_of_gates_panel<Scalar>,
+          .units_of_columns_panel = &units_of_columns_panel<Scalar>,
+          .pack_gates = &pack_gates<Stored>,
+          .pack_columns = &pack_columns<Stored>,
+          .gemm = &gemm<Stored>,
+          .gemm_as_stored = &gemm_as_stored<Stored>,
+          .sum_rows = &sum_rows<Stored>};
 }
 #undef FUSEDRNN_FORWARD
 #undef FUSEDRNN_BACKWARD
@@ -430,4 +464,4 @@ const KernelTable FUSEDRNN_TABLE = {.isa = FUSEDRNN_ISA_NAME,
                                     .bf16 = nullptr};
 #endif
 
-}  // namespace fusedrnn
+}  // namespace fusedrnn::cpu

@@ -1,155 +1,49 @@
 #include "layer.h"
 
 #include <algorithm>
-#include <cstdio>
-#include <cstdlib>
+#include <string>
 
+#include "../layer/log.h"
+#include "../layer/reserve.h"
 #include "arena.h"
 #include "packed.h"
+#include "plan.h"
 #include "schedule.h"
 #include "work.h"
 
-namespace fusedrnn {
+namespace fusedrnn::cpu {
 namespace {
 
-void log_plan(const Layer& layer, const char* what, const Plan& plan) {
-  static const char* wanted = std::getenv("FUSEDRNN_LOG");
-  if (!wanted || *wanted != '1') return;
-  const Sequences& seq = layer.sequences;
-  std::fprintf(stderr, "fusedrnn: %s %s T=%lld N=%lld I=%lld H=%lld P=%lld D=%lld: %s\n",
-               layer.info().name, what, static_cast<long long>(seq.T),
-               static_cast<long long>(seq.N), static_cast<long long>(layer.I),
-               static_cast<long long>(layer.H), static_cast<long long>(layer.P),
-               static_cast<long long>(layer.D), describe(plan).c_str());
+void log_plan(const Layer& layer, const char* pass, const Plan& plan, const KernelTable& table,
+              const Runtime& runtime) {
+  if (!logs()) return;
+  std::string text = to_text(plan) + ", ";
+  text += std::to_string(runtime.threads()) + (runtime.threads() == 1 ? " thread" : " threads");
+  if (*runtime.why_threads()) text.append(" (").append(runtime.why_threads()).append(")");
+  log_pass(layer, std::string("cpu ").append(table.isa), pass, text);
 }
 
-// What forward keeps of one direction. The same row of each belongs to the same step.
-template <class F>
-struct Kept {
-  F* saved;      // [rows, kSaved*H]; [N, H] of cells that save h
-  F* h_in;       // [rows, P]
-  Sum<F>* c_in;  // [rows, H]
-  F* emit;       // [rows, H], cells of several stages
-};
-
-int64_t saved_size(const Layer& layer, int64_t rows) {
-  const CellInfo& info = layer.info();
-  return info.saves_h ? layer.sequences.N * layer.H : rows * info.saved * layer.H;
-}
-
-// Values of Sum<F>. Whole groups of factors, as H and P are.
-template <class F>
-int64_t kept_size(const Layer& layer, int64_t rows) {
-  const CellInfo& info = layer.info();
-  const int64_t factors = saved_size(layer, rows) + rows * (layer.P + (info.stages > 1) * layer.H);
-  return factors / kTerms<F> + rows * info.has_c * layer.H;
-}
-
-template <class F>
-Kept<F> kept(const Layer& layer, Sum<F>* reserve, int64_t d) {
-  const CellInfo& info = layer.info();
-  const int64_t rows = layer.sequences.rows();
-  Kept<F> k;
-  k.saved = reinterpret_cast<F*>(reserve + d * kept_size<F>(layer, rows));
-  k.h_in = k.saved + saved_size(layer, rows);
-  auto* rest = reinterpret_cast<Sum<F>*>(k.h_in + rows * layer.P);
-  k.c_in = info.has_c ? rest : nullptr;
-  k.emit = reinterpret_cast<F*>(rest + (info.has_c ? rows * layer.H : 0));
-  return k;
-}
-
-// Steps of the chunk that begins at `begin` in one direction, for the sequences [n_begin, n_end).
-Steps chunk_steps(const Sequences& seq, const Plan& plan, int64_t begin, bool descending,
-                  int64_t n_begin, int64_t n_end) {
+// Steps of the chunk that begins at position `begin`, for all sequences.
+Steps chunk_steps(const Sequences& seq, const Plan& plan, int64_t begin, bool descending) {
   const int64_t end = std::min(seq.T, begin + plan.chunk_steps);
-  const int64_t lowest = descending ? seq.T - end : begin;
   return {.T = seq.T,
           .batch_sizes = seq.batch_sizes.data(),
           .row_offset = seq.row_offset.data(),
           .descending = descending,
           .begin = begin,
           .end = end,
-          .first_row = seq.row_offset[lowest],
-          .n_begin = n_begin,
-          .n_end = n_end};
+          .first_row = rows_of(seq, descending, begin, end).begin,
+          .n_begin = 0,
+          .n_end = seq.widest()};
 }
 
-int64_t chunk_rows(const Sequences& seq, const Steps& steps) {
-  const int64_t highest = steps.descending ? seq.T - steps.begin : steps.end;
-  return seq.row_offset[highest] - steps.first_row;
+RowRange chunk_rows(const Sequences& seq, const Steps& steps) {
+  return rows_of(seq, steps.descending, steps.begin, steps.end);
 }
 
 // Rows of the widest chunk: the first one, since batch sizes do not grow.
 int64_t widest_chunk(const Sequences& seq, const Plan& plan) {
-  return seq.row_offset[plan.chunk_steps < seq.T ? plan.chunk_steps : seq.T];
-}
-
-// Bias gradients are summed in slices of columns, one task each.
-constexpr int64_t kSumColumns = 128;
-
-// copy_to: takes the same sums, or null.
-template <class F>
-void sum_rows(Work& work, const DtypeKernels<F>& kernels, const F* m, int64_t rows, int64_t columns,
-              Sum<F>* out, Sum<F>* copy_to, bool accumulate) {
-  work.add(blocks(columns, kSumColumns), [=, &kernels](int64_t i) {
-    const int64_t begin = i * kSumColumns;
-    const int64_t end = begin + kSumColumns < columns ? begin + kSumColumns : columns;
-    kernels.sum_rows(m, rows, columns, begin, end, out, accumulate);
-    if (copy_to) std::copy(out + begin, out + end, copy_to + begin);
-  });
-}
-
-// The products of backward that sum over the rows of a chunk: right sides for each source.
-template <class F>
-struct ChunkFactors {
-  Factor<F> x;                   // [rows, I]
-  Factor<F> source[kMaxStages];  // [rows, P or H]
-};
-
-// Packs them for one direction.
-template <class F>
-void pack_sources(const Layer& layer, const DtypeKernels<F>& kernels, Work& work, int64_t first_row,
-                  int64_t rows, const Kept<F>& keep, const F* x, const Weights<Sum<F>>& d_w,
-                  ChunkFactors<F>& factors) {
-  if (d_w.w_ih) factors.x.pack(kernels, work, x + first_row * layer.I, layer.I, rows);
-  for (int s = 0; s < layer.info().stages && d_w.w_hh; ++s) {
-    const bool from_hidden = layer.info().stage[s].from_hidden;
-    const int64_t K = from_hidden ? layer.P : layer.H;
-    const F* source = from_hidden ? keep.h_in : keep.emit;
-    factors.source[s].pack(kernels, work, source + first_row * K, K, rows);
-  }
-}
-
-// Gradients of one direction's parameters from the rows of one chunk.
-template <class F>
-void weight_gradients(const Layer& layer, const DtypeKernels<F>& kernels, Work& work,
-                      const BackwardArgs<F>& chunk, int64_t rows, bool accumulate,
-                      const ChunkFactors<F>& factors, const Weights<Sum<F>>& d_w) {
-  const CellInfo& info = layer.info();
-  const int64_t columns = layer.gate_columns(), S = layer.sequences.rows();
-  if (d_w.w_ih) {
-    factors.x.multiply(kernels, work, chunk.delta_x, columns, true, columns, d_w.w_ih, layer.I,
-                       accumulate, S);
-  }
-  for (int s = 0; s < info.stages; ++s) {
-    const Stage& stage = info.stage[s];
-    Sum<F>* out = stage.projects ? d_w.w_hr : d_w.w_hh;
-    if (!out) continue;
-    const int64_t K = stage.from_hidden ? layer.P : layer.H;
-    if (stage.projects) {
-      factors.source[s].multiply(kernels, work, chunk.delta_proj, layer.P, true, layer.P, out, K,
-                                 accumulate, S);
-    } else {
-      const int64_t first = stage.first_gate * layer.H;
-      factors.source[s].multiply(kernels, work, chunk.delta + first, columns, true,
-                                 stage.gates * layer.H, out + first * K, K, accumulate, S);
-    }
-  }
-  if (!d_w.b_hh) return;
-  sum_rows(work, kernels, chunk.delta, rows, columns, d_w.b_hh,
-           info.separate_deltas ? nullptr : d_w.b_ih, accumulate);
-  if (info.separate_deltas)
-    sum_rows<F>(work, kernels, chunk.delta_x, rows, columns, d_w.b_ih, nullptr, accumulate);
+  return seq.row_offset[std::min(plan.chunk_steps, seq.T)];
 }
 
 template <class T>
@@ -157,90 +51,252 @@ void fill_zero(T* p, int64_t n) {
   if (p) std::fill(p, p + n, T{});
 }
 
-}  // namespace
+// --- Forward ------------------------------------------------------------------------------------
 
-template <class F>
-int64_t reserve_size(const Layer& layer, int64_t rows) {
-  return layer.D * kept_size<F>(layer, rows);
+// The buffers of one forward pass.
+template <class Stored>
+struct ForwardBuffers {
+  Factor<Stored> w_ih[2];         // unless x W reads the weights as stored
+  Real<Stored>* gates_x[2] = {};  // [buffers, chunk rows, G*H]
+  int64_t chunk_values = 0;       // of one buffer
+};
+
+template <class Stored>
+void lay_out(const Layer& layer, const DtypeKernels<Stored>& kernels, const Plan& plan,
+             Arena& arena, ForwardBuffers<Stored>& buffers) {
+  const int64_t columns = layer.gate_columns();
+  const int64_t count = plan.own_chunks ? plan.tasks_per_direction() : 1;
+  buffers.chunk_values = widest_chunk(layer.sequences, plan) * columns;
+  for (int d = 0; d < layer.D; ++d) {
+    if (!plan.x_as_stored) buffers.w_ih[d].lay_out(arena, kernels, layer.I, columns);
+    buffers.gates_x[d] = arena.take<Real<Stored>>(count * buffers.chunk_values);
+  }
 }
 
-template <class F>
-void layer_forward(const Layer& layer, const DtypeKernels<F>& kernels, Runtime& runtime,
-                   const LayerForward<F>& args) {
-  const Sequences& seq = layer.sequences;
+// Memory for what the stages hand to each other where nothing is kept for backward.
+template <class Stored>
+void lay_out_states(const Layer& layer, Arena& arena, ForwardArgs<Stored>& a) {
   const CellInfo& info = layer.info();
-  const int64_t N = seq.N, H = layer.H, P = layer.P, columns = layer.gate_columns();
-  const bool keep = args.reserve != nullptr;
-  // Sequences of length 0 have no last step.
-  for (int d = 0; d < layer.D && keep && info.saves_h; ++d)
-    fill_zero(kept<F>(layer, args.reserve, d).saved + seq.widest() * H, (N - seq.widest()) * H);
-  if (seq.rows() == 0) return;  // h and c are their own result
-  const Plan plan =
-      make_plan(seq, columns, P, layer.I, layer.D, runtime.threads(), kForwardChunkValues);
-  log_plan(layer, keep ? "forward for training" : "forward", plan);
+  const int64_t N = layer.sequences.N, H = layer.H;
+  a.h_in = arena.take<Stored>(2 * N * layer.P);
+  if (info.stages == 1) return;
+  a.saved = arena.take<Stored>(N * info.saved * H);
+  a.emit = arena.take<Stored>(N * H);
+}
 
-  const int64_t chunk_values = widest_chunk(seq, plan) * columns;
-  const int64_t buffers = plan.own_chunks ? plan.tasks_per_direction() : 1;
+// The caller's tensors of direction d, and the reserve where there is one.
+template <class Stored>
+void give_tensors(const Layer& layer, const LayerForward<Stored>& args, int d,
+                  ForwardArgs<Stored>& a) {
+  const CellInfo& info = layer.info();
+  const int64_t N = layer.sequences.N, H = layer.H, P = layer.P;
+  a.N = N, a.H = H, a.P = P;
+  a.keep = args.reserve != nullptr;
+  a.h = args.h + d * N * P;
+  a.c = info.has_c ? args.c + d * N * H : nullptr;
+  a.y = args.y + d * P;
+  a.y_ld = layer.D * P;
+  if (!a.keep) return;
+  const Reserve<Stored> reserve = reserve_of<Stored>(layer, args.reserve, d);
+  a.h_in = reserve.h_in;
+  a.c_in = reserve.c_in;
+  a.saved = reserve.saved;
+  a.emit = reserve.emit;
+}
 
-  Panels<F> panels(plan.as_stored);
-  Factor<F> w_ih[2];
-  ForwardArgs<F> fwd[2] = {};
-  Sum<F>* gates_x[2] = {};
-  allocate(runtime, [&](Arena& arena) {
-    panels.lay_out_forward(arena, layer, kernels, args.w);
-    for (int d = 0; d < layer.D; ++d) {
-      if (!plan.x_as_stored) w_ih[d].lay_out(arena, kernels, layer.I, columns);
-      gates_x[d] = arena.take<Sum<F>>(buffers * chunk_values);
-      if (keep) continue;
-      fwd[d].h_in = arena.take<F>(2 * N * P);
-      if (info.stages > 1) {
-        fwd[d].saved = arena.take<F>(N * info.saved * H);
-        fwd[d].emit[0] = arena.take<F>(N * H);
-      }
-    }
+// --- Backward -----------------------------------------------------------------------------------
+
+// Bias gradients are summed in slices of columns, one task each.
+constexpr int64_t kSumColumns = 128;
+
+// copy_to: takes the same sums, or null.
+template <class Stored>
+void add_sum_rows(Work& work, const DtypeKernels<Stored>& kernels, const SumRowsArgs<Stored>& sum,
+                  Real<Stored>* copy_to) {
+  const int64_t columns = sum.end;
+  work.add(ceil_div(columns, kSumColumns), [=, &kernels](int64_t i) {
+    SumRowsArgs<Stored> part = sum;
+    part.begin = i * kSumColumns;
+    part.end = std::min(columns, part.begin + kSumColumns);
+    kernels.sum_rows(part);
+    if (copy_to) std::copy(sum.out + part.begin, sum.out + part.end, copy_to + part.begin);
   });
+}
 
-  for (int d = 0; d < layer.D; ++d) {
-    ForwardArgs<F>& a = fwd[d];
-    a.N = N, a.H = H, a.P = P;
-    a.keep = keep;
-    panels.give(layer, args.w, d, a);
-    for (int s = 0; s < info.stages; ++s) a.bias[s] = panels.bias(d, s);
-    a.gates_x = gates_x[d];
-    a.h = args.h + d * N * P;
-    a.c = info.has_c ? args.c + d * N * H : nullptr;
-    a.y = args.y + d * P;
-    a.y_ld = layer.D * P;
-    if (keep) {
-      const Kept<F> k = kept<F>(layer, args.reserve, d);
-      a.h_in = k.h_in;
-      a.c_in = k.c_in;
-      a.saved = k.saved;
-      if (info.stages > 1) a.emit[0] = k.emit;
+// The gradients of the parameters and of x: products and sums over the rows of a chunk. The right
+// sides of the products are x and the sources of the stages, packed for one direction at a time.
+template <class Stored>
+class ChunkGradients {
+ public:
+  ChunkGradients(const Layer& layer, const DtypeKernels<Stored>& kernels,
+                 const LayerBackward<Stored>& args)
+      : layer_(layer), kernels_(kernels), args_(args) {}
+
+  // rows: the most that a chunk has.
+  void lay_out(Arena& arena, int64_t rows) {
+    const CellInfo& info = layer_.info();
+    if (args_.d_w[0].w_ih) x_.lay_out(arena, kernels_, rows, layer_.I);
+    for (int s = 0; s < info.stages && args_.d_w[0].w_hh; ++s)
+      source_[s].lay_out(arena, kernels_, rows, layer_.source_width(info.stage[s]));
+    for (int d = 0; d < layer_.D && args_.d_x; ++d)
+      w_ih_[d].lay_out(arena, kernels_, layer_.gate_columns(), layer_.I);
+  }
+
+  void pack_weights(Work& work) {
+    for (int d = 0; d < layer_.D && args_.d_x; ++d)
+      w_ih_[d].pack(work, dense(args_.w[d].w_ih, layer_.gate_columns(), layer_.I));
+  }
+
+  void pack_sources(Work& work, int d, RowRange rows, const Reserve<Stored>& reserve) {
+    const CellInfo& info = layer_.info();
+    const auto pack = [&](Factor<Stored>& factor, const Stored* source, int64_t width) {
+      factor.pack(work, dense(source + rows.begin * width, rows.count(), width));
+    };
+    if (args_.d_w[d].w_ih) pack(x_, args_.x, layer_.I);
+    for (int s = 0; s < info.stages && args_.d_w[d].w_hh; ++s) {
+      const Stage& stage = info.stage[s];
+      pack(source_[s], stage.from_hidden ? reserve.h_in : reserve.emit, layer_.source_width(stage));
     }
   }
 
-  Loop<ForwardArgs<F>> loop = {
+  // chunk: the deltas of the rows. accumulate: onto the gradients of the chunks before.
+  void add(Work& work, int d, RowRange rows, const BackwardArgs<Stored>& chunk,
+           bool accumulate) const {
+    const CellInfo& info = layer_.info();
+    const int64_t columns = layer_.gate_columns(), I = layer_.I, count = rows.count();
+    const Parameters<Real<Stored>>& d_w = args_.d_w[d];
+    const Matrix<const Stored> delta_x = dense<const Stored>(chunk.delta_x, count, columns);
+    if (args_.d_x) {
+      // Both directions add to d_x.
+      w_ih_[d].multiply(work, delta_x, dense(args_.d_x + rows.begin * I, count, I),
+                        {.accumulate = layer_.D == 2});
+    }
+    const Accumulation how = {.accumulate = accumulate, .whole_K = layer_.sequences.rows()};
+    if (d_w.w_ih) x_.multiply(work, delta_x.transpose(), dense(d_w.w_ih, columns, I), how);
+    for (int s = 0; s < info.stages; ++s) {
+      const Stage& stage = info.stage[s];
+      const StageWeight<Real<Stored>> d_weight = stage_weight(layer_, stage, d_w);
+      if (!d_weight.weight) continue;
+      const Matrix<const Stored> delta =
+          stage.projects ? dense<const Stored>(chunk.delta_proj, count, layer_.P)
+                         : Matrix<const Stored>{chunk.delta + stage.first_gate * layer_.H, count,
+                                                d_weight.rows(), columns};
+      source_[s].multiply(work, delta.transpose(), d_weight.matrix(), how);
+    }
+    if (!d_w.b_hh) return;
+    SumRowsArgs<Stored> sum = {.m = chunk.delta,
+                               .rows = count,
+                               .ld = columns,
+                               .begin = 0,
+                               .end = columns,
+                               .out = d_w.b_hh,
+                               .accumulate = accumulate};
+    add_sum_rows(work, kernels_, sum, info.separate_deltas ? nullptr : d_w.b_ih);
+    if (!info.separate_deltas) return;
+    sum.m = chunk.delta_x;
+    sum.out = d_w.b_ih;
+    add_sum_rows<Stored>(work, kernels_, sum, nullptr);
+  }
+
+ private:
+  const Layer& layer_;
+  const DtypeKernels<Stored>& kernels_;
+  const LayerBackward<Stored>& args_;
+  Factor<Stored> x_;                   // [rows, I]
+  Factor<Stored> source_[kMaxStages];  // [rows, P or H]
+  Factor<Stored> w_ih_[2];             // [G*H, I]
+};
+
+// Memory for the deltas of a chunk.
+template <class Stored>
+void lay_out_deltas(const Layer& layer, const DtypeKernels<Stored>& kernels, const Plan& plan,
+                    Arena& arena, BackwardArgs<Stored>& a) {
+  const CellInfo& info = layer.info();
+  const int64_t rows = widest_chunk(layer.sequences, plan), columns = layer.gate_columns();
+  a.delta = arena.take<Stored>(rows * columns);
+  a.delta_x = info.separate_deltas ? arena.take<Stored>(rows * columns) : a.delta;
+  if (info.projects) a.delta_proj = arena.take<Stored>(rows * layer.P);
+  if (!plan.as_stored) return;
+  const int64_t units = kernels.units_of_columns_panel();
+  a.few_ld = ceil_div(std::max(layer.H, layer.P), units) * units;
+  a.few_sums = arena.take<Real<Stored>>(kFewRows * a.few_ld);
+}
+
+// The caller's tensors of direction d.
+template <class Stored>
+void give_tensors(const Layer& layer, const LayerBackward<Stored>& args, int d,
+                  const Reserve<Stored>& reserve, BackwardArgs<Stored>& a) {
+  const int64_t N = layer.sequences.N, H = layer.H, P = layer.P;
+  a.N = N, a.H = H, a.P = P;
+  a.saved = reserve.saved;
+  a.h_in = reserve.h_in;
+  a.c_in = reserve.c_in;
+  a.d_y = args.d_y ? args.d_y + d * P : nullptr;
+  a.d_y_ld = layer.D * P;
+  a.d_h = args.d_h + d * N * P;
+  a.d_c = layer.info().has_c ? args.d_c + d * N * H : nullptr;
+}
+
+}  // namespace
+
+template <class Stored>
+void layer_forward(const Layer& layer, const KernelTable& table, Runtime& runtime,
+                   const LayerForward<Stored>& args) {
+  const DtypeKernels<Stored>& kernels = kernels_of<Stored>(table);
+  const Sequences& seq = layer.sequences;
+  const CellInfo& info = layer.info();
+  const int64_t columns = layer.gate_columns(), I = layer.I;
+  zero_unwritten<Stored>(layer, args.reserve, fill_zero<Stored>);
+  if (seq.rows() == 0) return;  // h and c are their own result
+  const Plan plan = make_plan({.sequences = seq,
+                               .columns = columns,
+                               .inner = layer.P,
+                               .input = I,
+                               .directions = layer.D,
+                               .threads = runtime.threads(),
+                               .chunk_values = kForwardChunkValues});
+  log_plan(layer, args.reserve ? "forward for training" : "forward", plan, table, runtime);
+
+  PackedWeights<Stored> weights(layer, kernels, args.w, plan.as_stored);
+  ForwardBuffers<Stored> buffers;
+  ForwardArgs<Stored> fwd[2] = {};
+  allocate(runtime, [&](Arena& arena) {
+    weights.lay_out_forward(arena);
+    lay_out(layer, kernels, plan, arena, buffers);
+    for (int d = 0; d < layer.D && !args.reserve; ++d) lay_out_states(layer, arena, fwd[d]);
+  });
+  for (int d = 0; d < layer.D; ++d) {
+    give_tensors(layer, args, d, fwd[d]);
+    fwd[d].weights = weights.of_direction(d);
+    for (int s = 0; s < info.stages; ++s) fwd[d].bias[s] = weights.bias(d, s);
+    fwd[d].gates_x = buffers.gates_x[d];
+  }
+
+  Loop<ForwardArgs<Stored>> loop = {
       fwd, layer.D, kernels.enter, kernels.forward[static_cast<int>(layer.cell)], {}};
   for (int s = 0; s < info.stages; ++s) {
     const Stage& stage = info.stage[s];
     loop.stages.push_back(
-        {s, blocks(stage.projects ? P : H, kernels.gates_block(stage.gates)), false});
+        {s, ceil_div(layer.width(stage), kernels.units_of_gates_panel(stage.gates)), false});
   }
+  const auto x_of = [&](RowRange rows) { return dense(args.x + rows.begin * I, rows.count(), I); };
   runtime.together([&] {
     Work work(runtime);
-    panels.pack_forward(layer, kernels, work, args.w);
+    weights.pack_forward(work);
     for (int d = 0; d < layer.D && !plan.x_as_stored; ++d)
-      w_ih[d].pack_transposed(kernels, work, args.w[d].w_ih, layer.I);
+      buffers.w_ih[d].pack(work, dense(args.w[d].w_ih, columns, I).transpose());
     work.run();
-    const auto rows_of_x = [&](const Steps& steps) { return args.x + steps.first_row * layer.I; };
     if (plan.own_chunks) {
-      add_by_rows(work, plan, loop, [&](int64_t d, int64_t task, ForwardArgs<F> a) {
-        Sum<F>* const own_gates_x = gates_x[d] + task * chunk_values;
+      add_by_rows(work, plan, loop, [&](int64_t d, int64_t task, ForwardArgs<Stored> a) {
+        Real<Stored>* const own_gates_x = buffers.gates_x[d] + task * buffers.chunk_values;
         a.gates_x = own_gates_x;
         for (int64_t begin = 0; begin < seq.T; begin += plan.chunk_steps) {
-          a.steps = chunk_steps(seq, plan, begin, d == 1, a.steps.n_begin, a.steps.n_end);
-          w_ih[d].multiply_own(kernels, a.steps, rows_of_x(a.steps), layer.I, own_gates_x, columns);
+          Steps steps = chunk_steps(seq, plan, begin, d == 1);
+          steps.n_begin = a.steps.n_begin, steps.n_end = a.steps.n_end;
+          a.steps = steps;
+          const RowRange rows = chunk_rows(seq, steps);
+          buffers.w_ih[d].multiply_own(a.steps, x_of(rows),
+                                       dense(own_gates_x, rows.count(), columns));
           run_sequences(loop, a);
         }
       });
@@ -248,13 +304,13 @@ void layer_forward(const Layer& layer, const DtypeKernels<F>& kernels, Runtime& 
     }
     for (int64_t begin = 0; begin < seq.T; begin += plan.chunk_steps) {
       for (int d = 0; d < layer.D; ++d) {
-        fwd[d].steps = chunk_steps(seq, plan, begin, d == 1, 0, seq.widest());
-        const int64_t rows = chunk_rows(seq, fwd[d].steps);
-        const F* x = rows_of_x(fwd[d].steps);
+        fwd[d].steps = chunk_steps(seq, plan, begin, d == 1);
+        const RowRange rows = chunk_rows(seq, fwd[d].steps);
+        Real<Stored>* const gates_x = buffers.gates_x[d];
         if (plan.x_as_stored) {
-          multiply_as_stored(kernels, work, x, rows, args.w[d].w_ih, columns, layer.I, gates_x[d]);
+          multiply_as_stored(kernels, work, x_of(rows), dense(args.w[d].w_ih, columns, I), gates_x);
         } else {
-          w_ih[d].multiply(kernels, work, x, layer.I, false, rows, gates_x[d], columns, false);
+          buffers.w_ih[d].multiply(work, x_of(rows), dense(gates_x, rows.count(), columns));
         }
       }
       work.run();
@@ -264,105 +320,78 @@ void layer_forward(const Layer& layer, const DtypeKernels<F>& kernels, Runtime& 
   });
 }
 
-template <class F>
-void layer_backward(const Layer& layer, const DtypeKernels<F>& kernels, Runtime& runtime,
-                    const LayerBackward<F>& args) {
+template <class Stored>
+void layer_backward(const Layer& layer, const KernelTable& table, Runtime& runtime,
+                    const LayerBackward<Stored>& args) {
+  const DtypeKernels<Stored>& kernels = kernels_of<Stored>(table);
   const Sequences& seq = layer.sequences;
   const CellInfo& info = layer.info();
-  const int64_t N = seq.N, H = layer.H, P = layer.P, columns = layer.gate_columns();
   if (seq.rows() == 0) {
-    for (int d = 0; d < layer.D; ++d) {
-      fill_zero(args.d_w[d].w_ih, columns * layer.I);
-      fill_zero(args.d_w[d].w_hh, columns * P);
-      fill_zero(args.d_w[d].b_ih, columns);
-      fill_zero(args.d_w[d].b_hh, columns);
-      fill_zero(args.d_w[d].w_hr, P * H);
-    }
+    for (int d = 0; d < layer.D; ++d)
+      for_wanted(info, layer.parameter_sizes(), args.d_w[d], fill_zero<Real<Stored>>);
     return;
   }
-  const Plan plan = make_plan(seq, columns, P, 0, layer.D, runtime.threads(), kBackwardChunkValues);
-  log_plan(layer, "backward", plan);
+  const Plan plan = make_plan({.sequences = seq,
+                               .columns = layer.gate_columns(),
+                               .inner = layer.P,
+                               .input = 0,
+                               .directions = layer.D,
+                               .threads = runtime.threads(),
+                               .chunk_values = kBackwardChunkValues});
+  log_plan(layer, "backward", plan, table, runtime);
 
-  Panels<F> panels(plan.as_stored);
-  Factor<F> w_ih[2];
-  ChunkFactors<F> factors;
-  BackwardArgs<F> bwd[2] = {};
+  PackedWeights<Stored> weights(layer, kernels, args.w, plan.as_stored);
+  ChunkGradients<Stored> gradients(layer, kernels, args);
+  BackwardArgs<Stored> bwd[2] = {};
   allocate(runtime, [&](Arena& arena) {
-    panels.lay_out_backward(arena, layer, kernels, args.w);
-    const int64_t rows = widest_chunk(seq, plan);
-    if (args.d_w[0].w_ih) factors.x.lay_out(arena, kernels, rows, layer.I);
-    for (int s = 0; s < info.stages && args.d_w[0].w_hh; ++s)
-      factors.source[s].lay_out(arena, kernels, rows, info.stage[s].from_hidden ? P : H);
-    for (int d = 0; d < layer.D; ++d) {
-      if (args.d_x) w_ih[d].lay_out(arena, kernels, columns, layer.I);
-      bwd[d].delta = arena.take<F>(rows * columns);
-      bwd[d].delta_x = info.separate_deltas ? arena.take<F>(rows * columns) : bwd[d].delta;
-      if (info.projects) bwd[d].delta_proj = arena.take<F>(rows * P);
-      if (plan.as_stored) {
-        bwd[d].few_ld = blocks(std::max(H, P), kernels.columns_block()) * kernels.columns_block();
-        bwd[d].few_sums = arena.take<Sum<F>>(kFewRows * bwd[d].few_ld);
-      }
-    }
+    weights.lay_out_backward(arena);
+    gradients.lay_out(arena, widest_chunk(seq, plan));
+    for (int d = 0; d < layer.D; ++d) lay_out_deltas(layer, kernels, plan, arena, bwd[d]);
   });
-  Kept<F> keep[2];  // is only read
+  Reserve<Stored> reserve[2];
   for (int d = 0; d < layer.D; ++d) {
-    BackwardArgs<F>& a = bwd[d];
-    keep[d] = kept<F>(layer, const_cast<Sum<F>*>(args.reserve), d);
-    a.N = N, a.H = H, a.P = P;
-    panels.give(layer, args.w, d, a);
-    a.saved = keep[d].saved;
-    a.h_in = keep[d].h_in;
-    a.c_in = keep[d].c_in;
-    a.d_y = args.d_y ? args.d_y + d * P : nullptr;
-    a.d_y_ld = layer.D * P;
-    a.d_h = args.d_h + d * N * P;
-    a.d_c = info.has_c ? args.d_c + d * N * H : nullptr;
+    reserve[d] = reserve_of<Stored>(layer, args.reserve, d);
+    give_tensors(layer, args, d, reserve[d], bwd[d]);
+    bwd[d].weights = weights.of_direction(d);
   }
   // Both directions add to d_x, each in its own order of chunks.
   if (layer.D == 2) fill_zero(args.d_x, seq.rows() * layer.I);
 
-  Loop<BackwardArgs<F>> loop = {
+  Loop<BackwardArgs<Stored>> loop = {
       bwd, layer.D, nullptr, kernels.backward[static_cast<int>(layer.cell)], {}};
-  for (int s = info.stages - 1; s >= 0; --s) {
-    loop.stages.push_back(
-        {s, blocks(info.stage[s].projects ? P : H, kernels.columns_block()), false});
-  }
-  loop.stages.push_back({info.stages, blocks(P, kernels.columns_block()), true});
+  const auto add_stage = [&](int stage, int64_t width, bool only_leaving) {
+    loop.stages.push_back({stage, ceil_div(width, kernels.units_of_columns_panel()), only_leaving});
+  };
+  for (int s = info.stages - 1; s >= 0; --s) add_stage(s, layer.width(info.stage[s]), false);
+  add_stage(info.stages, layer.P, true);
   runtime.together([&] {
     Work work(runtime);
-    panels.pack_backward(layer, kernels, work, args.w);
-    for (int d = 0; d < layer.D && args.d_x; ++d)
-      w_ih[d].pack(kernels, work, args.w[d].w_ih, layer.I, columns);
+    weights.pack_backward(work);
+    gradients.pack_weights(work);
     work.run();
     for (int64_t begin = 0; begin < seq.T; begin += plan.chunk_steps) {
-      for (int d = 0; d < layer.D; ++d)
-        bwd[d].steps = chunk_steps(seq, plan, begin, d == 0, 0, seq.widest());
+      for (int d = 0; d < layer.D; ++d) bwd[d].steps = chunk_steps(seq, plan, begin, d == 0);
       run_or_add(runtime, work, plan, loop);
       // Directions one after another: they share the packed sources and add to the same d_x.
       for (int d = 0; d < layer.D; ++d) {
-        const int64_t first_row = bwd[d].steps.first_row, rows = chunk_rows(seq, bwd[d].steps);
-        pack_sources(layer, kernels, work, first_row, rows, keep[d], args.x, args.d_w[d], factors);
+        const RowRange rows = chunk_rows(seq, bwd[d].steps);
+        gradients.pack_sources(work, d, rows, reserve[d]);
         work.run();
-        if (args.d_x) {
-          w_ih[d].multiply(kernels, work, bwd[d].delta_x, columns, false, rows,
-                           args.d_x + first_row * layer.I, layer.I, layer.D == 2);
-        }
-        weight_gradients(layer, kernels, work, bwd[d], rows, begin > 0, factors, args.d_w[d]);
+        gradients.add(work, d, rows, bwd[d], begin > 0);
         work.run();
       }
     }
   });
 }
 
-#define FUSEDRNN_LAYER(F)                                                         \
-  template int64_t reserve_size<F>(const Layer&, int64_t);                        \
-  template void layer_forward<F>(const Layer&, const DtypeKernels<F>&, Runtime&,  \
-                                 const LayerForward<F>&);                         \
-  template void layer_backward<F>(const Layer&, const DtypeKernels<F>&, Runtime&, \
-                                  const LayerBackward<F>&);
+#define FUSEDRNN_LAYER(Stored)                                                     \
+  template void layer_forward<Stored>(const Layer&, const KernelTable&, Runtime&,  \
+                                      const LayerForward<Stored>&);                \
+  template void layer_backward<Stored>(const Layer&, const KernelTable&, Runtime&, \
+                                       const LayerBackward<Stored>&);
 FUSEDRNN_LAYER(float)
 FUSEDRNN_LAYER(double)
 FUSEDRNN_LAYER(Bf16)
 #undef FUSEDRNN_LAYER
 
-}  // namespace fusedrnn
+}  // namespace fusedrnn::cpu

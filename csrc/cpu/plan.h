@@ -7,20 +7,10 @@
 #include <string>
 #include <vector>
 
-#include "../kernel_api.h"
+#include "../layer/sequences.h"
+#include "kernel_table.h"
 
-namespace fusedrnn {
-
-// The sequences of a call in packed order, see kernel_api.h.
-struct Sequences {
-  int64_t T = 0;
-  int64_t N = 0;                     // including sequences of length 0
-  std::vector<int64_t> batch_sizes;  // [T]
-  std::vector<int64_t> row_offset;   // [T + 1]
-
-  int64_t rows() const { return row_offset.empty() ? 0 : row_offset.back(); }
-  int64_t widest() const { return batch_sizes.empty() ? 0 : batch_sizes[0]; }
-};
+namespace fusedrnn::cpu {
 
 struct Plan {
   bool as_stored = false;    // the time loop reads weights as torch stores them, without packing
@@ -66,16 +56,20 @@ inline std::vector<int64_t> cut_sequences(const Sequences& seq, int64_t tasks) {
   return cut;
 }
 
-// Few sequences share one matrix: by rows every thread would read all of it each step, by units its
-// part, for the price of waiting at each step. That pays from these sizes on: where threads would
-// have nothing to do, or where the matrix does not fit a thread's L2; far beyond that for more
-// sequences too. (Two threads: LSTM (25,16,512,512) and (25,64,1024,1024) gained 3 to 9 %.)
-constexpr int64_t kByUnitsValues = 1 << 15;
-constexpr int64_t kByUnitsFarValues = 1 << 18;
-constexpr int64_t kByUnitsSequences = 6;  // per thread: a tile's rows with AVX-512
-constexpr int64_t kByUnitsVeryFarValues = 1 << 19;
-constexpr int64_t kByUnitsManySequences = 48;
-constexpr int64_t kSlicesPerThread = 2;  // so that another can take over half of a late thread's
+// The sizes from which on a sequence is shared by units: recurrent weights of at least so many
+// values in one direction, and fewer sequences than so many for each thread. By rows every thread
+// reads the whole matrix at each step. By units it reads its part, and waits at each step for the
+// others. (Two threads: LSTM (25,16,512,512) and (25,64,1024,1024) gained 3 to 9 %.)
+struct ByUnits {
+  int64_t values, sequences;
+};
+constexpr ByUnits kByUnits[] = {
+    {1 << 15, 1},   // there are threads that by rows would have nothing to do
+    {1 << 18, 6},   // the matrix does not fit a thread's L2; a tile has six rows with AVX-512
+    {1 << 19, 48},  // it is far larger than L2
+};
+// Two, so that another thread can take over half of a late thread's work.
+constexpr int64_t kSlicesPerThread = 2;
 
 // Packing a weight costs as much as reading it three or four times; a dot product over K values of
 // a weight as it is stored costs the sum over its lanes besides, about as much as 64 of its values.
@@ -86,30 +80,38 @@ inline bool reads_as_stored(int64_t rows, int64_t K) { return rows <= K / 16; }
 // A tile's rows with AVX-512 are six: of fewer rows a step, x W goes better by whole chunks.
 constexpr int64_t kOwnChunkSequences = 4;
 
-// columns: G*H, inner: P, of one direction. input: I where x W is computed, 0 where it is not.
-// directions: run side by side.
-inline Plan make_plan(const Sequences& seq, int64_t columns, int64_t inner, int64_t input,
-                      int64_t directions, int64_t threads, int64_t chunk_values) {
+// The facts of a pass that decide its plan.
+struct PlanRequest {
+  const Sequences& sequences;
+  int64_t columns;     // G*H of one direction
+  int64_t inner;       // P
+  int64_t input;       // I where x W is computed, 0 where it is not
+  int64_t directions;  // they run side by side
+  int64_t threads;
+  int64_t chunk_values;  // of a chunk's gate buffer at most, if a step has fewer
+};
+
+inline Plan make_plan(const PlanRequest& q) {
+  const Sequences& seq = q.sequences;
   Plan plan;
-  const int64_t per_step = std::max<int64_t>(1, seq.widest() * columns);
-  plan.chunk_steps = std::clamp<int64_t>(chunk_values / per_step, 1, std::max<int64_t>(1, seq.T));
-  plan.as_stored = seq.widest() <= kFewRows && reads_as_stored(seq.rows(), inner);
-  plan.x_as_stored = reads_as_stored(seq.rows(), input);
-  plan.sequence_cut = cut_sequences(seq, (threads + directions - 1) / directions);
-  const int64_t sequences = seq.widest() * directions, values = columns * inner;
-  plan.by_units =
-      threads > 1 &&
-      ((sequences < threads && values >= kByUnitsValues) ||
-       (sequences < kByUnitsSequences * threads && values >= kByUnitsFarValues) ||
-       (sequences < kByUnitsManySequences * threads && values >= kByUnitsVeryFarValues));
+  const int64_t per_step = std::max<int64_t>(1, seq.widest() * q.columns);
+  plan.chunk_steps = std::clamp<int64_t>(q.chunk_values / per_step, 1, std::max<int64_t>(1, seq.T));
+  plan.as_stored = seq.widest() <= kFewRows && reads_as_stored(seq.rows(), q.inner);
+  plan.x_as_stored = reads_as_stored(seq.rows(), q.input);
+  plan.sequence_cut = cut_sequences(seq, (q.threads + q.directions - 1) / q.directions);
+  const int64_t sequences = seq.widest() * q.directions, values = q.columns * q.inner;
+  plan.by_units = q.threads > 1 &&
+                  std::any_of(std::begin(kByUnits), std::end(kByUnits), [&](const ByUnits& least) {
+                    return values >= least.values && sequences < least.sequences * q.threads;
+                  });
   const int64_t tasks = plan.tasks_per_direction();
-  plan.own_chunks = input > 0 && !plan.x_as_stored && !plan.by_units && threads > 1 &&
-                    tasks * directions >= threads && seq.widest() >= kOwnChunkSequences * tasks;
-  plan.slices = std::max<int64_t>(1, kSlicesPerThread * threads / directions);
+  plan.own_chunks = q.input > 0 && !plan.x_as_stored && !plan.by_units && q.threads > 1 &&
+                    tasks * q.directions >= q.threads && seq.widest() >= kOwnChunkSequences * tasks;
+  plan.slices = std::max<int64_t>(1, kSlicesPerThread * q.threads / q.directions);
   return plan;
 }
 
-inline std::string describe(const Plan& plan) {
+inline std::string to_text(const Plan& plan) {
   std::string text = plan.x_as_stored ? "input weights as stored, " : "";
   if (plan.as_stored) text.append("recurrent weights as stored, ");
   text.append("chunks of ").append(std::to_string(plan.chunk_steps)).append(" steps, ");
@@ -121,4 +123,4 @@ inline std::string describe(const Plan& plan) {
   return text;
 }
 
-}  // namespace fusedrnn
+}  // namespace fusedrnn::cpu

@@ -7,17 +7,18 @@
 #include <memory>
 #include <vector>
 
-#include "../kernel_api.h"
-#include "layer.h"
+#include "kernel_table.h"
+#include "plan.h"
+#include "runtime.h"
 #include "team.h"
 #include "work.h"
 
-namespace fusedrnn {
+namespace fusedrnn::cpu {
 
 // What a position consists of, in order.
-struct StageBlocks {
+struct StagePanels {
   int stage;
-  int64_t blocks;
+  int64_t panels;
   bool only_leaving;  // work only where a sequence leaves
 };
 
@@ -28,7 +29,7 @@ struct Loop {
   int64_t D;
   void (*enter)(const Args&);  // before the first position, or null
   void (*kernel)(const Args&, const Part&);
-  std::vector<StageBlocks> stages;
+  std::vector<StagePanels> stages;
 
   int64_t begin() const { return args[0].steps.begin; }
   int64_t end() const { return args[0].steps.end; }
@@ -39,7 +40,7 @@ template <class Args>
 void run_sequences(const Loop<Args>& loop, const Args& a) {
   if (loop.enter) loop.enter(a);
   for (int64_t p = a.steps.begin; p < a.steps.end; ++p)
-    for (const StageBlocks& s : loop.stages) loop.kernel(a, {p, s.stage, {0, s.blocks}});
+    for (const StagePanels& s : loop.stages) loop.kernel(a, {p, s.stage, {0, s.panels}});
 }
 
 // Adds the tasks by rows: body(d, task, args), args being those of the task's own sequences. Nobody
@@ -71,7 +72,7 @@ void run_by_units(Runtime& runtime, const Plan& plan, const Loop<Args>& loop) {
   // An epoch is a stage of a position that all slices complete before the next begins.
   struct Epoch {
     int64_t position;
-    const StageBlocks* stage;
+    const StagePanels* stage;
   };
   std::vector<Epoch> epochs;
   for (int64_t p = loop.begin(); p < loop.end(); ++p) {
@@ -80,7 +81,7 @@ void run_by_units(Runtime& runtime, const Plan& plan, const Loop<Args>& loop) {
       const Steps& s = loop.args[d].steps;
       leaving = s.batch_sizes[step_at(s, p + 1)] < s.batch_sizes[step_at(s, p)];
     }
-    for (const StageBlocks& stage : loop.stages)
+    for (const StagePanels& stage : loop.stages)
       if (leaving || !stage.only_leaving) epochs.push_back({p, &stage});
   }
   const int64_t count = static_cast<int64_t>(epochs.size());
@@ -107,12 +108,12 @@ void run_by_units(Runtime& runtime, const Plan& plan, const Loop<Args>& loop) {
         const int64_t slot = (worker * total / workers + i) % total;
         int64_t expected = epoch;
         if (!slices[slot].claimed.compare_exchange_strong(expected, epoch + 1)) continue;
-        const StageBlocks& stage = *epochs[epoch].stage;
+        const StagePanels& stage = *epochs[epoch].stage;
         const int64_t slice = slot % plan.slices;
         loop.kernel(loop.args[slot / plan.slices], {epochs[epoch].position,
                                                     stage.stage,
-                                                    {stage.blocks * slice / plan.slices,
-                                                     stage.blocks * (slice + 1) / plan.slices}});
+                                                    {stage.panels * slice / plan.slices,
+                                                     stage.panels * (slice + 1) / plan.slices}});
         done.fetch_add(1, std::memory_order_release);
       }
       ++epoch;
@@ -131,4 +132,4 @@ void run_or_add(Runtime& runtime, Work& work, const Plan& plan, const Loop<Args>
   }
 }
 
-}  // namespace fusedrnn
+}  // namespace fusedrnn::cpu

@@ -33,12 +33,12 @@
 // The same for a lambda, between its parameters and its body.
 #define FUSEDRNN_INLINE_LAMBDA __attribute__((always_inline))
 
-namespace fusedrnn {
+namespace fusedrnn::cpu {
 namespace {
 
 // The compilers' vector types behind Vec<T>. Bits and Unsigned have lanes of the same width; Bits
 // holds comparison results (all ones or all zeros) and raw bit patterns.
-template <class T>
+template <class Scalar>
 struct Lanes;
 
 template <>
@@ -66,28 +66,27 @@ alignas(64) constexpr int kTailWords[16] = {-1, -1, -1, -1, -1, -1, -1, -1, 0, 0
 #endif
 
 // Which lanes a comparison holds for.
-template <class T>
+template <class Scalar>
 struct Mask {
-  typename Lanes<T>::Bits bits;
+  typename Lanes<Scalar>::Bits bits;
 
   friend FUSEDRNN_INLINE Mask operator&(Mask a, Mask b) { return {a.bits & b.bits}; }
   friend FUSEDRNN_INLINE Mask operator|(Mask a, Mask b) { return {a.bits | b.bits}; }
   friend FUSEDRNN_INLINE Mask operator~(Mask a) { return {~a.bits}; }
 };
 
-template <class T>
+template <class Scalar>
 struct Vec {
-  using Scalar = T;
-  using Native = typename Lanes<T>::Native;
-  using Bits = typename Lanes<T>::Bits;
-  static constexpr int kLanes = FUSEDRNN_VECTOR_BYTES / static_cast<int>(sizeof(T));
+  using Native = typename Lanes<Scalar>::Native;
+  using Bits = typename Lanes<Scalar>::Bits;
+  static constexpr int kLanes = FUSEDRNN_VECTOR_BYTES / static_cast<int>(sizeof(Scalar));
 
   Native native;
 
   Vec() = default;
   // Implicit, so that a cell says V(1) - z or 2 * x whatever V is. Subtracting zero keeps -0, which
   // adding it would not.
-  FUSEDRNN_INLINE Vec(T value) : native(value - Native{}) {}
+  FUSEDRNN_INLINE Vec(Scalar value) : native(value - Native{}) {}
 
   static FUSEDRNN_INLINE Vec from_native(Native n) {
     Vec v;
@@ -98,19 +97,19 @@ struct Vec {
   FUSEDRNN_INLINE Bits bits() const { return reinterpret_cast<Bits>(native); }
 
   static FUSEDRNN_INLINE Vec zero() { return from_native(Native{}); }
-  static FUSEDRNN_INLINE Vec broadcast(T value) { return Vec(value); }
+  static FUSEDRNN_INLINE Vec broadcast(Scalar value) { return Vec(value); }
 
   // p: [kLanes], any alignment.
-  static FUSEDRNN_INLINE Vec load(const T* p) {
-    return from_native(*reinterpret_cast<const typename Lanes<T>::Unaligned*>(p));
+  static FUSEDRNN_INLINE Vec load(const Scalar* p) {
+    return from_native(*reinterpret_cast<const typename Lanes<Scalar>::Unaligned*>(p));
   }
-  FUSEDRNN_INLINE void store(T* p) const {
-    *reinterpret_cast<typename Lanes<T>::Unaligned*>(p) = native;
+  FUSEDRNN_INLINE void store(Scalar* p) const {
+    *reinterpret_cast<typename Lanes<Scalar>::Unaligned*>(p) = native;
   }
 
   // p: [n], 0 <= n <= kLanes; memory from p + n on is not touched and those lanes are zero.
-  static FUSEDRNN_INLINE Vec load_partial(const T* p, int n);
-  FUSEDRNN_INLINE void store_partial(T* p, int n) const;
+  static FUSEDRNN_INLINE Vec load_partial(const Scalar* p, int n);
+  FUSEDRNN_INLINE void store_partial(Scalar* p, int n) const;
 
   friend FUSEDRNN_INLINE Vec operator+(Vec a, Vec b) { return from_native(a.native + b.native); }
   friend FUSEDRNN_INLINE Vec operator-(Vec a, Vec b) { return from_native(a.native - b.native); }
@@ -122,15 +121,15 @@ struct Vec {
   FUSEDRNN_INLINE Vec& operator*=(Vec b) { return *this = *this * b; }
   FUSEDRNN_INLINE Vec& operator/=(Vec b) { return *this = *this / b; }
 
-  friend FUSEDRNN_INLINE Mask<T> operator<(Vec a, Vec b) { return {a.native < b.native}; }
-  friend FUSEDRNN_INLINE Mask<T> operator<=(Vec a, Vec b) { return {a.native <= b.native}; }
-  friend FUSEDRNN_INLINE Mask<T> operator>(Vec a, Vec b) { return {a.native > b.native}; }
-  friend FUSEDRNN_INLINE Mask<T> operator>=(Vec a, Vec b) { return {a.native >= b.native}; }
-  friend FUSEDRNN_INLINE Mask<T> operator==(Vec a, Vec b) { return {a.native == b.native}; }
-  friend FUSEDRNN_INLINE Mask<T> operator!=(Vec a, Vec b) { return {a.native != b.native}; }
+  friend FUSEDRNN_INLINE Mask<Scalar> operator<(Vec a, Vec b) { return {a.native < b.native}; }
+  friend FUSEDRNN_INLINE Mask<Scalar> operator<=(Vec a, Vec b) { return {a.native <= b.native}; }
+  friend FUSEDRNN_INLINE Mask<Scalar> operator>(Vec a, Vec b) { return {a.native > b.native}; }
+  friend FUSEDRNN_INLINE Mask<Scalar> operator>=(Vec a, Vec b) { return {a.native >= b.native}; }
+  friend FUSEDRNN_INLINE Mask<Scalar> operator==(Vec a, Vec b) { return {a.native == b.native}; }
+  friend FUSEDRNN_INLINE Mask<Scalar> operator!=(Vec a, Vec b) { return {a.native != b.native}; }
 
   // mask ? a : b, lane by lane.
-  friend FUSEDRNN_INLINE Vec select(Mask<T> mask, Vec a, Vec b) {
+  friend FUSEDRNN_INLINE Vec select(Mask<Scalar> mask, Vec a, Vec b) {
     return from_native(mask.bits ? a.native : b.native);
   }
 
@@ -142,19 +141,19 @@ struct Vec {
   }
 
  private:
-  static FUSEDRNN_INLINE Bits sign_bit() { return Vec(T(-0.0)).bits(); }
+  static FUSEDRNN_INLINE Bits sign_bit() { return Vec(Scalar(-0.0)).bits(); }
 };
 
 // What makes of a and b the two vectors in which the lanes of b with bit d clear and those of a
 // with it set have changed places. (In numbers of lanes of a, then b.)
-template <class T>
+template <class Scalar>
 struct Exchange {
-  typename Lanes<T>::Bits low, high;
+  typename Lanes<Scalar>::Bits low, high;
 };
-template <class T>
-FUSEDRNN_INLINE Exchange<T> exchange_of(int d) {
-  constexpr int kLanes = Vec<T>::kLanes;
-  Exchange<T> e = {};
+template <class Scalar>
+FUSEDRNN_INLINE Exchange<Scalar> exchange_of(int d) {
+  constexpr int kLanes = Vec<Scalar>::kLanes;
+  Exchange<Scalar> e = {};
 #pragma GCC unroll 16
   for (int i = 0; i < kLanes; ++i) {
     e.low[i] = i & d ? kLanes + i - d : i;
@@ -164,12 +163,12 @@ FUSEDRNN_INLINE Exchange<T> exchange_of(int d) {
 }
 
 // Rows of a square of vectors become its columns: row i of the result has lane i of every row.
-template <class T>
-FUSEDRNN_INLINE void transpose_square(Vec<T> (&rows)[Vec<T>::kLanes]) {
-  constexpr int kLanes = Vec<T>::kLanes;
+template <class Scalar>
+FUSEDRNN_INLINE void transpose_square(Vec<Scalar> (&rows)[Vec<Scalar>::kLanes]) {
+  constexpr int kLanes = Vec<Scalar>::kLanes;
 #pragma GCC unroll 4
   for (int d = 1; d < kLanes; d *= 2) {
-    const auto [low, high] = exchange_of<T>(d);
+    const auto [low, high] = exchange_of<Scalar>(d);
 #pragma GCC unroll 16
     for (int i = 0; i < kLanes; ++i) {
       if (i & d) continue;
@@ -181,12 +180,12 @@ FUSEDRNN_INLINE void transpose_square(Vec<T> (&rows)[Vec<T>::kLanes]) {
 }
 
 // Lane i of the result is the sum of all lanes of rows[i], which are left as anything.
-template <class T>
-FUSEDRNN_INLINE Vec<T> sums_of_rows(Vec<T> (&rows)[Vec<T>::kLanes]) {
-  constexpr int kLanes = Vec<T>::kLanes;
+template <class Scalar>
+FUSEDRNN_INLINE Vec<Scalar> sums_of_rows(Vec<Scalar> (&rows)[Vec<Scalar>::kLanes]) {
+  constexpr int kLanes = Vec<Scalar>::kLanes;
 #pragma GCC unroll 4
   for (int d = 1; d < kLanes; d *= 2) {
-    const auto [low, high] = exchange_of<T>(d);
+    const auto [low, high] = exchange_of<Scalar>(d);
 #pragma GCC unroll 16
     for (int i = 0; i < kLanes; i += 2 * d) {
       const auto a = rows[i].native, b = rows[i + d].native;
@@ -295,15 +294,15 @@ FUSEDRNN_INLINE Vec<double> min(Vec<double> a, Vec<double> b) { return select(a 
 FUSEDRNN_INLINE Vec<float> max(Vec<float> a, Vec<float> b) { return select(a > b, a, b); }
 FUSEDRNN_INLINE Vec<double> max(Vec<double> a, Vec<double> b) { return select(a > b, a, b); }
 
-template <class T>
-FUSEDRNN_INLINE Vec<T> Vec<T>::load_partial(const T* p, int n) {
+template <class Scalar>
+FUSEDRNN_INLINE Vec<Scalar> Vec<Scalar>::load_partial(const Scalar* p, int n) {
   Vec v = zero();
   for (int i = 0; i < kLanes; ++i)
     if (i < n) v.native[i] = p[i];
   return v;
 }
-template <class T>
-FUSEDRNN_INLINE void Vec<T>::store_partial(T* p, int n) const {
+template <class Scalar>
+FUSEDRNN_INLINE void Vec<Scalar>::store_partial(Scalar* p, int n) const {
   for (int i = 0; i < kLanes; ++i)
     if (i < n) p[i] = native[i];
 }
@@ -311,4 +310,4 @@ FUSEDRNN_INLINE void Vec<T>::store_partial(T* p, int n) const {
 #endif
 
 }  // namespace
-}  // namespace fusedrnn
+}  // namespace fusedrnn::cpu

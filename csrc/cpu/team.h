@@ -9,7 +9,7 @@
 #include <thread>
 #include <utility>
 
-namespace fusedrnn {
+namespace fusedrnn::cpu {
 
 // Waits a little; after a while gives the processor away, for whoever is waited for may want it.
 inline void relax(int64_t spins) {
@@ -87,4 +87,4 @@ class Team {
   std::exception_ptr exception_;  // of the piece that set failed_; done_ hands it to the leader
 };
 
-}  // namespace fusedrnn
+}  // namespace fusedrnn::cpu

@@ -2,36 +2,36 @@
 // handed to whoever asked while they are in L1. Compiled once per instruction set, see kernels.inl.
 #pragma once
 
-#include "../kernel_api.h"
 #include "factors.h"
+#include "kernel_table.h"
 #include "vecmath.h"
 
-namespace fusedrnn {
+namespace fusedrnn::cpu {
 namespace {
 
-// Vectors in a tile's width. Four give a broadcast enough products to hide behind; fewer gates
-// than that take several vectors of units each.
-constexpr int blocks_of(int gates) { return gates >= 3 ? 1 : 4 / gates; }
+// Vectors of units that a panel has of each gate. A tile is three or four vectors wide in all: so
+// many products hide the time that it takes to broadcast a value. A stage of fewer gates therefore
+// takes several vectors of units of each.
+constexpr int vectors_per_gate(int gates) { return gates >= 3 ? 1 : 4 / gates; }
 
-// Of those, how many a tile sums at once: with sixteen registers, half of four, for two rows of
-// four sums would neither hide a product's latency nor make good use of what is loaded.
+// How many vectors of its width a tile sums at once. With sixteen registers that is two of four:
+// with all four a tile would have two rows only, too few to hide the latency of a product and to
+// use each loaded value often.
 constexpr int vectors_at_once(int vectors) {
   return FUSEDRNN_REGISTERS < 32 && vectors == 4 ? 2 : vectors;
 }
 
-// Rows of a tile: accumulators, one row of panel vectors and a temporary fill the registers.
+// Rows of a tile: its sums, one row of panel vectors and a temporary fill the registers.
 constexpr int tile_rows(int vectors) {
   const int at_once = vectors_at_once(vectors);
   return (FUSEDRNN_REGISTERS - at_once - 1) / at_once;
 }
 
 // Vectors in the width of a panel of pack_columns.
-constexpr int kColumnBlocks = 4;
+constexpr int kColumnVectors = 4;
 
 // pack_gates of one gate makes the panels of pack_columns.
-static_assert(blocks_of(1) == kColumnBlocks);
-// The stages are called by number, 0 and 1.
-static_assert(kMaxStages == 2);
+static_assert(vectors_per_gate(1) == kColumnVectors);
 
 FUSEDRNN_INLINE int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 FUSEDRNN_INLINE int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -44,19 +44,19 @@ FUSEDRNN_INLINE int64_t alive_at(const Steps& s, int64_t p) {
 }
 
 // Lanes of a vector at unit u of `width`.
-template <class T>
+template <class Scalar>
 FUSEDRNN_INLINE int lanes_at(int64_t u, int64_t width) {
-  return static_cast<int>(min64(Vec<T>::kLanes, width - u));
+  return static_cast<int>(min64(Vec<Scalar>::kLanes, width - u));
 }
 
-template <class F>
-FUSEDRNN_INLINE Vec<Sum<F>> load(const F* p, int lanes) {
-  return lanes == Vec<Sum<F>>::kLanes ? load_values(p) : load_values(p, lanes);
+template <class Stored>
+FUSEDRNN_INLINE Vec<Real<Stored>> load(const Stored* p, int lanes) {
+  return lanes == Vec<Real<Stored>>::kLanes ? load_values(p) : load_values(p, lanes);
 }
 
-template <class T>
-FUSEDRNN_INLINE void store(Vec<T> v, T* p, int lanes) {
-  if (lanes == Vec<T>::kLanes) {
+template <class Scalar>
+FUSEDRNN_INLINE void store(Vec<Scalar> v, Scalar* p, int lanes) {
+  if (lanes == Vec<Scalar>::kLanes) {
     v.store(p);
   } else {
     v.store_partial(p, lanes);
@@ -65,59 +65,70 @@ FUSEDRNN_INLINE void store(Vec<T> v, T* p, int lanes) {
 
 // How to reach a vector of units in memory: all of its lanes exist, or only the first few do.
 struct AllLanes {
-  template <class F>
-  FUSEDRNN_INLINE Vec<Sum<F>> load(const F* p) const {
+  template <class Stored>
+  FUSEDRNN_INLINE Vec<Real<Stored>> load(const Stored* p) const {
     return load_values(p);
   }
-  template <class F>
-  FUSEDRNN_INLINE void store(Vec<Sum<F>> v, F* p) const {
+  template <class Stored>
+  FUSEDRNN_INLINE void store(Vec<Real<Stored>> v, Stored* p) const {
     store_values(v, p);
   }
 };
 struct FirstLanes {
   int count;
-  template <class F>
-  FUSEDRNN_INLINE Vec<Sum<F>> load(const F* p) const {
+  template <class Stored>
+  FUSEDRNN_INLINE Vec<Real<Stored>> load(const Stored* p) const {
     return load_values(p, count);
   }
-  template <class F>
-  FUSEDRNN_INLINE void store(Vec<Sum<F>> v, F* p) const {
+  template <class Stored>
+  FUSEDRNN_INLINE void store(Vec<Real<Stored>> v, Stored* p) const {
     store_values(v, p, count);
   }
 };
 
-// Calls body(units, u, b) for each vector b of the block of units that begins at `begin`, of a
-// width; units says how to reach it.
-template <class T, int kBlocks, class Body>
+// Calls body(units, u, v) for each vector v of a panel's units, the first of which is `begin`, as
+// far as they are below `width`. u is the vector's first unit; units says how to reach it.
+template <class Scalar, int kVectors, class Body>
 FUSEDRNN_INLINE void for_units(int64_t begin, int64_t width, const Body& body) {
-  constexpr int kLanes = Vec<T>::kLanes;
-  for (int b = 0; b < kBlocks; ++b) {
-    const int64_t u = begin + b * kLanes;
+  constexpr int kLanes = Vec<Scalar>::kLanes;
+  for (int v = 0; v < kVectors; ++v) {
+    const int64_t u = begin + v * kLanes;
     if (u + kLanes <= width) {
-      body(AllLanes(), u, b);
+      body(AllLanes(), u, v);
     } else if (u < width) {
-      body(FirstLanes{static_cast<int>(width - u)}, u, b);
+      body(FirstLanes{static_cast<int>(width - u)}, u, v);
     }
   }
 }
 
 // Calls body(units, u) for each vector of units of [begin, end).
-template <class T, class Body>
+template <class Scalar, class Body>
 FUSEDRNN_INLINE void for_units_of(int64_t begin, int64_t end, const Body& body) {
   int64_t u = begin;
-  for (; u + Vec<T>::kLanes <= end; u += Vec<T>::kLanes) body(AllLanes(), u);
+  for (; u + Vec<Scalar>::kLanes <= end; u += Vec<Scalar>::kLanes) body(AllLanes(), u);
   if (u < end) body(FirstLanes{static_cast<int>(end - u)}, u);
 }
 
-template <class T>
-FUSEDRNN_INLINE void copy(const T* from, T* to, int64_t n) {
+template <class Scalar>
+FUSEDRNN_INLINE void copy(const Scalar* from, Scalar* to, int64_t n) {
   for (int64_t i = 0; i < n; ++i) to[i] = from[i];
 }
 
-// Where the sums of a tile begin: at p[panel * panel_ld + row * row_ld + column], or at zero.
-template <class T>
+// Rows of values that lie ld apart.
+template <class Value>
+struct Rows {
+  Value* data;
+  int64_t ld;
+
+  FUSEDRNN_INLINE Value* operator[](int64_t row) const { return data + row * ld; }
+  FUSEDRNN_INLINE Rows from(int64_t row) const { return {data + row * ld, ld}; }
+};
+
+// The values from which the sums of a tile start: p[panel * panel_ld + row * row_ld + column], or
+// zero where p is null.
+template <class Scalar>
 struct Start {
-  const T* p = nullptr;
+  const Scalar* p = nullptr;
   int64_t panel_ld = 0;
   int64_t row_ld = 0;
 };
@@ -128,8 +139,8 @@ struct Ahead {
   const char* end = nullptr;
 
   Ahead() = default;
-  template <class F>
-  Ahead(const F* p, int64_t count)
+  template <class Stored>
+  Ahead(const Stored* p, int64_t count)
       : line(reinterpret_cast<const char*>(p)), end(reinterpret_cast<const char*>(p + count)) {}
 };
 constexpr int kCacheLine = 64;
@@ -137,19 +148,31 @@ constexpr int kCacheLine = 64;
 // Panels of fewer bytes than this in all are in L2 anyway.
 constexpr int64_t kBytesNear = 512 << 10;
 
+// One or more tiles: the product of some rows of a source with panels that lie panel_ld apart.
+template <class Stored>
+struct Tiles {
+  Rows<const Stored> source;  // row-major, or [K][ld] in groups of kTerms<Stored> if transposed
+  int64_t K;
+  const Stored* panel;
+  int64_t panel_ld;
+  Start<Real<Stored>> start;
+};
+
 // out[p][r][v] = start[p][r][v] + Σ_k source[r, k] panel_p[k][v], for kRows rows, kPanels panels
-// that lie panel_ld apart and kVectors vectors of each. The source is row-major, or [K][ld] in
-// groups of kTerms<F> of K if kTransposed. Every sum runs over k in order, whatever the tile:
-// results do not depend on how rows are shared out. With kAdd the sums are added to out. A panel's
-// rows, and out's, are kWidth vectors wide. For every k a line of `ahead` is fetched, as long as
-// there are any.
-template <class F, int kRows, int kPanels, int kVectors, bool kTransposed, bool kAdd = false,
+// and kVectors vectors of each. Every sum runs over k in order, whatever the tile: results do not
+// depend on how rows are shared out. With kAdd the sums are added to out. A panel's rows, and
+// out's, are kWidth vectors wide. For every k a line of `ahead` is fetched, as long as there are
+// any.
+template <class Stored, int kRows, int kPanels, int kVectors, bool kTransposed, bool kAdd = false,
           int kWidth = kVectors>
-void product_rows(const F* source, int64_t ld, int64_t K, const F* panel, int64_t panel_ld,
-                  Start<Sum<F>> start, Sum<F>* out, Ahead& ahead) {
-  using T = Sum<F>;
-  using V = Vec<T>;
-  constexpr int kLanes = V::kLanes * kTerms<F>;  // factors of a vector
+void product_rows(Tiles<Stored> tiles, Real<Stored>* out, Ahead& ahead) {
+  using Scalar = Real<Stored>;
+  using V = Vec<Scalar>;
+  constexpr int kLanes = V::kLanes * kTerms<Stored>;  // factors of a vector
+  const auto [source, ld] = tiles.source;
+  const int64_t K = tiles.K, panel_ld = tiles.panel_ld;
+  const Stored* panel = tiles.panel;
+  const Start<Scalar> start = tiles.start;
   const char* line = ahead.line;
   V acc[kPanels][kRows][kVectors];
 #pragma GCC unroll 8
@@ -161,10 +184,11 @@ void product_rows(const F* source, int64_t ld, int64_t K, const F* panel, int64_
         acc[p][r][v] =
             start.p ? V::load(start.p + p * start.panel_ld + r * start.row_ld + v * V::kLanes)
                     : V::zero();
-  const auto factors_at = [&](int64_t k, int r) FUSEDRNN_INLINE_LAMBDA {
-    return broadcast_factors(kTransposed ? source + k * ld + r * kTerms<F> : source + r * ld + k);
+  const auto factors_at = [source = source, ld = ld](int64_t k, int r) FUSEDRNN_INLINE_LAMBDA {
+    return broadcast_factors(kTransposed ? source + k * ld + r * kTerms<Stored>
+                                         : source + r * ld + k);
   };
-  for (int64_t k = 0; k < K; k += kTerms<F>, panel += kWidth * kLanes) {
+  for (int64_t k = 0; k < K; k += kTerms<Stored>, panel += kWidth * kLanes) {
     if (line < ahead.end) {
       __builtin_prefetch(line, 0, 2);
       line += kCacheLine;
@@ -183,7 +207,8 @@ void product_rows(const F* source, int64_t ld, int64_t K, const F* panel, int64_
       for (int r = 0; r < kRows; ++r) {
         if constexpr (kPanels == 1) a[r] = factors_at(k, r);
 #pragma GCC unroll 8
-        for (int v = 0; v < kVectors; ++v) acc[p][r][v] = multiply_add<F>(a[r], b[v], acc[p][r][v]);
+        for (int v = 0; v < kVectors; ++v)
+          acc[p][r][v] = multiply_add<Stored>(a[r], b[v], acc[p][r][v]);
       }
     }
   }
@@ -193,50 +218,46 @@ void product_rows(const F* source, int64_t ld, int64_t K, const F* panel, int64_
     for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 8
       for (int v = 0; v < kVectors; ++v) {
-        T* to = out + ((p * kRows + r) * kWidth + v) * V::kLanes;
+        Scalar* to = out + ((p * kRows + r) * kWidth + v) * V::kLanes;
         (kAdd ? V::load(to) + acc[p][r][v] : acc[p][r][v]).store(to);
       }
   ahead.line = line;
 }
 
 // One panel and a number of rows known only at run time, at most tile_rows(kVectors).
-template <class F, int kVectors, bool kTransposed = false, bool kAdd = false,
+template <class Stored, int kVectors, bool kTransposed = false, bool kAdd = false,
           int kRows = tile_rows(kVectors)>
-FUSEDRNN_INLINE void product(int64_t rows, const F* source, int64_t ld, int64_t K, const F* panel,
-                             Start<Sum<F>> start, Sum<F>* out, Ahead& ahead) {
-  using V = Vec<Sum<F>>;
+FUSEDRNN_INLINE void product(int64_t rows, Tiles<Stored> tiles, Real<Stored>* out, Ahead& ahead) {
+  using V = Vec<Real<Stored>>;
   constexpr int kAtOnce = vectors_at_once(kVectors);
   if (rows == kRows) {
     for (int v = 0; v < kVectors; v += kAtOnce) {
-      product_rows<F, kRows, 1, kAtOnce, kTransposed, kAdd, kVectors>(
-          source, ld, K, panel + v * V::kLanes * kTerms<F>, 0, start, out + v * V::kLanes, ahead);
-      if (start.p) start.p += kAtOnce * V::kLanes;
+      product_rows<Stored, kRows, 1, kAtOnce, kTransposed, kAdd, kVectors>(
+          tiles, out + v * V::kLanes, ahead);
+      tiles.panel += kAtOnce * V::kLanes * kTerms<Stored>;
+      if (tiles.start.p) tiles.start.p += kAtOnce * V::kLanes;
     }
   } else if constexpr (kRows > 1) {
-    product<F, kVectors, kTransposed, kAdd, kRows - 1>(rows, source, ld, K, panel, start, out,
-                                                       ahead);
+    product<Stored, kVectors, kTransposed, kAdd, kRows - 1>(rows, tiles, out, ahead);
   }
 }
 
-// Panels that so few rows take at once: the sums of one panel would wait for each other. Two, for
-// eight sums fill two units of four cycles, and fewer panels at once leave more of them near for
-// the next step: LSTM (100,1,64,64) forward took 65 us with four, 54 with two.
+// How many panels one to three rows take at once: the sums of one panel would wait for each other.
+// An FMA takes four cycles and there are two units for it, so eight sums are enough, which two
+// panels have; fewer panels at once leave more of them in the nearest cache for the next step.
+// (LSTM (100,1,64,64) forward took 65 us with four, 54 with two.)
 constexpr int panels_at_once(int rows, int vectors) {
   const int fit = (FUSEDRNN_REGISTERS - 6) / (rows * vectors);
   return fit < 1 ? 1 : fit > 2 ? 2 : fit;
 }
 
-template <class F, int kVectors, int kRows, int kPanels = panels_at_once(kRows, kVectors)>
-FUSEDRNN_INLINE void product_panels(int64_t panels, const F* source, int64_t ld, int64_t K,
-                                    const F* panel, int64_t panel_ld, Start<Sum<F>> start,
-                                    Sum<F>* out) {
+template <class Stored, int kVectors, int kRows, int kPanels = panels_at_once(kRows, kVectors)>
+FUSEDRNN_INLINE void product_panels(int64_t panels, Tiles<Stored> tiles, Real<Stored>* out) {
   if (panels >= kPanels) {
     Ahead nothing;
-    product_rows<F, kRows, kPanels, kVectors, false>(source, ld, K, panel, panel_ld, start, out,
-                                                     nothing);
+    product_rows<Stored, kRows, kPanels, kVectors, false>(tiles, out, nothing);
   } else if constexpr (kPanels > 1) {
-    product_panels<F, kVectors, kRows, kPanels - 1>(panels, source, ld, K, panel, panel_ld, start,
-                                                    out);
+    product_panels<Stored, kVectors, kRows, kPanels - 1>(panels, tiles, out);
   }
 }
 
@@ -254,83 +275,108 @@ FUSEDRNN_INLINE void for_tiles(int64_t most, int64_t begin, int64_t end, const B
 }
 
 // Terms of a sum over which a panel is read for all rows before the next part of it: 256 KiB with
-// AVX-512, which stays in L2 beside the rows. That many rows share a part; their sums stay in L1.
-template <class F>
-constexpr int64_t kTermsNear = 1024 * kTerms<F>;
+// AVX-512, which stays in L2 beside the rows. kRowsNear rows share a part; their sums stay in L1.
+template <class Stored>
+constexpr int64_t kTermsNear = 1024 * kTerms<Stored>;
 constexpr int64_t kRowsNear = 96;
 
-// Products of the rows [begin, end) of a source with the panels of some blocks,
-// [block][K][kVectors]. Calls body(block, first, rows, sums [rows, kVectors * lanes]) for some rows
-// of a block while their sums are in L1, until all are done. starts: [block][kVectors * lanes],
-// start_ld apart, or null.
-template <class F, int kVectors, int kRows = 0, class Body>
-FUSEDRNN_INLINE void for_products(int64_t begin, int64_t end, const F* source, int64_t ld,
-                                  int64_t K, const F* panels, Blocks blocks, const Sum<F>* starts,
-                                  int64_t start_ld, const Body& body) {
-  using T = Sum<F>;
-  constexpr int kWidth = kVectors * Vec<T>::kLanes;
+// The product of a stage: the rows [begin, end) of a source times recurrent weights, for some of
+// their panels. The weights are packed in panels, or as torch stores them, [gates * width, K].
+template <class Stored>
+struct StageProduct {
+  int64_t begin, end;
+  Rows<const Stored> source;
+  int64_t K;
+  const Stored* panels;     // [panel][K][a panel's width], or null
+  const Stored* as_stored;  // or null
+  int64_t width;            // of a gate
+  PanelRange range;
+  Rows<const Real<Stored>> starts;  // [panel][a panel's width]: of the sums; null for zero
+};
+
+// Calls body(panel, first, rows, sums [rows, kVectors * lanes]) for some rows of a panel while
+// their sums are in L1, until all are done. kRows: how many rows there are, 0 if that is known only
+// at run time.
+template <class Stored, int kVectors, int kRows = 0, class Body>
+FUSEDRNN_INLINE void for_products(const StageProduct<Stored>& p, const Body& body) {
+  using Scalar = Real<Stored>;
+  constexpr int kWidth = kVectors * Vec<Scalar>::kLanes;
+  const int64_t begin = p.begin, end = p.end, K = p.K;
+  const Rows<const Stored> source = p.source;
+  const Stored* panels = p.panels;
+  const PanelRange range = p.range;
+  const Rows<const Scalar> starts = p.starts;
   const int64_t panel_ld = K * kWidth;
-  if constexpr (kRows > 0) {  // exactly so many rows
+  const auto start_of = [starts](int64_t index) FUSEDRNN_INLINE_LAMBDA {
+    return starts.data ? starts[index] : nullptr;
+  };
+  if constexpr (kRows > 0) {
     constexpr int kPanels = panels_at_once(kRows, kVectors);
-    alignas(64) T tile[kPanels * kRows * kWidth];
-    const int64_t groups = ceil_div(blocks.end - blocks.begin, kPanels);
+    alignas(64) Scalar tile[kPanels * kRows * kWidth];
+    const int64_t groups = ceil_div(range.end - range.begin, kPanels);
     for (int64_t i = 0; i < groups; ++i) {
-      const int64_t block = blocks.begin + kPanels * (blocks.from_last ? groups - 1 - i : i);
-      const int64_t count = min64(kPanels, blocks.end - block);
-      product_panels<F, kVectors, kRows>(
-          count, source + begin * ld, ld, K, panels + block * panel_ld, panel_ld,
-          {starts ? starts + block * start_ld : nullptr, start_ld, 0}, tile);
-      for (int64_t p = 0; p < count; ++p) body(block + p, begin, kRows, tile + p * kRows * kWidth);
+      const int64_t index = range.begin + kPanels * (range.from_last ? groups - 1 - i : i);
+      const int64_t count = min64(kPanels, range.end - index);
+      product_panels<Stored, kVectors, kRows>(count,
+                                              {.source = source.from(begin),
+                                               .K = K,
+                                               .panel = panels + index * panel_ld,
+                                               .panel_ld = panel_ld,
+                                               .start = {start_of(index), starts.ld, 0}},
+                                              tile);
+      for (int64_t k = 0; k < count; ++k) body(index + k, begin, kRows, tile + k * kRows * kWidth);
     }
   } else {
     constexpr int kMaxRows = tile_rows(kVectors);
-    alignas(64) T tiles[max64(kRowsNear, kMaxRows) * kWidth];
-    const int64_t rows_near = K > kTermsNear<F> ? kRowsNear : kMaxRows;
-    const bool far = (blocks.end - blocks.begin) * panel_ld * int64_t{sizeof(F)} > kBytesNear;
-    for (int64_t i = blocks.begin; i < blocks.end; ++i) {
-      const int64_t block = blocks.from_last ? blocks.begin + blocks.end - 1 - i : i;
-      const int64_t next_block = blocks.from_last ? block - 1 : block + 1;
-      const T* start = starts ? starts + block * start_ld : nullptr;
+    alignas(64) Scalar tiles[max64(kRowsNear, kMaxRows) * kWidth];
+    const int64_t rows_near = K > kTermsNear<Stored> ? kRowsNear : kMaxRows;
+    const bool far = (range.end - range.begin) * panel_ld * int64_t{sizeof(Stored)} > kBytesNear;
+    for (int64_t i = range.begin; i < range.end; ++i) {
+      const int64_t index = range.from_last ? range.begin + range.end - 1 - i : i;
+      const int64_t next_index = range.from_last ? index - 1 : index + 1;
+      const Scalar* start = start_of(index);
       for_tiles(rows_near, begin, end, [&](int64_t first, int64_t rows) {
-        for (int64_t k0 = 0; k0 == 0 || k0 < K; k0 += kTermsNear<F>) {
-          const int64_t terms = min64(kTermsNear<F>, K - k0);
-          const F* panel = panels + block * panel_ld + k0 * kWidth;
+        for (int64_t k0 = 0; k0 == 0 || k0 < K; k0 += kTermsNear<Stored>) {
+          const int64_t terms = min64(kTermsNear<Stored>, K - k0);
+          const Stored* panel = panels + index * panel_ld + k0 * kWidth;
           Ahead ahead;
           if (far && k0 + terms < K) {
-            ahead = Ahead(panel + terms * kWidth, min64(kTermsNear<F>, K - k0 - terms) * kWidth);
-          } else if (far && first + rows == end && i + 1 < blocks.end) {
-            ahead = Ahead(panels + next_block * panel_ld, min64(kTermsNear<F>, K) * kWidth);
+            ahead =
+                Ahead(panel + terms * kWidth, min64(kTermsNear<Stored>, K - k0 - terms) * kWidth);
+          } else if (far && first + rows == end && i + 1 < range.end) {
+            ahead = Ahead(panels + next_index * panel_ld, min64(kTermsNear<Stored>, K) * kWidth);
           }
           for_tiles(kMaxRows, 0, rows, [&](int64_t r, int64_t count) {
-            T* tile = tiles + r * kWidth;
-            product<F, kVectors>(count, source + (first + r) * ld + k0, ld, terms, panel,
-                                 k0 ? Start<T>{tile, 0, kWidth} : Start<T>{start}, tile, ahead);
+            Scalar* tile = tiles + r * kWidth;
+            product<Stored, kVectors>(
+                count,
+                {.source = {source[first + r] + k0, source.ld},
+                 .K = terms,
+                 .panel = panel,
+                 .panel_ld = 0,
+                 .start = k0 ? Start<Scalar>{tile, 0, kWidth} : Start<Scalar>{start}},
+                tile, ahead);
           });
         }
-        body(block, first, rows, tiles);
+        body(index, first, rows, tiles);
       });
     }
   }
 }
 
-template <class F, int kVectors, class Body>
-void products(int64_t begin, int64_t end, const F* source, int64_t ld, int64_t K, const F* panels,
-              Blocks blocks, const Sum<F>* starts, int64_t start_ld, const Body& body) {
-  switch (end - begin) {
+template <class Stored, int kVectors, class Body>
+void products(const StageProduct<Stored>& p, const Body& body) {
+  switch (p.end - p.begin) {
     case 1:
-      return for_products<F, kVectors, 1>(begin, end, source, ld, K, panels, blocks, starts,
-                                          start_ld, body);
+      return for_products<Stored, kVectors, 1>(p, body);
     case 2:
-      return for_products<F, kVectors, 2>(begin, end, source, ld, K, panels, blocks, starts,
-                                          start_ld, body);
+      return for_products<Stored, kVectors, 2>(p, body);
     case 3:
-      return for_products<F, kVectors, 3>(begin, end, source, ld, K, panels, blocks, starts,
-                                          start_ld, body);
+      return for_products<Stored, kVectors, 3>(p, body);
     default:
-      return for_products<F, kVectors>(begin, end, source, ld, K, panels, blocks, starts, start_ld,
-                                       body);
+      return for_products<Stored, kVectors>(p, body);
   }
 }
 
 }  // namespace
-}  // namespace fusedrnn
+}  // namespace fusedrnn::cpu

@@ -12,10 +12,10 @@
 
 #include "simd.h"
 
-namespace fusedrnn {
+namespace fusedrnn::cpu {
 namespace {
 
-template <class T>
+template <class Scalar>
 struct ExpConstants;
 
 template <>
@@ -65,30 +65,30 @@ struct ExpConstants<double> {
 };
 
 // What exp(x) = 2^n (1 + expm1(r)) is made of.
-template <class T>
+template <class Scalar>
 struct ReducedExp {
-  Vec<T> expm1_r;
+  Vec<Scalar> expm1_r;
   // n + kOffset in the low bits, above them bits of a constant.
-  typename Lanes<T>::Unsigned exponent;
+  typename Lanes<Scalar>::Unsigned exponent;
 };
 
 // 1.5 2^kMantissaBits + offset: a small number added to it is rounded to an integer, which the low
 // bits then hold.
-template <class T>
-constexpr T rounding_constant(int offset) {
-  return T(1.5) * T(1ll << ExpConstants<T>::kMantissaBits) + T(offset);
+template <class Scalar>
+constexpr Scalar rounding_constant(int offset) {
+  return Scalar(1.5) * Scalar(1ll << ExpConstants<Scalar>::kMantissaBits) + Scalar(offset);
 }
 
-template <class T>
-FUSEDRNN_INLINE typename Lanes<T>::Unsigned unsigned_bits(Vec<T> v) {
-  return reinterpret_cast<typename Lanes<T>::Unsigned>(v.native);
+template <class Scalar>
+FUSEDRNN_INLINE typename Lanes<Scalar>::Unsigned unsigned_bits(Vec<Scalar> v) {
+  return reinterpret_cast<typename Lanes<Scalar>::Unsigned>(v.native);
 }
 
-template <int kOffset, class T>
-FUSEDRNN_INLINE ReducedExp<T> reduce_exp(Vec<T> x) {
-  using V = Vec<T>;
-  using K = ExpConstants<T>;
-  const V rounding = rounding_constant<T>(kOffset);
+template <int kOffset, class Scalar>
+FUSEDRNN_INLINE ReducedExp<Scalar> reduce_exp(Vec<Scalar> x) {
+  using V = Vec<Scalar>;
+  using K = ExpConstants<Scalar>;
+  const V rounding = rounding_constant<Scalar>(kOffset);
   const V shifted = fma(x, V(K::kLog2e), rounding);
   const V n = shifted - rounding;
   const V r = fma(n, V(-K::kLn2Lo), fma(n, V(-K::kLn2Hi), x));
@@ -99,66 +99,66 @@ FUSEDRNN_INLINE ReducedExp<T> reduce_exp(Vec<T> x) {
 }
 
 // 2^n from its biased exponent in the low bits; whatever stands above them is shifted out.
-template <class T>
-FUSEDRNN_INLINE Vec<T> power_of_two(typename Lanes<T>::Unsigned biased_exponent) {
-  const auto bits = biased_exponent << ExpConstants<T>::kMantissaBits;
-  return Vec<T>::from_bits(reinterpret_cast<typename Vec<T>::Bits>(bits));
+template <class Scalar>
+FUSEDRNN_INLINE Vec<Scalar> power_of_two(typename Lanes<Scalar>::Unsigned biased_exponent) {
+  const auto bits = biased_exponent << ExpConstants<Scalar>::kMantissaBits;
+  return Vec<Scalar>::from_bits(reinterpret_cast<typename Vec<Scalar>::Bits>(bits));
 }
 
 // exp(x) for x <= 0.
-template <class T>
-FUSEDRNN_INLINE Vec<T> exp_of_negative(Vec<T> x) {
-  using V = Vec<T>;
-  using K = ExpConstants<T>;
+template <class Scalar>
+FUSEDRNN_INLINE Vec<Scalar> exp_of_negative(Vec<Scalar> x) {
+  using V = Vec<Scalar>;
+  using K = ExpConstants<Scalar>;
   const auto [expm1_r, exponent] = reduce_exp<K::kBias + K::kLift>(max(V(K::kExpZero), x));
-  return (V(1) + expm1_r) * power_of_two<T>(exponent) * V(K::kUnlift);
+  return (V(1) + expm1_r) * power_of_two<Scalar>(exponent) * V(K::kUnlift);
 }
 
-template <class T>
-FUSEDRNN_INLINE Vec<T> exp(Vec<T> x) {
-  using V = Vec<T>;
-  using K = ExpConstants<T>;
+template <class Scalar>
+FUSEDRNN_INLINE Vec<Scalar> exp(Vec<Scalar> x) {
+  using V = Vec<Scalar>;
+  using K = ExpConstants<Scalar>;
   const V clamped = min(V(K::kExpInfinite), max(V(K::kExpZero), x));
   // n runs over more exponents than normal numbers have: 2^n in two factors, of exponents n / 2
   // and n - n / 2.
   const auto [expm1_r, exponent] = reduce_exp<2 * K::kBias>(clamped);
-  const auto both = exponent - unsigned_bits(V(rounding_constant<T>(0)));
+  const auto both = exponent - unsigned_bits(V(rounding_constant<Scalar>(0)));
   const auto half = both >> 1;
-  return (V(1) + expm1_r) * power_of_two<T>(half) * power_of_two<T>(both - half);
+  return (V(1) + expm1_r) * power_of_two<Scalar>(half) * power_of_two<Scalar>(both - half);
 }
 
 // 1 / (1 + exp(-x)). From exp(-|x|) <= 1, which cannot overflow, and which is itself the result
 // where x is very negative.
-template <class T>
-FUSEDRNN_INLINE Vec<T> sigmoid(Vec<T> x) {
-  using V = Vec<T>;
+template <class Scalar>
+FUSEDRNN_INLINE Vec<Scalar> sigmoid(Vec<Scalar> x) {
+  using V = Vec<Scalar>;
   const V e = exp_of_negative(minus_abs(x));
   return select(x < V(0), e, V(1)) / (V(1) + e);
 }
 
 // tanh |x| = m / (m + 2) with m = exp(2 |x|) - 1, which is accurate relative to |x| near 0.
-template <class T>
-FUSEDRNN_INLINE Vec<T> tanh(Vec<T> x) {
-  using V = Vec<T>;
-  using K = ExpConstants<T>;
+template <class Scalar>
+FUSEDRNN_INLINE Vec<Scalar> tanh(Vec<Scalar> x) {
+  using V = Vec<Scalar>;
+  using K = ExpConstants<Scalar>;
   const V magnitude = abs(x);
   const auto [expm1_r, exponent] = reduce_exp<K::kBias>(min(V(K::kTanhOne), magnitude + magnitude));
-  const V scale = power_of_two<T>(exponent);
+  const V scale = power_of_two<Scalar>(exponent);
   const V m = fma(scale, expm1_r, scale - V(1));
   return with_sign_of(m / (m + V(2)), x);
 }
 
 // NaN passes through, as in torch.relu.
-template <class T>
-FUSEDRNN_INLINE Vec<T> relu(Vec<T> x) {
-  return select(x <= Vec<T>(0), Vec<T>(0), x);
+template <class Scalar>
+FUSEDRNN_INLINE Vec<Scalar> relu(Vec<Scalar> x) {
+  return select(x <= Vec<Scalar>(0), Vec<Scalar>(0), x);
 }
 
 // d where y = relu(x) is positive or NaN, else 0: the gradient of torch.relu.
-template <class T>
-FUSEDRNN_INLINE Vec<T> relu_grad(Vec<T> y, Vec<T> d) {
-  return select(y <= Vec<T>(0), Vec<T>(0), d);
+template <class Scalar>
+FUSEDRNN_INLINE Vec<Scalar> relu_grad(Vec<Scalar> y, Vec<Scalar> d) {
+  return select(y <= Vec<Scalar>(0), Vec<Scalar>(0), d);
 }
 
 }  // namespace
-}  // namespace fusedrnn
+}  // namespace fusedrnn::cpu

@@ -7,9 +7,9 @@
 #include <utility>
 #include <vector>
 
-#include "layer.h"
+#include "runtime.h"
 
-namespace fusedrnn {
+namespace fusedrnn::cpu {
 
 // Pieces of work that do not depend on each other, collected to be shared among the threads: they
 // wait for each other at the end of all, not of each kind.
@@ -56,4 +56,4 @@ class Work {
   int64_t pieces_ = 0;
 };
 
-}  // namespace fusedrnn
+}  // namespace fusedrnn::cpu

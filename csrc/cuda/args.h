@@ -1,11 +1,12 @@
-// The argument structs of the kernels, one a kernel, filled by the host. S: as stored, Real<S>: as
-// computed. Rows are packed rows, see kernel_api.h; the pointers of a step begin at its first row.
+// The argument structs of the kernels, one a kernel, filled by the host. Stored: as stored,
+// Real<Stored>: as computed. Rows are packed rows, see layer/sequences.h; the pointers of a step
+// begin at its first row.
 #pragma once
 
 #include <type_traits>
 
-#include "../kernel_api.h"
-#include "dtype.h"
+#include "../cells/cells.h"
+#include "../layer/dtype.h"
 
 namespace fusedrnn::cuda {
 
@@ -17,69 +18,69 @@ template <class Args>
 constexpr bool kIsArgument = std::is_trivially_copyable_v<Args> && sizeof(Args) <= 4096;
 template <template <class> class Args>
 constexpr bool kAreArguments = kIsArgument<Args<float>> && kIsArgument<Args<double>> &&
-                               kIsArgument<Args<Half>> && kIsArgument<Args<BFloat16>>;
+                               kIsArgument<Args<Half>> && kIsArgument<Args<Bf16>>;
 
 // One stage of one step in one direction, after its product. State is updated in place, so that
 // sequences that have ended, or not begun, keep theirs.
-template <class S>
+template <class Stored>
 struct StepForwardArgs {
   CellKind cell;
   int stage;
   int64_t n;  // sequences of this step
   int64_t H, P;
-  const Real<S>* gates_x;  // [n, G*H] x W
-  const Real<S>* acc;      // [n, gates of the stage * H], or [n, P]: its product
-  const S* b_ih;           // [G*H] or null
-  const S* b_hh;           // [G*H] or null
-  Real<S>* h;              // [N, P]
-  S* h_rounded;            // [N, P] h as the next product reads it; null where S is Real<S>
-  Real<S>* c;              // [N, H] or null
-  S* y;                    // [n, y_ld]
+  const Real<Stored>* gates_x;  // [n, G*H] x W
+  const Real<Stored>* acc;      // [n, gates of the stage * H], or [n, P]: its product
+  const Stored* b_ih;           // [G*H] or null
+  const Stored* b_hh;           // [G*H] or null
+  Real<Stored>* h;              // [N, P]
+  Stored* h_rounded;  // [N, P] h as the next product reads it; null where Stored is Real<Stored>
+  Real<Stored>* c;    // [N, H] or null
+  Stored* y;          // [n, y_ld]
   int64_t y_ld;
-  S* h_in;        // [n, P] gets h_{t-1}; null if not kept
-  Real<S>* c_in;  // [n, H] gets c_{t-1}; null if not kept
-  S* saved;       // [n, kSaved*H]; null if not kept, but for cells of several stages. Of cells that
+  Stored* h_in;        // [n, P] gets h_{t-1}; null if not kept
+  Real<Stored>* c_in;  // [n, H] gets c_{t-1}; null if not kept
+  Stored* saved;  // [n, kSaved*H]; null if not kept, but for cells of several stages. Of cells that
                   // save h [N, H]: of each sequence's last step, h_in has the others
-  S* emit;        // [n, H] what a stage hands to the next
+  Stored* emit;   // [n, H] what a stage hands to the next
 };
 
 // One stage of one step in one direction, before the product that takes its gradient back.
-template <class S>
+template <class Stored>
 struct StepBackwardArgs {
   CellKind cell;
   int stage;
   int64_t n;
   int64_t H, P;
-  const Real<S>* d_emit;  // [n, H] gradient of what a stage emitted; not for the last stage
-  const S* d_y;           // [n, d_y_ld] or null
+  const Real<Stored>* d_emit;  // [n, H] gradient of what a stage emitted; not for the last stage
+  const Stored* d_y;           // [n, d_y_ld] or null
   int64_t d_y_ld;
-  Real<S>* d_h;         // [N, P] in: of h_t from later steps; out: what goes to h_{t-1} elementwise
-  Real<S>* d_c;         // [N, H] in: of c_t; out: of c_{t-1}
-  const S* saved;       // [n, kSaved*H] or [N, H], as forward left it
-  const S* h_in;        // [n, P]
+  Real<Stored>* d_h;    // [N, P] in: of h_t from later steps; out: what goes to h_{t-1} elementwise
+  Real<Stored>* d_c;    // [N, H] in: of c_t; out: of c_{t-1}
+  const Stored* saved;  // [n, kSaved*H] or [N, H], as forward left it
+  const Stored* h_in;   // [n, P]
   int64_t n_next;       // sequences of the step that forward took next; 0 after the last one
-  const S* h_next;      // [n_next, P] h_in of that step, only of cells that save h
-  const Real<S>* c_in;  // [n, H]
-  S* delta;             // [n, G*H] gradient of h U + b_hh
-  S* delta_x;           // [n, G*H] gradient of x W + b_ih, only where it differs
-  S* delta_proj;        // [n, P] gradient of the projection's product
+  const Stored* h_next;      // [n_next, P] h_in of that step, only of cells that save h
+  const Real<Stored>* c_in;  // [n, H]
+  Stored* delta;             // [n, G*H] gradient of h U + b_hh
+  Stored* delta_x;           // [n, G*H] gradient of x W + b_ih, only where it differs
+  Stored* delta_proj;        // [n, P] gradient of the projection's product
 };
 
 // to[i] = from[i], rounded.
-template <class S>
+template <class Stored>
 struct RoundArgs {
   int64_t count;
-  const Real<S>* from;  // [count]
-  S* to;                // [count]
+  const Real<Stored>* from;  // [count]
+  Stored* to;                // [count]
 };
 
 // out[j] = Σ_rows m[row, j], always in the same order.
-template <class S>
+template <class Stored>
 struct SumRowsArgs {
   int64_t rows, columns;
-  const S* m;  // [rows, columns]
-  S* out;      // [columns]
-  S* again;    // [columns] gets the same, or null
+  const Stored* m;  // [rows, columns]
+  Stored* out;      // [columns]
+  Stored* again;    // [columns] gets the same, or null
 };
 
 // --- The resident regime ------------------------------------------------------------------------
@@ -120,49 +121,49 @@ struct ResidentShape {
 };
 
 // One launch for all positions [begin, end) of all directions.
-template <class S>
+template <class Stored>
 struct ResidentForwardArgs {
   CellKind cell;
   ResidentShape shape;
   int64_t T, N, H, D;
   int64_t begin, end;
-  const int64_t* row_offset;  // [T + 1]; null where every step has N rows
-  int64_t first_row[2];       // packed row at which gates_x begins
-  const S* w_hh[2];           // [G*H, H]
-  const S* b_ih[2];           // [G*H] or null
-  const S* b_hh[2];           // [G*H] or null
-  const Real<S>* gates_x[2];  // [chunk rows, G*H] x W
-  Real<S>* h;                 // [D, N, H] in and out
-  Real<S>* c;                 // [D, N, H] in and out; null without c
-  S* y;                       // [rows, D*H]
-  S* saved[2];                // [rows, kSaved*H] or [N, H]; with the next three null if not kept
-  S* h_in[2];                 // [rows, H]
-  Real<S>* c_in[2];           // [rows, H]
-  S* emit[2];                 // [rows, H]
-  S* exchange[kMaxStages];    // sources of the stages: [2, D, row_blocks * rows_pad, K_pad]
-  unsigned* arrivals;         // [D * row_blocks * kArrivalStride], zero
-  unsigned spin_limit;        // looks at a counter while waiting, then the kernel gives up
+  const int64_t* row_offset;       // [T + 1]; null where every step has N rows
+  int64_t first_row[2];            // packed row at which gates_x begins
+  const Stored* w_hh[2];           // [G*H, H]
+  const Stored* b_ih[2];           // [G*H] or null
+  const Stored* b_hh[2];           // [G*H] or null
+  const Real<Stored>* gates_x[2];  // [chunk rows, G*H] x W
+  Real<Stored>* h;                 // [D, N, H] in and out
+  Real<Stored>* c;                 // [D, N, H] in and out; null without c
+  Stored* y;                       // [rows, D*H]
+  Stored* saved[2];              // [rows, kSaved*H] or [N, H]; with the next three null if not kept
+  Stored* h_in[2];               // [rows, H]
+  Real<Stored>* c_in[2];         // [rows, H]
+  Stored* emit[2];               // [rows, H]
+  Stored* exchange[kMaxStages];  // sources of the stages: [2, D, row_blocks * rows_pad, K_pad]
+  unsigned* arrivals;            // [D * row_blocks * kArrivalStride], zero
+  unsigned spin_limit;           // looks at a counter while waiting, then the kernel gives up
 };
 
 // The same backwards, over all positions.
-template <class S>
+template <class Stored>
 struct ResidentBackwardArgs {
   CellKind cell;
   ResidentShape shape;
   int64_t T, N, H, D;
-  const int64_t* row_offset;  // [T + 1] or null
-  const S* w_hh[2];           // [G*H, H]
-  const S* saved[2];          // [rows, kSaved*H] or [N, H]
-  const S* h_in[2];           // [rows, H]
-  const Real<S>* c_in[2];     // [rows, H]
-  const S* d_y;               // [rows, D*H] or null
-  Real<S>* d_h;               // [D, N, H] in and out
-  Real<S>* d_c;               // [D, N, H] in and out; null without c
-  S* delta[2];                // [rows, G*H] gradient of h U + b_hh
-  S* delta_x[2];              // [rows, G*H] gradient of x W + b_ih, only where it differs
-  S* exchange[kMaxStages];    // deltas of the stages: [2, D, row_blocks * rows_pad, K_pad]
-  unsigned* arrivals;         // [D * row_blocks * kArrivalStride], zero
-  unsigned spin_limit;        // looks at a counter while waiting, then the kernel gives up
+  const int64_t* row_offset;     // [T + 1] or null
+  const Stored* w_hh[2];         // [G*H, H]
+  const Stored* saved[2];        // [rows, kSaved*H] or [N, H]
+  const Stored* h_in[2];         // [rows, H]
+  const Real<Stored>* c_in[2];   // [rows, H]
+  const Stored* d_y;             // [rows, D*H] or null
+  Real<Stored>* d_h;             // [D, N, H] in and out
+  Real<Stored>* d_c;             // [D, N, H] in and out; null without c
+  Stored* delta[2];              // [rows, G*H] gradient of h U + b_hh
+  Stored* delta_x[2];            // [rows, G*H] gradient of x W + b_ih, only where it differs
+  Stored* exchange[kMaxStages];  // deltas of the stages: [2, D, row_blocks * rows_pad, K_pad]
+  unsigned* arrivals;            // [D * row_blocks * kArrivalStride], zero
+  unsigned spin_limit;           // looks at a counter while waiting, then the kernel gives up
 };
 
 // Counters of arrivals lie in cache lines of their own.
@@ -170,15 +171,15 @@ constexpr int kArrivalStride = 32;
 
 // Writes a few numbers of the host to device memory. They travel with the launch, so that a CUDA
 // graph keeps them and no copy has to wait for the host.
-constexpr int kOffsetsPerLaunch = 480;  // arguments of a kernel are limited to 4 KiB
-struct OffsetsArgs {
+constexpr int kNumbersPerLaunch = 480;  // arguments of a kernel are limited to 4 KiB
+struct NumbersArgs {
   int count;
   int64_t* to;  // [count]
-  int64_t values[kOffsetsPerLaunch];
+  int64_t values[kNumbersPerLaunch];
 };
 
 static_assert(kAreArguments<StepForwardArgs> && kAreArguments<StepBackwardArgs>);
-static_assert(kAreArguments<RoundArgs> && kAreArguments<SumRowsArgs> && kIsArgument<OffsetsArgs>);
+static_assert(kAreArguments<RoundArgs> && kAreArguments<SumRowsArgs> && kIsArgument<NumbersArgs>);
 static_assert(kAreArguments<ResidentForwardArgs> && kAreArguments<ResidentBackwardArgs>);
 
 }  // namespace fusedrnn::cuda

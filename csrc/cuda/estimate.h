@@ -270,7 +270,7 @@ inline double gemm_flops_of(const PlanRequest& q, const Card& card) {
 }
 
 inline Estimate estimate(const PlanRequest& q, const Plan& plan, const Card& card) {
-  const CellInfo& info = kCellInfo[static_cast<int>(q.cell)];
+  const CellInfo& info = info_of(q.cell);
   const double value = static_cast<double>(size_of(q.dtype)), real = std::max(value, 4.0);
   const double N = static_cast<double>(q.N), H = static_cast<double>(q.H);
   const double P = static_cast<double>(q.P), D = static_cast<double>(q.D);
@@ -325,25 +325,7 @@ inline Estimate estimate(const PlanRequest& q, const Plan& plan, const Card& car
   return e;
 }
 
-inline std::string text(const char* format, auto... values) {
-  char line[256];
-  std::snprintf(line, sizeof(line), format, values...);
-  return line;
-}
-
-inline std::string describe(const Plan& plan) {
-  if (plan.regime == Regime::kPerStep)
-    return "per step: one product and one pointwise kernel a stage (" + plan.why_per_step + ")";
-  const ResidentShape& shape = plan.shape;
-  return text("resident, %s: %u x %u x %u blocks (units, sequences, directions) of %d threads, ",
-              plan.cores == Cores::kMma ? "mma.sync" : "FMA", plan.grid.x, plan.grid.y, plan.grid.z,
-              kThreads) +
-         text("each %d units of %d sequences with %d bytes of shared memory, %d a multiprocessor; ",
-              shape.units, shape.rows, shape.shared_bytes, plan.blocks_per_sm) +
-         text("workspace %zu bytes", plan.workspace_bytes());
-}
-
-inline std::string describe(const Estimate& e) {
+inline std::string to_text(const Estimate& e) {
   return text(
              "estimate: %.1f us a step (barrier %.1f, launches %.1f, then the longest of L2 %.1f, ",
              e.step(), e.barrier, e.launch, e.l2) +
@@ -354,16 +336,15 @@ inline std::string describe(const Estimate& e) {
 }
 
 // What would run, and how long it should take; or why what was asked for cannot run.
-inline std::string describe(const PlanRequest& q, const Plan& plan, const Card& card) {
+inline std::string to_text(const PlanRequest& q, const Plan& plan, const Card& card) {
   const std::string head =
-      text("%s %s %s on %s (%s): T=%lld N=%lld I=%lld ", kCellInfo[static_cast<int>(q.cell)].name,
-           name_of(q.dtype), q.backward ? "backward" : "forward", card.name,
-           architecture_of(card).c_str(), static_cast<long long>(q.T), static_cast<long long>(q.N),
-           static_cast<long long>(q.I)) +
+      text("%s %s %s on %s (%s): T=%lld N=%lld I=%lld ", info_of(q.cell).name, name_of(q.dtype),
+           q.backward ? "backward" : "forward", card.name, architecture_of(card).c_str(),
+           static_cast<long long>(q.T), static_cast<long long>(q.N), static_cast<long long>(q.I)) +
       text("H=%lld P=%lld D=%lld\n", static_cast<long long>(q.H), static_cast<long long>(q.P),
            static_cast<long long>(q.D));
   if (is_refused(q, plan)) return head + "resident: cannot run, " + plan.why_per_step + "\n";
-  return head + describe(plan) + "\n" + describe(estimate(q, plan, card)) + "\n";
+  return head + to_text(plan) + "\n" + to_text(estimate(q, plan, card)) + "\n";
 }
 
 }  // namespace fusedrnn::cuda

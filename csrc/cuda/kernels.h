@@ -12,7 +12,7 @@ struct Kernel {
 
 // Those of the file of that name.
 extern const std::vector<Kernel> kStepKernels;
-extern const std::vector<Kernel> kRowsKernels;
+extern const std::vector<Kernel> kAroundLoopKernels;
 extern const std::vector<Kernel> kResidentFmaKernels;
 extern const std::vector<Kernel> kResidentMmaKernels;
 
@@ -20,7 +20,7 @@ extern const std::vector<Kernel> kResidentMmaKernels;
 template <class Body>
 void for_kernels(const Body& body) {
   for (const auto* table :
-       {&kStepKernels, &kRowsKernels, &kResidentFmaKernels, &kResidentMmaKernels})
+       {&kStepKernels, &kAroundLoopKernels, &kResidentFmaKernels, &kResidentMmaKernels})
     for (const Kernel& kernel : *table) body(kernel);
 }
 

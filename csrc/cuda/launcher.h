@@ -7,7 +7,8 @@
 #include <cstdint>
 #include <string>
 
-#include "dtype.h"
+#include "../layer/dtype.h"
+#include "../layer/matrix.h"
 
 namespace fusedrnn::cuda {
 
@@ -36,20 +37,14 @@ struct Launch {
   bool cooperative = false;  // all blocks must run together, or the launch must fail
 };
 
-// c = op(a) op(b), or c += op(a) op(b), row-major, summed at least in float32.
+// c = a b or c += a b, summed at least in float32. c is not transposed.
 struct Product {
-  Dtype dtype;    // of a and b
-  Dtype c_dtype;  // dtype, or float32 for 16-bit a and b
-  int64_t M, N, K;
-  const void* a;  // [M, K] with row stride a_ld, or [K, M] if a_transposed
-  int64_t a_ld;
-  bool a_transposed;
-  const void* b;  // [K, N] with row stride b_ld, or [N, K] if b_transposed
-  int64_t b_ld;
-  bool b_transposed;
-  void* c;  // [M, N], row stride c_ld
-  int64_t c_ld;
-  bool accumulate;
+  Dtype dtype;           // of a and b
+  Dtype c_dtype;         // dtype, or float32 for 16-bit a and b
+  Matrix<const void> a;  // [M, K]
+  Matrix<const void> b;  // [K, N]
+  Matrix<void> c;        // [M, N]
+  bool accumulate = false;
 };
 
 class Launcher {

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstdio>
 #include <optional>
 #include <string>
 
@@ -63,7 +64,7 @@ inline int blocks_per_sm(const Device& device, int registers, size_t shared_byte
 }
 
 // Limits in lines of `key value`.
-inline std::string describe(const Device& device) {
+inline std::string to_text(const Device& device) {
   std::string text;
   const auto line = [&](const char* key, auto value) {
     text.append(key).append(" ").append(std::to_string(value)).append("\n");
@@ -141,7 +142,7 @@ inline std::optional<ResidentShape> make_shape(const CellInfo& info, Cores cores
 // many blocks of sequences beside each other as fit: each has its own copy of the weights and waits
 // only for the blocks of its own sequences.
 inline bool fit_resident(const PlanRequest& q, Cores cores, int per_sm, Plan& plan) {
-  const CellInfo& info = kCellInfo[static_cast<int>(q.cell)];
+  const CellInfo& info = info_of(q.cell);
   const int registers = cores == Cores::kMma ? q.registers_mma : q.registers_fma;
   const int64_t at_once = per_sm * int64_t(q.device.sms) / q.D;
   bool found = false;
@@ -186,7 +187,7 @@ inline bool weights_fit(PlanRequest q, bool tensor_cores) {
 }
 
 inline Plan make_plan(const PlanRequest& q) {
-  const CellInfo& info = kCellInfo[static_cast<int>(q.cell)];
+  const CellInfo& info = info_of(q.cell);
   Plan plan;
   if (q.regime == Regime::kPerStep) {
     plan.why_per_step = "asked for";
@@ -213,6 +214,24 @@ inline std::string resident_kernel(bool backward, Cores cores, Dtype dtype) {
   return std::string(backward ? "resident_backward_" : "resident_forward_")
       .append(cores == Cores::kMma ? "mma_" : "fma_")
       .append(cores == Cores::kMma && dtype == Dtype::kFloat32 ? "tf32" : name_of(dtype));
+}
+
+inline std::string text(const char* format, auto... values) {
+  char line[256];
+  std::snprintf(line, sizeof(line), format, values...);
+  return line;
+}
+
+inline std::string to_text(const Plan& plan) {
+  if (plan.regime == Regime::kPerStep)
+    return "per step: one product and one pointwise kernel a stage (" + plan.why_per_step + ")";
+  const ResidentShape& shape = plan.shape;
+  return text("resident, %s: %u x %u x %u blocks (units, sequences, directions) of %d threads, ",
+              plan.cores == Cores::kMma ? "mma.sync" : "FMA", plan.grid.x, plan.grid.y, plan.grid.z,
+              kThreads) +
+         text("each %d units of %d sequences with %d bytes of shared memory, %d a multiprocessor; ",
+              shape.units, shape.rows, shape.shared_bytes, plan.blocks_per_sm) +
+         text("workspace %zu bytes", plan.workspace_bytes());
 }
 
 }  // namespace fusedrnn::cuda

@@ -3,14 +3,15 @@
 // other read shared memory beside each other.
 #pragma once
 
+#include "shared_memory.cuh"
 #include "storage.cuh"
 
 namespace fusedrnn::cuda {
 
 // Four stored values in words, as loads and registers hold them.
-template <class S>
-struct alignas(4 * sizeof(S)) Packed {
-  unsigned word[sizeof(S)];
+template <class Stored>
+struct alignas(4 * sizeof(Stored)) Packed {
+  unsigned word[sizeof(Stored)];
 };
 
 __device__ __forceinline__ float4 unpack(Packed<float> p) {
@@ -21,25 +22,25 @@ __device__ __forceinline__ float4 unpack(Packed<Half> p) {
   return {real(Half(p.word[0] & 0xffff)), real(Half(p.word[0] >> 16)),
           real(Half(p.word[1] & 0xffff)), real(Half(p.word[1] >> 16))};
 }
-__device__ __forceinline__ float4 unpack(Packed<BFloat16> p) {
+__device__ __forceinline__ float4 unpack(Packed<Bf16> p) {
   return {__uint_as_float(p.word[0] << 16), __uint_as_float(p.word[0] & 0xffff0000),
           __uint_as_float(p.word[1] << 16), __uint_as_float(p.word[1] & 0xffff0000)};
 }
 
 __device__ __forceinline__ unsigned bits_of(float x) { return __float_as_uint(x); }
 __device__ __forceinline__ unsigned bits_of(Half x) { return x.bits; }
-__device__ __forceinline__ unsigned bits_of(BFloat16 x) { return x.bits; }
+__device__ __forceinline__ unsigned bits_of(Bf16 x) { return x.bits; }
 
-template <class S>
+template <class StoredType>
 class FmaProduct {
  public:
-  using Stored = S;
+  using Stored = StoredType;
 
-  __device__ __forceinline__ FmaProduct(const ResidentShape& shape, char* shared)
-      : shape_(shape), shared_(shared) {}
+  __device__ __forceinline__ explicit FmaProduct(SharedMemory shared)
+      : shape_(shared.shape), shared_(shared) {}
 
   // As the other blocks are to read it.
-  static __device__ __forceinline__ S exchanged(float x) { return stored<S>(x); }
+  static __device__ __forceinline__ Stored exchanged(float x) { return stored<Stored>(x); }
 
   // weight(r, k): an element of the stage's rows, zero outside of them.
   template <int s, class Weight>
@@ -47,11 +48,11 @@ class FmaProduct {
     const ResidentTile& tile = shape_.tile[s];
     const int row = threadIdx.x % tile.R, slice = threadIdx.x / tile.R;
     const auto packed = [&](int i) {
-      Packed<S> p = {};
+      Packed<Stored> p = {};
       const int k = 4 * (i * tile.slices + slice);
       for (int v = 0; v < 4; ++v) {
         const unsigned bits = bits_of(weight(row, k + v));
-        if constexpr (sizeof(S) == 4) {
+        if constexpr (sizeof(Stored) == 4) {
           p.word[v] = bits;
         } else {
           p.word[v / 2] |= bits << (v % 2 * 16);
@@ -61,10 +62,10 @@ class FmaProduct {
     };
     if (slice >= tile.slices) return;
     constexpr int held = s == 0 ? kFmaHeld : 0;
-    Packed<S>* rest = weights<s>();
+    Packed<Stored>* rest = weights<s>();
 #pragma unroll 1
     for (int i = 0; i < tile.steps; ++i) {
-      const Packed<S> p = packed(i);
+      const Packed<Stored> p = packed(i);
       if (i >= held) {
         rest[(i - held) * kThreads] = p;
       } else {
@@ -72,7 +73,7 @@ class FmaProduct {
 #pragma unroll
         for (int j = 0; j < kFmaHeld; ++j) {
 #pragma unroll
-          for (int v = 0; v < int(sizeof(S)); ++v)
+          for (int v = 0; v < int(sizeof(Stored)); ++v)
             held_[j].word[v] = i == j ? p.word[v] : held_[j].word[v];
         }
       }
@@ -81,7 +82,7 @@ class FmaProduct {
 
   // partial sums of source [n, ld] with the stage's rows.
   template <int s>
-  __device__ __forceinline__ void multiply(const S* source, int n) {
+  __device__ __forceinline__ void multiply(const Stored* source, int n) {
     for (int begin = 0; begin < n; begin += kFmaRows) {
       const int count = min(kFmaRows, n - begin);
       stage<s>(source + int64_t(begin) * shape_.tile[s].K_pad, count);
@@ -94,16 +95,16 @@ class FmaProduct {
  private:
   // This thread's weights of a stage in shared memory.
   template <int s>
-  __device__ __forceinline__ Packed<S>* weights() const {
-    return reinterpret_cast<Packed<S>*>(shared_ + shape_.tile[s].weights) + threadIdx.x;
+  __device__ __forceinline__ Packed<Stored>* weights() const {
+    return shared_.weights<Packed<Stored>>(s) + threadIdx.x;
   }
 
   // Rows of the source as floats in shared memory.
   template <int s>
-  __device__ __forceinline__ void stage(const S* source, int count) {
+  __device__ __forceinline__ void stage(const Stored* source, int count) {
     const int vectors = shape_.tile[s].K_pad / 4;
-    const auto* from = reinterpret_cast<const Packed<S>*>(source);
-    auto* to = reinterpret_cast<float4*>(shared_ + shape_.staged);
+    const auto* from = reinterpret_cast<const Packed<Stored>*>(source);
+    float4* to = shared_.staged();
 #pragma unroll 4
     for (int i = threadIdx.x; i < count * vectors; i += kThreads) to[i] = unpack(from[i]);
   }
@@ -114,9 +115,9 @@ class FmaProduct {
     const int row = threadIdx.x % tile.R, slice = threadIdx.x / tile.R;
     if (slice >= tile.slices) return;
     const int vectors = tile.K_pad / 4;
-    const auto* staged = reinterpret_cast<const float4*>(shared_ + shape_.staged);
+    const float4* staged = shared_.staged();
     float sums[kFmaRows] = {};
-    const auto add = [&](int i, Packed<S> packed) {
+    const auto add = [&](int i, Packed<Stored> packed) {
       const int k = i * tile.slices + slice;
       if (k >= vectors) return;
       const float4 w = unpack(packed);
@@ -134,19 +135,18 @@ class FmaProduct {
         if (i < tile.steps) add(i, held_[i]);
       first = kFmaHeld;
     }
-    const Packed<S>* rest = weights<s>();
+    const Packed<Stored>* rest = weights<s>();
 #pragma unroll 2
     for (int i = first; i < tile.steps; ++i) add(i, rest[(i - first) * kThreads]);
-    float* out = reinterpret_cast<float*>(shared_ + shape_.partials) +
-                 (slice * shape_.rows_pad + begin) * tile.ld + row;
+    float* out = shared_.partials() + (slice * shape_.rows_pad + begin) * tile.ld + row;
 #pragma unroll
     for (int j = 0; j < kFmaRows; ++j)
       if (j < count) out[j * tile.ld] = sums[j];
   }
 
   const ResidentShape& shape_;
-  char* shared_;
-  Packed<S> held_[kFmaHeld] = {};
+  const SharedMemory shared_;
+  Packed<Stored> held_[kFmaHeld] = {};
 };
 
 }  // namespace fusedrnn::cuda

@@ -9,6 +9,7 @@
 // four threads that share a row.
 #pragma once
 
+#include "shared_memory.cuh"
 #include "storage.cuh"
 
 namespace fusedrnn::cuda {
@@ -26,44 +27,44 @@ __device__ __forceinline__ float round_tf32(float x) {
 
 // d += a b for fragments of a [16, K], b [K, 8] and d [16, 8] in the instruction's order. The plan
 // uses no tensor cores before sm_80; compiled for less, the kernels stop.
-template <class S>
+template <class Stored>
 __device__ __forceinline__ void mma(float (&d)[4], uint4 a, uint2 b);
 
 #if __CUDA_ARCH__ >= 800
-#define FUSEDRNN_MMA(S, instruction)                                        \
-  template <>                                                               \
-  __device__ __forceinline__ void mma<S>(float (&d)[4], uint4 a, uint2 b) { \
-    asm("mma.sync.aligned." instruction                                     \
-        " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"  \
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                    \
-        : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b.x), "r"(b.y));      \
+#define FUSEDRNN_MMA(Stored, instruction)                                        \
+  template <>                                                                    \
+  __device__ __forceinline__ void mma<Stored>(float (&d)[4], uint4 a, uint2 b) { \
+    asm("mma.sync.aligned." instruction                                          \
+        " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"       \
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                         \
+        : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b.x), "r"(b.y));           \
   }
 #else
-#define FUSEDRNN_MMA(S, instruction)                                   \
-  template <>                                                          \
-  __device__ __forceinline__ void mma<S>(float (&)[4], uint4, uint2) { \
-    __trap();                                                          \
+#define FUSEDRNN_MMA(Stored, instruction)                                   \
+  template <>                                                               \
+  __device__ __forceinline__ void mma<Stored>(float (&)[4], uint4, uint2) { \
+    __trap();                                                               \
   }
 #endif
 FUSEDRNN_MMA(float, "m16n8k8.row.col.f32.tf32.tf32.f32")
 FUSEDRNN_MMA(Half, "m16n8k16.row.col.f32.f16.f16.f32")
-FUSEDRNN_MMA(BFloat16, "m16n8k16.row.col.f32.bf16.bf16.f32")
+FUSEDRNN_MMA(Bf16, "m16n8k16.row.col.f32.bf16.bf16.f32")
 #undef FUSEDRNN_MMA
 
-template <class S>
+template <class StoredType>
 class MmaProduct {
  public:
-  using Stored = S;
+  using Stored = StoredType;
 
-  __device__ __forceinline__ MmaProduct(const ResidentShape& shape, char* shared)
-      : shape_(shape), shared_(shared) {}
+  __device__ __forceinline__ explicit MmaProduct(SharedMemory shared)
+      : shape_(shared.shape), shared_(shared) {}
 
   // As the other blocks are to read it.
-  static __device__ __forceinline__ S exchanged(float x) {
-    if constexpr (sizeof(S) == 4) {
+  static __device__ __forceinline__ Stored exchanged(float x) {
+    if constexpr (sizeof(Stored) == 4) {
       return round_tf32(x);
     } else {
-      return stored<S>(x);
+      return stored<Stored>(x);
     }
   }
 
@@ -98,14 +99,14 @@ class MmaProduct {
 
   // Partial sums of source [n, K_pad] with the stage's rows; its rows go on to a multiple of 8.
   template <int s>
-  __device__ __forceinline__ void multiply(const S* source, int n) {
+  __device__ __forceinline__ void multiply(const Stored* source, int n) {
     for (int begin = 0; begin < n; begin += kMmaRows) sum<s>(source, begin, n);
     __syncthreads();
   }
 
  private:
   static constexpr int kWarps = kThreads / 32;
-  static constexpr int kVector = 16 / sizeof(S);  // values that a thread loads at once
+  static constexpr int kVector = 16 / sizeof(Stored);  // values that a thread loads at once
   static constexpr int kGroup = 4 * kVector;
   static constexpr int kColumnTiles = kMmaRows / 8;
   static constexpr int kAhead = 4;
@@ -131,8 +132,7 @@ class MmaProduct {
   // This thread's vectors of a stage's first fragment of its warp in shared memory.
   template <int s>
   __device__ __forceinline__ uint4* weights() const {
-    return reinterpret_cast<uint4*>(shared_ + shape_.tile[s].weights) +
-           warp() * tiles<s>() * kFragmentVectors + lane();
+    return shared_.weights<uint4>(s) + warp() * tiles<s>() * kFragmentVectors + lane();
   }
 
   static __device__ __forceinline__ uint4 select(bool first, uint4 a, uint4 b) {
@@ -148,7 +148,7 @@ class MmaProduct {
   static __device__ __forceinline__ uint4 packed(const Weight& weight, int row, int k) {
     unsigned word[4] = {};
     for (int v = 0; v < kVector; ++v) {
-      if constexpr (sizeof(S) == 4) {
+      if constexpr (sizeof(Stored) == 4) {
         word[v] = __float_as_uint(round_tf32(weight(row, k + v)));
       } else {
         word[v / 2] |= unsigned(weight(row, k + v).bits) << (v % 2 * 16);
@@ -159,11 +159,11 @@ class MmaProduct {
 
   // Sequences [begin, begin + kMmaRows) of the n, over this warp's groups.
   template <int s>
-  __device__ __forceinline__ void sum(const S* source, int begin, int n) {
+  __device__ __forceinline__ void sum(const Stored* source, int begin, int n) {
     const ResidentTile& tile = shape_.tile[s];
     const int row_tiles = tiles<s>(), groups = tile.K_pad / kGroup;
     const int column_tiles = min(kColumnTiles, (n - begin + 7) / 8);
-    const S* from =
+    const Stored* from =
         source + int64_t(begin + quad()) * tile.K_pad + warp() * kGroup + quad_lane() * kVector;
     float sums[kMmaTiles][kColumnTiles][4] = {};
 
@@ -180,8 +180,8 @@ class MmaProduct {
 #pragma unroll
       for (int ct = 0; ct < kColumnTiles; ++ct) {
         if (ct >= column_tiles) break;
-        mma<S>(sums[rt][ct], {f.low.x, f.high.x, f.low.y, f.high.y}, {b[ct].x, b[ct].y});
-        mma<S>(sums[rt][ct], {f.low.z, f.high.z, f.low.w, f.high.w}, {b[ct].z, b[ct].w});
+        mma<Stored>(sums[rt][ct], {f.low.x, f.high.x, f.low.y, f.high.y}, {b[ct].x, b[ct].y});
+        mma<Stored>(sums[rt][ct], {f.low.z, f.high.z, f.low.w, f.high.w}, {b[ct].z, b[ct].w});
       }
     };
 
@@ -213,7 +213,7 @@ class MmaProduct {
 #pragma unroll 1
     for (int i = kAhead; i < tile.steps; i += kAhead) add_steps(i, Constant<0>());
 
-    float* out = reinterpret_cast<float*>(shared_ + shape_.partials) +
+    float* out = shared_.partials() +
                  (warp() * shape_.rows_pad + begin + 2 * quad_lane()) * tile.ld + quad();
 #pragma unroll
     for (int rt = 0; rt < kMmaTiles; ++rt) {
@@ -230,7 +230,7 @@ class MmaProduct {
   }
 
   const ResidentShape& shape_;
-  char* shared_;
+  const SharedMemory shared_;
   Fragment held_[kMmaHeld * kMmaTiles] = {};
 };
 

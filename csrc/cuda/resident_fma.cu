@@ -1,11 +1,11 @@
 // The resident regime on the ordinary cores: few sequences, or a GPU without the tensor cores.
 #include "kernels.h"
 #include "product_fma.cuh"
-#include "resident.cuh"
+#include "resident_kernels.cuh"
 
 FUSEDRNN_RESIDENT(fma_f32, fusedrnn::cuda::FmaProduct<float>)
-FUSEDRNN_RESIDENT(fma_f16, fusedrnn::cuda::FmaProduct<fusedrnn::cuda::Half>)
-FUSEDRNN_RESIDENT(fma_bf16, fusedrnn::cuda::FmaProduct<fusedrnn::cuda::BFloat16>)
+FUSEDRNN_RESIDENT(fma_f16, fusedrnn::cuda::FmaProduct<fusedrnn::Half>)
+FUSEDRNN_RESIDENT(fma_bf16, fusedrnn::cuda::FmaProduct<fusedrnn::Bf16>)
 
 const std::vector<fusedrnn::cuda::Kernel> fusedrnn::cuda::kResidentFmaKernels = {
     FUSEDRNN_KERNEL(resident_forward_fma_f32),  FUSEDRNN_KERNEL(resident_backward_fma_f32),

@@ -14,9 +14,9 @@ __device__ __forceinline__ void for_units(int64_t n, int64_t width, const Body& 
     body(i / width, i % width);
 }
 
-template <class S, class Cell, int s>
-__device__ __forceinline__ void forward_stage(const StepForwardArgs<S>& a) {
-  using V = Real<S>;
+template <class Stored, class Cell, int s>
+__device__ __forceinline__ void forward_stage(const StepForwardArgs<Stored>& a) {
+  using V = Real<Stored>;
   const int64_t width = Cell::stage(s).projects ? a.P : a.H;
   for_units(a.n, width, [&](int64_t j, int64_t u) {
     constexpr Stage kStage = Cell::stage(s);
@@ -31,7 +31,7 @@ __device__ __forceinline__ void forward_stage(const StepForwardArgs<S>& a) {
         if (a.b_ih) gates_x[g] += real(a.b_ih[column]);
       }
     }
-    S* kept = a.saved ? a.saved + j * Cell::kSaved * a.H + u : nullptr;
+    Stored* kept = a.saved ? a.saved + j * Cell::kSaved * a.H + u : nullptr;
     if constexpr (s > 0 && !kStage.projects) {
       for (int i = 0; i < kStage.saved_begin; ++i) saved[i] = real(kept[i * a.H]);
     }
@@ -47,22 +47,22 @@ __device__ __forceinline__ void forward_stage(const StepForwardArgs<S>& a) {
     if constexpr (Cell::kHasC && s == 0) a.c[j * a.H + u] = state.c;
     if (kept) {
       for (int i = kStage.saved_begin; i < kStage.saved_end; ++i)
-        kept[i * a.H] = stored<S>(saved[i]);
+        kept[i * a.H] = stored<Stored>(saved[i]);
     }
     if constexpr (kLast) {
-      if (a.h_in) a.h_in[j * a.P + u] = stored<S>(a.h[j * a.P + u]);
+      if (a.h_in) a.h_in[j * a.P + u] = stored<Stored>(a.h[j * a.P + u]);
       a.h[j * a.P + u] = emit;
-      if constexpr (kRounds<S>) a.h_rounded[j * a.P + u] = stored<S>(emit);
-      a.y[j * a.y_ld + u] = stored<S>(emit);
+      if constexpr (kRounds<Stored>) a.h_rounded[j * a.P + u] = stored<Stored>(emit);
+      a.y[j * a.y_ld + u] = stored<Stored>(emit);
     } else {
-      a.emit[j * a.H + u] = stored<S>(emit);
+      a.emit[j * a.H + u] = stored<Stored>(emit);
     }
   });
 }
 
-template <class S, class Cell, int s>
-__device__ __forceinline__ void backward_stage(const StepBackwardArgs<S>& a) {
-  using V = Real<S>;
+template <class Stored, class Cell, int s>
+__device__ __forceinline__ void backward_stage(const StepBackwardArgs<Stored>& a) {
+  using V = Real<Stored>;
   for_units(a.n, Cell::stage(s).projects ? a.P : a.H, [&](int64_t j, int64_t u) {
     constexpr Stage kStage = Cell::stage(s);
     constexpr bool kLast = s == Cell::kStages - 1;
@@ -74,10 +74,10 @@ __device__ __forceinline__ void backward_stage(const StepBackwardArgs<S>& a) {
       d_emit = a.d_emit[j * a.H + u];
     }
     if constexpr (kStage.projects) {
-      a.delta_proj[j * a.P + u] = stored<S>(d_emit);
+      a.delta_proj[j * a.P + u] = stored<Stored>(d_emit);
     } else {
       V saved[Cell::kSaved], delta[Cell::kGates], delta_x[Cell::kGates];
-      const S* kept = a.saved + j * Cell::kSaved * a.H;
+      const Stored* kept = a.saved + j * Cell::kSaved * a.H;
       if (Cell::kSavesH && j < a.n_next) kept = a.h_next + j * a.P;
       for (int i = 0; i < Cell::kSaved; ++i) saved[i] = real(kept[i * a.H + u]);
       State<V> state;
@@ -95,51 +95,45 @@ __device__ __forceinline__ void backward_stage(const StepBackwardArgs<S>& a) {
       if constexpr (Cell::kCarriesH) a.d_h[j * a.P + u] = carry.d_h;
       for (int g = kStage.delta_begin; g < kStage.delta_end; ++g) {
         const int64_t at = (j * Cell::kGates + g) * a.H + u;
-        a.delta[at] = stored<S>(delta[g]);
-        if constexpr (Cell::kSeparateDeltas) a.delta_x[at] = stored<S>(delta_x[g]);
+        a.delta[at] = stored<Stored>(delta[g]);
+        if constexpr (Cell::kSeparateDeltas) a.delta_x[at] = stored<Stored>(delta_x[g]);
       }
     }
   });
 }
 
-template <class S>
-__device__ __forceinline__ void step_forward(const StepForwardArgs<S>& a) {
+template <class Stored>
+__device__ __forceinline__ void step_forward(const StepForwardArgs<Stored>& a) {
   with_cell(a.cell, [&](auto cell) {
     using Cell = decltype(cell);
-    if constexpr (Cell::kStages > 1) {
-      if (a.stage == 1) return forward_stage<S, Cell, 1>(a);
-    }
-    forward_stage<S, Cell, 0>(a);
+    with_stage<Cell>(a.stage, [&](auto s) { forward_stage<Stored, Cell, s.value>(a); });
   });
 }
 
-template <class S>
-__device__ __forceinline__ void step_backward(const StepBackwardArgs<S>& a) {
+template <class Stored>
+__device__ __forceinline__ void step_backward(const StepBackwardArgs<Stored>& a) {
   with_cell(a.cell, [&](auto cell) {
     using Cell = decltype(cell);
-    if constexpr (Cell::kStages > 1) {
-      if (a.stage == 1) return backward_stage<S, Cell, 1>(a);
-    }
-    backward_stage<S, Cell, 0>(a);
+    with_stage<Cell>(a.stage, [&](auto s) { backward_stage<Stored, Cell, s.value>(a); });
   });
 }
 
 }  // namespace
 }  // namespace fusedrnn::cuda
 
-#define FUSEDRNN_STEP(name, S)                                                                 \
-  extern "C" __global__ void __launch_bounds__(fusedrnn::cuda::kThreads)                       \
-      step_forward_##name(const __grid_constant__ fusedrnn::cuda::StepForwardArgs<S> args) {   \
-    fusedrnn::cuda::step_forward(args);                                                        \
-  }                                                                                            \
-  extern "C" __global__ void __launch_bounds__(fusedrnn::cuda::kThreads)                       \
-      step_backward_##name(const __grid_constant__ fusedrnn::cuda::StepBackwardArgs<S> args) { \
-    fusedrnn::cuda::step_backward(args);                                                       \
+#define FUSEDRNN_STEP(name, Stored)                                                               \
+  extern "C" __global__ void __launch_bounds__(fusedrnn::cuda::kThreads)                          \
+      step_forward_##name(const __grid_constant__ fusedrnn::cuda::StepForwardArgs<Stored> args) { \
+    fusedrnn::cuda::step_forward(args);                                                           \
+  }                                                                                               \
+  extern "C" __global__ void __launch_bounds__(fusedrnn::cuda::kThreads) step_backward_##name(    \
+      const __grid_constant__ fusedrnn::cuda::StepBackwardArgs<Stored> args) {                    \
+    fusedrnn::cuda::step_backward(args);                                                          \
   }
 FUSEDRNN_STEP(f32, float)
 FUSEDRNN_STEP(f64, double)
-FUSEDRNN_STEP(f16, fusedrnn::cuda::Half)
-FUSEDRNN_STEP(bf16, fusedrnn::cuda::BFloat16)
+FUSEDRNN_STEP(f16, fusedrnn::Half)
+FUSEDRNN_STEP(bf16, fusedrnn::Bf16)
 #undef FUSEDRNN_STEP
 
 const std::vector<fusedrnn::cuda::Kernel> fusedrnn::cuda::kStepKernels = {

@@ -12,12 +12,12 @@ namespace fusedrnn::cuda {
 __device__ __forceinline__ float real(float x) { return x; }
 __device__ __forceinline__ double real(double x) { return x; }
 __device__ __forceinline__ float real(Half x) { return __half2float(__ushort_as_half(x.bits)); }
-__device__ __forceinline__ float real(BFloat16 x) {
+__device__ __forceinline__ float real(Bf16 x) {
   return __bfloat162float(__ushort_as_bfloat16(x.bits));
 }
 
-template <class S>
-__device__ __forceinline__ S stored(Real<S> x) {
+template <class Stored>
+__device__ __forceinline__ Stored stored(Real<Stored> x) {
   return x;
 }
 template <>
@@ -25,7 +25,7 @@ __device__ __forceinline__ Half stored<Half>(float x) {
   return {__half_as_ushort(__float2half_rn(x))};
 }
 template <>
-__device__ __forceinline__ BFloat16 stored<BFloat16>(float x) {
+__device__ __forceinline__ Bf16 stored<Bf16>(float x) {
   return {__bfloat16_as_ushort(__float2bfloat16_rn(x))};
 }
 

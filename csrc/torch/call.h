@@ -4,14 +4,15 @@
 // what else it does.
 #pragma once
 
-#include "../cpu/layer.h"
-#include "../cpu/rows.h"
+#include <algorithm>
+
+#include "../layer/layer.h"
 #include "tensors.h"
 
 namespace fusedrnn {
 
-// What forward and backward are called with.
-struct Call {
+// The arguments of a call of forward or backward, read and checked.
+struct OpCall {
   const Tensor& x;  // as it came; new tensors are made like it
   CellKind cell = {};
   int64_t I = 0, H = 0, P = 0, D = 0, T = 0, N = 0;
@@ -23,9 +24,10 @@ struct Call {
   Sequences packed = {};             // where not padded
   std::vector<Tensor> weights = {};  // stored
 
-  const CellInfo& info() const { return kCellInfo[static_cast<int>(cell)]; }
+  const CellInfo& info() const { return info_of(cell); }
   const Sequences& sequences() const { return padded ? padded->sequences : packed; }
   Layer layer() const { return {cell, I, H, P, D, sequences()}; }
+  ParameterSizes parameter_sizes() const { return {info().gates, I, H, P}; }
   // Leading sizes of x and y.
   std::vector<int64_t> rows_shape(bool packed_input, int64_t width) const {
     if (packed_input) return {packed.rows(), width};
@@ -41,13 +43,21 @@ struct Call {
   int64_t reserve_rows() const { return padded ? T * N : packed.rows(); }
 };
 
-inline CellKind cell_named(const std::string& name) {
-  for (int i = 0; i < kCellCount; ++i)
-    if (name == kCellInfo[i].name) return static_cast<CellKind>(i);
+inline CellKind cell_of(const std::string& name) {
+  const CellKind cell = cell_named(name.c_str());
+  if (cell != CellKind::kCount) return cell;
   std::string choices;
-  for (int i = 0; i < kCellCount; ++i) choices.append(i ? ", " : "").append(kCellInfo[i].name);
+  for (const CellInfo& info : kCellInfo)
+    choices.append(choices.empty() ? "" : ", ").append(info.name);
   fail("cell must be one of ", choices, ", got '", name, "'");
 }
+
+// The batch as the caller gives it. size: N.
+struct GivenBatch {
+  const OptionalTensor& batch_sizes;
+  const OptionalTensor& lengths;
+  int64_t size;
+};
 
 inline std::vector<int64_t> read_int64(const Tensor& t, const char* name) {
   check(t.is_cpu(), name, " must be on the CPU");
@@ -66,8 +76,8 @@ inline std::vector<int64_t> read_int64(const Tensor& t, const char* name) {
   return values;
 }
 
-inline void read_sequences(Call& call, const Tensor& x, const OptionalTensor& batch_sizes,
-                           const OptionalTensor& lengths, int64_t batch) {
+inline void read_sequences(OpCall& call, const Tensor& x, const GivenBatch& given) {
+  const auto& [batch_sizes, lengths, batch] = given;
   call.N = batch;
   check(batch >= 0, "batch must be N >= 0, got ", batch);
   if (batch_sizes) {
@@ -117,40 +127,37 @@ void check_tensor(const Engine& engine, const Tensor& t, const char* name, Scala
   check_storage(t, name);
 }
 
+// The number of weights of a direction says whether there are biases; the cell says the rest.
 template <class Engine>
-void read_weights(Engine& engine, Call& call, const Tensor& x, const std::vector<Tensor>& weights) {
+void read_weights(Engine& engine, OpCall& call, const Tensor& x,
+                  const std::vector<Tensor>& weights) {
   const CellInfo& info = call.info();
-  const int64_t per_direction = static_cast<int64_t>(weights.size()) / call.D;
-  const int64_t least = info.projects ? 3 : 2;
+  const auto per_direction = static_cast<int64_t>(weights.size()) / call.D;
+  const int64_t without = parameters_of(info, false).size(),
+                with = parameters_of(info, true).size();
   check(static_cast<int64_t>(weights.size()) == per_direction * call.D &&
-            (per_direction == least || per_direction == least + 2),
-        "weights of ", info.name, " must be ", least, " or ", least + 2, " per direction, got ",
+            (per_direction == without || per_direction == with),
+        "weights of ", info.name, " must be ", without, " or ", with, " per direction, got ",
         weights.size(), " for ", call.D, call.D == 1 ? " direction" : " directions");
-  call.bias = per_direction == least + 2;
+  call.bias = per_direction == with;
   check(weights[0].dim() == 2 && weights[0].size(0) > 0 && weights[0].size(0) % info.gates == 0,
         "weight_ih must be [", info.gates, "H, I], got ", shape(weights[0]));
   call.H = weights[0].size(0) / info.gates;
   call.I = x.size(x.dim() - 1);
   check(call.I > 0, "x must have I > 0 features, got 0");
-  const int64_t columns = info.gates * call.H;
   call.P = call.H;
+  const ParameterList parameters = parameters_of(info, call.bias);
   if (info.projects) {
-    const Tensor& w_hr = weights[per_direction - 1];
+    const Parameter* at = std::find(parameters.begin(), parameters.end(), Parameter::kWeightHr);
+    const Tensor& w_hr = weights[at - parameters.begin()];
     check(w_hr.dim() == 2 && w_hr.size(0) > 0, "weight_hr must be [P, H], got ", shape(w_hr));
     call.P = w_hr.size(0);
   }
-  for (int64_t d = 0; d < call.D; ++d) {
-    const Tensor* w = weights.data() + d * per_direction;
-    check_tensor(engine, w[0], "weight_ih", call.dtype, "[G*H, I]", {columns, call.I});
-    check_tensor(engine, w[1], "weight_hh", call.dtype, "[G*H, P]", {columns, call.P});
-    if (call.bias) {
-      check_tensor(engine, w[2], "bias_ih", call.dtype, "[G*H]", {columns});
-      check_tensor(engine, w[3], "bias_hh", call.dtype, "[G*H]", {columns});
-    }
-    if (info.projects) {
-      check_tensor(engine, w[per_direction - 1], "weight_hr", call.dtype, "[P, H]",
-                   {call.P, call.H});
-    }
+  for (size_t i = 0; i < weights.size(); ++i) {
+    const Parameter p = parameters[static_cast<int>(i) % parameters.size()];
+    const ParameterShape shape = shape_of(p, call.parameter_sizes());
+    check_tensor(engine, weights[i], info_of(p).name, call.dtype, info_of(p).shape,
+                 Sizes(shape.size, static_cast<size_t>(shape.rank)));
   }
   call.stored = engine.stored_dtype(call);
   call.weights.reserve(weights.size());
@@ -158,9 +165,9 @@ void read_weights(Engine& engine, Call& call, const Tensor& x, const std::vector
 }
 
 // The beginning of every call: cell and dtypes.
-inline Call begin_call(const Tensor& x, const std::string& cell, int64_t directions) {
-  Call call{x};
-  call.cell = cell_named(cell);
+inline OpCall begin_call(const Tensor& x, const std::string& cell, int64_t directions) {
+  OpCall call{x};
+  call.cell = cell_of(cell);
   call.D = directions;
   call.dtype = x.scalar_type();
   check(call.dtype == ScalarType::Float || call.dtype == ScalarType::Double ||
@@ -172,20 +179,19 @@ inline Call begin_call(const Tensor& x, const std::string& cell, int64_t directi
 }
 
 template <class Engine>
-Call read_call(Engine& engine, const Tensor& x, const std::vector<Tensor>& weights,
-               const OptionalTensor& batch_sizes, const OptionalTensor& lengths, int64_t batch,
-               const std::string& cell, bool bidirectional) {
-  Call call = begin_call(x, cell, bidirectional ? 2 : 1);
-  read_sequences(call, x, batch_sizes, lengths, batch);
+OpCall read_call(Engine& engine, const Tensor& x, const std::vector<Tensor>& weights,
+                 const GivenBatch& batch, const std::string& cell, bool bidirectional) {
+  OpCall call = begin_call(x, cell, bidirectional ? 2 : 1);
+  read_sequences(call, x, batch);
   read_weights(engine, call, x, weights);
   return call;
 }
 
 // One step: x [N, I], or [I] for N = 1. input_size and hidden_size are what I and H must be.
 template <class Engine>
-Call read_step(Engine& engine, const Tensor& x, const std::vector<Tensor>& weights,
-               int64_t input_size, int64_t hidden_size, const std::string& cell) {
-  Call call = begin_call(x, cell, 1);
+OpCall read_step(Engine& engine, const Tensor& x, const std::vector<Tensor>& weights,
+                 int64_t input_size, int64_t hidden_size, const std::string& cell) {
+  OpCall call = begin_call(x, cell, 1);
   const int64_t rank = x.dim();
   check(rank == 1 || rank == 2, "x must be [N, I] or [I], got ", shape(x));
   check(!call.info().projects, "cell must be one without projection, got ", call.info().name);
@@ -200,27 +206,23 @@ Call read_step(Engine& engine, const Tensor& x, const std::vector<Tensor>& weigh
 
 // Of c or its gradient as the caller has it: where x is of 16 bits it may be float32, and then what
 // belongs to it is float32 too.
-inline ScalarType c_dtype(const Call& call, const OptionalTensor& c) {
+inline ScalarType c_dtype(const OpCall& call, const OptionalTensor& c) {
   return c && c->scalar_type() == call.compute ? call.compute : call.dtype;
 }
 
 // Sizes of a state of one step, [N, H], or [H] where x is [I].
-inline std::vector<int64_t> step_sizes(const Call& call, int64_t width) {
+inline std::vector<int64_t> step_sizes(const OpCall& call, int64_t width) {
   if (call.x.dim() == 1) return {width};
   return {call.N, width};
 }
 
-// One direction's of the weights or their gradients.
+// Pointers to the tensors of one direction: the weights of a call, or their gradients.
 template <class T>
-Weights<T> pointers(const Call& call, const std::vector<Tensor>& tensors, int64_t d) {
-  const int64_t per_direction = static_cast<int64_t>(tensors.size()) / call.D;
-  const Tensor* w = tensors.data() + d * per_direction;
-  Weights<T> p = {data<T>(w[0]), data<T>(w[1]), nullptr, nullptr, nullptr};
-  if (call.bias) {
-    p.b_ih = data<T>(w[2]);
-    p.b_hh = data<T>(w[3]);
-  }
-  if (call.info().projects) p.w_hr = data<T>(w[per_direction - 1]);
+Parameters<T> pointers(const OpCall& call, const std::vector<Tensor>& tensors, int64_t d) {
+  const ParameterList parameters = parameters_of(call.info(), call.bias);
+  const Tensor* given = tensors.data() + d * parameters.size();
+  Parameters<T> p = {};
+  for (const Parameter parameter : parameters) p[parameter] = data<T>(*given++);
   return p;
 }
 

@@ -7,15 +7,16 @@
 #include <cstring>
 #include <memory>
 
-#include "../cpu/dispatch.h"
+#include "../cpu/layer.h"
+#include "../layer/reserve.h"
 #include "call.h"
 #include "runtime.h"
 
 namespace fusedrnn {
 
-// Calls body with a value of the type of a call's factors.
+// Calls body with a value of the stored type of a call.
 template <class Body>
-auto with_factors(const Call& call, const Body& body) {
+auto with_stored(const OpCall& call, const Body& body) {
   switch (call.stored) {
     case ScalarType::Double:
       return body(double());
@@ -55,20 +56,22 @@ class CpuEngine {
     if (begin < bytes) std::memset(data<char>(t) + begin, 0, bytes - begin);
   }
 
-  ScalarType stored_dtype(const Call& call) const {
-    const bool pairs = (call.I | call.H | call.P) % kTerms<Bf16> == 0;
-    return call.dtype == ScalarType::BFloat16 && pairs && kernels().bf16 ? call.dtype
-                                                                         : call.compute;
+  ScalarType stored_dtype(const OpCall& call) const {
+    const bool pairs = (call.I | call.H | call.P) % cpu::kTerms<Bf16> == 0;
+    return call.dtype == ScalarType::BFloat16 && pairs && cpu::kernels().bf16 ? call.dtype
+                                                                              : call.compute;
   }
-  ScalarType h_dtype(const Call& call) const { return call.stored; }
-  ScalarType gradient_dtype(const Call& call) const { return call.compute; }
-  ScalarType reserve_dtype(const Call& call) const { return call.compute; }
-  int64_t reserve_size(const Call& call, int64_t rows) const {
-    return with_factors(
-        call, [&](auto f) { return fusedrnn::reserve_size<decltype(f)>(call.layer(), rows); });
+  ScalarType h_dtype(const OpCall& call) const { return call.stored; }
+  ScalarType gradient_dtype(const OpCall& call) const { return call.compute; }
+  ScalarType reserve_dtype(const OpCall& call) const { return call.compute; }
+  int64_t reserve_size(const OpCall& call, int64_t rows) const {
+    return with_stored(call, [&](auto stored) {
+      using Stored = decltype(stored);
+      return static_cast<int64_t>(reserve_bytes<Stored>(call.layer(), rows) / sizeof(Real<Stored>));
+    });
   }
 
-  Tensor packed_rows(const Call& call, const Tensor& rows, int64_t width) const {
+  Tensor packed_rows(const OpCall& call, const Tensor& rows, int64_t width) const {
     const Tensor ready = prepare(rows, call.stored);
     if (!call.padded) return ready;
     Tensor packed = empty({call.sequences().rows(), width}, call.stored);
@@ -76,7 +79,7 @@ class CpuEngine {
     return packed;
   }
 
-  Tensor output_rows(const Call& call, const Tensor& packed, int64_t width) const {
+  Tensor output_rows(const OpCall& call, const Tensor& packed, int64_t width) const {
     if (!call.padded) return prepare(packed, call.dtype);
     Tensor padded = empty({call.T, call.N, width}, packed.scalar_type());
     zero_from(padded, 0);
@@ -84,7 +87,7 @@ class CpuEngine {
     return prepare(padded, call.dtype);
   }
 
-  Tensor own_state(const Call& call, const OptionalTensor& state, Sizes sizes,
+  Tensor own_state(const OpCall& call, const OptionalTensor& state, Sizes sizes,
                    ScalarType dtype) const {
     Tensor own = empty(sizes, dtype);
     if (!state) {
@@ -101,7 +104,8 @@ class CpuEngine {
     return own;
   }
 
-  Tensor output_state(const Call& call, const Tensor& own, int64_t width, ScalarType dtype) const {
+  Tensor output_state(const OpCall& call, const Tensor& own, int64_t width,
+                      ScalarType dtype) const {
     if (!call.padded) return prepare(own, dtype);
     Tensor out = empty({call.D, call.N, width}, own.scalar_type());
     unsort_states(*call.padded, own.data_ptr(), out.data_ptr(), call.D, width * out.element_size());
@@ -111,7 +115,7 @@ class CpuEngine {
   // Memory for values of the compute dtype that nobody wants.
   class Spare {
    public:
-    Spare(CpuEngine&, const Call& call, int64_t values)
+    Spare(CpuEngine&, const OpCall& call, int64_t values)
         : memory_(std::make_unique_for_overwrite<std::byte[]>(
               values * (call.compute == ScalarType::Double ? sizeof(double) : sizeof(float)))) {}
     void* data() const { return memory_.get(); }
@@ -120,42 +124,42 @@ class CpuEngine {
     std::unique_ptr<std::byte[]> memory_;
   };
 
-  void forward(const Call& call, const ForwardTensors& t) const {
-    with_factors(call, [&](auto f) { run<decltype(f)>(call, t); });
+  void forward(const OpCall& call, const ForwardTensors& t) const {
+    with_stored(call, [&](auto stored) { run<decltype(stored)>(call, t); });
   }
-  void backward(const Call& call, const BackwardTensors& t) const {
-    with_factors(call, [&](auto f) { run<decltype(f)>(call, t); });
+  void backward(const OpCall& call, const BackwardTensors& t) const {
+    with_stored(call, [&](auto stored) { run<decltype(stored)>(call, t); });
   }
 
  private:
-  template <class F>
-  void run(const Call& call, const ForwardTensors& t) const {
-    LayerForward<F> args = {};
-    args.x = data<F>(t.x);
-    for (int64_t d = 0; d < call.D; ++d) args.w[d] = pointers<const F>(call, call.weights, d);
-    args.h = data<F>(t.h);
-    args.c = t.c ? data<Sum<F>>(*t.c) : nullptr;
-    args.y = static_cast<F*>(t.y);
-    args.reserve = t.reserve ? data<Sum<F>>(*t.reserve) : nullptr;
+  template <class Stored>
+  void run(const OpCall& call, const ForwardTensors& t) const {
+    cpu::LayerForward<Stored> args = {};
+    args.x = data<Stored>(t.x);
+    for (int64_t d = 0; d < call.D; ++d) args.w[d] = pointers<const Stored>(call, call.weights, d);
+    args.h = data<Stored>(t.h);
+    args.c = t.c ? data<Real<Stored>>(*t.c) : nullptr;
+    args.y = static_cast<Stored*>(t.y);
+    args.reserve = t.reserve ? t.reserve->data_ptr() : nullptr;
     TorchRuntime runtime(x_, call.work());
-    layer_forward<F>(call.layer(), kernels_of<F>(kernels()), runtime, args);
+    cpu::layer_forward<Stored>(call.layer(), cpu::kernels(), runtime, args);
   }
 
-  template <class F>
-  void run(const Call& call, const BackwardTensors& t) const {
-    LayerBackward<F> args = {};
-    args.x = data<F>(t.x);
-    args.reserve = data<Sum<F>>(t.reserve);
-    args.d_y = t.d_y ? data<F>(*t.d_y) : nullptr;
-    args.d_h = data<Sum<F>>(t.d_h);
-    args.d_c = t.d_c ? data<Sum<F>>(*t.d_c) : nullptr;
-    args.d_x = t.d_x ? data<Sum<F>>(*t.d_x) : nullptr;
+  template <class Stored>
+  void run(const OpCall& call, const BackwardTensors& t) const {
+    cpu::LayerBackward<Stored> args = {};
+    args.x = data<Stored>(t.x);
+    args.reserve = t.reserve.data_ptr();
+    args.d_y = t.d_y ? data<Stored>(*t.d_y) : nullptr;
+    args.d_h = data<Real<Stored>>(t.d_h);
+    args.d_c = t.d_c ? data<Real<Stored>>(*t.d_c) : nullptr;
+    args.d_x = t.d_x ? data<Real<Stored>>(*t.d_x) : nullptr;
     for (int64_t d = 0; d < call.D; ++d) {
-      args.w[d] = pointers<const F>(call, call.weights, d);
-      if (!t.d_weights.empty()) args.d_w[d] = pointers<Sum<F>>(call, t.d_weights, d);
+      args.w[d] = pointers<const Stored>(call, call.weights, d);
+      if (!t.d_weights.empty()) args.d_w[d] = pointers<Real<Stored>>(call, t.d_weights, d);
     }
     TorchRuntime runtime(x_, call.work());
-    layer_backward<F>(call.layer(), kernels_of<F>(kernels()), runtime, args);
+    cpu::layer_backward<Stored>(call.layer(), cpu::kernels(), runtime, args);
   }
 
   const Tensor& x_;

@@ -5,16 +5,27 @@
 namespace fusedrnn {
 namespace {
 
-// Lines of `key value ...`, read by fusedrnn._library: the chosen instruction set, those compiled,
-// and the constants of the cells. Throws where FUSEDRNN_ISA asks for what cannot be had.
+// Lines that fusedrnn._library reads: the chosen instruction set, those compiled, whether bfloat16
+// is multiplied in pairs, and a line for each cell, `cell` and its facts as key=value. Throws where
+// FUSEDRNN_ISA asks for what cannot be had.
 std::string info() {
   std::ostringstream text;
-  text << "isa " << kernels().isa << "\n";
-  for (const IsaInfo& isa : instruction_sets())
+  text << "isa " << cpu::kernels().isa << "\n";
+  text << "pairs " << (cpu::kernels().bf16 != nullptr) << "\n";
+  for (const cpu::IsaInfo& isa : cpu::instruction_sets())
     text << "compiled " << isa.name << " " << (isa.supported ? "supported" : "unsupported") << "\n";
   for (const CellInfo& cell : kCellInfo) {
-    text << "cell " << cell.name << " " << cell.gates << " " << cell.saved << " " << cell.saves_h
-         << " " << cell.has_c << " " << cell.stages << " " << cell.projects << "\n";
+    text << "cell name=" << cell.name << " gates=" << cell.gates << " saved=" << cell.saved
+         << " saves_h=" << cell.saves_h << " has_c=" << cell.has_c << " stages=" << cell.stages
+         << " projects=" << cell.projects << " parameters=";
+    const char* separator = "";
+    for (const Parameter p : parameters_of(cell, true)) {
+      text << separator << info_of(p).name << ":";
+      for (const char* at = info_of(p).shape; *at; ++at)
+        if (!std::strchr("[] ", *at)) text << *at;
+      separator = ";";
+    }
+    text << "\n";
   }
   return text.str();
 }

@@ -26,7 +26,7 @@ namespace fusedrnn {
 // What forward keeps for backward. With lengths its size is that of the padded batch, since the
 // shape of an output must not depend on values; the part that no live row fills is zero.
 template <class Engine>
-Tensor empty_reserve(Engine& engine, const Call& call) {
+Tensor empty_reserve(Engine& engine, const OpCall& call) {
   const Tensor reserve =
       engine.empty({engine.reserve_size(call, call.reserve_rows())}, engine.reserve_dtype(call));
   if (call.padded)
@@ -38,7 +38,7 @@ Tensor empty_reserve(Engine& engine, const Call& call) {
 // The reserve as the kernels take it. Between forward and backward it passes the hooks for saved
 // tensors, which give back the values, in whatever memory.
 template <class Engine>
-Tensor read_reserve(Engine& engine, const Call& call, const Tensor& reserve) {
+Tensor read_reserve(Engine& engine, const OpCall& call, const Tensor& reserve) {
   const ScalarType dtype = engine.reserve_dtype(call), got = reserve.scalar_type();
   check(got == dtype, "reserve must be ", name_of(dtype), ", got ", name_of(got),
         "; it is what forward kept, which a hook for saved tensors has to give back as it was");
@@ -49,19 +49,27 @@ Tensor read_reserve(Engine& engine, const Call& call, const Tensor& reserve) {
   return ready ? reserve : engine.copied(reserve, dtype);
 }
 
-// A state in the engine's dtype; the caller's is of dtype `given`.
+// A state as the caller gives it, or its gradient, and what the engine wants of it.
+struct GivenState {
+  const char* name;
+  const char* meaning;  // of its sizes
+  Sizes sizes;
+  ScalarType given;   // the dtype that it must have
+  ScalarType wanted;  // the engine's
+};
+
 template <class Engine>
-Tensor own_state(Engine& engine, const Call& call, const OptionalTensor& state, const char* name,
-                 const char* meaning, Sizes sizes, ScalarType given, ScalarType dtype) {
-  if (state) check_tensor(engine, *state, name, given, meaning, sizes);
-  return engine.own_state(call, state, sizes, dtype);
+Tensor own_state(Engine& engine, const OpCall& call, const OptionalTensor& state,
+                 const GivenState& as) {
+  if (state) check_tensor(engine, *state, as.name, as.given, as.meaning, as.sizes);
+  return engine.own_state(call, state, as.sizes, as.wanted);
 }
 
 // For the gradients of the weights, in the dtype that they are summed in; none where they are not
 // wanted. (Autograd rounds them where a weight is of 16 bits and keeps them where it is a float32
 // weight that was cast.)
 template <class Engine>
-std::vector<Tensor> empty_gradients(Engine& engine, const Call& call, bool wanted) {
+std::vector<Tensor> empty_gradients(Engine& engine, const OpCall& call, bool wanted) {
   std::vector<Tensor> gradients;
   if (!wanted) return gradients;
   gradients.reserve(call.weights.size());
@@ -79,19 +87,21 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& x, OptionalTens
                                                    bool keep) {
   const std::string name = take_string(cell);
   Engine engine(x);
-  const Call call = read_call(engine, x, weights, batch_sizes, lengths, batch, name, bidirectional);
+  const OpCall call =
+      read_call(engine, x, weights, {batch_sizes, lengths, batch}, name, bidirectional);
   const bool has_c = call.info().has_c;
   check(has_c || !c0, "c0 must be absent: ", call.info().name, " has no cell state");
   const int64_t width = call.D * call.P;
 
   const Tensor rows = engine.packed_rows(call, x, call.I);
-  const Tensor h = own_state(engine, call, h0, "h0", "[D, N, P]", {call.D, call.N, call.P},
-                             call.dtype, engine.h_dtype(call));
+  const Tensor h =
+      own_state(engine, call, h0,
+                {"h0", "[D, N, P]", {call.D, call.N, call.P}, call.dtype, engine.h_dtype(call)});
   const ScalarType c_type = c_dtype(call, c0);
   OptionalTensor c;
   if (has_c)
-    c = own_state(engine, call, c0, "c0", "[D, N, H]", {call.D, call.N, call.H}, c_type,
-                  call.compute);
+    c = own_state(engine, call, c0,
+                  {"c0", "[D, N, H]", {call.D, call.N, call.H}, c_type, call.compute});
   const Tensor y = engine.empty(call.padded ? std::vector<int64_t>{call.sequences().rows(), width}
                                             : call.rows_shape(batch_sizes.has_value(), width),
                                 call.stored);
@@ -114,7 +124,8 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> backward(
   (void)h0;
   const std::string name = take_string(cell);
   Engine engine(x);
-  const Call call = read_call(engine, x, weights, batch_sizes, lengths, batch, name, bidirectional);
+  const OpCall call =
+      read_call(engine, x, weights, {batch_sizes, lengths, batch}, name, bidirectional);
   const bool has_c = call.info().has_c;
   const int64_t width = call.D * call.P;
   check(has_c || !grad_c, "grad_c must be absent: ", call.info().name, " has no cell state");
@@ -127,12 +138,13 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> backward(
                  call.rows_shape(batch_sizes.has_value(), width));
     d_y = engine.packed_rows(call, *grad_y, width);
   }
-  const Tensor d_h = own_state(engine, call, grad_h, "grad_h", "[D, N, P]",
-                               {call.D, call.N, call.P}, call.dtype, call.compute);
+  const Tensor d_h =
+      own_state(engine, call, grad_h,
+                {"grad_h", "[D, N, P]", {call.D, call.N, call.P}, call.dtype, call.compute});
   const ScalarType c_type = c_dtype(call, c0);
   if (has_c)
-    d_c = own_state(engine, call, grad_c, "grad_c", "[D, N, H]", {call.D, call.N, call.H}, c_type,
-                    call.compute);
+    d_c = own_state(engine, call, grad_c,
+                    {"grad_c", "[D, N, H]", {call.D, call.N, call.H}, c_type, call.compute});
   if (need_x) {
     const int64_t rows_alone[] = {call.sequences().rows(), call.I};
     d_x = engine.empty(call.padded ? Sizes(rows_alone) : x.sizes(), engine.gradient_dtype(call));
@@ -154,7 +166,7 @@ std::vector<Tensor> step(const Tensor& x, const OptionalTensor& h0, const Option
                          int64_t hidden_size, StringHandle cell, bool keep) {
   const std::string name = take_string(cell);
   Engine engine(x);
-  const Call call = read_step(engine, x, weights, input_size, hidden_size, name);
+  const OpCall call = read_step(engine, x, weights, input_size, hidden_size, name);
   const bool has_c = call.info().has_c;
   check(has_c || !c0, "c must be absent: ", call.info().name, " has no cell state");
   check(!has_c || h0.has_value() == c0.has_value(), "h and c must both be there, or neither");
@@ -162,10 +174,10 @@ std::vector<Tensor> step(const Tensor& x, const OptionalTensor& h0, const Option
   const std::vector<int64_t> sizes = step_sizes(call, call.H);
   const Tensor rows = engine.prepare(x, call.stored);
   const Tensor h =
-      own_state(engine, call, h0, "h", "[N, H]", sizes, call.dtype, engine.h_dtype(call));
+      own_state(engine, call, h0, {"h", "[N, H]", sizes, call.dtype, engine.h_dtype(call)});
   const ScalarType c_type = c_dtype(call, c0);
   OptionalTensor c;
-  if (has_c) c = own_state(engine, call, c0, "c", "[N, H]", sizes, c_type, call.compute);
+  if (has_c) c = own_state(engine, call, c0, {"c", "[N, H]", sizes, c_type, call.compute});
   OptionalTensor reserve;
   if (keep) reserve = empty_reserve(engine, call);
   // y is h once more.
@@ -188,7 +200,7 @@ std::tuple<OptionalTensor, OptionalTensor, OptionalTensor, std::vector<Tensor>> 
     int64_t hidden_size, StringHandle cell, bool need_x, bool need_state, bool need_weights) {
   const std::string name = take_string(cell);
   Engine engine(x);
-  const Call call = read_step(engine, x, weights, input_size, hidden_size, name);
+  const OpCall call = read_step(engine, x, weights, input_size, hidden_size, name);
   const bool has_c = call.info().has_c;
   check(has_c || !grad_c, "grad_c must be absent: ", call.info().name, " has no cell state");
   const Tensor kept = read_reserve(engine, call, reserve);
@@ -196,11 +208,11 @@ std::tuple<OptionalTensor, OptionalTensor, OptionalTensor, std::vector<Tensor>> 
   const std::vector<int64_t> sizes = step_sizes(call, call.H);
   const Tensor rows = engine.prepare(x, call.stored);
   const Tensor d_h =
-      own_state(engine, call, grad_h, "grad_h", "[N, H]", sizes, call.dtype, call.compute);
+      own_state(engine, call, grad_h, {"grad_h", "[N, H]", sizes, call.dtype, call.compute});
   OptionalTensor d_c, d_x;
   if (has_c)
-    d_c = own_state(engine, call, grad_c, "grad_c", "[N, H]", sizes, c_dtype(call, grad_c),
-                    call.compute);
+    d_c = own_state(engine, call, grad_c,
+                    {"grad_c", "[N, H]", sizes, c_dtype(call, grad_c), call.compute});
   if (need_x) d_x = engine.empty(x.sizes(), engine.gradient_dtype(call));
   std::vector<Tensor> d_weights = empty_gradients(engine, call, need_weights);
   engine.backward(call, {rows, kept, std::nullopt, d_h, d_c, d_x, d_weights});

@@ -294,7 +294,7 @@ std::string describe_device(int64_t given_index) {
   check_cuda(cudaDriverGetVersion(&driver), "cudaDriverGetVersion");
   check_cuda(cudaRuntimeGetVersion(&runtime), "cudaRuntimeGetVersion");
   std::ostringstream text;
-  text << "name " << facts.name << "\n" << describe(facts.limits);
+  text << "name " << facts.name << "\n" << to_text(facts.limits);
   text << "cooperative_launch " << facts.cooperative << "\n";
   text << "driver " << driver / 1000 << "." << driver % 1000 / 10 << "\n";
   text << "runtime " << runtime / 1000 << "." << runtime % 1000 / 10 << "\n";

@@ -8,9 +8,11 @@
 #include <cstdlib>
 #include <limits>
 
+#include "../cuda/launches.h"
 #include "../cuda/layer.h"
+#include "../layer/reserve.h"
 #include "../torch/call.h"
-#include "rows.h"
+#include "copies.h"
 #include "torch_launcher.h"
 
 namespace fusedrnn {
@@ -66,17 +68,17 @@ class GpuEngine {
     if (begin < bytes) launcher_.zero(data<char>(t) + begin, bytes - begin);
   }
 
-  ScalarType stored_dtype(const Call& call) const { return call.dtype; }
-  ScalarType h_dtype(const Call& call) const { return call.compute; }
-  ScalarType gradient_dtype(const Call& call) const { return call.dtype; }
-  ScalarType reserve_dtype(const Call&) const { return ScalarType::Byte; }
-  int64_t reserve_size(const Call& call, int64_t rows) const {
-    return with_storage(call, [&](auto s) {
-      return static_cast<int64_t>(cuda::reserve_bytes<decltype(s)>(call.layer(), rows));
+  ScalarType stored_dtype(const OpCall& call) const { return call.dtype; }
+  ScalarType h_dtype(const OpCall& call) const { return call.compute; }
+  ScalarType gradient_dtype(const OpCall& call) const { return call.dtype; }
+  ScalarType reserve_dtype(const OpCall&) const { return ScalarType::Byte; }
+  int64_t reserve_size(const OpCall& call, int64_t rows) const {
+    return with_stored(call, [&](auto stored) {
+      return static_cast<int64_t>(reserve_bytes<decltype(stored)>(call.layer(), rows));
     });
   }
 
-  Tensor packed_rows(const Call& call, const Tensor& rows, int64_t width) {
+  Tensor packed_rows(const OpCall& call, const Tensor& rows, int64_t width) {
     const Tensor ready = prepare(rows, call.stored);
     if (!call.padded) return ready;
     const Tensor packed = empty({call.sequences().rows(), width}, call.stored);
@@ -84,14 +86,14 @@ class GpuEngine {
     return packed;
   }
 
-  Tensor output_rows(const Call& call, const Tensor& packed, int64_t width) {
+  Tensor output_rows(const OpCall& call, const Tensor& packed, int64_t width) {
     if (!call.padded) return packed;
     const Tensor padded = empty({call.T, call.N, width}, call.stored);
     move_rows("unpack", rows_of(call, width), packed, padded);
     return padded;
   }
 
-  Tensor own_state(const Call& call, const OptionalTensor& state, Sizes sizes, ScalarType dtype) {
+  Tensor own_state(const OpCall& call, const OptionalTensor& state, Sizes sizes, ScalarType dtype) {
     Tensor own = empty(sizes, dtype);
     if (!state) {
       zero_from(own, 0);
@@ -103,7 +105,7 @@ class GpuEngine {
     return own;
   }
 
-  Tensor output_state(const Call& call, const Tensor& own, int64_t width, ScalarType dtype) {
+  Tensor output_state(const OpCall& call, const Tensor& own, int64_t width, ScalarType dtype) {
     if (!call.padded) return prepare(own, dtype);
     const Tensor out = empty({call.D, call.N, width}, call.compute);
     move_rows("unpack", states_of(call, width), own, out);
@@ -113,7 +115,7 @@ class GpuEngine {
   // Memory for values of the dtype of x that nobody wants.
   class Spare {
    public:
-    Spare(GpuEngine& engine, const Call& call, int64_t values)
+    Spare(GpuEngine& engine, const OpCall& call, int64_t values)
         : memory_(engine.empty({values}, call.stored)) {}
     void* data() const { return memory_.data_ptr(); }
 
@@ -121,91 +123,73 @@ class GpuEngine {
     Tensor memory_;
   };
 
-  void forward(const Call& call, const ForwardTensors& t) {
-    with_storage(call, [&](auto s) {
-      using S = decltype(s);
-      cuda::LayerForward<S> args = {};
-      args.x = data<S>(t.x);
-      for (int64_t d = 0; d < call.D; ++d) args.w[d] = pointers<const S>(call, call.weights, d);
-      args.h = data<cuda::Real<S>>(t.h);
-      args.c = t.c ? data<cuda::Real<S>>(*t.c) : nullptr;
-      args.y = static_cast<S*>(t.y);
+  void forward(const OpCall& call, const ForwardTensors& t) {
+    with_stored(call, [&](auto stored) {
+      using Stored = decltype(stored);
+      cuda::LayerForward<Stored> args = {};
+      args.x = data<Stored>(t.x);
+      for (int64_t d = 0; d < call.D; ++d)
+        args.w[d] = pointers<const Stored>(call, call.weights, d);
+      args.h = data<Real<Stored>>(t.h);
+      args.c = t.c ? data<Real<Stored>>(*t.c) : nullptr;
+      args.y = static_cast<Stored*>(t.y);
       args.reserve = t.reserve ? t.reserve->data_ptr() : nullptr;
-      cuda::layer_forward<S>(call.layer(), launcher_, options(call), args);
+      cuda::layer_forward<Stored>(call.layer(), launcher_, options(call), args);
     });
   }
 
-  void backward(const Call& call, const BackwardTensors& t) {
-    with_storage(call, [&](auto s) {
-      using S = decltype(s);
-      cuda::LayerBackward<S> args = {};
-      args.x = data<S>(t.x);
+  void backward(const OpCall& call, const BackwardTensors& t) {
+    with_stored(call, [&](auto stored) {
+      using Stored = decltype(stored);
+      cuda::LayerBackward<Stored> args = {};
+      args.x = data<Stored>(t.x);
       args.reserve = t.reserve.data_ptr();
-      args.d_y = t.d_y ? data<S>(*t.d_y) : nullptr;
-      args.d_h = data<cuda::Real<S>>(t.d_h);
-      args.d_c = t.d_c ? data<cuda::Real<S>>(*t.d_c) : nullptr;
-      args.d_x = t.d_x ? data<S>(*t.d_x) : nullptr;
+      args.d_y = t.d_y ? data<Stored>(*t.d_y) : nullptr;
+      args.d_h = data<Real<Stored>>(t.d_h);
+      args.d_c = t.d_c ? data<Real<Stored>>(*t.d_c) : nullptr;
+      args.d_x = t.d_x ? data<Stored>(*t.d_x) : nullptr;
       for (int64_t d = 0; d < call.D; ++d) {
-        args.w[d] = pointers<const S>(call, call.weights, d);
-        if (!t.d_weights.empty()) args.d_w[d] = pointers<S>(call, t.d_weights, d);
+        args.w[d] = pointers<const Stored>(call, call.weights, d);
+        if (!t.d_weights.empty()) args.d_w[d] = pointers<Stored>(call, t.d_weights, d);
       }
-      cuda::layer_backward<S>(call.layer(), launcher_, options(call), args);
+      cuda::layer_backward<Stored>(call.layer(), launcher_, options(call), args);
     });
   }
 
  private:
-  // body(S()) with the type in which tensors of the call are stored.
+  // body(Stored()) with the type in which tensors of the call are stored.
   template <class Body>
-  static auto with_storage(const Call& call, const Body& body) {
+  static auto with_stored(const OpCall& call, const Body& body) {
     switch (call.dtype) {
       case ScalarType::Double:
         return body(double());
       case ScalarType::Half:
-        return body(cuda::Half());
+        return body(Half());
       case ScalarType::BFloat16:
-        return body(cuda::BFloat16());
+        return body(Bf16());
       default:
         return body(float());
     }
   }
 
-  static cuda::Options options(const Call& call) {
+  static cuda::Options options(const OpCall& call) {
     return {.allow_tf32 = call.dtype == ScalarType::Float && cuda::torch_allows_tf32(),
             .regime = regime_asked_for(),
             .spin_limit = spin_limit_asked_for()};
   }
 
-  // Numbers of the host in device memory. They travel as arguments of a kernel, so that nothing
-  // waits and a CUDA graph keeps them.
-  const int64_t* put(const std::vector<int64_t>& numbers) {
-    const auto count = static_cast<int64_t>(numbers.size());
-    auto* to = static_cast<int64_t*>(launcher_.scratch(count * sizeof(int64_t)));
-    for (int64_t begin = 0; begin < count; begin += cuda::kOffsetsPerLaunch) {
-      cuda::OffsetsArgs args = {};
-      args.count = static_cast<int>(std::min<int64_t>(cuda::kOffsetsPerLaunch, count - begin));
-      args.to = to + begin;
-      std::copy_n(numbers.data() + begin, args.count, args.values);
-      launcher_.launch({.kernel = "write_offsets",
-                        .grid = {},
-                        .block = {cuda::kThreads},
-                        .args = &args,
-                        .args_bytes = sizeof(args)});
-    }
-    return to;
-  }
-
-  const int64_t* order(const Call& call) {
-    if (!order_) order_ = put(call.padded->order);
+  const int64_t* order(const OpCall& call) {
+    if (!order_) order_ = cuda::put_numbers(launcher_, call.padded->order);
     return order_;
   }
 
-  cuda::PackArgs rows_of(const Call& call, int64_t width) {
+  cuda::PackArgs rows_of(const OpCall& call, int64_t width) {
     const Sequences& packed = call.sequences();
-    if (!row_offset_) row_offset_ = put(packed.row_offset);
+    if (!row_offset_) row_offset_ = cuda::put_numbers(launcher_, packed.row_offset);
     return {call.T, call.N, width, packed.T, row_offset_, order(call), nullptr, nullptr};
   }
 
-  cuda::PackArgs states_of(const Call& call, int64_t width) {
+  cuda::PackArgs states_of(const OpCall& call, int64_t width) {
     return {call.D, call.N, width, call.D, nullptr, order(call), nullptr, nullptr};
   }
 
@@ -216,10 +200,9 @@ class GpuEngine {
     if (values == 0) return;
     args.from = from.data_ptr();
     args.to = to.data_ptr();
-    const int64_t blocks = (values + cuda::kThreads - 1) / cuda::kThreads;
     launcher_.launch(
         {.kernel = std::string(how).append("_rows_b").append(std::to_string(8 * to.element_size())),
-         .grid = {static_cast<unsigned>(std::min<int64_t>(blocks, 65535))},
+         .grid = cuda::grid_for(values, 65535),
          .block = {cuda::kThreads},
          .args = &args,
          .args_bytes = sizeof(args)});

@@ -4,7 +4,8 @@
 #include <array>
 #include <iomanip>
 
-#include "rows.h"
+#include "../cuda/launches.h"
+#include "copies.h"
 
 namespace fusedrnn::cuda {
 namespace {
@@ -25,21 +26,16 @@ ScalarType scalar_type(Dtype dtype) {
 }
 
 // Rows [begin, begin + count) of a product to where they belong.
-template <class S>
+template <class Stored>
 void store(Launcher& launcher, const Product& p, const void* product, int64_t begin,
            int64_t count) {
-  const StoreArgs<S> args = {count,
-                             p.N,
-                             static_cast<const Real<S>*>(product),
-                             static_cast<S*>(p.c) + begin * p.c_ld,
-                             p.c_ld,
-                             p.accumulate};
-  const int64_t blocks = (count * p.N + kThreads - 1) / kThreads;
-  launcher.launch({.kernel = std::string("store_").append(name_of(p.c_dtype)),
-                   .grid = {static_cast<unsigned>(std::min<int64_t>(blocks, 4096))},
-                   .block = {kThreads},
-                   .args = &args,
-                   .args_bytes = sizeof(args)});
+  const StoreArgs<Stored> args = {count,
+                                  p.c.columns,
+                                  static_cast<const Real<Stored>*>(product),
+                                  static_cast<Stored*>(p.c.data) + begin * p.c.ld,
+                                  p.c.ld,
+                                  p.accumulate};
+  launch<Stored>(launcher, "store", grid_for(count * p.c.columns, 4096), args);
 }
 
 }  // namespace
@@ -72,16 +68,12 @@ void* TorchLauncher::scratch(size_t bytes) {
   return kept_.back().data_ptr();
 }
 
-Tensor TorchLauncher::matrix(const void* at, Dtype dtype, int64_t rows, int64_t columns, int64_t ld,
-                             bool transposed) const {
-  std::array<int64_t, 2> sizes = {rows, columns}, strides = {ld, 1};
-  if (transposed) {
-    std::swap(sizes[0], sizes[1]);
-    std::swap(strides[0], strides[1]);
-  }
+Tensor TorchLauncher::tensor_of(const Matrix<const void>& m, Dtype dtype) const {
+  std::array<int64_t, 2> sizes = {m.rows, m.columns}, strides = {m.ld, 1};
+  if (m.transposed) std::swap(strides[0], strides[1]);
   AtenTensorHandle made = nullptr;
   check_torch(aoti_torch_create_tensor_from_blob(
-      const_cast<void*>(at), 2, sizes.data(), strides.data(), 0,
+      const_cast<void*>(m.data), 2, sizes.data(), strides.data(), 0,
       stable::to<int32_t>(stable::from(scalar_type(dtype))), device_type_, device_index_, &made));
   return Tensor(made);
 }
@@ -109,28 +101,28 @@ void* TorchLauncher::product_memory(size_t bytes) {
 }
 
 void TorchLauncher::multiply(const Product& p) {
-  // Rows [begin, begin + count) of op(a).
+  const int64_t M = p.c.rows, N = p.c.columns;
   const auto rows_of_a = [&](int64_t begin, int64_t count) {
-    const int64_t offset = p.a_transposed ? begin : begin * p.a_ld;
-    const void* at =
-        static_cast<const char*>(p.a) + offset * static_cast<int64_t>(size_of(p.dtype));
-    return p.a_transposed ? matrix(at, p.dtype, p.K, count, p.a_ld, true)
-                          : matrix(at, p.dtype, count, p.K, p.a_ld, false);
+    Matrix<const void> rows = p.a;
+    const int64_t offset = p.a.transposed ? begin : begin * p.a.ld;
+    rows.data =
+        static_cast<const char*>(p.a.data) + offset * static_cast<int64_t>(size_of(p.dtype));
+    rows.rows = count;
+    return tensor_of(rows, p.dtype);
   };
-  const Tensor b = p.b_transposed ? matrix(p.b, p.dtype, p.N, p.K, p.b_ld, true)
-                                  : matrix(p.b, p.dtype, p.K, p.N, p.b_ld, false);
+  const Tensor b = tensor_of(p.b, p.dtype);
   // Into 16 bits torch's product may cut a long sum and add the parts in 16 bits
   // (torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction, on by default). And the
   // stable ABI cannot call addmm: it has no word for a Scalar.
   const Dtype real = p.c_dtype == Dtype::kFloat64 ? Dtype::kFloat64 : Dtype::kFloat32;
   if (p.c_dtype == real && !p.accumulate)
-    return mm(rows_of_a(0, p.M), b, matrix(p.c, real, p.M, p.N, p.c_ld, false));
+    return mm(rows_of_a(0, M), b, tensor_of({p.c.data, M, N, p.c.ld}, real));
 
-  const int64_t rows = slice_rows(p.M, p.N, size_of(real), product_limit_);
-  void* product = product_memory(static_cast<size_t>(rows * p.N) * size_of(real));
-  for (int64_t begin = 0; begin < p.M; begin += rows) {
-    const int64_t count = std::min(rows, p.M - begin);
-    mm(rows_of_a(begin, count), b, matrix(product, real, count, p.N, p.N, false));
+  const int64_t rows = slice_rows(M, N, size_of(real), product_limit_);
+  void* product = product_memory(static_cast<size_t>(rows * N) * size_of(real));
+  for (int64_t begin = 0; begin < M; begin += rows) {
+    const int64_t count = std::min(rows, M - begin);
+    mm(rows_of_a(begin, count), b, tensor_of({product, count, N, N}, real));
     switch (p.c_dtype) {
       case Dtype::kFloat32:
         store<float>(*this, p, product, begin, count);
@@ -142,7 +134,7 @@ void TorchLauncher::multiply(const Product& p) {
         store<Half>(*this, p, product, begin, count);
         break;
       case Dtype::kBFloat16:
-        store<BFloat16>(*this, p, product, begin, count);
+        store<Bf16>(*this, p, product, begin, count);
         break;
     }
   }

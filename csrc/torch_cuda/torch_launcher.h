@@ -49,8 +49,7 @@ class TorchLauncher : public Launcher {
 
  private:
   // rows x columns of memory, transposed after that where asked for.
-  Tensor matrix(const void* at, Dtype dtype, int64_t rows, int64_t columns, int64_t ld,
-                bool transposed) const;
+  Tensor tensor_of(const Matrix<const void>& m, Dtype dtype) const;
   void* product_memory(size_t bytes);
 
   const Tensor& like_;

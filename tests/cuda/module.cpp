@@ -9,22 +9,17 @@
 #include <string>
 #include <vector>
 
-#include "cpu/rows.h"
 #include "cuda/estimate.h"
 #include "cuda/layer.h"
 #include "device.h"
+#include "layer/reserve.h"
 
 namespace fusedrnn_test {
 namespace {
 
 namespace py = pybind11;
+using namespace fusedrnn;
 using namespace fusedrnn::cuda;
-using fusedrnn::CellKind;
-using fusedrnn::kCellCount;
-using fusedrnn::kCellInfo;
-using fusedrnn::Layer;
-using fusedrnn::Sequences;
-using fusedrnn::Weights;
 
 using Address = uintptr_t;
 
@@ -48,15 +43,13 @@ class PythonLauncher final : public Launcher {
   }
 
   void multiply(const Product& p) override {
-    const auto operand = [](const void* at, int64_t rows, int64_t columns, int64_t ld,
-                            bool transposed) {
-      return py::make_tuple(reinterpret_cast<Address>(at), transposed ? columns : rows,
-                            transposed ? rows : columns, ld, transposed);
+    // In memory, then as the product takes it.
+    const auto operand = [](const auto& m) {
+      return py::make_tuple(reinterpret_cast<Address>(m.data), m.transposed ? m.columns : m.rows,
+                            m.transposed ? m.rows : m.columns, m.ld, m.transposed);
     };
-    object_.attr("multiply")(name_of(p.dtype), name_of(p.c_dtype),
-                             operand(p.a, p.M, p.K, p.a_ld, p.a_transposed),
-                             operand(p.b, p.K, p.N, p.b_ld, p.b_transposed),
-                             operand(p.c, p.M, p.N, p.c_ld, false), p.accumulate);
+    object_.attr("multiply")(name_of(p.dtype), name_of(p.c_dtype), operand(p.a), operand(p.b),
+                             operand(p.c), p.accumulate);
   }
 
   void zero(void* p, size_t bytes) override {
@@ -72,10 +65,10 @@ class PythonLauncher final : public Launcher {
   Device device_ = {};
 };
 
-CellKind cell_named(const std::string& name) {
-  for (int i = 0; i < kCellCount; ++i)
-    if (name == kCellInfo[i].name) return static_cast<CellKind>(i);
-  throw std::invalid_argument("no cell is named " + name);
+CellKind cell_of(const std::string& name) {
+  const CellKind cell = cell_named(name.c_str());
+  if (cell == CellKind::kCount) throw std::invalid_argument("no cell is named " + name);
+  return cell;
 }
 
 // regime: "per_step", "resident", or empty for what fits.
@@ -104,7 +97,7 @@ py::dict device_dict(const Device& d) {
 py::dict plan(const std::string& cell, const std::string& dtype, const std::vector<int64_t>& sizes,
               const std::string& arch, bool backward, bool allow_tf32, const std::string& regime,
               int registers) {
-  PlanRequest q = request_named(cell_named(cell), dtype, sizes, arch, backward, allow_tf32, regime);
+  PlanRequest q = request_named(cell_of(cell), dtype, sizes, arch, backward, allow_tf32, regime);
   q.registers_fma = q.registers_mma = registers;
   const Plan plan = make_plan(q);
   const Card& card = card_named(arch);
@@ -121,7 +114,7 @@ py::dict plan(const std::string& cell, const std::string& dtype, const std::vect
   out["shared_bytes"] = plan.shape.shared_bytes;
   out["workspace_bytes"] = plan.workspace_bytes();
   py::list tiles;
-  for (int s = 0; s < kCellInfo[static_cast<int>(q.cell)].stages; ++s) {
+  for (int s = 0; s < info_of(q.cell).stages; ++s) {
     const ResidentTile& tile = plan.shape.tile[s];
     py::dict t;
     t["R"] = tile.R;
@@ -139,7 +132,7 @@ py::dict plan(const std::string& cell, const std::string& dtype, const std::vect
   out["step_us"] = e.step();
   out["total_us"] = e.total();
   out["limit"] = e.limit();
-  out["text"] = describe(q, plan, card);
+  out["text"] = to_text(q, plan, card);
   return out;
 }
 
@@ -158,66 +151,68 @@ struct Call {
         P(p),
         D(d),
         sequences(fusedrnn::from_batch_sizes(batch_sizes, n)) {}
-  Layer layer() const { return {cell_named(cell), I, H, P, D, sequences}; }
+  Layer layer() const { return {cell_of(cell), I, H, P, D, sequences}; }
 };
 
-using Addresses = std::vector<std::array<Address, 5>>;
+// For each direction an address for each parameter, 0 where it is absent.
+using Addresses = std::vector<std::array<Address, kParameterCount>>;
 
-template <class S>
-S* at(Address address) {
-  return reinterpret_cast<S*>(address);
+template <class Stored>
+Stored* at(Address address) {
+  return reinterpret_cast<Stored*>(address);
 }
 
-template <class S>
-void read_weights(const Addresses& addresses, Weights<S>* w) {
+template <class Stored>
+void read_weights(const Addresses& addresses, Parameters<Stored>* w) {
   if (addresses.size() > 2) throw std::invalid_argument("weights must be of one or two directions");
   for (size_t d = 0; d < addresses.size(); ++d) {
-    const auto& p = addresses[d];
-    w[d] = {at<S>(p[0]), at<S>(p[1]), at<S>(p[2]), at<S>(p[3]), at<S>(p[4])};
+    for (int i = 0; i < kParameterCount; ++i)
+      w[d][static_cast<Parameter>(i)] = at<Stored>(addresses[d][i]);
   }
 }
 
-template <class S>
+template <class Stored>
 void forward(py::object launcher_object, const Call& call, Address x, const Addresses& weights,
              Address h, Address c, Address y, Address reserve, const std::string& regime,
              bool allow_tf32, int64_t gates_bytes, unsigned spin_limit) {
   PythonLauncher launcher(std::move(launcher_object));
-  LayerForward<S> args = {};
-  args.x = at<S>(x);
+  LayerForward<Stored> args = {};
+  args.x = at<Stored>(x);
   read_weights(weights, args.w);
-  args.h = at<Real<S>>(h);
-  args.c = at<Real<S>>(c);
-  args.y = at<S>(y);
+  args.h = at<Real<Stored>>(h);
+  args.c = at<Real<Stored>>(c);
+  args.y = at<Stored>(y);
   args.reserve = at<void>(reserve);
-  layer_forward<S>(call.layer(), launcher, options_of(regime, allow_tf32, gates_bytes, spin_limit),
-                   args);
+  layer_forward<Stored>(call.layer(), launcher,
+                        options_of(regime, allow_tf32, gates_bytes, spin_limit), args);
 }
 
-template <class S>
+template <class Stored>
 void backward(py::object launcher_object, const Call& call, Address x, const Addresses& weights,
               Address reserve, Address d_y, Address d_h, Address d_c, Address d_x,
               const Addresses& d_weights, const std::string& regime, bool allow_tf32,
               int64_t gates_bytes, unsigned spin_limit) {
   PythonLauncher launcher(std::move(launcher_object));
-  LayerBackward<S> args = {};
-  args.x = at<S>(x);
+  LayerBackward<Stored> args = {};
+  args.x = at<Stored>(x);
   read_weights(weights, args.w);
   args.reserve = at<void>(reserve);
-  args.d_y = at<S>(d_y);
-  args.d_h = at<Real<S>>(d_h);
-  args.d_c = at<Real<S>>(d_c);
-  args.d_x = at<S>(d_x);
+  args.d_y = at<Stored>(d_y);
+  args.d_h = at<Real<Stored>>(d_h);
+  args.d_c = at<Real<Stored>>(d_c);
+  args.d_x = at<Stored>(d_x);
   read_weights(d_weights, args.d_w);
-  layer_backward<S>(call.layer(), launcher, options_of(regime, allow_tf32, gates_bytes, spin_limit),
-                    args);
+  layer_backward<Stored>(call.layer(), launcher,
+                         options_of(regime, allow_tf32, gates_bytes, spin_limit), args);
 }
 
-template <class S>
+template <class Stored>
 void define_for(py::module_& m, const std::string& dtype) {
-  m.def(("layer_forward_" + dtype).c_str(), forward<S>);
-  m.def(("layer_backward_" + dtype).c_str(), backward<S>);
-  m.def(("reserve_bytes_" + dtype).c_str(),
-        [](const Call& call) { return reserve_bytes<S>(call.layer(), call.sequences.rows()); });
+  m.def(("layer_forward_" + dtype).c_str(), forward<Stored>);
+  m.def(("layer_backward_" + dtype).c_str(), backward<Stored>);
+  m.def(("reserve_bytes_" + dtype).c_str(), [](const Call& call) {
+    return reserve_bytes<Stored>(call.layer(), call.sequences.rows());
+  });
 }
 
 }  // namespace
@@ -255,5 +250,5 @@ PYBIND11_MODULE(_cuda_host, m) {
   define_for<float>(m, "f32");
   define_for<double>(m, "f64");
   define_for<Half>(m, "f16");
-  define_for<BFloat16>(m, "bf16");
+  define_for<Bf16>(m, "bf16");
 }

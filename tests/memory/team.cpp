@@ -11,7 +11,7 @@
 
 int main() {
   constexpr int kPieces = 64;
-  fusedrnn::Team team;
+  fusedrnn::cpu::Team team;
   std::vector<std::thread> helpers;
   std::atomic<int> taken_by_helpers{0};
   const auto leader = std::this_thread::get_id();

@@ -11,6 +11,7 @@
 
 #include "cpu/dispatch.h"
 #include "fence.h"
+#include "layer/layer.h"
 
 namespace fusedrnn_test {
 
@@ -25,15 +26,15 @@ inline void expect(bool ok, const std::string& message) {
   if (!ok) throw std::invalid_argument(message);
 }
 
-inline fusedrnn::CellKind cell_named(const std::string& name) {
-  for (int i = 0; i < fusedrnn::kCellCount; ++i)
-    if (name == fusedrnn::kCellInfo[i].name) return static_cast<fusedrnn::CellKind>(i);
-  throw std::invalid_argument("no cell is named " + name);
+inline fusedrnn::CellKind cell_of(const std::string& name) {
+  const fusedrnn::CellKind cell = fusedrnn::cell_named(name.c_str());
+  if (cell == fusedrnn::CellKind::kCount) throw std::invalid_argument("no cell is named " + name);
+  return cell;
 }
 
 template <class T>
-const fusedrnn::DtypeKernels<T>& kernels_for(const std::string& isa) {
-  return fusedrnn::kernels_of<T>(fusedrnn::kernels_named(isa));
+const fusedrnn::cpu::DtypeKernels<T>& kernels_for(const std::string& isa) {
+  return fusedrnn::cpu::kernels_of<T>(fusedrnn::cpu::kernels_named(isa));
 }
 
 inline int64_t size_of(const std::vector<int64_t>& shape) {
@@ -61,12 +62,35 @@ py::object numpy(const T* from, const std::vector<int64_t>& shape) {
   return array;
 }
 
-// Recurrent weights of one direction, as Python gives them: w_ih, w_hh, b_ih, b_hh, w_hr.
+// The parameters of one direction as Python gives them: an array for each fusedrnn::Parameter, None
+// where the cell has it not or it is absent.
 template <class T>
 using WeightArrays = std::vector<OptionalArray<T>>;
 
-inline void expect_five(size_t n) {
-  expect(n == 5, "weights must be w_ih, w_hh, b_ih, b_hh, w_hr, absent ones None");
+template <class T>
+const OptionalArray<T>& array_of(const WeightArrays<T>& arrays, fusedrnn::Parameter parameter) {
+  expect(arrays.size() == fusedrnn::kParameterCount,
+         "weights must hold an array or None for each parameter");
+  return arrays[static_cast<size_t>(parameter)];
+}
+
+inline std::vector<int64_t> array_shape(fusedrnn::Parameter parameter,
+                                        const fusedrnn::ParameterSizes& sizes) {
+  const fusedrnn::ParameterShape shape = fusedrnn::shape_of(parameter, sizes);
+  return {shape.size, shape.size + shape.rank};
+}
+
+// Fenced copies of the parameters of one direction.
+template <class T>
+fusedrnn::Parameters<const T> fenced_parameters(Fence& fence, const WeightArrays<T>& arrays,
+                                                const fusedrnn::ParameterSizes& sizes) {
+  fusedrnn::Parameters<const T> fenced_ones = {};
+  for (int i = 0; i < fusedrnn::kParameterCount; ++i) {
+    const auto p = static_cast<fusedrnn::Parameter>(i);
+    fenced_ones[p] =
+        fenced(fence, fusedrnn::info_of(p).name, array_of(arrays, p), array_shape(p, sizes));
+  }
+  return fenced_ones;
 }
 
 }  // namespace fusedrnn_test

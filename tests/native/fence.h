@@ -10,7 +10,7 @@
 #include <thread>
 #include <vector>
 
-#include "cpu/layer.h"
+#include "cpu/runtime.h"
 #include "cpu/team.h"
 
 namespace fusedrnn_test {
@@ -80,7 +80,7 @@ class Fence {
 
 // Tasks run one after another from the last to the first, or at once, by a team or each in a thread
 // of its own.
-class FencedRuntime final : public fusedrnn::Runtime {
+class FencedRuntime final : public fusedrnn::cpu::Runtime {
  public:
   FencedRuntime(Fence& fence, int64_t threads, bool at_once)
       : fence_(fence), threads_(threads), at_once_(at_once) {}
@@ -102,7 +102,7 @@ class FencedRuntime final : public fusedrnn::Runtime {
 
   void together(const std::function<void()>& body) override {
     if (!at_once_) return body();
-    fusedrnn::Team team;
+    fusedrnn::cpu::Team team;
     team_ = &team;
     std::vector<std::thread> helpers;
     for (int64_t i = 1; i < threads_; ++i) helpers.emplace_back([&] { team.help(); });
@@ -118,7 +118,7 @@ class FencedRuntime final : public fusedrnn::Runtime {
   Fence& fence_;
   int64_t threads_;
   bool at_once_;
-  fusedrnn::Team* team_ = nullptr;
+  fusedrnn::cpu::Team* team_ = nullptr;
 };
 
 }  // namespace fusedrnn_test

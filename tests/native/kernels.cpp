@@ -5,12 +5,14 @@
 
 #include "arrays.h"
 #include "bindings.h"
-#include "cpu/rows.h"
+#include "cpu/layer.h"
+#include "layer/reserve.h"
 
 namespace fusedrnn_test {
 namespace {
 
 using namespace fusedrnn;
+using namespace fusedrnn::cpu;
 
 // Sizes of a call, from the shapes of its arrays.
 template <class T>
@@ -21,42 +23,26 @@ struct Shapes {
 
   Shapes(const std::string& cell, const Array<T>& x, const std::vector<WeightArrays<T>>& weights,
          const std::vector<int64_t>& batch_sizes, int64_t N)
-      : kind(cell_named(cell)), sequences(from_batch_sizes(batch_sizes, N)) {
+      : kind(cell_of(cell)), sequences(from_batch_sizes(batch_sizes, N)) {
     expect(x.ndim() == 2 && x.shape(0) == sequences.rows(), "x must be [S, I]");
     D = static_cast<int64_t>(weights.size());
     expect(D == 1 || D == 2, "weights must be of one or two directions");
     for (const auto& w : weights) {
-      expect_five(w.size());
-      expect(w[0] && w[1] && w[0]->ndim() == 2 && w[1]->ndim() == 2, "w_ih and w_hh are matrices");
+      const auto& w_ih = array_of(w, Parameter::kWeightIh);
+      const auto& w_hh = array_of(w, Parameter::kWeightHh);
+      expect(w_ih && w_hh && w_ih->ndim() == 2 && w_hh->ndim() == 2, "w_ih and w_hh are matrices");
     }
     I = x.shape(1);
     H = weights[0][1]->shape(0) / info().gates;
     P = weights[0][1]->shape(1);
   }
 
-  const CellInfo& info() const { return kCellInfo[static_cast<int>(kind)]; }
+  const CellInfo& info() const { return info_of(kind); }
   Layer layer() const { return {kind, I, H, P, D, sequences}; }
-  int64_t columns() const { return info().gates * H; }
-  std::vector<std::vector<int64_t>> weight_shapes() const {
-    return {{columns(), I}, {columns(), P}, {columns()}, {columns()}, {P, H}};
-  }
   std::vector<int64_t> h_shape() const { return {D, sequences.N, P}; }
   std::vector<int64_t> c_shape() const { return {D, sequences.N, H}; }
   std::vector<int64_t> y_shape() const { return {sequences.rows(), D * P}; }
 };
-
-const char* const kWeightNames[] = {"w_ih", "w_hh", "b_ih", "b_hh", "w_hr"};
-
-template <class T>
-void fence_weights(Fence& fence, const Shapes<T>& shapes,
-                   const std::vector<WeightArrays<T>>& weights, Weights<const T>* w) {
-  const auto expected = shapes.weight_shapes();
-  for (int64_t d = 0; d < shapes.D; ++d) {
-    const T* p[5];
-    for (int i = 0; i < 5; ++i) p[i] = fenced(fence, kWeightNames[i], weights[d][i], expected[i]);
-    w[d] = {p[0], p[1], p[2], p[3], p[4]};
-  }
-}
 
 template <class T>
 py::tuple forward(const std::string& isa, const std::string& cell, const Array<T>& x,
@@ -66,21 +52,24 @@ py::tuple forward(const std::string& isa, const std::string& cell, const Array<T
   const Shapes<T> shapes(cell, x, weights, batch_sizes, h0.shape(1));
   const Layer layer = shapes.layer();
   expect(c0.has_value() == layer.info().has_c, "c0 must be there exactly for cells with c");
-  const int64_t reserve_values = reserve_size<T>(layer, shapes.sequences.rows());
+  const auto reserve_values =
+      static_cast<int64_t>(reserve_bytes<T>(layer, shapes.sequences.rows()) / sizeof(T));
 
   Fence fence;
   LayerForward<T> args = {};
-  fence_weights(fence, shapes, weights, args.w);
+  for (int64_t d = 0; d < layer.D; ++d)
+    args.w[d] = fenced_parameters(fence, weights[d], layer.parameter_sizes());
   args.x = fence.copy("x", x.data(), x.size());
   args.h = fenced<T>(fence, "h", h0, shapes.h_shape());
   args.c = fenced<T>(fence, "c", c0, shapes.c_shape());
   args.y = fence.take<T>("y", shapes.sequences.rows() * layer.D * layer.P);
-  args.reserve = keep ? fence.take<T>("reserve", reserve_values) : nullptr;
+  T* const reserve = keep ? fence.take<T>("reserve", reserve_values) : nullptr;
+  args.reserve = reserve;
   FencedRuntime runtime(fence, threads, at_once);
-  layer_forward<T>(layer, kernels_for<T>(isa), runtime, args);
+  layer_forward<T>(layer, kernels_named(isa), runtime, args);
   fence.check();
   return py::make_tuple(numpy(args.y, shapes.y_shape()), numpy(args.h, shapes.h_shape()),
-                        numpy(args.c, shapes.c_shape()), numpy(args.reserve, {reserve_values}));
+                        numpy(args.c, shapes.c_shape()), numpy(reserve, {reserve_values}));
 }
 
 template <class T>
@@ -95,31 +84,34 @@ py::tuple backward(const std::string& isa, const std::string& cell, const Array<
 
   Fence fence;
   LayerBackward<T> args = {};
-  fence_weights(fence, shapes, weights, args.w);
+  for (int64_t d = 0; d < layer.D; ++d)
+    args.w[d] = fenced_parameters(fence, weights[d], layer.parameter_sizes());
   args.x = fence.copy("x", x.data(), x.size());
-  args.reserve =
-      fenced<T>(fence, "reserve", reserve, {reserve_size<T>(layer, shapes.sequences.rows())});
+  const size_t bytes = reserve_bytes<T>(layer, shapes.sequences.rows());
+  args.reserve = fenced<T>(fence, "reserve", reserve, {static_cast<int64_t>(bytes / sizeof(T))});
   args.d_y = fenced<T>(fence, "d_y", d_y, shapes.y_shape());
   args.d_h = fenced<T>(fence, "d_h", d_h, shapes.h_shape());
   args.d_c = fenced<T>(fence, "d_c", d_c, shapes.c_shape());
   args.d_x = want_x ? fence.take<T>("d_x", x.size()) : nullptr;
-  const auto weight_shapes = shapes.weight_shapes();
-  std::vector<std::vector<T*>> d_w(layer.D, std::vector<T*>(5));
-  for (int64_t d = 0; d < layer.D; ++d) {
-    for (int i = 0; i < 5; ++i) {
-      if (!want_weights || !weights[d][i]) continue;
-      d_w[d][i] = fence.take<T>(std::string("d_") + kWeightNames[i], size_of(weight_shapes[i]));
+  const ParameterSizes sizes = layer.parameter_sizes();
+  for (int64_t d = 0; d < layer.D && want_weights; ++d) {
+    for (const Parameter p : parameters_of(layer.info(), true)) {
+      if (!args.w[d][p]) continue;
+      args.d_w[d][p] =
+          fence.take<T>(std::string("d_") + info_of(p).name, fusedrnn::shape_of(p, sizes).values());
     }
-    args.d_w[d] = {d_w[d][0], d_w[d][1], d_w[d][2], d_w[d][3], d_w[d][4]};
   }
   FencedRuntime runtime(fence, threads, at_once);
-  layer_backward<T>(layer, kernels_for<T>(isa), runtime, args);
+  layer_backward<T>(layer, kernels_named(isa), runtime, args);
   fence.check();
 
   py::list weight_gradients;
-  for (const auto& direction : d_w) {
+  for (int64_t d = 0; d < layer.D; ++d) {
     py::list gradients;
-    for (int i = 0; i < 5; ++i) gradients.append(numpy(direction[i], weight_shapes[i]));
+    for (int i = 0; i < kParameterCount; ++i) {
+      const auto p = static_cast<Parameter>(i);
+      gradients.append(numpy(args.d_w[d][p], array_shape(p, sizes)));
+    }
     weight_gradients.append(gradients);
   }
   return py::make_tuple(numpy(args.d_x, {x.shape(0), x.shape(1)}),
@@ -135,14 +127,14 @@ py::tuple pack_gates(const std::string& isa, const Array<T>& weight, const Optio
                      const OptionalArray<T>& bias_h, int64_t gates, int64_t blocks, int64_t begin,
                      int64_t end, bool want_bias) {
   const DtypeKernels<T>& kernels = kernels_for<T>(isa);
-  const int64_t units = kernels.gates_block(gates), K = weight.shape(1);
+  const int64_t units = kernels.units_of_gates_panel(gates), K = weight.shape(1);
   Fence fence;
   PackGatesArgs<T> args = {};
   args.weight = fence.copy("weight", weight.data(), weight.size());
   args.bias_x = fenced(fence, "bias_x", bias_x, {weight.shape(0)});
   args.bias_h = fenced(fence, "bias_h", bias_h, {weight.shape(0)});
   args.gates = gates, args.width = weight.shape(0) / gates, args.K = K;
-  args.block_begin = begin, args.block_end = end;
+  args.panel_begin = begin, args.panel_end = end;
   args.panels = fence.take<T>("panels", blocks * K * gates * units);
   args.bias = want_bias ? fence.take<T>("bias", blocks * 2 * gates * units) : nullptr;
   kernels.pack_gates(args);
@@ -163,7 +155,7 @@ template <class T>
 py::tuple pack_columns(const std::string& isa, const Array<T>& matrix, int64_t N, int64_t blocks,
                        int64_t begin, int64_t end) {
   const DtypeKernels<T>& kernels = kernels_for<T>(isa);
-  const int64_t units = kernels.columns_block(), K = matrix.shape(0);
+  const int64_t units = kernels.units_of_columns_panel(), K = matrix.shape(0);
   Fence fence;
   T* panels = fence.take<T>("panels", blocks * K * units);
   kernels.pack_columns(
@@ -172,22 +164,22 @@ py::tuple pack_columns(const std::string& isa, const Array<T>& matrix, int64_t N
   return py::make_tuple(numpy(panels, {blocks, K, units}), units);
 }
 
-// c (+)= a b for rows [m_begin, m_end) and columns of blocks [block_begin, block_end).
+// c (+)= a b for rows [m_begin, m_end) and columns of blocks [panel_begin, panel_end).
 // a: [M, a_ld], or [K, a_ld] if a_transposed; b: [K, N]; c: [M, c_ld] before. Returns c after.
 template <class T>
 py::object gemm(const std::string& isa, const Array<T>& a, bool a_transposed, const Array<T>& b,
                 const Array<T>& c, bool accumulate, int64_t m_begin, int64_t m_end,
-                int64_t block_begin, int64_t block_end) {
+                int64_t panel_begin, int64_t panel_end) {
   const DtypeKernels<T>& kernels = kernels_for<T>(isa);
   const int64_t M = c.shape(0), K = b.shape(0), N = b.shape(1);
-  const int64_t units = kernels.columns_block(), blocks = (N + units - 1) / units;
+  const int64_t units = kernels.units_of_columns_panel(), blocks = (N + units - 1) / units;
   Fence fence;
   T* panels = fence.take<T>("panels", blocks * K * units);
   kernels.pack_columns({fence.copy("b", b.data(), b.size()), N, K, N, 0, blocks, panels});
   T* out = fence.copy("c", c.data(), c.size());
   const T* left = fence_columns(fence, "a", a, a_transposed ? M : K);
   kernels.gemm({left, a.shape(1), a_transposed, panels, out, c.shape(1), K, N, m_begin, m_end,
-                block_begin, std::min(block_end, blocks), accumulate});
+                panel_begin, std::min(panel_end, blocks), accumulate});
   fence.check();
   return numpy(out, {M, c.shape(1)});
 }
@@ -199,7 +191,13 @@ py::object sum_rows(const std::string& isa, const Array<T>& m, const Array<T>& o
   Fence fence;
   const T* from = fence.copy("m", m.data(), m.size());
   T* to = fence.copy("out", out.data(), out.size());
-  kernels_for<T>(isa).sum_rows(from, m.shape(0), m.shape(1), begin, end, to, accumulate);
+  kernels_for<T>(isa).sum_rows({.m = from,
+                                .rows = m.shape(0),
+                                .ld = m.shape(1),
+                                .begin = begin,
+                                .end = end,
+                                .out = to,
+                                .accumulate = accumulate});
   fence.check();
   return numpy(to, {out.size()});
 }
@@ -211,12 +209,11 @@ void define_for(py::module_& m) {
         py::arg("batch_sizes"), exact("h0"), exact("c0"), py::kw_only(), py::arg("keep"),
         py::arg("threads") = 1, py::arg("at_once") = false,
         "y [S, D*P], h_n [D, N, P], c_n [D, N, H] or None, reserve or None.");
-  m.def(
-      "layer_backward", backward<T>, py::arg("isa"), py::arg("cell"), exact("x"), exact("weights"),
-      py::arg("batch_sizes"), exact("reserve"), exact("d_y"), exact("d_h"), exact("d_c"),
-      py::kw_only(), py::arg("want_x") = true, py::arg("want_weights") = true,
-      py::arg("threads") = 1, py::arg("at_once") = false,
-      "d_x, d_h0, d_c0 and per direction d_w_ih, d_w_hh, d_b_ih, d_b_hh, d_w_hr; None if absent.");
+  m.def("layer_backward", backward<T>, py::arg("isa"), py::arg("cell"), exact("x"),
+        exact("weights"), py::arg("batch_sizes"), exact("reserve"), exact("d_y"), exact("d_h"),
+        exact("d_c"), py::kw_only(), py::arg("want_x") = true, py::arg("want_weights") = true,
+        py::arg("threads") = 1, py::arg("at_once") = false,
+        "d_x, d_h0, d_c0 and per direction a gradient for each parameter; None if absent.");
   m.def("pack_gates", pack_gates<T>, py::arg("isa"), exact("weight"), exact("bias_x"),
         exact("bias_h"), py::arg("gates"), py::arg("blocks"), py::arg("begin"), py::arg("end"),
         py::arg("want_bias") = true);
@@ -224,7 +221,7 @@ void define_for(py::module_& m) {
         py::arg("blocks"), py::arg("begin"), py::arg("end"));
   m.def("gemm", gemm<T>, py::arg("isa"), exact("a"), py::arg("a_transposed"), exact("b"),
         exact("c"), py::arg("accumulate"), py::arg("m_begin"), py::arg("m_end"),
-        py::arg("block_begin") = 0, py::arg("block_end") = std::numeric_limits<int64_t>::max());
+        py::arg("panel_begin") = 0, py::arg("panel_end") = std::numeric_limits<int64_t>::max());
   m.def("sum_rows", sum_rows<T>, py::arg("isa"), exact("m"), exact("out"), py::arg("begin"),
         py::arg("end"), py::arg("accumulate"));
 }
@@ -243,6 +240,11 @@ void define_kernels(py::module_& m) {
         fence.check();
       },
       py::arg("at"), "Writes one number at an index of a buffer of ten: what a fence must notice.");
+  m.def("parameters", [] {
+    py::list names;
+    for (int i = 0; i < kParameterCount; ++i) names.append(info_of(static_cast<Parameter>(i)).name);
+    return names;
+  });
   m.def("cells", [] {
     py::list names;
     for (const CellInfo& cell : kCellInfo) names.append(cell.name);

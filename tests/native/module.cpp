@@ -25,7 +25,7 @@ using Array = py::array_t<T, py::array::c_style>;
 
 // Why `isa` cannot run here; empty where it can.
 std::string missing(const std::string& isa) {
-  for (const fusedrnn::IsaInfo& info : fusedrnn::instruction_sets())
+  for (const fusedrnn::cpu::IsaInfo& info : fusedrnn::cpu::instruction_sets())
     if (isa == info.name)
       return info.supported ? "" : "this processor lacks " + std::string(info.needs);
   throw std::invalid_argument("no instruction set is named " + isa);
@@ -177,7 +177,7 @@ PYBIND11_MODULE(_native, m) {
       "isas",
       [] {
         py::dict reasons;
-        for (const fusedrnn::IsaInfo& info : fusedrnn::instruction_sets())
+        for (const fusedrnn::cpu::IsaInfo& info : fusedrnn::cpu::instruction_sets())
           reasons[info.name] = missing(info.name);
         return reasons;
       },

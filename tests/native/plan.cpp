@@ -2,13 +2,14 @@
 #include "cpu/plan.h"
 #include "arrays.h"
 #include "bindings.h"
-#include "cpu/rows.h"
+#include "layer/sequences.h"
 #include "old_processor.h"
 
 namespace fusedrnn_test {
 namespace {
 
 using namespace fusedrnn;
+using namespace fusedrnn::cpu;
 using Sizes = std::vector<int64_t>;
 
 Array<int64_t> pack(const Sizes& lengths, const Array<int64_t>& padded) {
@@ -61,10 +62,16 @@ void define_plan(py::module_& m) {
       "make_plan",
       [](const Sizes& batch_sizes, int64_t N, int64_t columns, int64_t inner, int64_t input,
          int64_t directions, int64_t threads, int64_t chunk_values) {
-        const Plan plan = make_plan(from_batch_sizes(batch_sizes, N), columns, inner, input,
-                                    directions, threads, chunk_values);
+        const Sequences sequences = from_batch_sizes(batch_sizes, N);
+        const Plan plan = make_plan({.sequences = sequences,
+                                     .columns = columns,
+                                     .inner = inner,
+                                     .input = input,
+                                     .directions = directions,
+                                     .threads = threads,
+                                     .chunk_values = chunk_values});
         return py::make_tuple(plan.chunk_steps, plan.sequence_cut, plan.by_units ? plan.slices : 0,
-                              describe(plan));
+                              to_text(plan));
       },
       py::arg("batch_sizes"), py::arg("N"), py::arg("columns"), py::arg("inner"), py::arg("input"),
       py::arg("directions"), py::arg("threads"), py::arg("chunk_values"),

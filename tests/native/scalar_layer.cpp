@@ -10,6 +10,7 @@ namespace fusedrnn_test {
 namespace {
 
 using namespace fusedrnn;
+using namespace fusedrnn::cpu;
 
 // A row-major matrix; row(i) has `columns` numbers.
 template <class V>
@@ -211,11 +212,15 @@ py::dict scalar_layer(const std::string& cell, const Array<V>& x, const WeightAr
                       const std::vector<int64_t>& batch_sizes, const Array<V>& h0,
                       const OptionalArray<V>& c0, const Array<V>& d_y, const Array<V>& d_h,
                       const OptionalArray<V>& d_c, bool descending) {
-  expect_five(w.size());
   ScalarLayer<V> l = {};
-  const auto pointer = [&](int i) { return w[i] ? w[i]->data() : nullptr; };
-  l.w_ih = pointer(0), l.w_hh = pointer(1), l.b_ih = pointer(2), l.b_hh = pointer(3);
-  l.w_hr = pointer(4);
+  const auto pointer = [&](Parameter p) {
+    const OptionalArray<V>& array = array_of(w, p);
+    return array ? array->data() : nullptr;
+  };
+  l.w_ih = pointer(Parameter::kWeightIh), l.w_hh = pointer(Parameter::kWeightHh);
+  l.b_ih = pointer(Parameter::kBiasIh), l.b_hh = pointer(Parameter::kBiasHh);
+  l.w_hr = pointer(Parameter::kWeightHr);
+  const Array<V>& w_hh = *array_of(w, Parameter::kWeightHh);
   l.batch_sizes = batch_sizes;
   l.row_offset = {0};
   for (int64_t n : batch_sizes) l.row_offset.push_back(l.row_offset.back() + n);
@@ -224,7 +229,7 @@ py::dict scalar_layer(const std::string& cell, const Array<V>& x, const WeightAr
   l.descending = descending;
   l.N = h0.shape(0);
   l.I = x.shape(1);
-  l.P = w[1]->shape(1);
+  l.P = w_hh.shape(1);
   const auto values = [](const OptionalArray<V>& a) {
     return a ? std::vector<V>(a->data(), a->data() + a->size()) : std::vector<V>();
   };
@@ -232,7 +237,7 @@ py::dict scalar_layer(const std::string& cell, const Array<V>& x, const WeightAr
   const auto run_cell = [&]<class Cell>() {
     if (cell != Cell::kName) return;
     l.G = Cell::kGates;
-    l.H = w[1]->shape(0) / l.G;
+    l.H = w_hh.shape(0) / l.G;
     out = run<Cell, V>(l, x.data(), values(h0), values(c0), d_y.data(), values(d_h), values(d_c));
   };
 #define FUSEDRNN_RUN(kind, type) run_cell.template operator()<type>();

@@ -1,15 +1,16 @@
 // The kernels of one direction, called as the layer calls them, but cut into chunks, runs of
-// sequences and slices of units at will, with a fenced buffer for every pointer of kernel_api.h.
+// sequences and slices of units at will, with a fenced buffer for every pointer of kernel_table.h.
 #include <algorithm>
 
 #include "arrays.h"
 #include "bindings.h"
-#include "cpu/rows.h"
+#include "layer/sequences.h"
 
 namespace fusedrnn_test {
 namespace {
 
 using namespace fusedrnn;
+using namespace fusedrnn::cpu;
 
 // How a call is cut up.
 struct Cuts {
@@ -38,25 +39,25 @@ void for_chunks(const Sequences& seq, bool descending, const Cuts& cuts, const B
   }
 }
 
-struct StageBlocks {
+struct StagePanels {
   int stage;
-  int64_t blocks;
+  int64_t panels;
 };
 
-int64_t blocks(int64_t width, int64_t units) { return (width + units - 1) / units; }
+int64_t ceil_div(int64_t width, int64_t units) { return (width + units - 1) / units; }
 
 // Runs one chunk, the last sequences and, of each stage, the last slices first.
 template <class Args>
 void run(void (*kernel)(const Args&, const Part&), Args args, const Cuts& cuts,
-         const std::vector<StageBlocks>& stages) {
+         const std::vector<StagePanels>& stages) {
   for (size_t i = cuts.sequences.size() - 1; i > 0; --i) {
     args.steps.n_begin = cuts.sequences[i - 1];
     args.steps.n_end = cuts.sequences[i];
     for (int64_t p = args.steps.begin; p < args.steps.end; ++p)
-      for (const StageBlocks& s : stages)
+      for (const StagePanels& s : stages)
         for (int64_t k = cuts.slices - 1; k >= 0; --k)
           kernel(args,
-                 {p, s.stage, {s.blocks * k / cuts.slices, s.blocks * (k + 1) / cuts.slices}});
+                 {p, s.stage, {s.panels * k / cuts.slices, s.panels * (k + 1) / cuts.slices}});
   }
 }
 
@@ -68,11 +69,11 @@ struct Direction {
 
   Direction(CellKind kind, const WeightArrays<T>& w, const std::vector<int64_t>& batch_sizes,
             int64_t n)
-      : info(kCellInfo[static_cast<int>(kind)]), seq(from_batch_sizes(batch_sizes, n)), N(n) {
-    expect_five(w.size());
-    expect(w[1] && w[1]->ndim() == 2, "w_hh must be a matrix");
-    H = w[1]->shape(0) / info.gates;
-    P = w[1]->shape(1);
+      : info(info_of(kind)), seq(from_batch_sizes(batch_sizes, n)), N(n) {
+    const auto& w_hh = array_of(w, Parameter::kWeightHh);
+    expect(w_hh && w_hh->ndim() == 2, "w_hh must be a matrix");
+    H = w_hh->shape(0) / info.gates;
+    P = w_hh->shape(1);
   }
 
   int64_t rows() const { return seq.rows(); }
@@ -86,14 +87,17 @@ struct Direction {
     const Stage& stage = info.stage[s];
     PackGatesArgs<T> args = {};
     args.gates = stage.gates, args.width = width(s), args.K = inner(s);
+    const auto parameter = [&](Parameter p) {
+      return fenced(fence, info_of(p).name, array_of(w, p), array_shape(p, {info.gates, 0, H, P}));
+    };
     if (stage.projects) {
-      args.weight = fenced(fence, "w_hr", w[4], {P, H});
+      args.weight = parameter(Parameter::kWeightHr);
       return args;
     }
     const int64_t first = stage.first_gate * H;
-    args.weight = fenced(fence, "w_hh", w[1], {columns(), P}) + first * P;
-    if (w[2]) args.bias_x = fenced(fence, "b_ih", w[2], {columns()}) + first;
-    if (w[3]) args.bias_h = fenced(fence, "b_hh", w[3], {columns()}) + first;
+    args.weight = parameter(Parameter::kWeightHh) + first * P;
+    if (const T* b_ih = parameter(Parameter::kBiasIh)) args.bias_x = b_ih + first;
+    if (const T* b_hh = parameter(Parameter::kBiasHh)) args.bias_h = b_hh + first;
     return args;
   }
 };
@@ -104,7 +108,7 @@ py::dict forward(const std::string& isa, const std::string& cell, const Array<T>
                  const Array<T>& h0, const OptionalArray<T>& c0, bool descending, bool keep,
                  int64_t y_ld, const Cuts& cuts) {
   const DtypeKernels<T>& kernels = kernels_for<T>(isa);
-  const CellKind kind = cell_named(cell);
+  const CellKind kind = cell_of(cell);
   const Direction<T> dir(kind, w, batch_sizes, h0.shape(0));
   const int64_t S = dir.rows(), N = dir.N, H = dir.H, P = dir.P;
   expect(gates_x.ndim() == 2 && gates_x.shape(0) == S && gates_x.shape(1) == dir.columns(),
@@ -114,16 +118,16 @@ py::dict forward(const std::string& isa, const std::string& cell, const Array<T>
   ForwardArgs<T> a = {};
   a.N = N, a.H = H, a.P = P;
   a.keep = keep;
-  std::vector<StageBlocks> loop;
+  std::vector<StagePanels> loop;
   for (int s = 0; s < dir.info.stages; ++s) {
     PackGatesArgs<T> pack = dir.weight_of(fence, w, s);
-    const int64_t units = kernels.gates_block(pack.gates);
-    pack.block_end = blocks(pack.width, units);
-    a.panels[s] = pack.panels =
-        fence.take<T>("panels", pack.block_end * pack.K * pack.gates * units);
-    a.bias[s] = pack.bias = fence.take<T>("bias", pack.block_end * 2 * pack.gates * units);
+    const int64_t units = kernels.units_of_gates_panel(pack.gates);
+    pack.panel_end = ceil_div(pack.width, units);
+    a.weights.panels[s] = pack.panels =
+        fence.take<T>("panels", pack.panel_end * pack.K * pack.gates * units);
+    a.bias[s] = pack.bias = fence.take<T>("bias", pack.panel_end * 2 * pack.gates * units);
     kernels.pack_gates(pack);
-    loop.push_back({s, pack.block_end});
+    loop.push_back({s, pack.panel_end});
   }
   const bool stages = dir.info.stages > 1;
   const int64_t rows = keep ? S : N, saved_rows = dir.info.saves_h ? N : rows;
@@ -134,7 +138,7 @@ py::dict forward(const std::string& isa, const std::string& cell, const Array<T>
   a.h_in = fence.take<T>("h_in", keep ? S * P : 2 * N * P);
   a.c_in = keep && dir.info.has_c ? fence.take<T>("c_in", S * H) : nullptr;
   a.saved = keep || stages ? fence.take<T>("saved", saved_rows * dir.info.saved * H) : nullptr;
-  a.emit[0] = stages ? fence.take<T>("emit", rows * H) : nullptr;
+  a.emit = stages ? fence.take<T>("emit", rows * H) : nullptr;
   for_chunks(dir.seq, descending, cuts, [&](const Steps& steps, int64_t chunk_rows) {
     a.steps = steps;
     a.gates_x = fence.copy("gates_x", gates_x.data() + steps.first_row * dir.columns(),
@@ -152,7 +156,7 @@ py::dict forward(const std::string& isa, const std::string& cell, const Array<T>
     out["saved"] = numpy(a.saved, {saved_rows, dir.info.saved, H});
     out["h_in"] = numpy(a.h_in, {S, P});
     out["c_in"] = numpy(a.c_in, {S, H});
-    out["emit"] = numpy(a.emit[0], {S, H});
+    out["emit"] = numpy(a.emit, {S, H});
   }
   return out;
 }
@@ -164,24 +168,24 @@ py::dict backward(const std::string& isa, const std::string& cell, const py::dic
                   const OptionalArray<T>& d_y, const Array<T>& d_h, const OptionalArray<T>& d_c,
                   bool descending, const Cuts& cuts) {
   const DtypeKernels<T>& kernels = kernels_for<T>(isa);
-  const CellKind kind = cell_named(cell);
+  const CellKind kind = cell_of(cell);
   const Direction<T> dir(kind, w, batch_sizes, d_h.shape(0));
   const int64_t S = dir.rows(), N = dir.N, H = dir.H, P = dir.P, columns = dir.columns();
 
   Fence fence;
   BackwardArgs<T> a = {};
   a.N = N, a.H = H, a.P = P;
-  const int64_t units = kernels.columns_block();
-  std::vector<StageBlocks> loop;
+  const int64_t units = kernels.units_of_columns_panel();
+  std::vector<StagePanels> loop;
   for (int s = dir.info.stages - 1; s >= 0; --s) {
     const PackGatesArgs<T> weight = dir.weight_of(fence, w, s);
-    const int64_t rows = weight.gates * weight.width, end = blocks(weight.K, units);
+    const int64_t rows = weight.gates * weight.width, end = ceil_div(weight.K, units);
     T* panels = fence.take<T>("panels", end * rows * units);
     kernels.pack_columns({weight.weight, weight.K, rows, weight.K, 0, end, panels});
-    a.panels[s] = panels;
-    loop.push_back({s, blocks(dir.width(s), units)});
+    a.weights.panels[s] = panels;
+    loop.push_back({s, ceil_div(dir.width(s), units)});
   }
-  loop.push_back({dir.info.stages, blocks(P, units)});
+  loop.push_back({dir.info.stages, ceil_div(P, units)});
   const auto kept_array = [&](const char* name, std::vector<int64_t> shape) {
     return fenced(fence, name, kept[name].template cast<OptionalArray<T>>(), shape);
   };

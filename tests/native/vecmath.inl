@@ -3,7 +3,7 @@
 #include "cpu/vecmath.h"
 #include "vecmath_table.h"
 
-namespace fusedrnn {
+namespace fusedrnn::cpu {
 namespace {
 
 // clang-format off
@@ -44,8 +44,8 @@ constexpr fusedrnn_test::VecMath<T> table() {
 }
 
 }  // namespace
-}  // namespace fusedrnn
+}  // namespace fusedrnn::cpu
 
 namespace fusedrnn_test {
-extern const VecMathTable TABLE = {fusedrnn::table<float>(), fusedrnn::table<double>()};
+extern const VecMathTable TABLE = {fusedrnn::cpu::table<float>(), fusedrnn::cpu::table<double>()};
 }

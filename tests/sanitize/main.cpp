@@ -18,11 +18,13 @@
 
 #include "cpu/dispatch.h"
 #include "cpu/layer.h"
-#include "cpu/rows.h"
+#include "cpu/plan.h"
+#include "layer/reserve.h"
 
 namespace {
 
 using namespace fusedrnn;
+using namespace fusedrnn::cpu;
 
 enum class Place { kHeap, kBeforeForbiddenPage };
 
@@ -130,81 +132,69 @@ void expect_finite(const Case& c, const char* isa, const char* what, const T* p,
   for (int64_t i = 0; p && i < values; ++i) {
     if (std::isfinite(to_double(p[i]))) continue;
     std::printf("%s, %s, %zu bytes: N=%lld I=%lld H=%lld P=%lld D=%lld T=%zu: %s[%lld] is %g\n",
-                kCellInfo[static_cast<int>(c.cell)].name, isa, sizeof(T),
-                static_cast<long long>(c.N), static_cast<long long>(c.I),
-                static_cast<long long>(c.H), static_cast<long long>(c.P),
-                static_cast<long long>(c.D), c.batch_sizes.size(), what, static_cast<long long>(i),
-                to_double(p[i]));
+                info_of(c.cell).name, isa, sizeof(T), static_cast<long long>(c.N),
+                static_cast<long long>(c.I), static_cast<long long>(c.H),
+                static_cast<long long>(c.P), static_cast<long long>(c.D), c.batch_sizes.size(),
+                what, static_cast<long long>(i), to_double(p[i]));
     std::exit(1);
   }
 }
 
-// F is the type of a product's factors, see kernel_api.h.
-template <class F>
+template <class Stored>
 void run(const Case& c, const KernelTable& table, Place place) {
-  using T = Sum<F>;
+  using Scalar = Real<Stored>;
   Pool pool(place);
   PlainRuntime runtime(pool, c.threads);
-  const DtypeKernels<F>& kernels = kernels_of<F>(table);
   const Sequences sequences = from_batch_sizes(c.batch_sizes, c.N);
   const Layer layer = {c.cell, c.I, c.H, c.P, c.D, sequences};
   const CellInfo& info = layer.info();
-  const int64_t S = sequences.rows(), columns = layer.gate_columns();
+  const int64_t S = sequences.rows();
   const int64_t h_size = c.D * c.N * c.P, c_size = c.D * c.N * c.H, y_size = S * c.D * c.P;
   const double bound = 1 / std::sqrt(static_cast<double>(c.H));
 
-  Weights<const F> w[2] = {};
-  Weights<T> d_w[2] = {};
+  Parameters<const Stored> w[2] = {};
+  Parameters<Scalar> d_w[2] = {};
+  const ParameterSizes sizes = layer.parameter_sizes();
   for (int64_t d = 0; d < c.D; ++d) {
-    w[d].w_ih = pool.random<F>(columns * c.I, bound);
-    w[d].w_hh = pool.random<F>(columns * c.P, bound);
-    if (c.bias) w[d].b_ih = pool.random<F>(columns, bound);
-    if (c.bias) w[d].b_hh = pool.random<F>(columns, bound);
-    if (info.projects) w[d].w_hr = pool.random<F>(c.P * c.H, bound);
-    if (!c.all_gradients) continue;
-    d_w[d].w_ih = pool.poisoned<T>(columns * c.I);
-    d_w[d].w_hh = pool.poisoned<T>(columns * c.P);
-    if (c.bias) d_w[d].b_ih = pool.poisoned<T>(columns);
-    if (c.bias) d_w[d].b_hh = pool.poisoned<T>(columns);
-    if (info.projects) d_w[d].w_hr = pool.poisoned<T>(c.P * c.H);
+    for (const Parameter p : parameters_of(info, c.bias)) {
+      w[d][p] = pool.random<Stored>(shape_of(p, sizes).values(), bound);
+      if (c.all_gradients) d_w[d][p] = pool.poisoned<Scalar>(shape_of(p, sizes).values());
+    }
   }
-  const F* x = pool.random<F>(S * c.I, 1);
-  T* reserve = pool.poisoned<T>(reserve_size<F>(layer, S));
+  const Stored* x = pool.random<Stored>(S * c.I, 1);
+  Scalar* reserve =
+      pool.poisoned<Scalar>(static_cast<int64_t>(reserve_bytes<Stored>(layer, S) / sizeof(Scalar)));
 
-  for (T* keep : {static_cast<T*>(nullptr), reserve}) {
-    F* h = pool.random<F>(h_size, 1);
-    T* state = info.has_c ? pool.random<T>(c_size, 1) : nullptr;
-    F* y = pool.poisoned<F>(y_size);
-    layer_forward<F>(layer, kernels, runtime,
-                     {.x = x, .w = {w[0], w[1]}, .h = h, .c = state, .y = y, .reserve = keep});
+  for (Scalar* keep : {static_cast<Scalar*>(nullptr), reserve}) {
+    Stored* h = pool.random<Stored>(h_size, 1);
+    Scalar* state = info.has_c ? pool.random<Scalar>(c_size, 1) : nullptr;
+    Stored* y = pool.poisoned<Stored>(y_size);
+    layer_forward<Stored>(layer, table, runtime,
+                          {.x = x, .w = {w[0], w[1]}, .h = h, .c = state, .y = y, .reserve = keep});
     expect_finite(c, table.isa, "h", h, h_size);
     expect_finite(c, table.isa, "c", state, c_size);
     expect_finite(c, table.isa, "y", y, y_size);
   }
 
-  T* d_h = pool.random<T>(h_size, 1);
-  T* d_c = info.has_c ? pool.random<T>(c_size, 1) : nullptr;
-  const F* d_y = c.all_gradients ? pool.random<F>(y_size, 1) : nullptr;
-  T* d_x = c.all_gradients ? pool.poisoned<T>(S * c.I) : nullptr;
-  layer_backward<F>(layer, kernels, runtime,
-                    {.x = x,
-                     .w = {w[0], w[1]},
-                     .reserve = reserve,
-                     .d_y = d_y,
-                     .d_h = d_h,
-                     .d_c = d_c,
-                     .d_x = d_x,
-                     .d_w = {d_w[0], d_w[1]}});
+  Scalar* d_h = pool.random<Scalar>(h_size, 1);
+  Scalar* d_c = info.has_c ? pool.random<Scalar>(c_size, 1) : nullptr;
+  const Stored* d_y = c.all_gradients ? pool.random<Stored>(y_size, 1) : nullptr;
+  Scalar* d_x = c.all_gradients ? pool.poisoned<Scalar>(S * c.I) : nullptr;
+  layer_backward<Stored>(layer, table, runtime,
+                         {.x = x,
+                          .w = {w[0], w[1]},
+                          .reserve = reserve,
+                          .d_y = d_y,
+                          .d_h = d_h,
+                          .d_c = d_c,
+                          .d_x = d_x,
+                          .d_w = {d_w[0], d_w[1]}});
   expect_finite(c, table.isa, "d_h", d_h, h_size);
   expect_finite(c, table.isa, "d_c", d_c, c_size);
   expect_finite(c, table.isa, "d_x", d_x, S * c.I);
-  for (int64_t d = 0; d < c.D; ++d) {
-    expect_finite(c, table.isa, "d_w_ih", d_w[d].w_ih, columns * c.I);
-    expect_finite(c, table.isa, "d_w_hh", d_w[d].w_hh, columns * c.P);
-    expect_finite(c, table.isa, "d_b_ih", d_w[d].b_ih, columns);
-    expect_finite(c, table.isa, "d_b_hh", d_w[d].b_hh, columns);
-    expect_finite(c, table.isa, "d_w_hr", d_w[d].w_hr, c.P * c.H);
-  }
+  for (int64_t d = 0; d < c.D; ++d)
+    for (const Parameter p : parameters_of(info, true))
+      expect_finite(c, table.isa, info_of(p).name, d_w[d][p], shape_of(p, sizes).values());
 }
 
 bool in_pairs(const Case& c) { return (c.I | c.H | c.P) % kTerms<Bf16> == 0; }
@@ -228,7 +218,7 @@ std::vector<Case> make_cases() {
   const auto add = [&](CellKind cell, int64_t I, int64_t H, int64_t D, const Batch& batch) {
     // The other choices go through all their combinations from case to case.
     const size_t i = cases.size();
-    const bool projects = kCellInfo[static_cast<int>(cell)].projects;
+    const bool projects = info_of(cell).projects;
     cases.push_back({.cell = cell,
                      .N = batch.N,
                      .I = I,
@@ -266,8 +256,14 @@ std::vector<Case> make_large_cases() {
                      .bias = true,
                      .all_gradients = true});
     const Case& c = cases.back();
-    const Plan plan = make_plan(from_batch_sizes(c.batch_sizes, N), info.gates * H, c.P, 0, D,
-                                c.threads, kBackwardChunkValues);
+    const Sequences sequences = from_batch_sizes(c.batch_sizes, N);
+    const Plan plan = make_plan({.sequences = sequences,
+                                 .columns = info.gates * H,
+                                 .inner = c.P,
+                                 .input = 0,
+                                 .directions = D,
+                                 .threads = c.threads,
+                                 .chunk_values = kBackwardChunkValues});
     if (plan.by_units == (plan.chunk_steps < T)) {
       std::printf("a large case of %s takes no other way\n", info.name);
       std::exit(1);
@@ -277,7 +273,7 @@ std::vector<Case> make_large_cases() {
     const int64_t gates = kCellInfo[kind].gates;
     for (int64_t D : {1, 2}) {
       add(kind, 97, 3, D, kBackwardChunkValues / (97 * 3 * gates) * 5 / 4);
-      const double side = std::sqrt(2.0 * static_cast<double>(kByUnitsValues / gates));
+      const double side = std::sqrt(2.0 * static_cast<double>(kByUnits[0].values / gates));
       add(kind, 3 - D, static_cast<int64_t>(side) + 1, D, 3);
     }
   }

@@ -39,7 +39,7 @@ std::string name_of(const void* function) {
 
 namespace fusedrnn::cuda {
 const std::vector<Kernel> kStepKernels = {{"step", &functions[0]}};
-const std::vector<Kernel> kRowsKernels = {{"rows", &functions[1]}};
+const std::vector<Kernel> kAroundLoopKernels = {{"rows", &functions[1]}};
 const std::vector<Kernel> kResidentFmaKernels = {{"resident_fma", &functions[2]}};
 const std::vector<Kernel> kResidentMmaKernels;
 const std::vector<Kernel> kBindingKernels = {{"store", &functions[3]}};

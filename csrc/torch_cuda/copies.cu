@@ -1,7 +1,7 @@
 // What the bindings need around the engine: rows in and out of packed order, sums.
 #include "../cuda/storage.cuh"
+#include "copies.h"
 #include "kernels.h"
-#include "rows.h"
 
 namespace fusedrnn::cuda {
 namespace {
@@ -43,11 +43,11 @@ __device__ __forceinline__ void unpack(const PackArgs& a) {
   });
 }
 
-template <class S>
-__device__ __forceinline__ void store(const StoreArgs<S>& a) {
+template <class Stored>
+__device__ __forceinline__ void store(const StoreArgs<Stored>& a) {
   for_each(a.rows * a.columns, [&](int64_t i) {
-    S& to = a.to[i / a.columns * a.ld + i % a.columns];
-    to = stored<S>(a.accumulate ? real(to) + a.from[i] : a.from[i]);
+    Stored& to = a.to[i / a.columns * a.ld + i % a.columns];
+    to = stored<Stored>(a.accumulate ? real(to) + a.from[i] : a.from[i]);
   });
 }
 
@@ -68,15 +68,15 @@ FUSEDRNN_PACK(32)
 FUSEDRNN_PACK(64)
 #undef FUSEDRNN_PACK
 
-#define FUSEDRNN_STORE(name, S)                                                 \
-  extern "C" __global__ void __launch_bounds__(fusedrnn::cuda::kThreads)        \
-      store_##name(const __grid_constant__ fusedrnn::cuda::StoreArgs<S> args) { \
-    fusedrnn::cuda::store(args);                                                \
+#define FUSEDRNN_STORE(name, Stored)                                                 \
+  extern "C" __global__ void __launch_bounds__(fusedrnn::cuda::kThreads)             \
+      store_##name(const __grid_constant__ fusedrnn::cuda::StoreArgs<Stored> args) { \
+    fusedrnn::cuda::store(args);                                                     \
   }
 FUSEDRNN_STORE(f32, float)
 FUSEDRNN_STORE(f64, double)
-FUSEDRNN_STORE(f16, fusedrnn::cuda::Half)
-FUSEDRNN_STORE(bf16, fusedrnn::cuda::BFloat16)
+FUSEDRNN_STORE(f16, fusedrnn::Half)
+FUSEDRNN_STORE(bf16, fusedrnn::Bf16)
 #undef FUSEDRNN_STORE
 
 namespace fusedrnn::cuda {

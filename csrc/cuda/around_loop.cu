@@ -5,26 +5,26 @@
 namespace fusedrnn::cuda {
 namespace {
 
-template <class S>
-__device__ __forceinline__ void round_values(const RoundArgs<S>& a) {
+template <class Stored>
+__device__ __forceinline__ void round_values(const RoundArgs<Stored>& a) {
   const int64_t threads = int64_t(gridDim.x) * kThreads;
   for (int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x; i < a.count; i += threads)
-    a.to[i] = stored<S>(a.from[i]);
+    a.to[i] = stored<Stored>(a.from[i]);
 }
 
 // A block sums 32 columns: each warp takes every eighth row, then one warp adds the eight sums.
 // Runs of rows are summed by themselves first, so that no sum has many more terms than another.
-template <class S>
-__device__ __forceinline__ void sum_rows(const SumRowsArgs<S>& a) {
+template <class Stored>
+__device__ __forceinline__ void sum_rows(const SumRowsArgs<Stored>& a) {
   constexpr int kWarps = kThreads / 32, kRun = 64 * kWarps;
-  __shared__ Real<S> sums[kWarps][32];
+  __shared__ Real<Stored> sums[kWarps][32];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int64_t column = int64_t(blockIdx.x) * 32 + lane;
-  Real<S> sum = 0;
+  Real<Stored> sum = 0;
   if (column < a.columns) {
     for (int64_t begin = 0; begin < a.rows; begin += kRun) {
       const int64_t end = min(a.rows, begin + kRun);
-      Real<S> run = 0;
+      Real<Stored> run = 0;
       for (int64_t row = begin + warp; row < end; row += kWarps)
         run += real(a.m[row * a.columns + column]);
       sum += run;
@@ -34,41 +34,41 @@ __device__ __forceinline__ void sum_rows(const SumRowsArgs<S>& a) {
   __syncthreads();
   if (warp != 0 || column >= a.columns) return;
   for (int w = 1; w < kWarps; ++w) sum += sums[w][lane];
-  a.out[column] = stored<S>(sum);
-  if (a.again) a.again[column] = stored<S>(sum);
+  a.out[column] = stored<Stored>(sum);
+  if (a.again) a.again[column] = stored<Stored>(sum);
 }
 
 }  // namespace
 }  // namespace fusedrnn::cuda
 
-#define FUSEDRNN_ROWS(name, S)                                                       \
-  extern "C" __global__ void __launch_bounds__(fusedrnn::cuda::kThreads)             \
-      sum_rows_##name(const __grid_constant__ fusedrnn::cuda::SumRowsArgs<S> args) { \
-    fusedrnn::cuda::sum_rows(args);                                                  \
+#define FUSEDRNN_ROWS(name, Stored)                                                       \
+  extern "C" __global__ void __launch_bounds__(fusedrnn::cuda::kThreads)                  \
+      sum_rows_##name(const __grid_constant__ fusedrnn::cuda::SumRowsArgs<Stored> args) { \
+    fusedrnn::cuda::sum_rows(args);                                                       \
   }
 FUSEDRNN_ROWS(f32, float)
 FUSEDRNN_ROWS(f64, double)
-FUSEDRNN_ROWS(f16, fusedrnn::cuda::Half)
-FUSEDRNN_ROWS(bf16, fusedrnn::cuda::BFloat16)
+FUSEDRNN_ROWS(f16, fusedrnn::Half)
+FUSEDRNN_ROWS(bf16, fusedrnn::Bf16)
 #undef FUSEDRNN_ROWS
 
-#define FUSEDRNN_ROUND(name, S)                                                 \
-  extern "C" __global__ void __launch_bounds__(fusedrnn::cuda::kThreads)        \
-      round_##name(const __grid_constant__ fusedrnn::cuda::RoundArgs<S> args) { \
-    fusedrnn::cuda::round_values(args);                                         \
+#define FUSEDRNN_ROUND(name, Stored)                                                 \
+  extern "C" __global__ void __launch_bounds__(fusedrnn::cuda::kThreads)             \
+      round_##name(const __grid_constant__ fusedrnn::cuda::RoundArgs<Stored> args) { \
+    fusedrnn::cuda::round_values(args);                                              \
   }
-FUSEDRNN_ROUND(f16, fusedrnn::cuda::Half)
-FUSEDRNN_ROUND(bf16, fusedrnn::cuda::BFloat16)
+FUSEDRNN_ROUND(f16, fusedrnn::Half)
+FUSEDRNN_ROUND(bf16, fusedrnn::Bf16)
 #undef FUSEDRNN_ROUND
 
 extern "C" __global__ void __launch_bounds__(fusedrnn::cuda::kThreads)
-    write_offsets(const __grid_constant__ fusedrnn::cuda::OffsetsArgs args) {
+    write_numbers(const __grid_constant__ fusedrnn::cuda::NumbersArgs args) {
   for (int i = threadIdx.x; i < args.count; i += fusedrnn::cuda::kThreads)
     args.to[i] = args.values[i];
 }
 
-const std::vector<fusedrnn::cuda::Kernel> fusedrnn::cuda::kRowsKernels = {
+const std::vector<fusedrnn::cuda::Kernel> fusedrnn::cuda::kAroundLoopKernels = {
     FUSEDRNN_KERNEL(sum_rows_f32),  FUSEDRNN_KERNEL(sum_rows_f64), FUSEDRNN_KERNEL(sum_rows_f16),
     FUSEDRNN_KERNEL(sum_rows_bf16), FUSEDRNN_KERNEL(round_f16),    FUSEDRNN_KERNEL(round_bf16),
-    FUSEDRNN_KERNEL(write_offsets),
+    FUSEDRNN_KERNEL(write_numbers),
 };

@@ -17,11 +17,11 @@ struct PackArgs {
 };
 
 // to = from or, where it accumulates, to += from; rounded once.
-template <class S>
+template <class Stored>
 struct StoreArgs {
   int64_t rows, columns;
-  const Real<S>* from;  // [rows, columns]
-  S* to;                // [rows, columns], row stride ld
+  const Real<Stored>* from;  // [rows, columns]
+  Stored* to;                // [rows, columns], row stride ld
   int64_t ld;
   bool accumulate;
 };

@@ -25,19 +25,19 @@ std::tuple<std::string, double, double, std::string> plan(StringHandle cell, Str
   const std::string card_name = take_string(card), asked = take_string(regime);
   using Result = std::tuple<std::string, double, double, std::string>;
   return told_as_ours([&]() -> Result {
-    const cuda::PlanRequest q = cuda::request_named(cell_named(cell_name), dtype_name, sizes,
+    const cuda::PlanRequest q = cuda::request_named(cell_of(cell_name), dtype_name, sizes,
                                                     card_name, backward, allow_tf32, asked);
     const cuda::Card& chosen = cuda::card_named(card_name);
     const cuda::Plan plan = cuda::make_plan(q);
     const cuda::Estimate e = cuda::estimate(q, plan, chosen);
-    return {cuda::describe(q, plan, chosen), e.step(), e.total(),
+    return {cuda::to_text(q, plan, chosen), e.step(), e.total(),
             cuda::is_refused(q, plan) ? "" : e.limit()};
   });
 }
 
 std::string plan_device(StringHandle card) {
   const std::string name = take_string(card);
-  return told_as_ours([&] { return cuda::describe(cuda::card_named(name).device); });
+  return told_as_ours([&] { return cuda::to_text(cuda::card_named(name).device); });
 }
 
 int64_t plan_blocks_per_sm(StringHandle card, int64_t registers, int64_t shared_bytes) {

@@ -14,7 +14,7 @@
 #define FUSEDRNN_HUGE_PAGES 0
 #endif
 
-namespace fusedrnn {
+namespace fusedrnn::cpu {
 
 // Asks for huge pages for a buffer just allocated. From 4 MiB on, as NumPy does it.
 inline void advise_huge_pages([[maybe_unused]] void* p, [[maybe_unused]] size_t bytes) {
@@ -66,4 +66,4 @@ class HugePages {
   size_t bytes_ = 0;
 };
 
-}  // namespace fusedrnn
+}  // namespace fusedrnn::cpu

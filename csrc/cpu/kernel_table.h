@@ -1,0 +1,215 @@
+// The kernels of an instruction set as a table of functions, and the plain structs that they take.
+// The engine (layer.cpp) fills the structs and calls through the table. The kernels (kernels.inl)
+// are compiled once for each instruction set.
+//
+// Rows are packed rows, see csrc/layer/sequences.h. `Stored` is the stored type: that of a
+// product's factors and of what a cell saves, float, double or Bf16. Everything that is summed, and
+// c, is of the compute type Real<Stored>.
+#pragma once
+
+#include <cstdint>
+
+#include "../cells/cells.h"
+#include "../layer/dtype.h"
+
+namespace fusedrnn::cpu {
+
+// A chunk of a batch in one direction: some steps of some sequences.
+// Position p counts steps in the order in which they are processed.
+struct Steps {
+  int64_t T;
+  const int64_t* batch_sizes;  // [T], non-increasing
+  const int64_t* row_offset;   // [T + 1]
+  bool descending;             // position p is step T - 1 - p instead of p
+  int64_t begin, end;          // positions
+  int64_t first_row;           // packed row at which the chunk's own buffers begin
+  int64_t n_begin, n_end;      // sequences
+};
+
+// The step at a position.
+inline __attribute__((always_inline)) int64_t step_at(const Steps& s, int64_t p) {
+  return s.descending ? s.T - 1 - p : p;
+}
+
+// Terms of a sum that one instruction multiplies and adds. Panels keep as many terms of a unit side
+// by side, and I, H and P are multiples of it: where they are not, the layer computes in
+// Real<Stored>.
+template <class Stored>
+constexpr int64_t kTerms = static_cast<int64_t>(sizeof(Real<Stored>) / sizeof(Stored));
+
+// K terms and those that complete the last group, which are zero. (Always inline, as everything in
+// this header, which is compiled for every instruction set.)
+template <class Stored>
+inline __attribute__((always_inline)) constexpr int64_t whole_terms(int64_t K) {
+  return (K + kTerms<Stored> - 1) / kTerms<Stored> * kTerms<Stored>;
+}
+
+// The most sequences for which a time loop reads weights as torch stores them.
+constexpr int kFewRows = 3;
+
+// Panels [begin, end) of a stage. Steps take turns in walking them from the first to the last and
+// from the last to the first, so that a step begins with the weights that the step before has left
+// in the nearest cache.
+struct PanelRange {
+  int64_t begin, end;
+  bool from_last = false;
+};
+
+// A piece of one position's work. Pieces of one stage may run at once; every stage of every
+// position must be complete, for the same sequences, before the next begins.
+struct Part {
+  int64_t position;
+  int stage;
+  PanelRange panels;
+};
+
+// The recurrent weights of each stage, in one of two forms; the pointer to the other is null.
+template <class Stored>
+struct StageWeights {
+  const Stored* panels[kMaxStages];     // packed by pack_gates, or backward by pack_columns
+  const Stored* as_stored[kMaxStages];  // [gates * width, K], for at most kFewRows sequences
+};
+
+template <class Stored>
+struct ForwardArgs {
+  using Scalar = Real<Stored>;
+
+  Steps steps;
+  int64_t N, H, P;
+  bool keep;  // whether h_in, c_in, saved and emit keep every row for backward
+
+  StageWeights<Stored> weights;
+  const Scalar* bias[kMaxStages];  // [panel][2][gates][units]: b_ih, then b_hh; zero padded
+  const Scalar* gates_x;           // [chunk rows, G*H]: x W, without bias
+
+  Stored* h;     // [N, P] in: before the chunk; out: after it
+  Scalar* c;     // [N, H] the same; null without c
+  Stored* y;     // [S, y_ld]
+  int64_t y_ld;  // D*P where both directions share y
+  Stored* h_in;  // h_{t-1} of every row: [S, P] if keep, else two steps [2, N, P]
+  Scalar* c_in;  // c_{t-1} of every row: [S, H] if keep, else null (c is updated in place)
+  // The values that the cell saves.
+  //   keep:                [S, kSaved*H]
+  //   keep and kSavesH:    [N, H], h of each sequence's last step; h_in has that of the others
+  //   not keep:            [N, kSaved*H], from one stage to the next; null for cells of one stage
+  Stored* saved;
+  Stored* emit;  // what stage 0 hands to stage 1: [S, H] if keep, else [N, H]
+};
+
+template <class Stored>
+struct BackwardArgs {
+  using Scalar = Real<Stored>;
+
+  Steps steps;
+  int64_t N, H, P;
+
+  StageWeights<Stored> weights;
+  Scalar* few_sums;     // [kFewRows, few_ld], a row a sequence, where weights are read as stored
+  int64_t few_ld;       // at least K of every stage, whole vectors
+  const Stored* saved;  // [S, kSaved*H] or [N, H], as forward left it
+  const Stored* h_in;   // [S, P]
+  const Scalar* c_in;   // [S, H]
+  const Stored* d_y;    // [S, d_y_ld] or null
+  int64_t d_y_ld;
+
+  Scalar* d_h;         // [N, P] in: gradient of h after the chunk; out: of h before it
+  Scalar* d_c;         // [N, H] the same
+  Stored* delta;       // [chunk rows, G*H] gradient of h U + b_hh
+  Stored* delta_x;     // [chunk rows, G*H] gradient of x W + b_ih where it differs
+  Stored* delta_proj;  // [chunk rows, P] gradient of the projection's product
+};
+
+// Rows of a weight as torch stores it, [gates * width, K], to panels that interleave the gates of
+// the panel's units: [panel][K][gates][units], zero padded; K in groups of kTerms<Stored>, which
+// lie side by side.
+template <class Stored>
+struct PackGatesArgs {
+  const Stored* weight;            // [gates * width, K]
+  const Stored* bias_x = nullptr;  // [gates * width] or null
+  const Stored* bias_h = nullptr;  // [gates * width] or null
+  int64_t gates, width, K;
+  int64_t panel_begin = 0, panel_end = 0;
+  Stored* panels;                // or null where not wanted
+  Real<Stored>* bias = nullptr;  // [panel][2][gates][units], or null where not wanted
+};
+
+// Columns of a matrix [K, N] to panels [panel][K][units], zero padded.
+template <class Stored>
+struct PackColumnsArgs {
+  const Stored* matrix;
+  int64_t ld, K, N;
+  int64_t panel_begin = 0, panel_end = 0;
+  Stored* panels;
+};
+
+// Rows [m_begin, m_end) and the columns of some panels of c = a b or c += a b, with b in panels of
+// pack_columns (or of pack_gates with one gate, which transposes).
+template <class Stored>
+struct GemmArgs {
+  const Stored* a;  // [M, K] with row stride a_ld, or [K, M] if a_transposed
+  int64_t a_ld;
+  bool a_transposed = false;
+  const Stored* panels;
+  Real<Stored>* c;  // [M, N], row stride c_ld
+  int64_t c_ld;
+  int64_t K, N;
+  int64_t m_begin = 0, m_end = 0;
+  int64_t panel_begin = 0, panel_end = 0;
+  bool accumulate = false;
+  int64_t whole_K = 0;  // of the whole sum where this product is a part of it, else 0
+  // Unless null, the rows are those of these sequences in these steps, counted from first_row, and
+  // not [m_begin, m_end); a is not transposed.
+  const Steps* steps = nullptr;
+};
+
+// Some columns of c = a b^T, b as torch stores a weight. They are counted in panels too.
+template <class Stored>
+struct GemmAsStoredArgs {
+  const Stored* a;  // [M, K]
+  const Stored* b;  // [N, K]
+  Real<Stored>* c;  // [M, N]
+  int64_t M, N, K;
+  int64_t panel_begin = 0, panel_end = 0;
+};
+
+// out[j] = Σ_rows m[row, j] for the columns [begin, end), or out[j] += that. The order of the sum
+// depends on the number of rows alone.
+template <class Stored>
+struct SumRowsArgs {
+  const Stored* m;  // [rows, ld]
+  int64_t rows, ld;
+  int64_t begin, end;
+  Real<Stored>* out;  // [ld]
+  bool accumulate;
+};
+
+template <class Stored>
+struct DtypeKernels {
+  // First enter, then for each position the stages in order; backward: the stages from last to
+  // first, then the stage number `stages`, which hands gradients to sequences that leave.
+  void (*enter)(const ForwardArgs<Stored>&);
+  void (*forward[kCellCount])(const ForwardArgs<Stored>&, const Part&);
+  void (*backward[kCellCount])(const BackwardArgs<Stored>&, const Part&);
+
+  int64_t (*units_of_gates_panel)(int64_t gates);  // units in a panel of pack_gates
+  int64_t (*units_of_columns_panel)();             // and of pack_columns and gemm_as_stored
+  void (*pack_gates)(const PackGatesArgs<Stored>&);
+  void (*pack_columns)(const PackColumnsArgs<Stored>&);
+  void (*gemm)(const GemmArgs<Stored>&);
+  void (*gemm_as_stored)(const GemmAsStoredArgs<Stored>&);
+  void (*sum_rows)(const SumRowsArgs<Stored>&);
+};
+
+struct KernelTable {
+  const char* isa;
+  DtypeKernels<float> f32;
+  DtypeKernels<double> f64;
+  const DtypeKernels<Bf16>* bf16;  // or null: such layers compute in float
+};
+
+extern const KernelTable kKernelsPortable;
+extern const KernelTable kKernelsAvx2;
+extern const KernelTable kKernelsAvx512;
+extern const DtypeKernels<Bf16> kBf16KernelsAvx512;
+
+}  // namespace fusedrnn::cpu

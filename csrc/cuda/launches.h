@@ -1,0 +1,77 @@
+// How the host side of the engine asks its launcher for kernels, products and memory.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "args.h"
+#include "launcher.h"
+#include "plan.h"
+
+namespace fusedrnn::cuda {
+
+template <class T>
+Matrix<const void> untyped(const Matrix<T>& m) {
+  return {m.data, m.rows, m.columns, m.ld, m.transposed};
+}
+
+// c = a b, or c += a b.
+template <class Stored, class Result>
+void multiply(Launcher& launcher, const Matrix<const Stored>& a, const Matrix<const Stored>& b,
+              const Matrix<Result>& c, bool accumulate = false) {
+  launcher.multiply({.dtype = DtypeOf<Stored>::kDtype,
+                     .c_dtype = DtypeOf<Result>::kDtype,
+                     .a = untyped(a),
+                     .b = untyped(b),
+                     .c = {c.data, c.rows, c.columns, c.ld, c.transposed},
+                     .accumulate = accumulate});
+}
+
+// Starts the kernel `name` of a stored type.
+template <class Stored, class Args>
+void launch(Launcher& launcher, const char* name, Dim3 grid, const Args& args) {
+  launcher.launch({.kernel = std::string(name) + "_" + name_of(DtypeOf<Stored>::kDtype),
+                   .grid = grid,
+                   .block = {kThreads},
+                   .args = &args,
+                   .args_bytes = sizeof(args)});
+}
+
+template <class T>
+T* scratch(Launcher& launcher, int64_t values) {
+  return static_cast<T*>(launcher.scratch(static_cast<size_t>(values) * sizeof(T)));
+}
+
+template <class T>
+void zero(Launcher& launcher, T* p, int64_t values) {
+  if (p && values) launcher.zero(p, static_cast<size_t>(values) * sizeof(T));
+}
+
+// Blocks for `count` values, one a thread, at most `most`. The kernels go round where there are
+// more values.
+inline Dim3 grid_for(int64_t count, int64_t most = 1 << 20) {
+  return {static_cast<unsigned>(std::min(ceil_div(count, kThreads), most))};
+}
+
+// Numbers of the host in device memory. They travel as arguments of kernels, so that nothing waits
+// and a CUDA graph keeps them.
+inline const int64_t* put_numbers(Launcher& launcher, const std::vector<int64_t>& numbers) {
+  const auto count = static_cast<int64_t>(numbers.size());
+  int64_t* const to = scratch<int64_t>(launcher, count);
+  for (int64_t begin = 0; begin < count; begin += kNumbersPerLaunch) {
+    NumbersArgs args = {};
+    args.count = static_cast<int>(std::min<int64_t>(kNumbersPerLaunch, count - begin));
+    args.to = to + begin;
+    std::copy_n(numbers.data() + begin, args.count, args.values);
+    launcher.launch({.kernel = "write_numbers",
+                     .grid = {},
+                     .block = {kThreads},
+                     .args = &args,
+                     .args_bytes = sizeof(args)});
+  }
+  return to;
+}
+
+}  // namespace fusedrnn::cuda

@@ -1,0 +1,173 @@
+// The per-step regime: for each step and stage one product of the launcher and one kernel.
+#include <algorithm>
+
+#include "regimes.h"
+
+namespace fusedrnn::cuda {
+namespace {
+
+// Buffers that every step uses again.
+template <class Stored>
+struct StepBuffers {
+  Real<Stored>* gates_x;  // [chunk rows, G*H]
+  Real<Stored>* acc;      // [widest, G*H or P] a stage's product
+  Stored* saved;      // [widest, kSaved*H] from stage to stage, where nothing is kept; else null
+  Stored* emit;       // [widest, H] the same
+  Stored* h_rounded;  // [D, N, P] h as products read it; null where nothing is rounded
+};
+
+template <class Stored>
+StepBuffers<Stored> make_buffers(const Pass& pass, const LayerForward<Stored>& args) {
+  const auto& [layer, launcher, options] = pass;
+  const CellInfo& info = layer.info();
+  const Sequences& seq = layer.sequences;
+  const int64_t widest = seq.widest(), columns = layer.gate_columns();
+  const bool hands_on = info.stages > 1 && !args.reserve;
+  StepBuffers<Stored> b = {};
+  b.gates_x = scratch<Real<Stored>>(launcher, seq.row_offset[chunk_steps<Stored>(pass)] * columns);
+  b.acc = scratch<Real<Stored>>(launcher, widest * std::max(columns, layer.P));
+  if (hands_on) {
+    b.saved = scratch<Stored>(launcher, widest * info.saved * layer.H);
+    b.emit = scratch<Stored>(launcher, widest * layer.H);
+  }
+  if constexpr (kRounds<Stored>) {
+    const int64_t count = layer.D * seq.N * layer.P;
+    b.h_rounded = scratch<Stored>(launcher, count);
+    launch<Stored>(launcher, "round", grid_for(count),
+                   RoundArgs<Stored>{count, args.h, b.h_rounded});
+  }
+  return b;
+}
+
+// h as a product reads it.
+template <class Stored>
+const Stored* source_h(const StepForwardArgs<Stored>& a) {
+  if constexpr (kRounds<Stored>) {
+    return a.h_rounded;
+  } else {
+    return a.h;
+  }
+}
+
+// The stages of one step, whose arguments are in a.
+template <class Stored>
+void run_stages(const Pass& pass, const Parameters<const Stored>& w, Real<Stored>* acc,
+                StepForwardArgs<Stored>& a) {
+  const auto& [layer, launcher, options] = pass;
+  const CellInfo& info = layer.info();
+  for (int s = 0; s < info.stages; ++s) {
+    const Stage& stage = info.stage[s];
+    const StageWeight<const Stored> weight = stage_weight(layer, stage, w);
+    const Stored* source = stage.from_hidden ? source_h(a) : a.emit;
+    multiply(launcher, dense(source, a.n, weight.K), weight.matrix().transpose(),
+             dense(acc, a.n, weight.rows()));
+    a.stage = s;
+    launch<Stored>(launcher, "step_forward", grid_for(a.n * layer.width(stage)), a);
+  }
+}
+
+}  // namespace
+
+template <class Stored>
+void forward_per_step(const Pass& pass, const LayerForward<Stored>& args) {
+  const auto& [layer, launcher, options] = pass;
+  const Sequences& seq = layer.sequences;
+  const CellInfo& info = layer.info();
+  const int64_t N = seq.N, H = layer.H, P = layer.P, columns = layer.gate_columns();
+  const int64_t chunk = chunk_steps<Stored>(pass);
+  const StepBuffers<Stored> buffers = make_buffers(pass, args);
+
+  for (int64_t d = 0; d < layer.D; ++d) {
+    const bool descending = d == 1, keep = args.reserve != nullptr;
+    const Reserve<Stored> reserve =
+        keep ? reserve_of<Stored>(layer, args.reserve, d) : Reserve<Stored>();
+    StepForwardArgs<Stored> a = {};
+    a.cell = layer.cell;
+    a.H = H, a.P = P;
+    a.acc = buffers.acc;
+    a.b_ih = args.w[d].b_ih;
+    a.b_hh = args.w[d].b_hh;
+    a.h = args.h + d * N * P;
+    if (buffers.h_rounded) a.h_rounded = buffers.h_rounded + d * N * P;
+    a.c = info.has_c ? args.c + d * N * H : nullptr;
+    a.y_ld = layer.D * P;
+    for (int64_t begin = 0; begin < seq.T; begin += chunk) {
+      const int64_t end = std::min(seq.T, begin + chunk);
+      const RowRange chunk_rows = rows_of(seq, descending, begin, end);
+      multiply_input(pass, args, d, chunk_rows, buffers.gates_x);
+      for (int64_t p = begin; p < end; ++p) {
+        const RowRange rows = rows_of(seq, descending, p, p + 1);
+        const int64_t row = rows.begin;
+        a.n = rows.count();
+        a.gates_x = buffers.gates_x + (row - chunk_rows.begin) * columns;
+        a.y = args.y + row * a.y_ld + d * P;
+        a.h_in = keep ? reserve.h_in + row * P : nullptr;
+        a.c_in = reserve.c_in ? reserve.c_in + row * H : nullptr;
+        a.saved = keep ? reserve.saved + (info.saves_h ? 0 : row * info.saved * H) : buffers.saved;
+        a.emit = reserve.emit ? reserve.emit + row * H : buffers.emit;
+        run_stages(pass, args.w[d], buffers.acc, a);
+      }
+    }
+  }
+}
+
+template <class Stored>
+void backward_per_step(const Pass& pass, const LayerBackward<Stored>& args,
+                       const Deltas<Stored>* deltas) {
+  const auto& [layer, launcher, options] = pass;
+  using Scalar = Real<Stored>;
+  const Sequences& seq = layer.sequences;
+  const CellInfo& info = layer.info();
+  const int64_t N = seq.N, H = layer.H, P = layer.P, columns = layer.gate_columns();
+  Scalar* d_emit = info.stages > 1 ? scratch<Scalar>(launcher, seq.widest() * H) : nullptr;
+
+  for (int64_t d = 0; d < layer.D; ++d) {
+    const Reserve<Stored> reserve = reserve_of<Stored>(layer, args.reserve, d);
+    StepBackwardArgs<Stored> a = {};
+    a.cell = layer.cell;
+    a.H = H, a.P = P;
+    a.d_emit = d_emit;
+    a.d_y_ld = layer.D * P;
+    a.d_h = args.d_h + d * N * P;
+    a.d_c = info.has_c ? args.d_c + d * N * H : nullptr;
+    for (int64_t p = 0; p < seq.T; ++p) {
+      const RowRange rows = rows_of(seq, d == 0, p, p + 1);
+      const int64_t row = rows.begin;
+      a.n_next = a.n;  // the step that this loop ran before is the next one in time
+      a.h_next = a.h_in;
+      a.n = rows.count();
+      a.d_y = args.d_y ? args.d_y + row * a.d_y_ld + d * P : nullptr;
+      a.saved = reserve.saved + (info.saves_h ? 0 : row * info.saved * H);
+      a.h_in = reserve.h_in + row * P;
+      a.c_in = reserve.c_in ? reserve.c_in + row * H : nullptr;
+      a.delta = deltas[d].delta + row * columns;
+      a.delta_x = deltas[d].delta_x + row * columns;
+      a.delta_proj = info.projects ? deltas[d].delta_proj + row * P : nullptr;
+      for (int s = info.stages - 1; s >= 0; --s) {
+        const Stage& stage = info.stage[s];
+        a.stage = s;
+        launch<Stored>(launcher, "step_backward", grid_for(a.n * layer.width(stage)), a);
+        const StageWeight<const Stored> weight = stage_weight(layer, stage, args.w[d]);
+        const Matrix<const Stored> delta =
+            stage.projects
+                ? dense<const Stored>(a.delta_proj, a.n, P)
+                : Matrix<const Stored>{a.delta + stage.first_gate * H, a.n, weight.rows(), columns};
+        Scalar* out = s == 0 ? a.d_h : d_emit;
+        multiply(launcher, delta, weight.matrix(), dense(out, a.n, weight.K),
+                 s == 0 && info.carries_h);
+      }
+    }
+  }
+}
+
+#define FUSEDRNN_PER_STEP(Stored)                                                    \
+  template void forward_per_step<Stored>(const Pass&, const LayerForward<Stored>&);  \
+  template void backward_per_step<Stored>(const Pass&, const LayerBackward<Stored>&, \
+                                          const Deltas<Stored>*);
+FUSEDRNN_PER_STEP(float)
+FUSEDRNN_PER_STEP(double)
+FUSEDRNN_PER_STEP(Half)
+FUSEDRNN_PER_STEP(Bf16)
+#undef FUSEDRNN_PER_STEP
+
+}  // namespace fusedrnn::cuda

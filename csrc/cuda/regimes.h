@@ -1,0 +1,55 @@
+// The two ways in which the time loop of a layer runs on a device, see README.md.
+#pragma once
+
+#include "../layer/reserve.h"
+#include "launches.h"
+#include "layer.h"
+
+namespace fusedrnn::cuda {
+
+// Gradients of the products' left sides, over all rows of one direction.
+template <class Stored>
+struct Deltas {
+  Stored* delta;       // [rows, G*H]
+  Stored* delta_x;     // [rows, G*H], may be delta
+  Stored* delta_proj;  // [rows, P] or null
+};
+
+// What both regimes need of a call.
+struct Pass {
+  const Layer& layer;
+  Launcher& launcher;
+  const Options& options;
+};
+
+template <class Stored>
+void forward_per_step(const Pass& pass, const LayerForward<Stored>& args);
+template <class Stored>
+void backward_per_step(const Pass& pass, const LayerBackward<Stored>& args,
+                       const Deltas<Stored>* deltas);
+
+template <class Stored>
+void forward_resident(const Pass& pass, const Plan& plan, const LayerForward<Stored>& args);
+template <class Stored>
+void backward_resident(const Pass& pass, const Plan& plan, const LayerBackward<Stored>& args,
+                       const Deltas<Stored>* deltas);
+
+// Steps of x W that are computed at once.
+template <class Stored>
+int64_t chunk_steps(const Pass& pass) {
+  const Sequences& seq = pass.layer.sequences;
+  const int64_t step_bytes =
+      seq.widest() * pass.layer.gate_columns() * int64_t(sizeof(Real<Stored>));
+  return std::clamp<int64_t>(pass.options.gates_bytes / (pass.layer.D * step_bytes), 1, seq.T);
+}
+
+// gates_x = x W for some rows of direction d.
+template <class Stored>
+void multiply_input(const Pass& pass, const LayerForward<Stored>& args, int64_t d, RowRange rows,
+                    Real<Stored>* gates_x) {
+  const int64_t columns = pass.layer.gate_columns(), I = pass.layer.I;
+  multiply(pass.launcher, dense(args.x + rows.begin * I, rows.count(), I),
+           dense(args.w[d].w_ih, columns, I).transpose(), dense(gates_x, rows.count(), columns));
+}
+
+}  // namespace fusedrnn::cuda

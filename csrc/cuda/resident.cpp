@@ -1,0 +1,125 @@
+// The resident regime: one launch of a kernel for all steps, or for as many as x W is computed of
+// at once.
+#include <algorithm>
+
+#include "regimes.h"
+
+namespace fusedrnn::cuda {
+namespace {
+
+// Whether every step has the same rows, so that a kernel needs no offsets.
+bool is_plain(const Sequences& seq) { return seq.batch_sizes.back() == seq.N; }
+
+// row_offset on the device, or null for a plain batch.
+const int64_t* put_offsets(const Pass& pass) {
+  const Sequences& seq = pass.layer.sequences;
+  return is_plain(seq) ? nullptr : put_numbers(pass.launcher, seq.row_offset);
+}
+
+// Fills the arguments that forward and backward share, buffers between blocks included. Where the
+// source in an exchange ends before its rows do, it is zero.
+template <class Stored, class Args>
+void fill_shared(const Pass& pass, const Plan& plan, Args& a) {
+  const auto& [layer, launcher, options] = pass;
+  a.cell = layer.cell;
+  a.shape = plan.shape;
+  a.T = layer.sequences.T;
+  a.N = layer.sequences.N;
+  a.H = layer.H;
+  a.D = layer.D;
+  a.row_offset = put_offsets(pass);
+  a.spin_limit = options.spin_limit;
+  char* memory = scratch<char>(launcher, static_cast<int64_t>(plan.workspace_bytes()));
+  launcher.zero(memory, plan.workspace_bytes());
+  a.arrivals = reinterpret_cast<unsigned*>(memory);
+  memory += plan.arrival_bytes;
+  for (int s = 0; s < kMaxStages; ++s) {
+    a.exchange[s] = reinterpret_cast<Stored*>(memory);
+    memory += plan.exchange_bytes[s];
+  }
+}
+
+template <class Args>
+void launch_resident(const Plan& plan, Launcher& launcher, const std::string& kernel,
+                     const Args& args) {
+  launcher.launch({.kernel = kernel,
+                   .grid = plan.grid,
+                   .block = {kThreads},
+                   .shared_bytes = static_cast<size_t>(plan.shape.shared_bytes),
+                   .args = &args,
+                   .args_bytes = sizeof(args),
+                   .cooperative = true});
+}
+
+}  // namespace
+
+template <class Stored>
+void forward_resident(const Pass& pass, const Plan& plan, const LayerForward<Stored>& args) {
+  const auto& [layer, launcher, options] = pass;
+  const Sequences& seq = layer.sequences;
+  const int64_t columns = layer.gate_columns(), chunk = chunk_steps<Stored>(pass);
+  ResidentForwardArgs<Stored> a = {};
+  fill_shared<Stored>(pass, plan, a);
+  a.h = args.h;
+  a.c = layer.info().has_c ? args.c : nullptr;
+  a.y = args.y;
+  Real<Stored>* gates_x[2] = {};
+  for (int64_t d = 0; d < layer.D; ++d) {
+    gates_x[d] = scratch<Real<Stored>>(launcher, seq.row_offset[chunk] * columns);
+    a.gates_x[d] = gates_x[d];
+    a.w_hh[d] = args.w[d].w_hh;
+    a.b_ih[d] = args.w[d].b_ih;
+    a.b_hh[d] = args.w[d].b_hh;
+    if (!args.reserve) continue;
+    const Reserve<Stored> reserve = reserve_of<Stored>(layer, args.reserve, d);
+    a.saved[d] = reserve.saved;
+    a.h_in[d] = reserve.h_in;
+    a.c_in[d] = reserve.c_in;
+    a.emit[d] = reserve.emit;
+  }
+  for (a.begin = 0; a.begin < seq.T; a.begin = a.end) {
+    a.end = std::min(seq.T, a.begin + chunk);
+    for (int64_t d = 0; d < layer.D; ++d) {
+      const RowRange rows = rows_of(seq, d == 1, a.begin, a.end);
+      a.first_row[d] = rows.begin;
+      multiply_input(pass, args, d, rows, gates_x[d]);
+    }
+    // Arrivals count from zero in each launch.
+    if (a.begin > 0) launcher.zero(a.arrivals, plan.arrival_bytes);
+    launch_resident(plan, launcher, resident_kernel(false, plan.cores, DtypeOf<Stored>::kDtype), a);
+  }
+}
+
+template <class Stored>
+void backward_resident(const Pass& pass, const Plan& plan, const LayerBackward<Stored>& args,
+                       const Deltas<Stored>* deltas) {
+  const Layer& layer = pass.layer;
+  ResidentBackwardArgs<Stored> a = {};
+  fill_shared<Stored>(pass, plan, a);
+  a.d_y = args.d_y;
+  a.d_h = args.d_h;
+  a.d_c = layer.info().has_c ? args.d_c : nullptr;
+  for (int64_t d = 0; d < layer.D; ++d) {
+    const Reserve<Stored> reserve = reserve_of<Stored>(layer, args.reserve, d);
+    a.w_hh[d] = args.w[d].w_hh;
+    a.saved[d] = reserve.saved;
+    a.h_in[d] = reserve.h_in;
+    a.c_in[d] = reserve.c_in;
+    a.delta[d] = deltas[d].delta;
+    a.delta_x[d] = deltas[d].delta_x;
+  }
+  launch_resident(plan, pass.launcher, resident_kernel(true, plan.cores, DtypeOf<Stored>::kDtype),
+                  a);
+}
+
+#define FUSEDRNN_RESIDENT_HOST(Stored)                                                            \
+  template void forward_resident<Stored>(const Pass&, const Plan&, const LayerForward<Stored>&);  \
+  template void backward_resident<Stored>(const Pass&, const Plan&, const LayerBackward<Stored>&, \
+                                          const Deltas<Stored>*);
+FUSEDRNN_RESIDENT_HOST(float)
+FUSEDRNN_RESIDENT_HOST(double)
+FUSEDRNN_RESIDENT_HOST(Half)
+FUSEDRNN_RESIDENT_HOST(Bf16)
+#undef FUSEDRNN_RESIDENT_HOST
+
+}  // namespace fusedrnn::cuda

@@ -1,0 +1,168 @@
+// The resident kernel of backward. The product of a step is that of the step before, whose deltas
+// the other blocks have put into the exchange.
+#pragma once
+
+#include "resident.cuh"
+
+namespace fusedrnn::cuda {
+
+template <class Product, class Cell>
+class ResidentBackward {
+  using Stored = typename Product::Stored;
+  using V = Real<Stored>;
+  using Args = ResidentBackwardArgs<Stored>;
+  static constexpr int kLast = Cell::kStages - 1;
+
+ public:
+  __device__ __forceinline__ ResidentBackward(const Args& args, char* shared, const char* kernel)
+      : a(args),
+        place(args),
+        memory{args.shape, shared},
+        product(memory),
+        barrier(barrier_of(args, place, kernel)) {}
+
+  __device__ __forceinline__ void run() {
+    load_weights<0>();
+    if constexpr (kLast > 0) load_weights<kLast>();
+    load_gradients();
+    for (int64_t p = 0; p < a.T; ++p) {
+      const Step step = step_of(a, place, place.d == 1 ? p : a.T - 1 - p);
+      if (step.n == 0) continue;
+      load_kept(step);
+      add_product();
+      if constexpr (kLast > 0) {
+        run_stage<kLast>(step);
+        barrier.wait();
+        product.template multiply<kLast>(exchange_rows(a, place, kLast, turn), step.n);
+      }
+      run_stage<0>(step);
+      turn ^= 1;
+      pending = step.n;
+      pending_row = step.row;
+      store_deltas(step);
+    }
+    add_product();
+    store_gradients();
+  }
+
+ private:
+  // Row r of the product is unit first_u + r of h; k counts the stage's gates of all units.
+  template <int s>
+  __device__ __forceinline__ void load_weights() {
+    product.template load_weights<s>([&](int r, int k) -> Stored {
+      constexpr Stage kStage = Cell::stage(s);
+      const int u = place.first_u + r;
+      if (r >= place.units || u >= a.H || k >= kStage.gates * a.H) return Stored{};
+      return a.w_hh[place.d][(kStage.first_gate * a.H + k) * a.H + u];
+    });
+  }
+
+  __device__ __forceinline__ void load_gradients() {
+    for_pairs(a, place, place.rows, [&](int i, int j, int u) {
+      d_h[i] = a.d_h[state_at(j, u)];
+      if constexpr (Cell::kHasC) d_c[i] = a.d_c[state_at(j, u)];
+    });
+  }
+
+  // What forward kept of the step, and d_y, before the other blocks have arrived.
+  __device__ __forceinline__ void load_kept(const Step& step) {
+    const int d = place.d;
+    const int64_t H = a.H;
+    for_pairs(a, place, step.n, [&](int i, int j, int u) {
+      const int64_t row = step.row + j, unit = place.first_u + u;
+      const Stored* kept = a.saved[d] + row * Cell::kSaved * H;
+      if constexpr (Cell::kSavesH)
+        kept =
+            j < pending ? a.h_in[d] + (pending_row + j) * H : a.saved[d] + (place.first_j + j) * H;
+      for (int k = 0; k < Cell::kSaved; ++k) saved[i][k] = real(kept[k * H + unit]);
+      if constexpr (Cell::kReadsH) state[i].h = real(a.h_in[d][row * H + unit]);
+      if constexpr (Cell::kHasC) state[i].c = a.c_in[d][row * H + unit];
+      d_y[i] = a.d_y ? real(a.d_y[(row * a.D + d) * H + unit]) : V(0);
+    });
+  }
+
+  // d_h of the pending sequences is complete only with the product of their deltas.
+  __device__ __forceinline__ void add_product() {
+    if (pending == 0) return;
+    barrier.wait();
+    product.template multiply<0>(exchange_rows(a, place, 0, turn ^ 1), pending);
+    for_pairs(a, place, pending, [&](int i, int j, int u) {
+      const V sum = memory.sum_slices(0, j, u);
+      d_h[i] = Cell::kCarriesH ? d_h[i] + sum : sum;
+    });
+  }
+
+  template <int s>
+  __device__ __forceinline__ void run_stage(const Step& step) {
+    for_pairs(a, place, step.n, [&](int i, int j, int u) {
+      run_cell<s>(i, j, u);
+      hand_on<s>(i, j, u);
+    });
+    barrier.arrive();
+  }
+
+  template <int s>
+  __device__ __forceinline__ void run_cell(int i, int j, int u) {
+    V d_emit;
+    Carry<V> carry;
+    if constexpr (s == kLast) {
+      d_emit = d_h[i] + d_y[i];
+      carry.d_h = V(0);
+    } else {
+      d_emit = memory.sum_slices(s + 1, j, u);
+      carry.d_h = d_h[i];
+    }
+    if constexpr (Cell::kHasC) carry.d_c = d_c[i];
+    Cell::template backward<s>(d_emit, saved[i], state[i], carry, delta[i], delta_x[i]);
+    if constexpr (Cell::kHasC) d_c[i] = carry.d_c;
+    if constexpr (Cell::kCarriesH) d_h[i] = carry.d_h;
+  }
+
+  // The stage's deltas, to the blocks that multiply them.
+  template <int s>
+  __device__ __forceinline__ void hand_on(int i, int j, int u) {
+    constexpr Stage kStage = Cell::stage(s);
+    Stored* next = exchange_rows(a, place, s, turn) + int64_t(j) * a.shape.tile[s].K_pad;
+    for (int g = 0; g < kStage.gates; ++g)
+      next[g * a.H + place.first_u + u] = Product::exchanged(delta[i][kStage.first_gate + g]);
+  }
+
+  // The deltas for the gradients of the parameters, which no other block waits for.
+  __device__ __forceinline__ void store_deltas(const Step& step) {
+    for_pairs(a, place, step.n, [&](int i, int j, int u) {
+      for (int g = 0; g < Cell::kGates; ++g) {
+        const int64_t at = ((step.row + j) * Cell::kGates + g) * a.H + place.first_u + u;
+        a.delta[place.d][at] = stored<Stored>(delta[i][g]);
+        if constexpr (Cell::kSeparateDeltas) a.delta_x[place.d][at] = stored<Stored>(delta_x[i][g]);
+      }
+    });
+  }
+
+  __device__ __forceinline__ void store_gradients() {
+    for_pairs(a, place, place.rows, [&](int i, int j, int u) {
+      a.d_h[state_at(j, u)] = d_h[i];
+      if constexpr (Cell::kHasC) a.d_c[state_at(j, u)] = d_c[i];
+    });
+  }
+
+  __device__ __forceinline__ int64_t state_at(int j, int u) const {
+    return (place.d * a.N + place.first_j + j) * a.H + place.first_u + u;
+  }
+
+  const Args& a;
+  const Place<Args> place;
+  const SharedMemory memory;
+  Product product;
+  Barrier barrier;
+  // Of this thread's pairs. d_h is that of h_t from later steps, without what still is in the
+  // exchange.
+  V d_h[kPairs], d_c[kPairs], d_y[kPairs];
+  V saved[kPairs][Cell::kSaved];
+  State<V> state[kPairs];
+  V delta[kPairs][Cell::kGates], delta_x[kPairs][Cell::kGates];
+  int turn = 0;             // the buffer for the deltas of this step
+  int pending = 0;          // sequences whose deltas of the step before are in the exchange
+  int64_t pending_row = 0;  // packed row of the first of them there
+};
+
+}  // namespace fusedrnn::cuda

@@ -1,0 +1,182 @@
+// The resident kernel of forward.
+#pragma once
+
+#include "resident.cuh"
+
+namespace fusedrnn::cuda {
+
+template <class Product, class Cell>
+class ResidentForward {
+  using Stored = typename Product::Stored;
+  using V = Real<Stored>;
+  using Args = ResidentForwardArgs<Stored>;
+  static constexpr int kLast = Cell::kStages - 1;
+
+ public:
+  __device__ __forceinline__ ResidentForward(const Args& args, char* shared, const char* kernel)
+      : a(args),
+        place(args),
+        memory{args.shape, shared},
+        product(memory),
+        barrier(barrier_of(args, place, kernel)) {}
+
+  __device__ __forceinline__ void run() {
+    load_weights<0>();
+    if constexpr (kLast > 0) load_weights<kLast>();
+    load_biases();
+    load_states();
+    for (int64_t p = a.begin; p < a.end; ++p) {
+      const Step step = step_of(a, place, place.d == 1 ? a.T - 1 - p : p);
+      if (step.n == 0) continue;
+      load_inputs(step);
+      keep_states(step);
+      run_stage<0>(step);
+      if constexpr (kLast > 0) run_stage<kLast>(step);
+      turn ^= 1;
+      store_outputs(step);
+    }
+    store_states();
+  }
+
+ private:
+  // Row r of the product is gate r / units of the block's unit r % units.
+  template <int s>
+  __device__ __forceinline__ void load_weights() {
+    product.template load_weights<s>([&](int r, int k) -> Stored {
+      constexpr Stage kStage = Cell::stage(s);
+      const int g = r / place.units, u = place.first_u + r % place.units;
+      if (g >= kStage.gates || u >= a.H || k >= a.H) return Stored{};
+      return a.w_hh[place.d][((kStage.first_gate + g) * a.H + u) * a.H + k];
+    });
+  }
+
+  __device__ __forceinline__ void load_biases() {
+    V* bias = memory.bias();
+    const Stored *b_ih = a.b_ih[place.d], *b_hh = a.b_hh[place.d];
+    for (int i = threadIdx.x; i < Cell::kGates * place.units; i += kThreads) {
+      const int g = i / place.units, u = place.first_u + i % place.units;
+      if (u >= a.H) continue;
+      bias[i] = b_ih ? real(b_ih[g * a.H + u]) : V(0);
+      bias[i + Cell::kGates * place.units] = b_hh ? real(b_hh[g * a.H + u]) : V(0);
+    }
+  }
+
+  // h_0 and c_0 to registers, and h_0 to the other blocks.
+  __device__ __forceinline__ void load_states() {
+    for_pairs(a, place, place.rows, [&](int i, int j, int u) {
+      const int64_t at = state_at(j, u);
+      h[i] = a.h[at];
+      if constexpr (Cell::kHasC) c[i] = a.c[at];
+      exchanged(0, 0, j, u) = Product::exchanged(h[i]);
+    });
+    barrier.arrive();
+  }
+
+  // x W of the step, before the other blocks have arrived.
+  __device__ __forceinline__ void load_inputs(const Step& step) {
+    for_pairs(a, place, step.n, [&](int i, int j, int u) {
+      const int64_t row = step.row + j - a.first_row[place.d];
+      for (int g = 0; g < Cell::kGates; ++g)
+        x[i][g] = a.gates_x[place.d][(row * Cell::kGates + g) * a.H + place.first_u + u];
+    });
+  }
+
+  __device__ __forceinline__ void keep_states(const Step& step) {
+    for_pairs(a, place, step.n, [&](int i, int j, int u) {
+      const int64_t at = (step.row + j) * a.H + place.first_u + u;
+      if (a.h_in[place.d]) a.h_in[place.d][at] = stored<Stored>(h[i]);
+      if constexpr (Cell::kHasC) {
+        if (a.c_in[place.d]) a.c_in[place.d][at] = c[i];
+      }
+    });
+  }
+
+  template <int s>
+  __device__ __forceinline__ void run_stage(const Step& step) {
+    barrier.wait();
+    product.template multiply<s>(exchange_rows(a, place, s, turn), step.n);
+    V emit[kPairs];
+    run_cell<s>(step, emit);
+    hand_on<s>(step, emit);
+    barrier.arrive();
+    if constexpr (s != kLast) keep_emit(step, emit);
+  }
+
+  template <int s>
+  __device__ __forceinline__ void run_cell(const Step& step, V (&emit)[kPairs]) {
+    const V *b_ih = memory.bias(), *b_hh = b_ih + Cell::kGates * place.units;
+    for_pairs(a, place, step.n, [&](int i, int j, int u) {
+      constexpr Stage kStage = Cell::stage(s);
+      V gates_x[kStage.gates], acc[kStage.gates];
+      for (int g = 0; g < kStage.gates; ++g) {
+        const int column = (kStage.first_gate + g) * place.units + u;
+        acc[g] = memory.sum_slices(s, j, g * place.units + u) + b_hh[column];
+        gates_x[g] = x[i][kStage.first_gate + g] + b_ih[column];
+      }
+      State<V> state;
+      state.h = h[i];
+      if constexpr (Cell::kHasC) state.c = c[i];
+      emit[i] = Cell::template forward<s>(gates_x, acc, state, saved[i]);
+      if constexpr (Cell::kHasC) c[i] = state.c;
+      if constexpr (s == kLast) h[i] = emit[i];
+    });
+  }
+
+  // What the stage emitted, to the blocks that multiply it: in the next stage or, h_t, in the next
+  // step. Sequences that are not alive hand on the state with which they begin or ended.
+  template <int s>
+  __device__ __forceinline__ void hand_on(const Step& step, const V (&emit)[kPairs]) {
+    constexpr int kTo = s == kLast ? 0 : s + 1;
+    for_pairs(a, place, s == kLast ? place.rows : step.n, [&](int i, int j, int u) {
+      const V value = s == kLast ? h[i] : emit[i];
+      exchanged(kTo, s == kLast ? turn ^ 1 : turn, j, u) = Product::exchanged(value);
+    });
+  }
+
+  __device__ __forceinline__ void keep_emit(const Step& step, const V (&emit)[kPairs]) {
+    if (!a.emit[place.d]) return;
+    for_pairs(a, place, step.n, [&](int i, int j, int u) {
+      a.emit[place.d][(step.row + j) * a.H + place.first_u + u] = stored<Stored>(emit[i]);
+    });
+  }
+
+  // y and the saved values, which no other block waits for.
+  __device__ __forceinline__ void store_outputs(const Step& step) {
+    for_pairs(a, place, step.n, [&](int i, int j, int u) {
+      const int64_t row = step.row + j, unit = place.first_u + u;
+      a.y[(row * a.D + place.d) * a.H + unit] = stored<Stored>(h[i]);
+      if (!a.saved[place.d]) return;
+      const int64_t saved_row = Cell::kSavesH ? place.first_j + j : row;
+      for (int k = 0; k < Cell::kSaved; ++k)
+        a.saved[place.d][(saved_row * Cell::kSaved + k) * a.H + unit] = stored<Stored>(saved[i][k]);
+    });
+  }
+
+  __device__ __forceinline__ void store_states() {
+    for_pairs(a, place, place.rows, [&](int i, int j, int u) {
+      a.h[state_at(j, u)] = h[i];
+      if constexpr (Cell::kHasC) a.c[state_at(j, u)] = c[i];
+    });
+  }
+
+  __device__ __forceinline__ int64_t state_at(int j, int u) const {
+    return (place.d * a.N + place.first_j + j) * a.H + place.first_u + u;
+  }
+
+  // A value of this block in a stage's source, as the other blocks read it.
+  __device__ __forceinline__ Stored& exchanged(int stage, int buffer, int j, int u) const {
+    return exchange_rows(a, place, stage,
+                         buffer)[int64_t(j) * a.shape.tile[stage].K_pad + place.first_u + u];
+  }
+
+  const Args& a;
+  const Place<Args> place;
+  const SharedMemory memory;
+  Product product;
+  Barrier barrier;
+  V h[kPairs], c[kPairs];  // of this thread's pairs
+  V x[kPairs][Cell::kGates], saved[kPairs][Cell::kSaved];
+  int turn = 0;  // the buffer with h_{t-1}
+};
+
+}  // namespace fusedrnn::cuda

@@ -1,0 +1,41 @@
+// The shared memory of a block of the resident kernels, which the plan lays out.
+#pragma once
+
+#include "args.h"
+
+namespace fusedrnn::cuda {
+
+struct SharedMemory {
+  const ResidentShape& shape;
+  char* base;
+
+  // Partial sums of the product that was computed last, [slices][rows_pad][ld].
+  __device__ __forceinline__ float* partials() const { return at<float>(shape.partials); }
+  // Rows of the source as floats, [kFmaRows][K_pad].
+  __device__ __forceinline__ float4* staged() const { return at<float4>(shape.staged); }
+  // b_ih, then b_hh of the block's units, [2][G][units].
+  __device__ __forceinline__ float* bias() const { return at<float>(shape.bias); }
+  // The weights of a stage that are not in registers.
+  template <class Vector>
+  __device__ __forceinline__ Vector* weights(int stage) const {
+    return at<Vector>(shape.tile[stage].weights);
+  }
+
+  // The sum over the slices of sequence j's product with row r of the stage's weights.
+  __device__ __forceinline__ float sum_slices(int stage, int j, int r) const {
+    const ResidentTile& tile = shape.tile[stage];
+    const float* partial = partials() + j * tile.ld + r;
+    float sum = 0;
+    for (int slice = 0; slice < tile.slices; ++slice)
+      sum += partial[slice * shape.rows_pad * tile.ld];
+    return sum;
+  }
+
+ private:
+  template <class Value>
+  __device__ __forceinline__ Value* at(int offset) const {
+    return reinterpret_cast<Value*>(base + offset);
+  }
+};
+
+}  // namespace fusedrnn::cuda

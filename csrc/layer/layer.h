@@ -1,0 +1,60 @@
+// A recurrent layer as both engines see it, and what a stage of its cell multiplies.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "../cells/cells.h"
+#include "matrix.h"
+#include "parameters.h"
+#include "sequences.h"
+
+namespace fusedrnn {
+
+// The cell of this name, kCount where there is none.
+inline CellKind cell_named(const char* name) {
+  for (int i = 0; i < kCellCount; ++i)
+    if (std::strcmp(name, kCellInfo[i].name) == 0) return static_cast<CellKind>(i);
+  return CellKind::kCount;
+}
+
+struct Layer {
+  CellKind cell;
+  int64_t I, H, P, D;
+  const Sequences& sequences;
+
+  const CellInfo& info() const { return info_of(cell); }
+  int64_t gate_columns() const { return info().gates * H; }
+  ParameterSizes parameter_sizes() const { return {info().gates, I, H, P}; }
+  // The width of a stage's product and of what the stage emits, per gate.
+  int64_t width(const Stage& stage) const { return stage.projects ? P : H; }
+  // The width of a stage's source.
+  int64_t source_width(const Stage& stage) const { return stage.from_hidden ? P : H; }
+};
+
+// The part of the recurrent weights that a stage multiplies, [gates * width, K], or its gradient.
+template <class T>
+struct StageWeight {
+  int64_t gates, width, K;
+  T* weight;
+  T* bias_x;  // [gates * width] of the input's part, or null
+  T* bias_h;  // [gates * width] of the recurrent part, or null
+
+  int64_t rows() const { return gates * width; }
+  Matrix<T> matrix() const { return dense(weight, rows(), K); }
+};
+
+template <class T>
+StageWeight<T> stage_weight(const Layer& layer, const Stage& stage, const Parameters<T>& w) {
+  const int64_t K = layer.source_width(stage);
+  if (stage.projects) return {1, layer.P, K, w.w_hr, nullptr, nullptr};
+  const int64_t first = stage.first_gate * layer.H;
+  return {stage.gates,
+          layer.H,
+          K,
+          w.w_hh ? w.w_hh + first * K : nullptr,
+          w.b_ih && stage.takes_input ? w.b_ih + first : nullptr,
+          w.b_hh ? w.b_hh + first : nullptr};
+}
+
+}  // namespace fusedrnn

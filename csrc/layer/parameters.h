@@ -1,0 +1,133 @@
+// The parameters of a layer's direction: which a cell has, their names and shapes, their pointers.
+#pragma once
+
+#include <cstdint>
+
+#include "../cells/cells.h"
+
+namespace fusedrnn {
+
+// In the order in which callers give them.
+enum class Parameter : int { kWeightIh, kWeightHh, kBiasIh, kBiasHh, kWeightHr, kCount };
+constexpr int kParameterCount = static_cast<int>(Parameter::kCount);
+
+struct ParameterInfo {
+  const char* name;   // in Python, without the suffix of a layer
+  const char* shape;  // sizes by letter
+  bool is_bias;       // a layer has all biases or none
+};
+
+constexpr ParameterInfo info_of(Parameter parameter) {
+  switch (parameter) {
+    case Parameter::kWeightIh:
+      return {"weight_ih", "[G*H, I]", false};
+    case Parameter::kWeightHh:
+      return {"weight_hh", "[G*H, P]", false};
+    case Parameter::kBiasIh:
+      return {"bias_ih", "[G*H]", true};
+    case Parameter::kBiasHh:
+      return {"bias_hh", "[G*H]", true};
+    default:
+      return {"weight_hr", "[P, H]", false};
+  }
+}
+
+constexpr bool has(const CellInfo& cell, Parameter parameter) {
+  return parameter != Parameter::kWeightHr || cell.projects;
+}
+
+// Some of the parameters, in their order.
+struct ParameterList {
+  Parameter list[kParameterCount] = {};
+  int count = 0;
+
+  constexpr int size() const { return count; }
+  constexpr Parameter operator[](int i) const { return list[i]; }
+  constexpr const Parameter* begin() const { return list; }
+  constexpr const Parameter* end() const { return list + count; }
+};
+
+constexpr ParameterList parameters_of(const CellInfo& cell, bool bias) {
+  ParameterList parameters;
+  for (int i = 0; i < kParameterCount; ++i) {
+    const auto p = static_cast<Parameter>(i);
+    if (has(cell, p) && (bias || !info_of(p).is_bias)) parameters.list[parameters.count++] = p;
+  }
+  return parameters;
+}
+
+// The numbers that the letters of a shape stand for.
+struct ParameterSizes {
+  int64_t G, I, H, P;
+};
+
+struct ParameterShape {
+  int64_t size[2] = {1, 1};
+  int rank = 1;
+
+  constexpr int64_t values() const { return size[0] * size[1]; }
+};
+
+constexpr ParameterShape shape_of(Parameter parameter, const ParameterSizes& sizes) {
+  ParameterShape shape;
+  for (const char* letter = info_of(parameter).shape; *letter; ++letter) {
+    int64_t& size = shape.size[shape.rank - 1];
+    switch (*letter) {
+      case 'G':
+        size *= sizes.G;
+        break;
+      case 'I':
+        size *= sizes.I;
+        break;
+      case 'H':
+        size *= sizes.H;
+        break;
+      case 'P':
+        size *= sizes.P;
+        break;
+      case ',':
+        ++shape.rank;
+        break;
+      default:
+        break;
+    }
+  }
+  return shape;
+}
+
+// Pointers to the parameters of one direction, each contiguous, or to their gradients. T is const
+// for values. A null bias is absent, a null gradient is not wanted.
+template <class T>
+struct Parameters {
+  T* w_ih;  // [G*H, I]
+  T* w_hh;  // [G*H, P]
+  T* b_ih;  // [G*H]
+  T* b_hh;  // [G*H]
+  T* w_hr;  // [P, H], of cells that project
+
+  T*& operator[](Parameter parameter) {
+    switch (parameter) {
+      case Parameter::kWeightIh:
+        return w_ih;
+      case Parameter::kWeightHh:
+        return w_hh;
+      case Parameter::kBiasIh:
+        return b_ih;
+      case Parameter::kBiasHh:
+        return b_hh;
+      default:
+        return w_hr;
+    }
+  }
+  T* operator[](Parameter parameter) const { return Parameters(*this)[parameter]; }
+};
+
+// Calls zero(pointer, values) for every gradient of one direction that is wanted.
+template <class T, class Zero>
+void for_wanted(const CellInfo& cell, const ParameterSizes& sizes, const Parameters<T>& gradients,
+                const Zero& zero) {
+  for (const Parameter p : parameters_of(cell, true))
+    if (gradients[p]) zero(gradients[p], shape_of(p, sizes).values());
+}
+
+}  // namespace fusedrnn

@@ -1,0 +1,77 @@
+// The reserve: the memory in which forward keeps what backward needs. Both engines lay it out
+// alike.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "dtype.h"
+#include "layer.h"
+
+namespace fusedrnn {
+
+// The parts of one direction. The same row of each belongs to the same sequence and step.
+template <class Stored>
+struct Reserve {
+  Stored* saved;       // [rows, kSaved*H]; [N, H] of cells that save h, see contract.h
+  Stored* h_in;        // [rows, P] h_{t-1}
+  Real<Stored>* c_in;  // [rows, H] c_{t-1}; null without c
+  Stored* emit;        // [rows, H] what stage 0 emitted; null for cells of one stage
+};
+
+// Where the parts of one direction begin, in bytes, for `rows` rows of `N` sequences.
+struct ReserveLayout {
+  size_t h_in, c_in, emit, bytes;
+};
+
+template <class Stored>
+ReserveLayout reserve_layout(const Layer& layer, int64_t rows) {
+  const CellInfo& info = layer.info();
+  const auto bytes_of = [](int64_t values, size_t size) {
+    return static_cast<size_t>(values) * size;
+  };
+  const auto aligned = [](size_t bytes) {
+    constexpr size_t kAlign = sizeof(Real<Stored>);
+    return (bytes + kAlign - 1) / kAlign * kAlign;
+  };
+  const int64_t saved_rows = info.saves_h ? layer.sequences.N : rows;
+  ReserveLayout at;
+  at.h_in = bytes_of(saved_rows * info.saved * layer.H, sizeof(Stored));
+  at.c_in = at.h_in + bytes_of(rows * layer.P, sizeof(Stored));
+  if (info.has_c) at.c_in = aligned(at.c_in);
+  at.emit = at.c_in + bytes_of(info.has_c ? rows * layer.H : 0, sizeof(Real<Stored>));
+  at.bytes = aligned(at.emit + bytes_of(info.stages > 1 ? rows * layer.H : 0, sizeof(Stored)));
+  return at;
+}
+
+// Bytes of the whole reserve, both directions, for `rows` rows of layer.sequences.N sequences.
+template <class Stored>
+size_t reserve_bytes(const Layer& layer, int64_t rows) {
+  return static_cast<size_t>(layer.D) * reserve_layout<Stored>(layer, rows).bytes;
+}
+
+// The parts of direction d of a reserve for all rows of the layer. Backward takes a const reserve
+// and only reads what this gives it.
+template <class Stored>
+Reserve<Stored> reserve_of(const Layer& layer, const void* reserve, int64_t d) {
+  const CellInfo& info = layer.info();
+  const ReserveLayout at = reserve_layout<Stored>(layer, layer.sequences.rows());
+  char* base = static_cast<char*>(const_cast<void*>(reserve)) + d * static_cast<int64_t>(at.bytes);
+  return {.saved = reinterpret_cast<Stored*>(base),
+          .h_in = reinterpret_cast<Stored*>(base + at.h_in),
+          .c_in = info.has_c ? reinterpret_cast<Real<Stored>*>(base + at.c_in) : nullptr,
+          .emit = info.stages > 1 ? reinterpret_cast<Stored*>(base + at.emit) : nullptr};
+}
+
+// Calls zero(pointer, values) for what no step of forward writes: h of the sequences of length 0,
+// which have no last step, in the reserve of a cell that saves h.
+template <class Stored, class Zero>
+void zero_unwritten(const Layer& layer, const void* reserve, const Zero& zero) {
+  const Sequences& seq = layer.sequences;
+  if (!reserve || !layer.info().saves_h) return;
+  for (int64_t d = 0; d < layer.D; ++d)
+    zero(reserve_of<Stored>(layer, reserve, d).saved + seq.widest() * layer.H,
+         (seq.N - seq.widest()) * layer.H);
+}
+
+}  // namespace fusedrnn
