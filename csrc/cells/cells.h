@@ -14,7 +14,8 @@ namespace fusedrnn {
   X(kGru, Gru)                       \
   X(kGruResetBefore, GruResetBefore) \
   X(kRnnTanh, RnnTanh)               \
-  X(kRnnRelu, RnnRelu)
+  X(kRnnRelu, RnnRelu)               \
+  X(kLstmPeephole, LstmPeephole)
 
 #define FUSEDRNN_KIND(kind, type) kind,
 enum class CellKind : int { FUSEDRNN_CELLS(FUSEDRNN_KIND) kCount };
@@ -32,25 +33,29 @@ struct CellInfo {
   bool carries_h;
   bool separate_deltas;
   bool projects;
+  int params;
+  bool takes_row;
   int stages;
   Stage stage[kMaxStages];
 };
 
-template <class Cell>
+template <class C>
 constexpr CellInfo info_of() {
-  static_assert(!Cell::kSavesH || (Cell::kSaved == 1 && Cell::kStages == 1));
-  CellInfo info = {.name = Cell::kName,
-                   .gates = Cell::kGates,
-                   .saved = Cell::kSaved,
-                   .saves_h = Cell::kSavesH,
-                   .has_c = Cell::kHasC,
-                   .carries_h = Cell::kCarriesH,
-                   .separate_deltas = Cell::kSeparateDeltas,
+  static_assert(Cell<C>, "a cell of the list does not keep the contract, see contract.h");
+  CellInfo info = {.name = C::kName,
+                   .gates = C::kGates,
+                   .saved = C::kSaved,
+                   .saves_h = C::kSavesH,
+                   .has_c = C::kHasC,
+                   .carries_h = C::kCarriesH,
+                   .separate_deltas = C::kSeparateDeltas,
                    .projects = false,
-                   .stages = Cell::kStages,
+                   .params = C::kParams,
+                   .takes_row = C::kTakesRow,
+                   .stages = C::kStages,
                    .stage = {}};
-  for (int s = 0; s < Cell::kStages; ++s) {
-    info.stage[s] = Cell::stage(s);
+  for (int s = 0; s < C::kStages; ++s) {
+    info.stage[s] = C::stage(s);
     info.projects = info.projects || info.stage[s].projects;
   }
   return info;

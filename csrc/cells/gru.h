@@ -8,31 +8,17 @@
 
 namespace fusedrnn {
 
-struct Gru {
+struct Gru : CellDefaults<Gru> {
   static constexpr const char* kName = "gru";
   static constexpr int kGates = 3;
   static constexpr int kSaved = 4;  // r z n, and h U_n + b_hn
-  static constexpr bool kSavesH = false;
-  static constexpr bool kHasC = false;
   static constexpr bool kReadsH = true;
   static constexpr bool kCarriesH = true;
   static constexpr bool kSeparateDeltas = true;  // n: d for W, r d for U
-  static constexpr int kStages = 1;
-
-  static constexpr Stage stage(int) {
-    return {.first_gate = 0,
-            .gates = 3,
-            .from_hidden = true,
-            .takes_input = true,
-            .projects = false,
-            .delta_begin = 0,
-            .delta_end = 3,
-            .saved_begin = 0,
-            .saved_end = 4};
-  }
 
   template <int s, class V>
-  static FUSEDRNN_HD V forward(const V* gates_x, const V* acc, State<V>& state, V* saved) {
+  static FUSEDRNN_HD V forward(const V* gates_x, const V* acc, const Given<V>&, State<V>& state,
+                               V* saved) {
     const V r = sigmoid(gates_x[0] + acc[0]);
     const V z = sigmoid(gates_x[1] + acc[1]);
     const V n = tanh(fma(r, acc[2], gates_x[2]));
@@ -44,47 +30,32 @@ struct Gru {
   }
 
   template <int s, class V>
-  static FUSEDRNN_HD void backward(V d_h, const V* saved, const State<V>& state, Carry<V>& carry,
-                                   V* delta, V* delta_x) {
+  static FUSEDRNN_HD void backward(V d_h, const V* saved, const Given<V>&, const State<V>& state,
+                                   Carry<V>& carry, Delta<V>& delta) {
     const V r = saved[0], z = saved[1], n = saved[2], u_n = saved[3];
     const V d_n = d_h * (V(1) - z) * (V(1) - n * n);
-    delta_x[0] = delta[0] = d_n * u_n * r * (V(1) - r);
-    delta_x[1] = delta[1] = d_h * (state.h - n) * z * (V(1) - z);
-    delta_x[2] = d_n;
-    delta[2] = d_n * r;
+    delta.x[0] = delta.h[0] = d_n * u_n * r * (V(1) - r);
+    delta.x[1] = delta.h[1] = d_h * (state.h - n) * z * (V(1) - z);
+    delta.x[2] = d_n;
+    delta.h[2] = d_n * r;
     carry.d_h = d_h * z;
   }
 };
 
-struct GruResetBefore {
+struct GruResetBefore : CellDefaults<GruResetBefore> {
   static constexpr const char* kName = "gru_reset_before";
   static constexpr int kGates = 3;
   static constexpr int kSaved = 3;  // r z n
-  static constexpr bool kSavesH = false;
-  static constexpr bool kHasC = false;
   static constexpr bool kReadsH = true;
   static constexpr bool kCarriesH = true;
-  static constexpr bool kSeparateDeltas = false;
   static constexpr int kStages = 2;
 
   // Stage 0 emits r h, stage 1 multiplies it by U_n. Backward: stage 1 already knows δ_z and δ_n.
   static constexpr Stage stage(int s) {
-    if (s == 0) {
-      return {.first_gate = 0,
-              .gates = 2,
-              .from_hidden = true,
-              .takes_input = true,
-              .projects = false,
-              .delta_begin = 0,
-              .delta_end = 1,
-              .saved_begin = 0,
-              .saved_end = 2};
-    }
+    if (s == 0) return {.gates = 2, .delta_end = 1, .saved_end = 2};
     return {.first_gate = 2,
             .gates = 1,
             .from_hidden = false,
-            .takes_input = true,
-            .projects = false,
             .delta_begin = 1,
             .delta_end = 3,
             .saved_begin = 2,
@@ -92,7 +63,8 @@ struct GruResetBefore {
   }
 
   template <int s, class V>
-  static FUSEDRNN_HD V forward(const V* gates_x, const V* acc, State<V>& state, V* saved) {
+  static FUSEDRNN_HD V forward(const V* gates_x, const V* acc, const Given<V>&, State<V>& state,
+                               V* saved) {
     if constexpr (s == 0) {
       saved[0] = sigmoid(gates_x[0] + acc[0]);
       saved[1] = sigmoid(gates_x[1] + acc[1]);
@@ -106,15 +78,15 @@ struct GruResetBefore {
   }
 
   template <int s, class V>
-  static FUSEDRNN_HD void backward(V d_emit, const V* saved, const State<V>& state, Carry<V>& carry,
-                                   V* delta, V*) {
+  static FUSEDRNN_HD void backward(V d_emit, const V* saved, const Given<V>&, const State<V>& state,
+                                   Carry<V>& carry, Delta<V>& delta) {
     const V r = saved[0], z = saved[1], n = saved[2];
     if constexpr (s == 1) {
-      delta[1] = d_emit * (state.h - n) * z * (V(1) - z);
-      delta[2] = d_emit * (V(1) - z) * (V(1) - n * n);
+      delta.h[1] = d_emit * (state.h - n) * z * (V(1) - z);
+      delta.h[2] = d_emit * (V(1) - z) * (V(1) - n * n);
       carry.d_h = d_emit * z;
     } else {
-      delta[0] = d_emit * state.h * r * (V(1) - r);
+      delta.h[0] = d_emit * state.h * r * (V(1) - r);
       carry.d_h = fma(d_emit, r, carry.d_h);
     }
   }

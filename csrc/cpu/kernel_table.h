@@ -81,6 +81,8 @@ struct ForwardArgs {
   StageWeights<Stored> weights;
   const Scalar* bias[kMaxStages];  // [panel][2][gates][units]: b_ih, then b_hh; zero padded
   const Scalar* gates_x;           // [chunk rows, G*H]: x W, without bias
+  const Stored* params;            // [K*H] parameters of each unit, of cells that have them
+  const Scalar* row_input;         // [S] a value of each row, of cells that take one
 
   Stored* h;     // [N, P] in: before the chunk; out: after it
   Scalar* c;     // [N, H] the same; null without c
@@ -104,6 +106,8 @@ struct BackwardArgs {
   int64_t N, H, P;
 
   StageWeights<Stored> weights;
+  const Stored* params;     // as in ForwardArgs
+  const Scalar* row_input;  // as in ForwardArgs
   Scalar* few_sums;     // [kFewRows, few_ld], a row a sequence, where weights are read as stored
   int64_t few_ld;       // at least K of every stage, whole vectors
   const Stored* saved;  // [S, kSaved*H] or [N, H], as forward left it
@@ -112,11 +116,12 @@ struct BackwardArgs {
   const Stored* d_y;    // [S, d_y_ld] or null
   int64_t d_y_ld;
 
-  Scalar* d_h;         // [N, P] in: gradient of h after the chunk; out: of h before it
-  Scalar* d_c;         // [N, H] the same
-  Stored* delta;       // [chunk rows, G*H] gradient of h U + b_hh
-  Stored* delta_x;     // [chunk rows, G*H] gradient of x W + b_ih where it differs
-  Stored* delta_proj;  // [chunk rows, P] gradient of the projection's product
+  Scalar* d_h;           // [N, P] in: gradient of h after the chunk; out: of h before it
+  Scalar* d_c;           // [N, H] the same
+  Stored* delta;         // [chunk rows, G*H] gradient of h U + b_hh
+  Stored* delta_x;       // [chunk rows, G*H] gradient of x W + b_ih where it differs
+  Stored* delta_proj;    // [chunk rows, P] gradient of the projection's product
+  Stored* delta_params;  // [chunk rows, K*H] each row's part of the gradient of the parameters
 };
 
 // Rows of a weight as torch stores it, [gates * width, K], to panels that interleave the gates of

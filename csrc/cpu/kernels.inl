@@ -59,6 +59,28 @@ struct CellTile {
   const Scalar* bias_x;     // forward: the input's bias of the first gate
 };
 
+// --- What a cell is given -----------------------------------------------------------------------
+
+// The parameters of a vector of units, and the input of the row that is run.
+template <class Cell, class V>
+struct Inputs {
+  V params[Cell::kParams > 0 ? Cell::kParams : 1];
+
+  template <class Args, class Units>
+  FUSEDRNN_INLINE Inputs(const Args& a, Units units, int64_t u) {
+    for (int k = 0; k < Cell::kParams; ++k) params[k] = units.load(a.params + k * a.H + u);
+  }
+
+  template <class Args>
+  FUSEDRNN_INLINE Given<V> of_row(const Args& a, int64_t row) const {
+    if constexpr (Cell::kTakesRow) {
+      return {params, V::broadcast(a.row_input[row])};
+    } else {
+      return {params, V::zero()};
+    }
+  }
+};
+
 // --- Forward ------------------------------------------------------------------------------------
 
 // Where the states of a position lie; sequence j is at row j of each.
@@ -101,6 +123,7 @@ __attribute__((noinline)) void forward_cells(const ForwardArgs<Stored>& a, const
   Scalar* c_next = kReadsC ? rows.c_next + first * H + u : nullptr;
   Stored* emitted = kLast ? nullptr : rows.emit + first * H + u;
 
+  Inputs<Cell, V> inputs(a, units, u);
   V bias[kStage.gates];
   for (int g = 0; g < kStage.gates; ++g) bias[g] = V::load(tile.bias_x + g * kGate);
 
@@ -124,7 +147,8 @@ __attribute__((noinline)) void forward_cells(const ForwardArgs<Stored>& a, const
     if constexpr (Cell::kReadsH) state.h = units.load(h_in);
     if constexpr (kReadsC) state.c = units.load(c_in);
 
-    const V emit = Cell::template forward<s>(gates_x, acc, state, saved);
+    const V emit =
+        Cell::template forward<s>(gates_x, acc, inputs.of_row(a, at.row + first + r), state, saved);
 
     if constexpr (kReadsC) {
       units.store(state.c, c_next);
@@ -314,7 +338,10 @@ __attribute__((noinline)) void backward_cells(const BackwardArgs<Stored>& a, con
   Stored* delta_proj = kStage.projects ? a.delta_proj + chunk_row * P + u : nullptr;
   Stored* to_delta = a.delta + chunk_row * delta_ld + u;
   Stored* to_delta_x = a.delta_x + chunk_row * delta_ld + u;
+  Stored* to_delta_params =
+      Cell::kParams > 0 ? a.delta_params + chunk_row * Cell::kParams * H + u : nullptr;
 
+  Inputs<Cell, V> inputs(a, units, u);
   for (int64_t r = 0; r < count; ++r, sums += sums_ld) {
     V d_emit = V::load(sums);
     if constexpr (kLast) {
@@ -329,7 +356,9 @@ __attribute__((noinline)) void backward_cells(const BackwardArgs<Stored>& a, con
       units.store(d_emit, delta_proj);
       delta_proj += P;
     } else {
-      V saved[Cell::kSaved], delta[Cell::kGates], delta_x[Cell::kGates];
+      V saved[Cell::kSaved], delta_h[Cell::kGates], delta_x[Cell::kGates];
+      V delta_params[Cell::kParams > 0 ? Cell::kParams : 1];
+      Delta<V> delta = {delta_h, delta_x, delta_params};
       if (Cell::kSavesH && r == with_next) saved_values = a.saved + (first + r) * H + u;
       for (int i = 0; i < Cell::kSaved; ++i) {
         saved[i] = units.load(saved_values + i * H);
@@ -350,7 +379,7 @@ __attribute__((noinline)) void backward_cells(const BackwardArgs<Stored>& a, con
       }
       if constexpr (Cell::kCarriesH) carry.d_h = kLast ? V::zero() : units.load(d_h);
 
-      Cell::template backward<s>(d_emit, saved, state, carry, delta, delta_x);
+      Cell::template backward<s>(d_emit, saved, inputs.of_row(a, row + r), state, carry, delta);
 
       if constexpr (Cell::kHasC) {
         units.store(carry.d_c, d_c);
@@ -358,10 +387,13 @@ __attribute__((noinline)) void backward_cells(const BackwardArgs<Stored>& a, con
       }
       if constexpr (Cell::kCarriesH) units.store(carry.d_h, d_h);
       for (int g = kStage.delta_begin; g < kStage.delta_end; ++g) {
-        units.store(delta[g], to_delta + g * H);
+        units.store(delta_h[g], to_delta + g * H);
         __builtin_prefetch(to_delta + g * H + V::kLanes, 1);
         if constexpr (Cell::kSeparateDeltas) units.store(delta_x[g], to_delta_x + g * H);
       }
+      for (int k = kStage.param_begin; k < kStage.param_end; ++k)
+        units.store(delta_params[k], to_delta_params + k * H);
+      if constexpr (Cell::kParams > 0) to_delta_params += Cell::kParams * H;
       to_delta += delta_ld;
       if constexpr (Cell::kSeparateDeltas) to_delta_x += delta_ld;
     }

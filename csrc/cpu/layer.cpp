@@ -96,6 +96,8 @@ void give_tensors(const Layer& layer, const LayerForward<Stored>& args, int d,
   a.c = info.has_c ? args.c + d * N * H : nullptr;
   a.y = args.y + d * P;
   a.y_ld = layer.D * P;
+  a.params = args.w[d].w_ch;
+  a.row_input = args.row_input;
   if (!a.keep) return;
   const Reserve<Stored> reserve = reserve_of<Stored>(layer, args.reserve, d);
   a.h_in = reserve.h_in;
@@ -183,6 +185,18 @@ class ChunkGradients {
                                                 d_weight.rows(), columns};
       source_[s].multiply(work, delta.transpose(), d_weight.matrix(), how);
     }
+    if (d_w.w_ch) {
+      const int64_t params = info.params * layer_.H;
+      add_sum_rows<Stored>(work, kernels_,
+                           {.m = chunk.delta_params,
+                            .rows = count,
+                            .ld = params,
+                            .begin = 0,
+                            .end = params,
+                            .out = d_w.w_ch,
+                            .accumulate = accumulate},
+                           nullptr);
+    }
     if (!d_w.b_hh) return;
     SumRowsArgs<Stored> sum = {.m = chunk.delta,
                                .rows = count,
@@ -216,6 +230,7 @@ void lay_out_deltas(const Layer& layer, const DtypeKernels<Stored>& kernels, con
   a.delta = arena.take<Stored>(rows * columns);
   a.delta_x = info.separate_deltas ? arena.take<Stored>(rows * columns) : a.delta;
   if (info.projects) a.delta_proj = arena.take<Stored>(rows * layer.P);
+  if (info.params) a.delta_params = arena.take<Stored>(rows * info.params * layer.H);
   if (!plan.as_stored) return;
   const int64_t units = kernels.units_of_columns_panel();
   a.few_ld = ceil_div(std::max(layer.H, layer.P), units) * units;
@@ -228,6 +243,8 @@ void give_tensors(const Layer& layer, const LayerBackward<Stored>& args, int d,
                   const Reserve<Stored>& reserve, BackwardArgs<Stored>& a) {
   const int64_t N = layer.sequences.N, H = layer.H, P = layer.P;
   a.N = N, a.H = H, a.P = P;
+  a.params = args.w[d].w_ch;
+  a.row_input = args.row_input;
   a.saved = reserve.saved;
   a.h_in = reserve.h_in;
   a.c_in = reserve.c_in;

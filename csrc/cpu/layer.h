@@ -20,6 +20,7 @@ struct LayerForward {
   Real<Stored>* c;                // [D, N, H] in: c_0, out: c_n; null without c
   Stored* y;                      // [S, D*P]
   void* reserve;                  // [reserve_bytes<Stored>] for backward, or null
+  const Real<Stored>* row_input;  // [S] a value of each row, of cells that take one; else null
 };
 
 template <class Stored>
@@ -32,6 +33,7 @@ struct LayerBackward {
   Real<Stored>* d_c;                // [D, N, H] the same; null without c
   Real<Stored>* d_x;                // [S, I] or null
   Parameters<Real<Stored>> d_w[2];  // [D]
+  const Real<Stored>* row_input;    // as in LayerForward; it gets no gradient
 };
 
 template <class Stored>

@@ -28,11 +28,13 @@ struct StepForwardArgs {
   int stage;
   int64_t n;  // sequences of this step
   int64_t H, P;
-  const Real<Stored>* gates_x;  // [n, G*H] x W
-  const Real<Stored>* acc;      // [n, gates of the stage * H], or [n, P]: its product
-  const Stored* b_ih;           // [G*H] or null
-  const Stored* b_hh;           // [G*H] or null
-  Real<Stored>* h;              // [N, P]
+  const Real<Stored>* gates_x;    // [n, G*H] x W
+  const Real<Stored>* acc;        // [n, gates of the stage * H], or [n, P]: its product
+  const Stored* b_ih;             // [G*H] or null
+  const Stored* b_hh;             // [G*H] or null
+  const Stored* params;           // [K*H] parameters of each unit, of cells that have them
+  const Real<Stored>* row_input;  // [n] a value of each row, of cells that take one
+  Real<Stored>* h;                // [N, P]
   Stored* h_rounded;  // [N, P] h as the next product reads it; null where Stored is Real<Stored>
   Real<Stored>* c;    // [N, H] or null
   Stored* y;          // [n, y_ld]
@@ -59,11 +61,14 @@ struct StepBackwardArgs {
   const Stored* saved;  // [n, kSaved*H] or [N, H], as forward left it
   const Stored* h_in;   // [n, P]
   int64_t n_next;       // sequences of the step that forward took next; 0 after the last one
-  const Stored* h_next;      // [n_next, P] h_in of that step, only of cells that save h
-  const Real<Stored>* c_in;  // [n, H]
-  Stored* delta;             // [n, G*H] gradient of h U + b_hh
-  Stored* delta_x;           // [n, G*H] gradient of x W + b_ih, only where it differs
-  Stored* delta_proj;        // [n, P] gradient of the projection's product
+  const Stored* h_next;           // [n_next, P] h_in of that step, only of cells that save h
+  const Real<Stored>* c_in;       // [n, H]
+  Stored* delta;                  // [n, G*H] gradient of h U + b_hh
+  Stored* delta_x;                // [n, G*H] gradient of x W + b_ih, only where it differs
+  Stored* delta_proj;             // [n, P] gradient of the projection's product
+  const Stored* params;           // as in StepForwardArgs
+  const Real<Stored>* row_input;  // as in StepForwardArgs
+  Stored* delta_params;           // [n, K*H] each row's part of the gradient of the parameters
 };
 
 // to[i] = from[i], rounded.
@@ -132,6 +137,8 @@ struct ResidentForwardArgs {
   const Stored* w_hh[2];           // [G*H, H]
   const Stored* b_ih[2];           // [G*H] or null
   const Stored* b_hh[2];           // [G*H] or null
+  const Stored* params[2];         // [K*H] parameters of each unit, of cells that have them
+  const Real<Stored>* row_input;   // [rows] a value of each row, of cells that take one
   const Real<Stored>* gates_x[2];  // [chunk rows, G*H] x W
   Real<Stored>* h;                 // [D, N, H] in and out
   Real<Stored>* c;                 // [D, N, H] in and out; null without c
@@ -151,19 +158,22 @@ struct ResidentBackwardArgs {
   CellKind cell;
   ResidentShape shape;
   int64_t T, N, H, D;
-  const int64_t* row_offset;     // [T + 1] or null
-  const Stored* w_hh[2];         // [G*H, H]
-  const Stored* saved[2];        // [rows, kSaved*H] or [N, H]
-  const Stored* h_in[2];         // [rows, H]
-  const Real<Stored>* c_in[2];   // [rows, H]
-  const Stored* d_y;             // [rows, D*H] or null
-  Real<Stored>* d_h;             // [D, N, H] in and out
-  Real<Stored>* d_c;             // [D, N, H] in and out; null without c
-  Stored* delta[2];              // [rows, G*H] gradient of h U + b_hh
-  Stored* delta_x[2];            // [rows, G*H] gradient of x W + b_ih, only where it differs
-  Stored* exchange[kMaxStages];  // deltas of the stages: [2, D, row_blocks * rows_pad, K_pad]
-  unsigned* arrivals;            // [D * row_blocks * kArrivalStride], zero
-  unsigned spin_limit;           // looks at a counter while waiting, then the kernel gives up
+  const int64_t* row_offset;      // [T + 1] or null
+  const Stored* w_hh[2];          // [G*H, H]
+  const Stored* params[2];        // as in ResidentForwardArgs
+  const Real<Stored>* row_input;  // as in ResidentForwardArgs
+  const Stored* saved[2];         // [rows, kSaved*H] or [N, H]
+  const Stored* h_in[2];          // [rows, H]
+  const Real<Stored>* c_in[2];    // [rows, H]
+  const Stored* d_y;              // [rows, D*H] or null
+  Real<Stored>* d_h;              // [D, N, H] in and out
+  Real<Stored>* d_c;              // [D, N, H] in and out; null without c
+  Stored* delta[2];               // [rows, G*H] gradient of h U + b_hh
+  Stored* delta_x[2];             // [rows, G*H] gradient of x W + b_ih, only where it differs
+  Stored* delta_params[2];        // [rows, K*H] each row's part of the gradient of the parameters
+  Stored* exchange[kMaxStages];   // deltas of the stages: [2, D, row_blocks * rows_pad, K_pad]
+  unsigned* arrivals;             // [D * row_blocks * kArrivalStride], zero
+  unsigned spin_limit;            // looks at a counter while waiting, then the kernel gives up
 };
 
 // Counters of arrivals lie in cache lines of their own.

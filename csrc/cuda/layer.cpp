@@ -38,6 +38,7 @@ std::vector<Deltas<Stored>> make_deltas(const Pass& pass) {
     d.delta = scratch<Stored>(launcher, rows * columns);
     d.delta_x = info.separate_deltas ? scratch<Stored>(launcher, rows * columns) : d.delta;
     if (info.projects) d.delta_proj = scratch<Stored>(launcher, rows * layer.P);
+    if (info.params) d.delta_params = scratch<Stored>(launcher, rows * info.params * layer.H);
   }
   return deltas;
 }
@@ -75,6 +76,11 @@ void gradients(const Pass& pass, const LayerBackward<Stored>& args, int64_t d,
                                               d_weight.rows(), columns};
     const Stored* source = stage.from_hidden ? reserve.h_in : reserve.emit;
     multiply(launcher, of_stage.transpose(), dense(source, rows, d_weight.K), d_weight.matrix());
+  }
+  if (d_w.w_ch) {
+    const int64_t params = info.params * layer.H;
+    sum_rows<Stored>(launcher, dense<const Stored>(deltas.delta_params, rows, params), d_w.w_ch,
+                     nullptr);
   }
   if (!d_w.b_hh) return;
   sum_rows(launcher, delta, d_w.b_hh, info.separate_deltas ? nullptr : d_w.b_ih);

@@ -35,6 +35,7 @@ struct LayerForward {
   Real<Stored>* c;                // [D, N, H] in: c_0, out: c_n; null without c
   Stored* y;                      // [rows, D*P]
   void* reserve;                  // [reserve_bytes<Stored>] for backward, or null
+  const Real<Stored>* row_input;  // [rows] a value of each row, of cells that take one; else null
 };
 
 template <class Stored>
@@ -47,6 +48,7 @@ struct LayerBackward {
   Real<Stored>* d_c;              // [D, N, H] the same; null without c
   Stored* d_x;                    // [rows, I] or null
   Parameters<Stored> d_w[2];      // [D]; w_hh and w_hr are wanted together, and b_ih and b_hh
+  const Real<Stored>* row_input;  // as in LayerForward; it gets no gradient
 };
 
 // How a pass over a layer would run there.

@@ -87,6 +87,7 @@ void forward_per_step(const Pass& pass, const LayerForward<Stored>& args) {
     a.acc = buffers.acc;
     a.b_ih = args.w[d].b_ih;
     a.b_hh = args.w[d].b_hh;
+    a.params = args.w[d].w_ch;
     a.h = args.h + d * N * P;
     if (buffers.h_rounded) a.h_rounded = buffers.h_rounded + d * N * P;
     a.c = info.has_c ? args.c + d * N * H : nullptr;
@@ -99,6 +100,7 @@ void forward_per_step(const Pass& pass, const LayerForward<Stored>& args) {
         const RowRange rows = rows_of(seq, descending, p, p + 1);
         const int64_t row = rows.begin;
         a.n = rows.count();
+        a.row_input = args.row_input ? args.row_input + row : nullptr;
         a.gates_x = buffers.gates_x + (row - chunk_rows.begin) * columns;
         a.y = args.y + row * a.y_ld + d * P;
         a.h_in = keep ? reserve.h_in + row * P : nullptr;
@@ -129,6 +131,7 @@ void backward_per_step(const Pass& pass, const LayerBackward<Stored>& args,
     a.d_emit = d_emit;
     a.d_y_ld = layer.D * P;
     a.d_h = args.d_h + d * N * P;
+    a.params = args.w[d].w_ch;
     a.d_c = info.has_c ? args.d_c + d * N * H : nullptr;
     for (int64_t p = 0; p < seq.T; ++p) {
       const RowRange rows = rows_of(seq, d == 0, p, p + 1);
@@ -143,6 +146,8 @@ void backward_per_step(const Pass& pass, const LayerBackward<Stored>& args,
       a.delta = deltas[d].delta + row * columns;
       a.delta_x = deltas[d].delta_x + row * columns;
       a.delta_proj = info.projects ? deltas[d].delta_proj + row * P : nullptr;
+      a.row_input = args.row_input ? args.row_input + row : nullptr;
+      if (info.params) a.delta_params = deltas[d].delta_params + row * info.params * H;
       for (int s = info.stages - 1; s >= 0; --s) {
         const Stage& stage = info.stage[s];
         a.stage = s;

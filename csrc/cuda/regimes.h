@@ -10,9 +10,10 @@ namespace fusedrnn::cuda {
 // Gradients of the products' left sides, over all rows of one direction.
 template <class Stored>
 struct Deltas {
-  Stored* delta;       // [rows, G*H]
-  Stored* delta_x;     // [rows, G*H], may be delta
-  Stored* delta_proj;  // [rows, P] or null
+  Stored* delta;         // [rows, G*H]
+  Stored* delta_x;       // [rows, G*H], may be delta
+  Stored* delta_proj;    // [rows, P] or null
+  Stored* delta_params;  // [rows, K*H] or null
 };
 
 // What both regimes need of a call.

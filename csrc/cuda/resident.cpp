@@ -63,6 +63,7 @@ void forward_resident(const Pass& pass, const Plan& plan, const LayerForward<Sto
   a.h = args.h;
   a.c = layer.info().has_c ? args.c : nullptr;
   a.y = args.y;
+  a.row_input = args.row_input;
   Real<Stored>* gates_x[2] = {};
   for (int64_t d = 0; d < layer.D; ++d) {
     gates_x[d] = scratch<Real<Stored>>(launcher, seq.row_offset[chunk] * columns);
@@ -70,6 +71,7 @@ void forward_resident(const Pass& pass, const Plan& plan, const LayerForward<Sto
     a.w_hh[d] = args.w[d].w_hh;
     a.b_ih[d] = args.w[d].b_ih;
     a.b_hh[d] = args.w[d].b_hh;
+    a.params[d] = args.w[d].w_ch;
     if (!args.reserve) continue;
     const Reserve<Stored> reserve = reserve_of<Stored>(layer, args.reserve, d);
     a.saved[d] = reserve.saved;
@@ -97,6 +99,7 @@ void backward_resident(const Pass& pass, const Plan& plan, const LayerBackward<S
   ResidentBackwardArgs<Stored> a = {};
   fill_shared<Stored>(pass, plan, a);
   a.d_y = args.d_y;
+  a.row_input = args.row_input;
   a.d_h = args.d_h;
   a.d_c = layer.info().has_c ? args.d_c : nullptr;
   for (int64_t d = 0; d < layer.D; ++d) {
@@ -107,6 +110,8 @@ void backward_resident(const Pass& pass, const Plan& plan, const LayerBackward<S
     a.c_in[d] = reserve.c_in;
     a.delta[d] = deltas[d].delta;
     a.delta_x[d] = deltas[d].delta_x;
+    a.params[d] = args.w[d].w_ch;
+    a.delta_params[d] = deltas[d].delta_params;
   }
   launch_resident(plan, pass.launcher, resident_kernel(true, plan.cores, DtypeOf<Stored>::kDtype),
                   a);

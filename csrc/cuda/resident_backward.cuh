@@ -24,6 +24,7 @@ class ResidentBackward {
   __device__ __forceinline__ void run() {
     load_weights<0>();
     if constexpr (kLast > 0) load_weights<kLast>();
+    load_params();
     load_gradients();
     for (int64_t p = 0; p < a.T; ++p) {
       const Step step = step_of(a, place, place.d == 1 ? p : a.T - 1 - p);
@@ -54,6 +55,12 @@ class ResidentBackward {
       const int u = place.first_u + r;
       if (r >= place.units || u >= a.H || k >= kStage.gates * a.H) return Stored{};
       return a.w_hh[place.d][(kStage.first_gate * a.H + k) * a.H + u];
+    });
+  }
+
+  __device__ __forceinline__ void load_params() {
+    for_pairs(a, place, place.rows, [&](int i, int, int u) {
+      inputs[i].load_params(a.params[place.d], a.H, place.first_u + u);
     });
   }
 
@@ -95,14 +102,14 @@ class ResidentBackward {
   template <int s>
   __device__ __forceinline__ void run_stage(const Step& step) {
     for_pairs(a, place, step.n, [&](int i, int j, int u) {
-      run_cell<s>(i, j, u);
+      run_cell<s>(i, j, u, step.row + j);
       hand_on<s>(i, j, u);
     });
     barrier.arrive();
   }
 
   template <int s>
-  __device__ __forceinline__ void run_cell(int i, int j, int u) {
+  __device__ __forceinline__ void run_cell(int i, int j, int u, int64_t row) {
     V d_emit;
     Carry<V> carry;
     if constexpr (s == kLast) {
@@ -113,7 +120,9 @@ class ResidentBackward {
       carry.d_h = d_h[i];
     }
     if constexpr (Cell::kHasC) carry.d_c = d_c[i];
-    Cell::template backward<s>(d_emit, saved[i], state[i], carry, delta[i], delta_x[i]);
+    Delta<V> delta = {delta_h[i], delta_x[i], delta_params[i]};
+    Cell::template backward<s>(d_emit, saved[i], inputs[i].of_row(a.row_input, row), state[i],
+                               carry, delta);
     if constexpr (Cell::kHasC) d_c[i] = carry.d_c;
     if constexpr (Cell::kCarriesH) d_h[i] = carry.d_h;
   }
@@ -124,7 +133,7 @@ class ResidentBackward {
     constexpr Stage kStage = Cell::stage(s);
     Stored* next = exchange_rows(a, place, s, turn) + int64_t(j) * a.shape.tile[s].K_pad;
     for (int g = 0; g < kStage.gates; ++g)
-      next[g * a.H + place.first_u + u] = Product::exchanged(delta[i][kStage.first_gate + g]);
+      next[g * a.H + place.first_u + u] = Product::exchanged(delta_h[i][kStage.first_gate + g]);
   }
 
   // The deltas for the gradients of the parameters, which no other block waits for.
@@ -132,8 +141,12 @@ class ResidentBackward {
     for_pairs(a, place, step.n, [&](int i, int j, int u) {
       for (int g = 0; g < Cell::kGates; ++g) {
         const int64_t at = ((step.row + j) * Cell::kGates + g) * a.H + place.first_u + u;
-        a.delta[place.d][at] = stored<Stored>(delta[i][g]);
+        a.delta[place.d][at] = stored<Stored>(delta_h[i][g]);
         if constexpr (Cell::kSeparateDeltas) a.delta_x[place.d][at] = stored<Stored>(delta_x[i][g]);
+      }
+      for (int k = 0; k < Cell::kParams; ++k) {
+        const int64_t at = ((step.row + j) * Cell::kParams + k) * a.H + place.first_u + u;
+        a.delta_params[place.d][at] = stored<Stored>(delta_params[i][k]);
       }
     });
   }
@@ -159,7 +172,9 @@ class ResidentBackward {
   V d_h[kPairs], d_c[kPairs], d_y[kPairs];
   V saved[kPairs][Cell::kSaved];
   State<V> state[kPairs];
-  V delta[kPairs][Cell::kGates], delta_x[kPairs][Cell::kGates];
+  V delta_h[kPairs][Cell::kGates], delta_x[kPairs][Cell::kGates];
+  V delta_params[kPairs][Cell::kParams > 0 ? Cell::kParams : 1];
+  Inputs<Cell, V> inputs[kPairs];
   int turn = 0;             // the buffer for the deltas of this step
   int pending = 0;          // sequences whose deltas of the step before are in the exchange
   int64_t pending_row = 0;  // packed row of the first of them there

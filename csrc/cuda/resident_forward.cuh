@@ -24,6 +24,7 @@ class ResidentForward {
     load_weights<0>();
     if constexpr (kLast > 0) load_weights<kLast>();
     load_biases();
+    load_params();
     load_states();
     for (int64_t p = a.begin; p < a.end; ++p) {
       const Step step = step_of(a, place, place.d == 1 ? a.T - 1 - p : p);
@@ -59,6 +60,12 @@ class ResidentForward {
       bias[i] = b_ih ? real(b_ih[g * a.H + u]) : V(0);
       bias[i + Cell::kGates * place.units] = b_hh ? real(b_hh[g * a.H + u]) : V(0);
     }
+  }
+
+  __device__ __forceinline__ void load_params() {
+    for_pairs(a, place, place.rows, [&](int i, int, int u) {
+      inputs[i].load_params(a.params[place.d], a.H, place.first_u + u);
+    });
   }
 
   // h_0 and c_0 to registers, and h_0 to the other blocks.
@@ -116,7 +123,8 @@ class ResidentForward {
       State<V> state;
       state.h = h[i];
       if constexpr (Cell::kHasC) state.c = c[i];
-      emit[i] = Cell::template forward<s>(gates_x, acc, state, saved[i]);
+      emit[i] = Cell::template forward<s>(gates_x, acc, inputs[i].of_row(a.row_input, step.row + j),
+                                          state, saved[i]);
       if constexpr (Cell::kHasC) c[i] = state.c;
       if constexpr (s == kLast) h[i] = emit[i];
     });
@@ -176,6 +184,7 @@ class ResidentForward {
   Barrier barrier;
   V h[kPairs], c[kPairs];  // of this thread's pairs
   V x[kPairs][Cell::kGates], saved[kPairs][Cell::kSaved];
+  Inputs<Cell, V> inputs[kPairs];
   int turn = 0;  // the buffer with h_{t-1}
 };
 

@@ -35,6 +35,8 @@ __device__ __forceinline__ void forward_stage(const StepForwardArgs<Stored>& a) 
     if constexpr (s > 0 && !kStage.projects) {
       for (int i = 0; i < kStage.saved_begin; ++i) saved[i] = real(kept[i * a.H]);
     }
+    Inputs<Cell, V> inputs;
+    if constexpr (!kStage.projects) inputs.load_params(a.params, a.H, u);
     State<V> state;
     if constexpr (Cell::kReadsH) state.h = a.h[j * a.P + u];
     if constexpr (Cell::kHasC && s == 0) {
@@ -42,7 +44,8 @@ __device__ __forceinline__ void forward_stage(const StepForwardArgs<Stored>& a) 
       if (a.c_in) a.c_in[j * a.H + u] = state.c;
     }
 
-    const V emit = Cell::template forward<s>(gates_x, acc, state, saved);
+    const V emit =
+        Cell::template forward<s>(gates_x, acc, inputs.of_row(a.row_input, j), state, saved);
 
     if constexpr (Cell::kHasC && s == 0) a.c[j * a.H + u] = state.c;
     if (kept) {
@@ -76,7 +79,11 @@ __device__ __forceinline__ void backward_stage(const StepBackwardArgs<Stored>& a
     if constexpr (kStage.projects) {
       a.delta_proj[j * a.P + u] = stored<Stored>(d_emit);
     } else {
-      V saved[Cell::kSaved], delta[Cell::kGates], delta_x[Cell::kGates];
+      V saved[Cell::kSaved], delta_h[Cell::kGates], delta_x[Cell::kGates];
+      V delta_params[Cell::kParams > 0 ? Cell::kParams : 1];
+      Delta<V> delta = {delta_h, delta_x, delta_params};
+      Inputs<Cell, V> inputs;
+      inputs.load_params(a.params, a.H, u);
       const Stored* kept = a.saved + j * Cell::kSaved * a.H;
       if (Cell::kSavesH && j < a.n_next) kept = a.h_next + j * a.P;
       for (int i = 0; i < Cell::kSaved; ++i) saved[i] = real(kept[i * a.H + u]);
@@ -89,15 +96,17 @@ __device__ __forceinline__ void backward_stage(const StepBackwardArgs<Stored>& a
       }
       if constexpr (Cell::kCarriesH) carry.d_h = kLast ? V(0) : a.d_h[j * a.P + u];
 
-      Cell::template backward<s>(d_emit, saved, state, carry, delta, delta_x);
+      Cell::template backward<s>(d_emit, saved, inputs.of_row(a.row_input, j), state, carry, delta);
 
       if constexpr (Cell::kHasC) a.d_c[j * a.H + u] = carry.d_c;
       if constexpr (Cell::kCarriesH) a.d_h[j * a.P + u] = carry.d_h;
       for (int g = kStage.delta_begin; g < kStage.delta_end; ++g) {
         const int64_t at = (j * Cell::kGates + g) * a.H + u;
-        a.delta[at] = stored<Stored>(delta[g]);
+        a.delta[at] = stored<Stored>(delta_h[g]);
         if constexpr (Cell::kSeparateDeltas) a.delta_x[at] = stored<Stored>(delta_x[g]);
       }
+      for (int k = kStage.param_begin; k < kStage.param_end; ++k)
+        a.delta_params[(j * Cell::kParams + k) * a.H + u] = stored<Stored>(delta_params[k]);
     }
   });
 }

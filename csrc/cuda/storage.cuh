@@ -29,6 +29,21 @@ __device__ __forceinline__ Bf16 stored<Bf16>(float x) {
   return {__bfloat16_as_ushort(__float2bfloat16_rn(x))};
 }
 
+// What a cell is given of unit u of a hidden size H, beside the sums: its parameters, and the input
+// of a row where row_input is one of the cell's.
+template <class Cell, class V>
+struct Inputs {
+  V params[Cell::kParams > 0 ? Cell::kParams : 1];
+
+  template <class Stored>
+  __device__ __forceinline__ void load_params(const Stored* from, int64_t H, int64_t u) {
+    for (int k = 0; k < Cell::kParams; ++k) params[k] = real(from[k * H + u]);
+  }
+  __device__ __forceinline__ Given<V> of_row(const V* row_input, int64_t row) const {
+    return {params, Cell::kTakesRow ? row_input[row] : V(0)};
+  }
+};
+
 // A number as a type, for a generic lambda to be called with.
 template <int n>
 struct Constant {

@@ -25,7 +25,7 @@ struct Layer {
 
   const CellInfo& info() const { return info_of(cell); }
   int64_t gate_columns() const { return info().gates * H; }
-  ParameterSizes parameter_sizes() const { return {info().gates, I, H, P}; }
+  ParameterSizes parameter_sizes() const { return {info().gates, info().params, I, H, P}; }
   // The width of a stage's product and of what the stage emits, per gate.
   int64_t width(const Stage& stage) const { return stage.projects ? P : H; }
   // The width of a stage's source.

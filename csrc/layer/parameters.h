@@ -8,7 +8,7 @@
 namespace fusedrnn {
 
 // In the order in which callers give them.
-enum class Parameter : int { kWeightIh, kWeightHh, kBiasIh, kBiasHh, kWeightHr, kCount };
+enum class Parameter : int { kWeightIh, kWeightHh, kBiasIh, kBiasHh, kWeightHr, kWeightCh, kCount };
 constexpr int kParameterCount = static_cast<int>(Parameter::kCount);
 
 struct ParameterInfo {
@@ -27,13 +27,17 @@ constexpr ParameterInfo info_of(Parameter parameter) {
       return {"bias_ih", "[G*H]", true};
     case Parameter::kBiasHh:
       return {"bias_hh", "[G*H]", true};
-    default:
+    case Parameter::kWeightHr:
       return {"weight_hr", "[P, H]", false};
+    default:
+      return {"weight_ch", "[K*H]", false};
   }
 }
 
 constexpr bool has(const CellInfo& cell, Parameter parameter) {
-  return parameter != Parameter::kWeightHr || cell.projects;
+  if (parameter == Parameter::kWeightHr) return cell.projects;
+  if (parameter == Parameter::kWeightCh) return cell.params > 0;
+  return true;
 }
 
 // Some of the parameters, in their order.
@@ -58,7 +62,7 @@ constexpr ParameterList parameters_of(const CellInfo& cell, bool bias) {
 
 // The numbers that the letters of a shape stand for.
 struct ParameterSizes {
-  int64_t G, I, H, P;
+  int64_t G, K, I, H, P;  // K: parameters of each unit
 };
 
 struct ParameterShape {
@@ -75,6 +79,9 @@ constexpr ParameterShape shape_of(Parameter parameter, const ParameterSizes& siz
     switch (*letter) {
       case 'G':
         size *= sizes.G;
+        break;
+      case 'K':
+        size *= sizes.K;
         break;
       case 'I':
         size *= sizes.I;
@@ -104,6 +111,7 @@ struct Parameters {
   T* b_ih;  // [G*H]
   T* b_hh;  // [G*H]
   T* w_hr;  // [P, H], of cells that project
+  T* w_ch;  // [K*H], of cells with parameters of each unit
 
   T*& operator[](Parameter parameter) {
     switch (parameter) {
@@ -115,8 +123,10 @@ struct Parameters {
         return b_ih;
       case Parameter::kBiasHh:
         return b_hh;
-      default:
+      case Parameter::kWeightHr:
         return w_hr;
+      default:
+        return w_ch;
     }
   }
   T* operator[](Parameter parameter) const { return Parameters(*this)[parameter]; }

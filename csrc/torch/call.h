@@ -27,7 +27,7 @@ struct OpCall {
   const CellInfo& info() const { return info_of(cell); }
   const Sequences& sequences() const { return padded ? padded->sequences : packed; }
   Layer layer() const { return {cell, I, H, P, D, sequences()}; }
-  ParameterSizes parameter_sizes() const { return {info().gates, I, H, P}; }
+  ParameterSizes parameter_sizes() const { return {info().gates, info().params, I, H, P}; }
   // Leading sizes of x and y.
   std::vector<int64_t> rows_shape(bool packed_input, int64_t width) const {
     if (packed_input) return {packed.rows(), width};
@@ -127,6 +127,14 @@ void check_tensor(const Engine& engine, const Tensor& t, const char* name, Scala
   check_storage(t, name);
 }
 
+// The shape of a cell's parameter by letter, with its number in place of K, which only the cell
+// has.
+inline std::string shape_text(const CellInfo& cell, Parameter parameter) {
+  std::string text = info_of(parameter).shape;
+  std::replace(text.begin(), text.end(), 'K', static_cast<char>('0' + cell.params));
+  return text;
+}
+
 // The number of weights of a direction says whether there are biases; the cell says the rest.
 template <class Engine>
 void read_weights(Engine& engine, OpCall& call, const Tensor& x,
@@ -139,6 +147,7 @@ void read_weights(Engine& engine, OpCall& call, const Tensor& x,
             (per_direction == without || per_direction == with),
         "weights of ", info.name, " must be ", without, " or ", with, " per direction, got ",
         weights.size(), " for ", call.D, call.D == 1 ? " direction" : " directions");
+  check(!info.takes_row, "cell must be one without an input of each row, got ", info.name);
   call.bias = per_direction == with;
   check(weights[0].dim() == 2 && weights[0].size(0) > 0 && weights[0].size(0) % info.gates == 0,
         "weight_ih must be [", info.gates, "H, I], got ", shape(weights[0]));
@@ -156,7 +165,7 @@ void read_weights(Engine& engine, OpCall& call, const Tensor& x,
   for (size_t i = 0; i < weights.size(); ++i) {
     const Parameter p = parameters[static_cast<int>(i) % parameters.size()];
     const ParameterShape shape = shape_of(p, call.parameter_sizes());
-    check_tensor(engine, weights[i], info_of(p).name, call.dtype, info_of(p).shape,
+    check_tensor(engine, weights[i], info_of(p).name, call.dtype, shape_text(info, p).c_str(),
                  Sizes(shape.size, static_cast<size_t>(shape.rank)));
   }
   call.stored = engine.stored_dtype(call);

@@ -21,8 +21,8 @@ std::string info() {
     const char* separator = "";
     for (const Parameter p : parameters_of(cell, true)) {
       text << separator << info_of(p).name << ":";
-      for (const char* at = info_of(p).shape; *at; ++at)
-        if (!std::strchr("[] ", *at)) text << *at;
+      for (const char letter : shape_text(cell, p))
+        if (!std::strchr("[] ", letter)) text << letter;
       separator = ";";
     }
     text << "\n";

@@ -23,8 +23,9 @@ struct Table {
 
 template <class V>
 struct ScalarLayer {
-  int64_t I, H, P, G, N, T, S;
-  const V *w_ih, *w_hh, *b_ih, *b_hh, *w_hr;  // null biases are zero
+  int64_t I, H, P, G, K, N, T, S;
+  Parameters<const V> w;  // null biases are zero
+  const V* row_input;     // [S] or null
   std::vector<int64_t> batch_sizes, row_offset;
   bool descending;
 
@@ -34,10 +35,22 @@ struct ScalarLayer {
   V product(const Stage& stage, int g, int64_t u, const V* source) const {
     const int64_t K = stage.from_hidden ? P : H;
     const int64_t row = (stage.first_gate + g) * H + u;
-    const V* weight = stage.projects ? w_hr + u * H : w_hh + row * K;
-    V sum = stage.projects || !b_hh ? V(0) : b_hh[row];
+    const V* weight = stage.projects ? w.w_hr + u * H : w.w_hh + row * K;
+    V sum = stage.projects || !w.b_hh ? V(0) : w.b_hh[row];
     for (int64_t k = 0; k < K; ++k) sum += weight[k] * source[k];
     return sum;
+  }
+};
+
+// The parameters of unit u and the input of a row.
+template <class Cell, class V>
+struct Inputs {
+  V params[Cell::kParams + 1];
+  Given<V> given;
+
+  Inputs(const ScalarLayer<V>& l, int64_t row, int64_t u) : given{params, V(0)} {
+    for (int k = 0; k < Cell::kParams; ++k) params[k] = l.w.w_ch[k * l.H + u];
+    if constexpr (Cell::kTakesRow) given.row = l.row_input[row];
   }
 };
 
@@ -59,17 +72,19 @@ void forward_stage(const ScalarLayer<V>& l, int64_t row, const V* x, Kept<V>& ke
       acc[g] = l.product(kStage, g, u, source);
       if constexpr (kStage.takes_input) {
         const int64_t column = (kStage.first_gate + g) * l.H + u;
-        gates_x[g] = l.b_ih ? l.b_ih[column] : V(0);
-        for (int64_t i = 0; i < l.I; ++i) gates_x[g] += l.w_ih[column * l.I + i] * x[i];
+        gates_x[g] = l.w.b_ih ? l.w.b_ih[column] : V(0);
+        for (int64_t i = 0; i < l.I; ++i) gates_x[g] += l.w.w_ih[column * l.I + i] * x[i];
       }
     }
+    // The units of a projection have no parameters.
+    const Inputs<Cell, V> inputs(l, row, kStage.projects ? 0 : u);
     State<V> state;
     if constexpr (Cell::kReadsH) state.h = kept.h_in.row(row)[u];
     if constexpr (Cell::kHasC && s == 0) state.c = c[u];
     // A projection's units are not those whose values were saved.
     if constexpr (!kStage.projects)
       for (int i = 0; i < kStage.saved_begin; ++i) saved[i] = kept.saved.row(row)[i * l.H + u];
-    out[u] = Cell::template forward<s>(gates_x, acc, state, saved);
+    out[u] = Cell::template forward<s>(gates_x, acc, inputs.given, state, saved);
     for (int i = kStage.saved_begin; i < kStage.saved_end; ++i)
       kept.saved.row(row)[i * l.H + u] = saved[i];
     if constexpr (Cell::kHasC && s == 0) c[u] = state.c;
@@ -101,14 +116,15 @@ Kept<V> forward(const ScalarLayer<V>& l, const V* x, V* h, V* c, V* y) {
 // Gradients of the parameters and of x; those of absent parameters stay zero.
 template <class V>
 struct Gradients {
-  Table<V> x, w_ih, w_hh, b_ih, b_hh, w_hr;
+  Table<V> x, w_ih, w_hh, b_ih, b_hh, w_hr, w_ch;
   explicit Gradients(const ScalarLayer<V>& l)
       : x(l.S, l.I),
         w_ih(l.G * l.H, l.I),
         w_hh(l.G * l.H, l.P),
         b_ih(l.G * l.H, 1),
         b_hh(l.G * l.H, 1),
-        w_hr(l.P, l.H) {}
+        w_hr(l.P, l.H),
+        w_ch(1, l.K * l.H) {}
 };
 
 // d_emit: gradient of what stage s emitted. Leaves in d_source that of the stage's source, which
@@ -123,7 +139,7 @@ void backward_stage(const ScalarLayer<V>& l, int64_t row, const V* x, Kept<V>& k
   if constexpr (kStage.projects) {
     for (int64_t u = 0; u < l.P; ++u) {
       for (int64_t k = 0; k < l.H; ++k) {
-        d_source[k] += d_emit[u] * l.w_hr[u * l.H + k];
+        d_source[k] += d_emit[u] * l.w.w_hr[u * l.H + k];
         d.w_hr.row(u)[k] += d_emit[u] * source[k];
       }
     }
@@ -131,11 +147,16 @@ void backward_stage(const ScalarLayer<V>& l, int64_t row, const V* x, Kept<V>& k
   }
   for (int64_t u = 0; u < l.H; ++u) {
     V saved[Cell::kSaved], d_gate[Cell::kGates], d_gate_x[Cell::kGates];
+    V d_params[Cell::kParams + 1];
+    Delta<V> d_stage = {d_gate, d_gate_x, d_params};
+    const Inputs<Cell, V> inputs(l, row, u);
     for (int i = 0; i < Cell::kSaved; ++i) saved[i] = kept.saved.row(row)[i * l.H + u];
     State<V> state;
     if constexpr (Cell::kReadsH) state.h = kept.h_in.row(row)[u];
     if constexpr (Cell::kHasC) state.c = kept.c_in.row(row)[u];
-    Cell::template backward<s>(d_emit[u], saved, state, carry[u], d_gate, d_gate_x);
+    Cell::template backward<s>(d_emit[u], saved, inputs.given, state, carry[u], d_stage);
+    for (int k = kStage.param_begin; k < kStage.param_end; ++k)
+      d.w_ch.row(0)[k * l.H + u] += d_params[k];
     for (int g = kStage.delta_begin; g < kStage.delta_end; ++g) {
       delta[g * l.H + u] = d_gate[g];
       delta_x[g * l.H + u] = Cell::kSeparateDeltas ? d_gate_x[g] : d_gate[g];
@@ -145,11 +166,11 @@ void backward_stage(const ScalarLayer<V>& l, int64_t row, const V* x, Kept<V>& k
     d.b_hh.row(g)[0] += delta[g];
     d.b_ih.row(g)[0] += delta_x[g];
     for (int64_t k = 0; k < K; ++k) {
-      d_source[k] += delta[g] * l.w_hh[g * K + k];
+      d_source[k] += delta[g] * l.w.w_hh[g * K + k];
       d.w_hh.row(g)[k] += delta[g] * source[k];
     }
     for (int64_t i = 0; i < l.I; ++i) {
-      d.x.row(row)[i] += delta_x[g] * l.w_ih[g * l.I + i];
+      d.x.row(row)[i] += delta_x[g] * l.w.w_ih[g * l.I + i];
       d.w_ih.row(g)[i] += delta_x[g] * x[i];
     }
   }
@@ -201,9 +222,10 @@ py::dict run(const ScalarLayer<V>& l, const V* x, std::vector<V> h, std::vector<
   out["d_c0"] = numpy(Cell::kHasC ? d_c.data() : nullptr, {l.N, l.H});
   out["d_w_ih"] = numpy(d.w_ih.row(0), {l.G * l.H, l.I});
   out["d_w_hh"] = numpy(d.w_hh.row(0), {l.G * l.H, l.P});
-  out["d_b_ih"] = numpy(l.b_ih ? d.b_ih.row(0) : nullptr, {l.G * l.H});
-  out["d_b_hh"] = numpy(l.b_hh ? d.b_hh.row(0) : nullptr, {l.G * l.H});
-  out["d_w_hr"] = numpy(l.w_hr ? d.w_hr.row(0) : nullptr, {l.P, l.H});
+  out["d_b_ih"] = numpy(l.w.b_ih ? d.b_ih.row(0) : nullptr, {l.G * l.H});
+  out["d_b_hh"] = numpy(l.w.b_hh ? d.b_hh.row(0) : nullptr, {l.G * l.H});
+  out["d_w_hr"] = numpy(l.w.w_hr ? d.w_hr.row(0) : nullptr, {l.P, l.H});
+  out["d_w_ch"] = numpy(l.w.w_ch ? d.w_ch.row(0) : nullptr, {l.K * l.H});
   return out;
 }
 
@@ -213,13 +235,10 @@ py::dict scalar_layer(const std::string& cell, const Array<V>& x, const WeightAr
                       const OptionalArray<V>& c0, const Array<V>& d_y, const Array<V>& d_h,
                       const OptionalArray<V>& d_c, bool descending) {
   ScalarLayer<V> l = {};
-  const auto pointer = [&](Parameter p) {
-    const OptionalArray<V>& array = array_of(w, p);
-    return array ? array->data() : nullptr;
-  };
-  l.w_ih = pointer(Parameter::kWeightIh), l.w_hh = pointer(Parameter::kWeightHh);
-  l.b_ih = pointer(Parameter::kBiasIh), l.b_hh = pointer(Parameter::kBiasHh);
-  l.w_hr = pointer(Parameter::kWeightHr);
+  for (int i = 0; i < kParameterCount; ++i) {
+    const auto p = static_cast<Parameter>(i);
+    if (array_of(w, p)) l.w[p] = array_of(w, p)->data();
+  }
   const Array<V>& w_hh = *array_of(w, Parameter::kWeightHh);
   l.batch_sizes = batch_sizes;
   l.row_offset = {0};
@@ -237,6 +256,7 @@ py::dict scalar_layer(const std::string& cell, const Array<V>& x, const WeightAr
   const auto run_cell = [&]<class Cell>() {
     if (cell != Cell::kName) return;
     l.G = Cell::kGates;
+    l.K = Cell::kParams;
     l.H = w_hh.shape(0) / l.G;
     out = run<Cell, V>(l, x.data(), values(h0), values(c0), d_y.data(), values(d_h), values(d_c));
   };

@@ -82,22 +82,24 @@ struct Direction {
   int64_t width(int s) const { return info.stage[s].projects ? P : H; }
   int64_t inner(int s) const { return info.stage[s].from_hidden ? P : H; }
 
+  const T* parameter(Fence& fence, const WeightArrays<T>& w, Parameter p) const {
+    return fenced(fence, info_of(p).name, array_of(w, p),
+                  array_shape(p, {info.gates, info.params, 0, H, P}));
+  }
+
   // The weight of a stage, [gates * width, inner], and where there are its biases.
   PackGatesArgs<T> weight_of(Fence& fence, const WeightArrays<T>& w, int s) const {
     const Stage& stage = info.stage[s];
     PackGatesArgs<T> args = {};
     args.gates = stage.gates, args.width = width(s), args.K = inner(s);
-    const auto parameter = [&](Parameter p) {
-      return fenced(fence, info_of(p).name, array_of(w, p), array_shape(p, {info.gates, 0, H, P}));
-    };
     if (stage.projects) {
-      args.weight = parameter(Parameter::kWeightHr);
+      args.weight = parameter(fence, w, Parameter::kWeightHr);
       return args;
     }
     const int64_t first = stage.first_gate * H;
-    args.weight = parameter(Parameter::kWeightHh) + first * P;
-    if (const T* b_ih = parameter(Parameter::kBiasIh)) args.bias_x = b_ih + first;
-    if (const T* b_hh = parameter(Parameter::kBiasHh)) args.bias_h = b_hh + first;
+    args.weight = parameter(fence, w, Parameter::kWeightHh) + first * P;
+    if (const T* b_ih = parameter(fence, w, Parameter::kBiasIh)) args.bias_x = b_ih + first;
+    if (const T* b_hh = parameter(fence, w, Parameter::kBiasHh)) args.bias_h = b_hh + first;
     return args;
   }
 };
@@ -129,6 +131,7 @@ py::dict forward(const std::string& isa, const std::string& cell, const Array<T>
     kernels.pack_gates(pack);
     loop.push_back({s, pack.panel_end});
   }
+  a.params = dir.parameter(fence, w, Parameter::kWeightCh);
   const bool stages = dir.info.stages > 1;
   const int64_t rows = keep ? S : N, saved_rows = dir.info.saves_h ? N : rows;
   a.h = fenced<T>(fence, "h", h0, {N, P});
@@ -198,7 +201,10 @@ py::dict backward(const std::string& isa, const std::string& cell, const py::dic
   }
   a.d_h = fenced<T>(fence, "d_h", d_h, {N, P});
   a.d_c = fenced<T>(fence, "d_c", d_c, {N, H});
+  a.params = dir.parameter(fence, w, Parameter::kWeightCh);
+  const int64_t params = dir.info.params * H;
   std::vector<T> delta(S * columns), delta_x(S * columns), delta_proj(S * P);
+  std::vector<T> delta_params(S * params);
   const auto gather = [](std::vector<T>& all, const T* chunk, int64_t first, int64_t n) {
     if (chunk) std::copy_n(chunk, n, all.begin() + first);
   };
@@ -207,10 +213,12 @@ py::dict backward(const std::string& isa, const std::string& cell, const py::dic
     a.delta = fence.take<T>("delta", rows * columns);
     a.delta_x = dir.info.separate_deltas ? fence.take<T>("delta_x", rows * columns) : nullptr;
     a.delta_proj = dir.info.projects ? fence.take<T>("delta_proj", rows * P) : nullptr;
+    a.delta_params = params ? fence.take<T>("delta_params", rows * params) : nullptr;
     run(kernels.backward[static_cast<int>(kind)], a, cuts, loop);
     gather(delta, a.delta, steps.first_row * columns, rows * columns);
     gather(delta_x, a.delta_x ? a.delta_x : a.delta, steps.first_row * columns, rows * columns);
     gather(delta_proj, a.delta_proj, steps.first_row * P, rows * P);
+    gather(delta_params, a.delta_params, steps.first_row * params, rows * params);
   });
   fence.check();
 
@@ -218,6 +226,7 @@ py::dict backward(const std::string& isa, const std::string& cell, const py::dic
   out["delta"] = numpy(delta.data(), {S, columns});
   out["delta_x"] = numpy(delta_x.data(), {S, columns});
   out["delta_proj"] = numpy(dir.info.projects ? delta_proj.data() : nullptr, {S, P});
+  out["delta_params"] = numpy(params ? delta_params.data() : nullptr, {S, params});
   out["d_h"] = numpy(a.d_h, {N, P});
   out["d_c"] = numpy(a.d_c, {N, H});
   return out;
@@ -233,7 +242,7 @@ void define_for(py::module_& m) {
   m.def("steps_backward", backward<T>, py::arg("isa"), py::arg("cell"), py::arg("kept"),
         exact("weights"), py::arg("batch_sizes"), exact("d_y"), exact("d_h"), exact("d_c"),
         py::kw_only(), py::arg("descending"), py::arg("cuts"),
-        "delta, delta_x, delta_proj, and d_h and d_c of the initial states.");
+        "delta, delta_x, delta_proj, delta_params, and d_h and d_c of the initial states.");
 }
 
 }  // namespace
