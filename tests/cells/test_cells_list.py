@@ -8,14 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-import fusedrnn
 from fusedrnn import _reference, ops
-from fusedrnn import functional as F
 from fusedrnn._library import LIBRARY
 from tests.kit import numpy_reference
-from tests.kit.arguments import make_call
+from tests.kit.arguments import make_arguments
 from tests.kit.build import native
-from tests.kit.layers import BY_NAME
+from tests.kit.layers import BY_NAME, CELL_MODULES, CELLS, FUNCTIONS, Cell
 
 
 @pytest.fixture
@@ -41,60 +39,37 @@ def test_lists() -> None:
     wanted = list(LIBRARY.cells)
     assert native().cells() == wanted
     assert list(_reference.STEPS) == wanted
-    assert list(numpy_reference.GATES) == wanted
+    assert list(numpy_reference.STEPS) == wanted
     assert list(BY_NAME) == wanted
-    assert {cell: spec.gates for cell, spec in LIBRARY.cells.items()} == numpy_reference.GATES
+    assert list(FUNCTIONS) == wanted
 
 
-def test_modules_run_every_cell(seen: set[str]) -> None:
-    x = torch.randn(2, 3, 4)
-    for module in (
-        fusedrnn.FusedLSTM(4, 6),
-        fusedrnn.FusedLSTM(4, 6, proj_size=2),
-        fusedrnn.FusedGRU(4, 6),
-        fusedrnn.FusedGRU(4, 6, reset_after=False),
-        fusedrnn.FusedRNN(4, 6),
-        fusedrnn.FusedRNN(4, 6, nonlinearity="relu"),
-    ):
-        module(x)
-    assert seen == LIBRARY.cells.keys()
+@pytest.mark.parametrize("cell", CELLS, ids=str)
+def test_the_layer_and_the_function_run_the_cell(seen: set[str], cell: Cell) -> None:
+    layer, _ = cell.make(4, 6)
+    layer(torch.randn(2, 3, 4, dtype=layer.weight_ih_l0.dtype))
+    assert seen == {cell.name}
+    seen.clear()
+    call = make_arguments(cell.name, D=1, requires_grad=False)
+    FUNCTIONS[cell.name](call.x, call.h0 if call.c0 is None else (call.h0, call.c0), call.weights)
+    assert seen == {cell.name}
 
 
-def test_functions_run_every_cell(seen: set[str]) -> None:
-    for cell in LIBRARY.cells:
-        call = make_call(cell, D=1, requires_grad=False)
-        hx = call.h0 if call.c0 is None else (call.h0, call.c0)
-        if cell.startswith("lstm"):
-            F.lstm(call.x, hx, call.weights)
-        elif cell.startswith("gru"):
-            F.gru(call.x, hx, call.weights, reset_after=cell == "gru")
-        else:
-            F.rnn(call.x, hx, call.weights, nonlinearity=cell.removeprefix("rnn_"))
-    assert seen == LIBRARY.cells.keys()
-
-
-def test_cells_run_every_cell_but_the_projected(seen: set[str]) -> None:
-    x = torch.randn(3, 4)
-    for module in (
-        fusedrnn.FusedLSTMCell(4, 6),
-        fusedrnn.FusedGRUCell(4, 6),
-        fusedrnn.FusedGRUCell(4, 6, reset_after=False),
-        fusedrnn.FusedRNNCell(4, 6),
-        fusedrnn.FusedRNNCell(4, 6, nonlinearity="relu"),
-    ):
-        module(x)
-    assert seen == LIBRARY.cells.keys() - {"lstm_proj"}
+@pytest.mark.parametrize("cell", CELL_MODULES)
+def test_the_module_of_one_step_runs_the_cell(seen: set[str], cell: str) -> None:
+    CELL_MODULES[cell](4, 6)(torch.randn(3, 4))
+    assert seen == {cell}
 
 
 @pytest.mark.parametrize("cell", LIBRARY.cells)
 def test_constants(cell: str) -> None:
     """What the library says of a cell is what its op does: T=5, N=3, H=6, P=3 or 6, D=2."""
     spec = LIBRARY.cells[cell]
-    call = make_call(cell, requires_grad=False)
-    _, _, c_n, reserve = torch.ops.fusedrnn.forward(*call.op_arguments())
+    call = make_arguments(cell, requires_grad=False)
+    y, _, c_n, reserve = torch.ops.fusedrnn.forward(*call.op_arguments())
     assert spec.name == cell
     assert spec.has_c == (c_n.numel() > 0)
-    assert spec.projects == (len(call.weights) == 10)
     P = 3 if spec.projects else 6
+    assert y.shape == (5, 3, 2 * P)
     saved = 3 if spec.saves_h else 5 * 3 * spec.saved
     assert reserve.numel() == 2 * (saved * 6 + 5 * 3 * ((spec.has_c + (spec.stages > 1)) * 6 + P))

@@ -19,7 +19,7 @@ import fusedrnn
 import setup_build
 from fusedrnn import ops
 from fusedrnn._library import CELLS
-from tests.kit.arguments import FORMS, make_call, other_memory
+from tests.kit.arguments import FORMS, make_arguments, other_memory
 from tests.kit.bindings import CSRC, binding, ptx
 from tests.kit.build import compile_kernel, kernels_of
 from tests.kit.device import Limits
@@ -109,23 +109,25 @@ def assert_same_as_cpu(gpu: dict[str, Any], call: Any, dtype: torch.dtype) -> No
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("cell", CELLS)
 def test_every_cell_and_form(gpu: dict[str, Any], cell: str, form: str) -> None:
-    call = make_call(cell, form, dtype=torch.float32, requires_grad=False)
+    call = make_arguments(cell, form, dtype=torch.float32, requires_grad=False)
     assert_same_as_cpu(gpu, call, torch.float32)
 
 
 @pytest.mark.parametrize("form", ["packed", "lengths"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_dtype(gpu: dict[str, Any], dtype: torch.dtype, form: str) -> None:
-    call = make_call("lstm", form, dtype=dtype, requires_grad=False)
+    call = make_arguments("lstm", form, dtype=dtype, requires_grad=False)
     assert_same_as_cpu(gpu, call, dtype)
-    call = make_call("gru", form, D=1, bias=False, states=False, dtype=dtype, requires_grad=False)
+    call = make_arguments(
+        "gru", form, D=1, bias=False, states=False, dtype=dtype, requires_grad=False
+    )
     assert_same_as_cpu(gpu, call, dtype)
 
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_float32_c(gpu: dict[str, Any], dtype: torch.dtype, form: str) -> None:
-    call = make_call("lstm", form, dtype=dtype, requires_grad=False)
+    call = make_arguments("lstm", form, dtype=dtype, requires_grad=False)
     assert call.c0 is not None
     call.c0 = call.c0.float() + 1e-6  # what 16 bits would not hold
     assert_same_as_cpu(gpu, call, dtype)
@@ -161,7 +163,7 @@ def test_regimes(
     regime: str,
 ) -> None:
     monkeypatch.setenv("FUSEDRNN_CUDA_REGIME", regime)
-    assert_same_as_cpu(gpu, make_call("lstm", N=9, dtype=dtype, requires_grad=False), dtype)
+    assert_same_as_cpu(gpu, make_arguments("lstm", N=9, dtype=dtype, requires_grad=False), dtype)
     resident = [name for name in device.launches if name.startswith("resident")]
     assert bool(resident) == (regime == "resident")
 
@@ -171,7 +173,7 @@ def test_tf32_is_torchs_choice(
     gpu: dict[str, Any], device: TorchDevice, precision: str, kernel: str
 ) -> None:
     """Read when the op runs, so that a compiled graph goes by it too."""
-    call = make_call("lstm", N=9, dtype=torch.float32, requires_grad=False)
+    call = make_arguments("lstm", N=9, dtype=torch.float32, requires_grad=False)
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision)
     try:
@@ -183,7 +185,7 @@ def test_tf32_is_torchs_choice(
 
 @pytest.mark.parametrize("form", FORMS)
 def test_strided_arguments(gpu: dict[str, Any], form: str) -> None:
-    call = make_call("lstm", form, dtype=torch.float32, requires_grad=False)
+    call = make_arguments("lstm", form, dtype=torch.float32, requires_grad=False)
 
     def strided(t: Tensor | None) -> Tensor | None:
         return None if t is None else torch.stack([t, t], -1)[..., 1]
@@ -196,19 +198,19 @@ def test_strided_arguments(gpu: dict[str, Any], form: str) -> None:
 @pytest.mark.parametrize(("T", "N", "form"), [(1, 1, "plain"), (3, 0, "plain"), (3, 0, "lengths")])
 @pytest.mark.parametrize("cell", ["lstm", "gru_reset_before"])
 def test_small_and_empty(gpu: dict[str, Any], cell: str, T: int, N: int, form: str) -> None:
-    call = make_call(cell, form, T=T, N=N, dtype=torch.float32, requires_grad=False)
+    call = make_arguments(cell, form, T=T, N=N, dtype=torch.float32, requires_grad=False)
     assert_same_as_cpu(gpu, call, torch.float32)
 
 
 def test_lengths_of_zero(gpu: dict[str, Any]) -> None:
-    call = make_call("lstm", "lengths", dtype=torch.float32, requires_grad=False)
+    call = make_arguments("lstm", "lengths", dtype=torch.float32, requires_grad=False)
     for lengths in ([0, 5, 2], [0, 0, 0], [1, 0, 1]):
         call.options["lengths"] = torch.tensor(lengths)
         assert_same_as_cpu(gpu, call, torch.float32)
 
 
 def test_padding_is_never_read(gpu: dict[str, Any]) -> None:
-    call = make_call("gru", "lengths", dtype=torch.float32, requires_grad=False)
+    call = make_arguments("gru", "lengths", dtype=torch.float32, requires_grad=False)
     for n, length in enumerate(call.options["lengths"].tolist()):
         call.x[length:, n] = float("nan")
     y, h_n, *_ = gpu["forward"](*call.op_arguments())
@@ -253,7 +255,7 @@ def test_no_product_of_torchs_is_in_16_bits(
     """There torch may add the parts of a long sum in 16 bits."""
     monkeypatch.setenv("FUSEDRNN_CUDA_REGIME", regime)
     for cell in ("lstm", "gru_reset_before", *(["lstm_proj"] if regime == "per_step" else [])):
-        assert_same_as_cpu(gpu, make_call(cell, dtype=dtype, requires_grad=False), dtype)
+        assert_same_as_cpu(gpu, make_arguments(cell, dtype=dtype, requires_grad=False), dtype)
     factors = str(dtype).removeprefix("torch.")
     assert {(a, out) for _, a, out in binding().products()} == {(factors, "float32")}
 
@@ -263,7 +265,7 @@ def test_products_in_slices(
     gpu: dict[str, Any], device: TorchDevice, limit_products: Any, dtype: torch.dtype
 ) -> None:
     """Slices of an odd number of rows, and of one, give the same values."""
-    call = make_call("lstm", T=7, N=5, I=3, H=6, D=2, dtype=dtype, requires_grad=False)
+    call = make_arguments("lstm", T=7, N=5, I=3, H=6, D=2, dtype=dtype, requires_grad=False)
     grads: list[Tensor] = []
     whole = both_ways(gpu["forward"], gpu["backward"], call, grads)[1]
     stores = device.launches.count(f"store_{SHORT[dtype]}")
@@ -295,7 +297,7 @@ def test_slices_cover_and_keep_the_bound(seed: int) -> None:
 
 def test_a_reserve_in_other_memory(gpu: dict[str, Any]) -> None:
     """The values are what counts, wherever they lie."""
-    call = make_call("lstm", dtype=torch.float32, requires_grad=False)
+    call = make_arguments("lstm", dtype=torch.float32, requires_grad=False)
     x, h0, c0, weights, batch_sizes, lengths, *options, _ = call.op_arguments()
     y, _, _, reserve = gpu["forward"](*call.op_arguments())
 
@@ -332,7 +334,7 @@ def test_storage_offsets_change_no_bit(
     before = torch.get_float32_matmul_precision()
     request.addfinalizer(lambda: torch.set_float32_matmul_precision(before))
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
-    call = make_call("lstm", T=3, N=N, I=5, H=18, D=2, dtype=dtype, requires_grad=False)
+    call = make_arguments("lstm", T=3, N=N, I=5, H=18, D=2, dtype=dtype, requires_grad=False)
     grads: list[Tensor] = []
     aligned = both_ways(gpu["forward"], gpu["backward"], call, grads)
 
@@ -354,7 +356,7 @@ def test_storage_offsets_change_no_bit(
 
 
 def test_a_reserve_of_the_cpu_is_refused(gpu: dict[str, Any]) -> None:
-    call = make_call("lstm", dtype=torch.float32, requires_grad=False)
+    call = make_arguments("lstm", dtype=torch.float32, requires_grad=False)
     y, _, _, reserve = torch.ops.fusedrnn.forward(*call.op_arguments())
     x, h0, c0, weights, batch_sizes, lengths, *options, _ = call.op_arguments()
     with pytest.raises(RuntimeError, match="reserve must be uint8, got float32"):
@@ -366,7 +368,7 @@ def test_a_reserve_of_the_cpu_is_refused(gpu: dict[str, Any]) -> None:
 
 def test_regime_by_a_wrong_name(gpu: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FUSEDRNN_CUDA_REGIME", "fast")
-    call = make_call("lstm", dtype=torch.float32, requires_grad=False)
+    call = make_arguments("lstm", dtype=torch.float32, requires_grad=False)
     with pytest.raises(RuntimeError, match="FUSEDRNN_CUDA_REGIME must be resident or per_step, go"):
         gpu["forward"](*call.op_arguments())
 
@@ -376,7 +378,7 @@ def test_a_spin_limit_that_is_none(
     gpu: dict[str, Any], monkeypatch: pytest.MonkeyPatch, limit: str
 ) -> None:
     monkeypatch.setenv("FUSEDRNN_CUDA_SPIN_LIMIT", limit)
-    call = make_call("lstm", dtype=torch.float32, requires_grad=False)
+    call = make_arguments("lstm", dtype=torch.float32, requires_grad=False)
     with pytest.raises(
         RuntimeError,
         match=f"SPIN_LIMIT must be a whole number from 1 to 4294967295, got '{limit}'",
@@ -389,7 +391,7 @@ def test_the_spin_limit_reaches_the_kernels(
 ) -> None:
     """No block finds the others there at its first look."""
     monkeypatch.setenv("FUSEDRNN_CUDA_REGIME", "resident")
-    call = make_call("lstm", H=40, dtype=torch.float32, requires_grad=False)
+    call = make_arguments("lstm", H=40, dtype=torch.float32, requires_grad=False)
     monkeypatch.setenv("FUSEDRNN_CUDA_SPIN_LIMIT", "1")
     with pytest.raises(RuntimeError, match=r"assert.*in resident_forward_fma_f32"):
         gpu["forward"](*call.op_arguments())
@@ -399,7 +401,7 @@ def test_the_spin_limit_reaches_the_kernels(
 
 def test_regime_that_cannot_run(gpu: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FUSEDRNN_CUDA_REGIME", "resident")
-    call = make_call("lstm_proj", dtype=torch.float32, requires_grad=False)
+    call = make_arguments("lstm_proj", dtype=torch.float32, requires_grad=False)
     with pytest.raises(ValueError, match="resident regime was asked for, but a projection has"):
         gpu["forward"](*call.op_arguments())
 
@@ -457,7 +459,7 @@ def test_gradcheck_and_cells() -> None:
 
 
 def test_order_of_threads_does_not_matter() -> None:
-    call = make_call("lstm", "lengths", N=9, dtype=torch.float32, requires_grad=False)
+    call = make_arguments("lstm", "lengths", N=9, dtype=torch.float32, requires_grad=False)
     results = []
     for seed in (1, 2):
         with using(TorchDevice(ptx(80), seed)) as gpu:
@@ -468,7 +470,7 @@ def test_order_of_threads_does_not_matter() -> None:
 
 def test_a_device_too_small_runs_step_by_step() -> None:
     device = TorchDevice(ptx(80), limits=Limits(sms=1, shared_per_block=4096, shared_per_sm=8192))
-    call = make_call("lstm", H=40, N=9, dtype=torch.float32, requires_grad=False)
+    call = make_arguments("lstm", H=40, N=9, dtype=torch.float32, requires_grad=False)
     with using(device) as gpu:
         assert_same_as_cpu(gpu, call, torch.float32)
     assert "step_forward_f32" in device.launches
@@ -507,7 +509,7 @@ def test_numbers_travel_in_as_many_launches_as_it_takes() -> None:
     """More sequences than one launch can carry."""
     device = TorchDevice(ptx(80))
     N = 500
-    call = make_call(
+    call = make_arguments(
         "rnn_tanh", "lengths", T=2, N=N, I=1, H=1, D=1, dtype=torch.float32, requires_grad=False
     )
     with using(device) as gpu:
@@ -518,7 +520,7 @@ def test_numbers_travel_in_as_many_launches_as_it_takes() -> None:
 
 @pytest.mark.parametrize("name", ["x", "h0", "weight_hh", "reserve"])
 def test_a_storage_that_was_freed(gpu: dict[str, Any], name: str) -> None:
-    call = make_call("lstm", dtype=torch.float32, requires_grad=False)
+    call = make_arguments("lstm", dtype=torch.float32, requires_grad=False)
     y, _, _, reserve = gpu["forward"](*call.op_arguments())
     x, h0, c0, weights, batch_sizes, lengths, *options, _ = call.op_arguments()
     freed = {"x": x, "h0": h0, "weight_hh": weights[1], "reserve": reserve}[name]

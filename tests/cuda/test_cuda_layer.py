@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import setup_build
+from fusedrnn._library import CELLS
 from tests.kit import build
 from tests.kit.build import native
 from tests.kit.device import Device, Limits
@@ -27,13 +28,10 @@ from tests.kit.device_cases import (
     reserve_values,
     run_on,
 )
-from tests.kit.numpy_reference import GATES
 
 pytestmark = pytest.mark.skipif(
     setup_build.nvcc() is None, reason="no nvcc: kernels cannot be compiled"
 )
-
-CELLS = list(GATES)
 
 
 def some_cases(cell: str, dtype: str) -> Iterator[DeviceCase]:
@@ -44,7 +42,7 @@ def some_cases(cell: str, dtype: str) -> Iterator[DeviceCase]:
         (2, 4, 7, (2, 1), False),  # two sequences without steps
         (1, 1, 1, (1,), True),
     ]:
-        P = max(1, 2 * H // 3) if cell == "lstm_proj" else H
+        P = max(1, 2 * H // 3) if CELLS[cell].projects else H
         yield DeviceCase(cell, N, 4, H, P, D, bias, sizes, dtype)
 
 
@@ -75,7 +73,7 @@ def test_reserve_is_the_cpu_engines(cell: str, dtype: type) -> None:
         np.testing.assert_allclose(got, expected, rtol=0, atol=12 * np.finfo(dtype).eps)
 
 
-RESIDENT_CELLS = [cell for cell in CELLS if cell != "lstm_proj"]
+RESIDENT_CELLS = [cell for cell, spec in CELLS.items() if not spec.projects]
 
 
 def check_resident(case: DeviceCase, cores: str, seed: int, sms: int = 4) -> Device:
@@ -192,7 +190,7 @@ def test_what_does_not_fit_is_refused() -> None:
 def test_chunks_of_steps(regime: str, cell: str) -> None:
     """x W of a few steps at a time: states go on from launch to launch."""
     case = DeviceCase(cell, 3, 3, 6, 6, 2, True, (3, 3, 3, 2, 2, 1, 1))
-    step = 2 * 3 * GATES[cell] * 6 * 4
+    step = 2 * 3 * CELLS[cell].gates * 6 * 4
     for steps in (1, 3, 6):
         got = run_on(case, Device(build.ptx(80)), regime=regime, gates_bytes=steps * step)
         if regime == "resident":
@@ -271,21 +269,21 @@ def test_gradients_that_are_not_wanted(cores: str) -> None:
 def test_the_oldest_gpu(cell: str, dtype: str) -> None:
     """The PTX of sm_75, with its 64 KB of shared memory: no tensor cores."""
     limits = Limits(75, 4, 1024, 65536, 65536, 65536, 0)
-    case = DeviceCase(cell, 9, 3, 18, 12 if cell == "lstm_proj" else 18, 1, True, (9, 4), dtype)
+    case = DeviceCase(cell, 9, 3, 18, 12 if CELLS[cell].projects else 18, 1, True, (9, 4), dtype)
     device = Device(build.ptx(75), limits=limits)
     got = run_on(case, device, regime="")
     resident = {name for name in device.launches if name.startswith("resident")}
     wanted = {f"resident_forward_fma_{dtype}", f"resident_backward_fma_{dtype}"}
-    assert resident == (set() if cell == "lstm_proj" else wanted)
+    assert resident == (set() if CELLS[cell].projects else wanted)
     assert_right(got, case)
 
 
 def random_case(rng: np.random.Generator) -> tuple[DeviceCase, dict[str, Any], Limits]:
     """A call of small sizes, options for it, and a device of few multiprocessors."""
-    cell, dtype = CELLS[rng.integers(len(CELLS))], DTYPES[rng.integers(len(DTYPES))]
+    cell, dtype = list(CELLS)[rng.integers(len(CELLS))], DTYPES[rng.integers(len(DTYPES))]
     N, H, T, D = (int(rng.integers(1, most)) for most in (30, 60, 5, 3))
     sizes = np.sort(rng.integers(1, N + 1, size=T))[::-1] if rng.random() < 0.6 else [N] * T
-    P = max(1, int(H * rng.uniform(0.2, 1))) if cell == "lstm_proj" else H
+    P = max(1, int(H * rng.uniform(0.2, 1))) if CELLS[cell].projects else H
     bias = bool(rng.random() < 0.7)
     case = DeviceCase(
         cell, N, int(rng.integers(1, 6)), H, P, D, bias, tuple(map(int, sizes)), dtype

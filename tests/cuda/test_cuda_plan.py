@@ -11,12 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-import fusedrnn  # noqa: F401  (its ops)
 import setup_build
+from fusedrnn._library import CELLS
 from tests.kit import build
-from tests.kit.numpy_reference import GATES
 
-CELLS = list(GATES)
 DTYPES = ["f32", "f64", "f16", "bf16"]
 SIZE = {"f32": 4, "f64": 8, "f16": 2, "bf16": 2}
 # Multiprocessors, and bytes of shared memory that a block may have.
@@ -32,9 +30,13 @@ CARDS = {
     "B200": (148, 232448),
     "RTX 5090": (170, 101376),
 }
-# Gates of each stage's product.
-STAGES = {"gru_reset_before": [2, 1], **{c: [g] for c, g in GATES.items() if c.find("_r") < 0}}
-STAGES |= {"rnn_tanh": [1], "rnn_relu": [1]}
+# Gates of each stage's product in the resident regime, in which no projection runs: the second of
+# two stages computes one gate.
+STAGES = {
+    cell: [spec.gates] if spec.stages == 1 else [spec.gates - 1, 1]
+    for cell, spec in CELLS.items()
+    if not spec.projects
+}
 THREADS, PAIRS = 256, 2 * 256
 FMA_HELD, MMA_HELD = 16, 2
 
@@ -44,14 +46,14 @@ def ceil_div(n: int, by: int) -> int:
 
 
 def random_request(rng: np.random.Generator) -> dict[str, Any]:
-    cell = CELLS[rng.integers(len(CELLS))]
+    cell = list(CELLS)[rng.integers(len(CELLS))]
     H = int(2 ** rng.uniform(0, 12))
     sizes = {
         "T": int(2 ** rng.uniform(0, 14)),
         "N": int(2 ** rng.uniform(0, 11)),
         "I": int(2 ** rng.uniform(0, 12)),
         "H": H,
-        "P": max(1, int(H * rng.uniform(0.1, 1))) if cell == "lstm_proj" else H,
+        "P": max(1, int(H * rng.uniform(0.1, 1))) if CELLS[cell].projects else H,
         "D": int(rng.integers(1, 3)),
     }
     return {
@@ -102,7 +104,7 @@ def assert_layout(request: dict[str, Any], plan: dict[str, Any]) -> None:
     assert plan["staged"] % 16 == 0
     assert plan["staged"] >= plan["partials"] + partials
     assert plan["bias"] >= plan["staged"] + staged
-    bias = 0 if request["backward"] else 2 * GATES[request["cell"]] * units * 4
+    bias = 0 if request["backward"] else 2 * CELLS[request["cell"]].gates * units * 4
     assert plan["shared_bytes"] >= plan["bias"] + bias
 
 
@@ -119,7 +121,7 @@ def test_fits_and_covers(seed: int) -> None:
             continue
         resident += 1
         device = build.host().device(request["arch"])
-        assert request["cell"] != "lstm_proj"
+        assert not CELLS[request["cell"]].projects
         assert request["dtype"] != "f64"
         if plan["cores"] == "mma":
             assert device["capability"] >= 80
@@ -189,7 +191,7 @@ def test_no_plan_asks_for_more_than_the_card_has(card: str) -> None:
     device = build.host().device(card)
     seen = set()
     for cell, dtype, H, N, D, backward, tf32, registers in itertools.product(
-        [cell for cell in CELLS if cell != "lstm_proj"],
+        list(STAGES),
         DTYPES,
         [64, 100, 256, 512, 1000, 1024, 1536, 2048],
         [1, 3, 8, 32, 100, 128],
@@ -262,12 +264,12 @@ def test_bandwidths_are_those_of_the_memory() -> None:
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_a_regime_that_is_asked_for(cell: str) -> None:
-    sizes = [10, 4, 32, 32, 16 if cell == "lstm_proj" else 32, 1]
+    sizes = [10, 4, 32, 32, 16 if CELLS[cell].projects else 32, 1]
     plan = build.host().plan(cell, "f32", sizes, "sm_80", regime="per_step")
     assert plan["regime"] == "per_step"
     assert plan["why_per_step"] == "asked for"
     plan = build.host().plan(cell, "f32", sizes, "sm_80", regime="resident")
-    assert plan["regime"] == ("per_step" if cell == "lstm_proj" else "resident")
+    assert plan["regime"] == ("per_step" if CELLS[cell].projects else "resident")
 
 
 def test_known_sizes() -> None:

@@ -14,7 +14,7 @@ import fusedrnn
 import setup_build
 from fusedrnn import _checks, _library, functional, ops
 from fusedrnn._library import CudaLibrary
-from tests.kit.arguments import CELLS_AND_FORMS, make_call
+from tests.kit.arguments import CELLS_AND_FORMS, make_arguments
 from tests.kit.bindings import ptx
 from tests.kit.torch_device import TorchDevice, using
 
@@ -125,7 +125,7 @@ def test_modules_on_fake_gpu_tensors(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
 @pytest.mark.skipif(setup_build.nvcc() is None, reason="no nvcc: kernels cannot be compiled")
 def test_fake_reserve_is_as_large_as_the_real_one(cell: str, form: str, dtype: torch.dtype) -> None:
-    call = make_call(cell, form, T=3, N=3, H=5, dtype=dtype, requires_grad=False)
+    call = make_arguments(cell, form, T=3, N=3, H=5, dtype=dtype, requires_grad=False)
     x, h0, c0, weights, batch_sizes, lengths, *options = call.op_arguments()
     with using(TorchDevice(ptx(80))) as gpu:
         real = gpu["forward"](x, h0, c0, weights, batch_sizes, lengths, *options)

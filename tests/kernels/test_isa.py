@@ -16,6 +16,7 @@ from torch import Tensor
 import fusedrnn
 from fusedrnn import _reference
 from fusedrnn._library import CELLS, LIBRARY
+from tests.kit.arguments import LayerArguments, make_arguments
 from tests.kit.build import native
 from tests.kit.layers import error
 
@@ -56,41 +57,22 @@ def python(
     )
 
 
-def inputs(cell: str, batch: str, dtype: torch.dtype) -> tuple[list[Tensor | None], dict]:
+def make(cell: str, batch: str, dtype: torch.dtype) -> LayerArguments:
     """Arguments of ops.layer, bidirectional, the same in every dtype but for rounding."""
-    generator = torch.Generator().manual_seed(list(CELLS).index(cell))
-    T, N, D, G = 6, 7, 2, CELLS[cell].gates
-    I, H, P = (6, 38, 12) if batch == "even sizes" else (5, 37, 11)
-    P = P if CELLS[cell].projects else H
-
-    def randn(*shape: int, scale: float = 1.0) -> Tensor:
-        t = torch.randn(*shape, generator=generator, dtype=torch.float64) * scale
-        return t.to(torch.bfloat16).to(dtype).requires_grad_()
-
-    kwargs: dict = {"cell": cell, "bidirectional": True}
-    packed = batch in ("packed", "even sizes")
-    if packed:
-        kwargs["batch_sizes"] = torch.tensor([7, 7, 5, 2, 2, 1])
-    elif batch == "lengths":
-        kwargs["lengths"] = torch.tensor([3, 0, 6, 1, 6, 2, 5])
-    x = randn(24, I) if packed else randn(T, N, I)
-    tensors = [x, randn(D, N, P), randn(D, N, H) if CELLS[cell].has_c else None]
-    for _ in range(D):
-        shapes = [(G * H, I), (G * H, P), (G * H,), (G * H,)]
-        shapes += [(P, H)] if CELLS[cell].projects else []
-        tensors += [randn(*shape, scale=H**-0.5) for shape in shapes]
-    return tensors, kwargs
+    torch.manual_seed(list(CELLS).index(cell))
+    even = batch == "even sizes"
+    I, H = (6, 36) if even else (5, 37)
+    form = "packed" if even else batch
+    return make_arguments(cell, form, 6, 7, I, H, dtype=dtype, exact_in=torch.bfloat16)
 
 
 def run(layer, cell: str, batch: str, dtype: torch.dtype) -> list[Tensor]:
     """Outputs, then the gradients of every input."""
-    tensors, kwargs = inputs(cell, batch, dtype)
-    x, h0, c0, *weights = tensors
-    outputs = [t for t in layer(x, h0, c0, weights, **kwargs) if t is not None]
+    arguments = make(cell, batch, dtype)
+    outputs = arguments.run(layer)
     torch.manual_seed(0)
     loss = sum((t * torch.randn(t.shape, dtype=torch.float64).to(dtype)).sum() for t in outputs)
-    present = [t for t in tensors if t is not None]
-    return [t.detach() for t in (*outputs, *torch.autograd.grad(loss, present))]
+    return [t.detach() for t in (*outputs, *torch.autograd.grad(loss, arguments.leaves))]
 
 
 @functools.cache

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 
+from fusedrnn._library import CELLS
 from tests.kit import numpy_reference
 from tests.kit.build import native
-from tests.kit.cases import CELLS, Case, assert_same_bits, cast, each_dtype, run
-from tests.kit.numpy_reference import GATES, WEIGHTS, Array
+from tests.kit.cases import Case, assert_same_bits, cast, each_dtype, run
+from tests.kit.numpy_reference import WEIGHTS, Array
 
 # Widths of a vector from 2 to 16 numbers and of a block up to 64: below, at, above, several.
 H_SIZES = [1, 3, 16, 17, 31, 33, 65, 130]
@@ -44,13 +46,13 @@ def _cases(cell: str) -> Iterator[Case]:
                     N=N,
                     I=int(rng.integers(1, 20)),
                     H=H,
-                    P=max(1, int(H * rng.uniform(0.2, 1))) if cell == "lstm_proj" else H,
+                    P=max(1, int(H * rng.uniform(0.2, 1))) if CELLS[cell].projects else H,
                     D=int(rng.integers(1, 3)),
                     bias=bool(rng.random() < 0.7),
                     batch_sizes=tuple(map(int, sizes)),
                 )
     for sizes, I, H in FEW_ROWS:
-        P = H - 9 if cell == "lstm_proj" else H
+        P = H - 9 if CELLS[cell].projects else H
         yield Case(cell, max(sizes), I, H, P, 1 + len(sizes) % 2, H % 2 == 1, sizes)
 
 
@@ -155,7 +157,7 @@ def test_cells_on_scalars(cell: str, dtype: type) -> None:
 def test_several_chunks(isa: str, cell: str) -> None:
     """So many rows that x W and backward come in chunks, the last ones shorter."""
     case, expected = large_case(cell)
-    columns, T = GATES[cell] * case.H, len(case.batch_sizes)
+    columns, T = CELLS[cell].gates * case.H, len(case.batch_sizes)
     for chunk_values in native().chunk_values():
         sizes = (case.batch_sizes, case.N, columns, case.P, case.I, case.D, 1, chunk_values)
         chunk_steps = native().make_plan(*sizes)[0]
@@ -168,10 +170,10 @@ def test_several_chunks(isa: str, cell: str) -> None:
 @functools.cache
 def large_case(cell: str) -> tuple[Case, dict[str, Array]]:
     H, T = 6, 47
-    N = 50_000 // (GATES[cell] * H)
+    N = 50_000 // (CELLS[cell].gates * H)
     sizes = np.sort(np.random.default_rng(0).integers(N // 2, N + 1, size=T))[::-1]
     sizes[0] = N
-    P = 4 if cell == "lstm_proj" else H
+    P = 4 if CELLS[cell].projects else H
     case = Case(cell, N, 1, H, P, 2, True, tuple(sizes.tolist()))
     return case, on_scalars(case, np.float64) | numpy_reference.layer(**case.inputs)
 
@@ -201,7 +203,7 @@ def test_threads_change_no_bit(isa: str, cell: str) -> None:
         for threads, at_once in ((2, False), (3, True), (5, False), (28, False)):
             many = run(case, isa, np.float32, threads=threads, at_once=at_once)
             assert_same_bits(many, alone, (threads, case))
-            columns = GATES[cell] * case.H
+            columns = CELLS[cell].gates * case.H
             plan = native().make_plan(
                 case.batch_sizes, case.N, columns, case.P, case.I, case.D, threads, 1 << 17
             )
@@ -211,8 +213,8 @@ def test_threads_change_no_bit(isa: str, cell: str) -> None:
 
 def few_sequences(cell: str) -> Iterator[Case]:
     """Where threads share each step: matrices of 2^15 numbers for one or two sequences."""
-    H = {1: 182, 3: 105, 4: 91}[GATES[cell]]
-    P = 91 if cell == "lstm_proj" else H
+    H = math.isqrt(2**15 // CELLS[cell].gates) + 1
+    P = 91 if CELLS[cell].projects else H
     for D in (1, 2):
         yield Case(cell, 1, 3, H, P, D, True, (1,) * 5)
         yield Case(cell, 2, 3, H, P, D, False, (2, 2, 1, 1))

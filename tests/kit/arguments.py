@@ -1,4 +1,4 @@
-"""Calls of `ops.layer` for the tests that go below the modules: every cell, every form of batch."""
+"""Arguments of `ops.layer` for the tests below the modules: every cell, every form of batch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FORMS = ("plain", "packed", "lengths")
 
 
 @dataclasses.dataclass
-class Call:
+class LayerArguments:
     """Arguments of `ops.layer`, leaves that require grad."""
 
     x: Tensor
@@ -30,7 +30,7 @@ class Call:
     def leaves(self) -> list[Tensor]:
         return [t for t in (self.x, self.h0, self.c0, *self.weights) if t is not None]
 
-    def with_leaves(self, leaves: Sequence[Tensor]) -> Call:
+    def with_leaves(self, leaves: Sequence[Tensor]) -> LayerArguments:
         """The same call on other tensors, in the order of `leaves`."""
         rest = iter(leaves)
         x, h0, c0 = (None if t is None else next(rest) for t in (self.x, self.h0, self.c0))
@@ -62,7 +62,7 @@ def other_memory(t: Tensor) -> list[Tensor]:
     return [strided, late, unaligned]
 
 
-def make_call(
+def make_arguments(
     cell: str,
     form: str = "plain",
     T: int = 5,
@@ -75,14 +75,24 @@ def make_call(
     dtype: torch.dtype = torch.float64,
     requires_grad: bool = True,
     device: torch.device | None = None,
-) -> Call:
+    exact_in: torch.dtype | None = None,
+) -> LayerArguments:
+    """Random arguments, from torch's seed; P is H / 2 where the cell projects.
+
+    Args:
+        form: one of FORMS; with "packed" the rows are packed and sorted by length, with "lengths"
+            they are padded.
+        exact_in: a dtype that every number is rounded to first, so that all wider dtypes hold the
+            same numbers.
+    """
     spec = CELLS[cell]
     P = max(1, H // 2) if spec.projects else H
     G = spec.gates
 
     def leaf(*shape: int, scale: float = 1) -> Tensor:
         values = scale * torch.randn(*shape, dtype=torch.float64)
-        return values.to(device, dtype).requires_grad_(requires_grad)
+        rounded = values if exact_in is None else values.to(exact_in)
+        return rounded.to(device, dtype).requires_grad_(requires_grad)
 
     # Large weights make a chaotic system, in which nothing can be compared after a few steps.
     scale = H**-0.5
@@ -107,7 +117,7 @@ def make_call(
             options["lengths"] = torch.tensor(lengths, dtype=torch.int64)
     h0 = leaf(D, N, P) if states else None
     c0 = leaf(D, N, H) if states and spec.has_c else None
-    return Call(x, h0, c0, weights, options, N)
+    return LayerArguments(x, h0, c0, weights, options, N)
 
 
 CELLS_AND_FORMS = [(cell, form) for cell in CELLS for form in FORMS]

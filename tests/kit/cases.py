@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fusedrnn._library import CELLS
 from tests.kit import numpy_reference
 from tests.kit.build import native
-from tests.kit.numpy_reference import GATES, WEIGHTS, Array
-
-CELLS = list(GATES)
+from tests.kit.numpy_reference import WEIGHTS, Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +36,8 @@ class Case:
         def normal(*shape: int) -> Array:
             return rng.normal(size=shape).astype(np.float32).astype(np.float64)
 
-        GH, scale = GATES[self.cell] * self.H, np.float32(1 / np.sqrt(self.H))
+        spec = CELLS[self.cell]
+        GH, scale = spec.gates * self.H, np.float32(1 / np.sqrt(self.H))
 
         def weight(*shape: int) -> Array:
             return (rng.uniform(-1, 1, size=shape) * scale).astype(np.float32).astype(np.float64)
@@ -51,13 +51,13 @@ class Case:
                     weight(GH, self.P),
                     weight(GH) if self.bias else None,
                     weight(GH) if self.bias else None,
-                    weight(self.P, self.H) if self.cell == "lstm_proj" else None,
+                    weight(self.P, self.H) if spec.projects else None,
                 ]
                 for _ in range(self.D)
             ],
             "batch_sizes": list(self.batch_sizes),
             "h0": normal(self.D, self.N, self.P),
-            "c0": normal(self.D, self.N, self.H) if "lstm" in self.cell else None,
+            "c0": normal(self.D, self.N, self.H) if spec.has_c else None,
         }
 
     @functools.cached_property

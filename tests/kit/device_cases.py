@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from fusedrnn._library import CELLS
 from tests.kit import build
 from tests.kit.build import native
 from tests.kit.cases import Case
@@ -151,19 +152,18 @@ def assert_close(
         assert error <= limit, f"{name} is off by {error:.1f} eps: {case}"
 
 
-# Values per unit and step beside h_{t-1}; for 0, h of each sequence's last step alone.
-SAVED = {"lstm": 4, "lstm_proj": 4, "gru": 4, "gru_reset_before": 3, "rnn_tanh": 0, "rnn_relu": 0}
-
-
 def reserve_values(case: DeviceCase, reserve: bytes) -> Array:
     """What forward kept, in float64, in the CPU engine's order: its reserve."""
     dtype, rows, H = case.dtype, sum(case.batch_sizes), case.H
+    spec = CELLS[case.cell]
     real = "f64" if dtype == "f64" else "f32"
     parts, at = [], 0
     for _ in range(case.D):
-        kept = [(dtype, SAVED[case.cell] * rows * H or case.N * H), (dtype, rows * case.P)]
-        kept += [(real, rows * H)] if "lstm" in case.cell else []
-        kept += [(dtype, rows * H)] if case.cell in ("lstm_proj", "gru_reset_before") else []
+        # Where saved is h_t itself, only that of each sequence's last step: h_in has the others.
+        saved = case.N if spec.saves_h else spec.saved * rows
+        kept = [(dtype, saved * H), (dtype, rows * case.P)]
+        kept += [(real, rows * H)] if spec.has_c else []
+        kept += [(dtype, rows * H)] if spec.stages > 1 else []
         for stored, size in kept:
             width = np.dtype(STORAGE[stored]).itemsize
             at = -(-at // width) * width

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from torch.nn.modules.rnn import RNNCellBase
 from torch.nn.utils.rnn import PackedSequence, pack_sequence, pad_packed_sequence, pad_sequence
 
 import fusedrnn
+from fusedrnn import functional as F
+from fusedrnn._library import CELLS as SPECS
 from fusedrnn._library import cuda_problem, torch_lacks_cuda
 
 Tensors = dict[str, Tensor]
@@ -115,11 +118,14 @@ class Cell:
     theirs: type[nn.RNNBase]
     options: tuple[tuple[str, Any], ...] = ()  # for both constructors
     ours_only: tuple[tuple[str, Any], ...] = ()
-    projects: bool = False
 
     @property
     def has_c(self) -> bool:
-        return self.ours is fusedrnn.FusedLSTM
+        return SPECS[self.name].has_c
+
+    @property
+    def projects(self) -> bool:
+        return SPECS[self.name].projects
 
     def make(
         self, I: int, H: int, device: torch.device | None = None, **kwargs: Any
@@ -144,7 +150,7 @@ class Cell:
 
 CELLS = [
     Cell("lstm", fusedrnn.FusedLSTM, nn.LSTM),
-    Cell("lstm_proj", fusedrnn.FusedLSTM, nn.LSTM, projects=True),
+    Cell("lstm_proj", fusedrnn.FusedLSTM, nn.LSTM),
     Cell("gru", fusedrnn.FusedGRU, nn.GRU),
     Cell(
         "gru_reset_before",
@@ -156,6 +162,15 @@ CELLS = [
     Cell("rnn_relu", fusedrnn.FusedRNN, nn.RNN, options=(("nonlinearity", "relu"),)),
 ]
 
+# The functions of fusedrnn.functional with the options that choose a cell, by the cell.
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "lstm": F.lstm,
+    "lstm_proj": F.lstm,
+    "gru": partial(F.gru, reset_after=True),
+    "gru_reset_before": partial(F.gru, reset_after=False),
+    "rnn_tanh": partial(F.rnn, nonlinearity="tanh"),
+    "rnn_relu": partial(F.rnn, nonlinearity="relu"),
+}
 # Our modules of one step, by the cell of the ops.
 CELL_MODULES: dict[str, Callable[..., Any]] = {
     "lstm": fusedrnn.FusedLSTMCell,
@@ -186,7 +201,7 @@ def make_states(module: nn.RNNBase, N: int | None, dtype: torch.dtype) -> Any:
     batch = () if N is None else (N,)
     device = device_of(module)
     h = randn(LD, *batch, module.proj_size or module.hidden_size, dtype=dtype, device=device)
-    if module.mode != "LSTM":
+    if not next(cell for cell in CELLS if isinstance(module, (cell.ours, cell.theirs))).has_c:
         return h
     return h, randn(LD, *batch, module.hidden_size, dtype=dtype, device=device)
 

@@ -6,6 +6,7 @@ exact derivative in any direction (Squire & Trapp 1998), so that no gradient is 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,6 @@ Array = np.ndarray[Any, Any]
 Weights = list[list["Array | None"]]
 
 WEIGHTS = ("w_ih", "w_hh", "b_ih", "b_hh", "w_hr")
-GATES = {"lstm": 4, "lstm_proj": 4, "gru": 3, "gru_reset_before": 3, "rnn_tanh": 1, "rnn_relu": 1}
 
 
 def sigmoid(x: Array) -> Array:
@@ -26,34 +26,56 @@ def relu(x: Array) -> Array:
     return np.where(x.real > 0, x, 0 * x)
 
 
-def step(
-    cell: str, x: Array, h: Array, c: Array | None, w: list[Array | None]
-) -> tuple[Array, Array | None]:
-    """One step of x [n, I], h [n, P], c [n, H]."""
+def products(v: Array, weight: Array, bias: Array | None, gates: int) -> list[Array]:
+    """v Wᵀ + b, one array [n, H] for each gate."""
+    product = v @ weight.T
+    return np.split(product if bias is None else product + bias, gates, axis=1)
+
+
+def lstm(x: Array, h: Array, c: Array, w: list[Any]) -> tuple[Array, Array]:
     w_ih, w_hh, b_ih, b_hh, w_hr = w
-    assert w_ih is not None and w_hh is not None
-    b_x = np.zeros(len(w_ih), x.dtype) if b_ih is None else b_ih
-    b_h = np.zeros(len(w_ih), x.dtype) if b_hh is None else b_hh
-    from_x = np.split(x @ w_ih.T + b_x, GATES[cell], axis=1)
-    if cell == "gru_reset_before":
-        W_r, W_z, W_n = np.split(w_hh, 3)
-        b_r, b_z, b_n = np.split(b_h, 3)
-        r = sigmoid(from_x[0] + h @ W_r.T + b_r)
-        z = sigmoid(from_x[1] + h @ W_z.T + b_z)
-        n = np.tanh(from_x[2] + (r * h) @ W_n.T + b_n)
-        return (1 - z) * n + z * h, None
-    from_h = np.split(h @ w_hh.T + b_h, GATES[cell], axis=1)
-    if cell == "gru":
-        r = sigmoid(from_x[0] + from_h[0])
-        z = sigmoid(from_x[1] + from_h[1])
-        n = np.tanh(from_x[2] + r * from_h[2])
-        return (1 - z) * n + z * h, None
-    if cell.startswith("rnn"):
-        return {"rnn_tanh": np.tanh, "rnn_relu": relu}[cell](from_x[0] + from_h[0]), None
+    from_x, from_h = products(x, w_ih, b_ih, 4), products(h, w_hh, b_hh, 4)
     i, f, g, o = (a + b for a, b in zip(from_x, from_h, strict=True))
     c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
     h = sigmoid(o) * np.tanh(c)
     return h if w_hr is None else h @ w_hr.T, c
+
+
+def gru(x: Array, h: Array, c: None, w: list[Any]) -> tuple[Array, None]:
+    w_ih, w_hh, b_ih, b_hh, _ = w
+    from_x, from_h = products(x, w_ih, b_ih, 3), products(h, w_hh, b_hh, 3)
+    r = sigmoid(from_x[0] + from_h[0])
+    z = sigmoid(from_x[1] + from_h[1])
+    n = np.tanh(from_x[2] + r * from_h[2])
+    return (1 - z) * n + z * h, None
+
+
+def gru_reset_before(x: Array, h: Array, c: None, w: list[Any]) -> tuple[Array, None]:
+    w_ih, w_hh, b_ih, b_hh, _ = w
+    from_x = products(x, w_ih, b_ih, 3)
+    W_r, W_z, W_n = np.split(w_hh, 3)
+    b_r, b_z, b_n = np.split(np.zeros(len(w_hh), x.dtype) if b_hh is None else b_hh, 3)
+    r = sigmoid(from_x[0] + h @ W_r.T + b_r)
+    z = sigmoid(from_x[1] + h @ W_z.T + b_z)
+    n = np.tanh(from_x[2] + (r * h) @ W_n.T + b_n)
+    return (1 - z) * n + z * h, None
+
+
+def rnn(x: Array, h: Array, w: list[Any]) -> Array:
+    """The argument of the activation."""
+    w_ih, w_hh, b_ih, b_hh, _ = w
+    return products(x, w_ih, b_ih, 1)[0] + products(h, w_hh, b_hh, 1)[0]
+
+
+# One step of each cell: (x [n, I], h [n, P], c [n, H], weights) -> (h, c).
+STEPS: dict[str, Callable[..., tuple[Array, Any]]] = {
+    "lstm": lstm,
+    "lstm_proj": lstm,
+    "gru": gru,
+    "gru_reset_before": gru_reset_before,
+    "rnn_tanh": lambda x, h, c, w: (np.tanh(rnn(x, h, w)), None),
+    "rnn_relu": lambda x, h, c, w: (relu(rnn(x, h, w)), None),
+}
 
 
 def layer(
@@ -70,7 +92,7 @@ def layer(
             n = batch_sizes[t]
             rows = slice(first[t], first[t] + n)
             c_t = None if c is None else c[d, :n]
-            h[d, :n], c_t = step(cell, x[rows], h[d, :n], c_t, w)
+            h[d, :n], c_t = STEPS[cell](x[rows], h[d, :n], c_t, w)
             if c is not None:
                 c[d, :n] = c_t
             y[rows, d * P : (d + 1) * P] = h[d, :n]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.rnn import RNNCellBase
 
 import fusedrnn
+from fusedrnn._library import CELLS
 from tests.kit.layers import assert_close, assert_same, error, flat, on, randn, run
 
 f64 = torch.float64
@@ -34,7 +35,7 @@ def make(device: torch.device, name: str, I: int = 3, H: int = 5, **kwargs: Any)
 
 
 def states(name: str, *shape: int, dtype: torch.dtype = f64) -> Any:
-    if name != "lstm":
+    if not CELLS[name].has_c:
         return randn(*shape, dtype=dtype)
     return randn(*shape, dtype=dtype), randn(*shape, dtype=dtype)
 
@@ -98,7 +99,7 @@ def test_other_dtypes(device: torch.device, name: str, dtype: torch.dtype) -> No
     actual, expected = run(ours, x, hx), run(theirs, x, hx)
     theirs.double()
     wide = tuple(t.double() for t in flat(hx))
-    exact = run(theirs, x.double(), wide if name == "lstm" else wide[0])
+    exact = run(theirs, x.double(), wide if CELLS[name].has_c else wide[0])
     for k, value in exact.items():
         assert actual[k].dtype == dtype
         limit = 2 * error(expected[k], value) + torch.finfo(dtype).eps
@@ -157,7 +158,7 @@ def test_strided(device: torch.device, name: str) -> None:
     ours, theirs = make(device, name)
     x = randn(3, 8, device=device).t()[::2]
     h = [randn(5, 4, device=device).t(), randn(4, 10, device=device)[:, ::2]]
-    hx = tuple(h) if name == "lstm" else h[0]
+    hx = tuple(h) if CELLS[name].has_c else h[0]
     assert_same(run(ours, x, hx), run(theirs, x, hx))
     expected = theirs(x.cpu(), on(torch.device("cpu"), hx))
     for got, wanted in zip(flat(ours(x, hx)), flat(expected), strict=True):
@@ -248,4 +249,4 @@ def test_weights_that_are_computed(device: torch.device, name: str) -> None:
 
 def states_from(name: str) -> Any:
     h = randn(4, 5, seed=5)
-    return (h, randn(4, 5, seed=6)) if name == "lstm" else h
+    return (h, randn(4, 5, seed=6)) if CELLS[name].has_c else h

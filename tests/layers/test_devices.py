@@ -27,7 +27,7 @@ from fusedrnn._selftest_cases import (
     float32_products,
 )
 from tests.kit import emulated_kernels
-from tests.kit.arguments import CELLS_AND_FORMS, make_call
+from tests.kit.arguments import CELLS_AND_FORMS, make_arguments
 from tests.kit.layers import (
     BY_NAME,
     CELLS,
@@ -71,7 +71,7 @@ def test_layer(
     if regime == "resident" and BY_NAME[cell].projects:
         pytest.skip("a projection has no resident kernel")
     monkeypatch.setenv(REGIME, regime)
-    call = make_call(cell, form, T=7, N=10, H=H, dtype=precision.dtype)
+    call = make_arguments(cell, form, T=7, N=10, H=H, dtype=precision.dtype)
     wide = call.with_leaves([t.detach().double().requires_grad_() for t in call.leaves])
     call = call.with_leaves([t.detach().to(where).requires_grad_() for t in call.leaves])
     results: list[list[Tensor]] = []

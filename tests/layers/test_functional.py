@@ -13,6 +13,7 @@ from fusedrnn._library import CudaLibrary
 from tests.kit.layers import (
     BY_NAME,
     CELLS,
+    FUNCTIONS,
     Cell,
     assert_close,
     flat,
@@ -25,17 +26,10 @@ from tests.kit.layers import (
 f64 = torch.float64
 
 
-def arguments(cell: Cell, module: torch.nn.RNNBase) -> tuple[Any, dict[str, Any]]:
-    """Returns the function for a cell and the keyword arguments that a module stands for."""
-    kwargs: dict[str, Any] = {
-        name: getattr(module, name)
-        for name in ("num_layers", "bias", "dropout", "training", "bidirectional", "batch_first")
-    }
-    if cell.has_c:
-        return functional.lstm, kwargs
-    if cell.name.startswith("gru"):
-        return functional.gru, {**kwargs, "reset_after": cell.name == "gru"}
-    return functional.rnn, {**kwargs, "nonlinearity": cell.name.removeprefix("rnn_")}
+def arguments(module: torch.nn.RNNBase) -> dict[str, Any]:
+    """The keyword arguments of a function that a module stands for."""
+    names = ("num_layers", "bias", "dropout", "training", "bidirectional", "batch_first")
+    return {name: getattr(module, name) for name in names}
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -55,7 +49,7 @@ def test_same_as_the_module(
         dropout=0.5,
         dtype=f64,
     )
-    function, kwargs = arguments(cell, ours)
+    function, kwargs = FUNCTIONS[cell.name], arguments(ours)
     weights = list(ours.parameters())
     lengths = [4, 2, 0]
     padded = pad(ragged(lengths, 3, device=device), 4, float("nan"), batch_first)
@@ -87,7 +81,7 @@ def test_same_as_the_module(
 @pytest.mark.parametrize("cell", CELLS, ids=str)
 def test_a_packed_sequence_comes_back_as_one(cell: Cell, sort: bool) -> None:
     ours, _ = cell.make(3, 5, num_layers=2, bidirectional=True, batch_first=True, dtype=f64)
-    function, kwargs = arguments(cell, ours)
+    function, kwargs = FUNCTIONS[cell.name], arguments(ours)
     lengths = [4, 2, 1] if sort else [2, 4, 1]
     packed = torch.nn.utils.rnn.pack_sequence(ragged(lengths, 3), enforce_sorted=sort)
     hx = make_states(ours, 3, f64)

@@ -22,7 +22,7 @@ from torch.nn.utils.rnn import (
 )
 
 from fusedrnn import _reference
-from tests.kit.arguments import make_call
+from tests.kit.arguments import make_arguments
 from tests.kit.layers import (
     BY_NAME,
     CELLS,
@@ -304,7 +304,7 @@ def test_defaults_of_torch_do_not_matter(cell: Cell, default: str) -> None:
 
 
 def test_the_reference_under_a_default_device() -> None:
-    call = make_call("gru", "lengths")
+    call = make_arguments("gru", "lengths")
     expected = call.run(_reference.layer)
     with torch.device("meta"):
         actual = call.run(_reference.layer)

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 import fusedrnn
 from fusedrnn import ops
-from tests.kit.arguments import FORMS, make_call
+from fusedrnn._library import CELLS as SPECS
+from tests.kit.arguments import FORMS, make_arguments
 from tests.kit.children import outcome
-from tests.kit.layers import BY_NAME, CELLS, Cell, flat, make_states, randn
+from tests.kit.layers import BY_NAME, CELL_MODULES, CELLS, Cell, flat, make_states, randn
 
 
 def ending(body: Callable[..., object], *arguments: Any) -> str:
@@ -157,7 +158,7 @@ def test_before_a_backward_that_is_derived(kind: str) -> None:
 @each_cell
 def test_what_forward_kept(cell: Cell, form: str) -> None:
     def backward() -> None:
-        call = make_call(cell.name, form)
+        call = make_arguments(cell.name, form)
         y: Any = call.run(ops.layer)[0]
         y.grad_fn.saved_tensors[5].untyped_storage().resize_(0)
         y.sum().backward()
@@ -167,7 +168,7 @@ def test_what_forward_kept(cell: Cell, form: str) -> None:
 
 def test_gradients_that_come_in() -> None:
     def backward(which: int) -> None:
-        call = make_call("lstm")
+        call = make_arguments("lstm")
         outputs = call.run(ops.layer)
         grads = [torch.ones_like(t) for t in outputs]
         grads[which].untyped_storage().resize_(8)
@@ -177,25 +178,18 @@ def test_gradients_that_come_in() -> None:
         assert refused(outcome(lambda which=which: backward(which)), name)  # type: ignore[misc]
 
 
-CELLS_OF_ONE_STEP = {
-    "lstm": fusedrnn.FusedLSTMCell,
-    "gru": fusedrnn.FusedGRUCell,
-    "rnn": fusedrnn.FusedRNNCell,
-}
-
-
-def step(kind: str, mode: str) -> None:
+def step(of: str, mode: str) -> None:
     context: Any = {
         "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
         "no_grad": torch.no_grad,
     }.get(mode, nullcontext)
 
     def make() -> tuple[nn.Module, Any, dict[str, Tensor]]:
-        cell = CELLS_OF_ONE_STEP[kind](4, 6)
+        cell = CELL_MODULES[of](4, 6)
         x = torch.randn(3, 4, requires_grad=True)
         h, c = torch.randn(3, 6), torch.randn(3, 6)
-        named = {"x": x, "h": h} | ({"c": c} if kind == "lstm" else {})
-        return cell, (h, c) if kind == "lstm" else h, named | dict(cell.named_parameters())
+        named = {"x": x, "h": h} | ({"c": c} if SPECS[of].has_c else {})
+        return cell, (h, c) if SPECS[of].has_c else h, named | dict(cell.named_parameters())
 
     for name in make()[2]:
         for left in LEFT:
@@ -219,9 +213,9 @@ def step(kind: str, mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", ["forward", "no_grad", "autocast", "backward", "higher"])
-@pytest.mark.parametrize("kind", CELLS_OF_ONE_STEP)
-def test_cells(kind: str, mode: str) -> None:
-    assert outcome(lambda: step(kind, mode)) == "ok"
+@pytest.mark.parametrize("of", CELL_MODULES)
+def test_cells(of: str, mode: str) -> None:
+    assert outcome(lambda: step(of, mode)) == "ok"
 
 
 def test_a_compiled_layer() -> None:

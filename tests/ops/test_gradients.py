@@ -11,37 +11,37 @@ from torch import Tensor
 
 import fusedrnn
 from fusedrnn import _reference, ops
-from tests.kit.arguments import CELLS_AND_FORMS, Call, make_call
+from tests.kit.arguments import CELLS_AND_FORMS, LayerArguments, make_arguments
 from tests.kit.layers import CELLS, error, flat, randn
 
 
-def as_function(call: Call) -> Callable[..., tuple[Tensor, ...]]:
+def as_function(call: LayerArguments) -> Callable[..., tuple[Tensor, ...]]:
     return lambda *leaves: tuple(call.with_leaves(leaves).run(ops.layer))
 
 
 @pytest.mark.parametrize("D", [1, 2])
 @pytest.mark.parametrize(("cell", "form"), CELLS_AND_FORMS)
 def test_gradcheck(device: torch.device, cell: str, form: str, D: int) -> None:
-    call = make_call(cell, form, T=3, N=2, I=2, H=3, D=D, device=device)
+    call = make_arguments(cell, form, T=3, N=2, I=2, H=3, D=D, device=device)
     torch.autograd.gradcheck(as_function(call), call.leaves)
 
 
 @pytest.mark.parametrize(("cell", "form"), CELLS_AND_FORMS)
 def test_gradgradcheck(device: torch.device, cell: str, form: str) -> None:
-    call = make_call(cell, form, T=3, N=2, I=2, H=2, device=device)
+    call = make_arguments(cell, form, T=3, N=2, I=2, H=2, device=device)
     torch.autograd.gradgradcheck(as_function(call), call.leaves, fast_mode=True)
 
 
 @pytest.mark.parametrize(("cell", "form"), CELLS_AND_FORMS)
 def test_gradcheck_without_bias_and_states(device: torch.device, cell: str, form: str) -> None:
-    call = make_call(cell, form, T=3, N=2, I=2, H=3, bias=False, states=False, device=device)
+    call = make_arguments(cell, form, T=3, N=2, I=2, H=3, bias=False, states=False, device=device)
     torch.autograd.gradcheck(as_function(call), call.leaves)
     torch.autograd.gradgradcheck(as_function(call), call.leaves, fast_mode=True)
 
 
 @pytest.mark.parametrize("cell", CELLS, ids=str)
 def test_gradgradcheck_of_every_element(device: torch.device, cell: Any) -> None:
-    call = make_call(cell.name, T=2, N=1, I=1, H=2, D=1, device=device)
+    call = make_arguments(cell.name, T=2, N=1, I=1, H=2, D=1, device=device)
     torch.autograd.gradgradcheck(as_function(call), call.leaves)
 
 
@@ -67,7 +67,7 @@ def test_gradients_against_the_reference(
     device: torch.device, cell: str, form: str, sizes: tuple[int, int, int, int]
 ) -> None:
     T, N, I, H = sizes
-    call = make_call(cell, form, T, N, I, H, device=device)
+    call = make_arguments(cell, form, T, N, I, H, device=device)
     ours, theirs = call.run(ops.layer), call.run(_reference.layer)
     weights = [torch.randn_like(t) for t in theirs]
     d_ours = torch.autograd.grad(ours, call.leaves, weights)
@@ -79,7 +79,7 @@ def test_gradients_against_the_reference(
 @pytest.mark.parametrize("cell", CELLS, ids=str)
 def test_third_derivative(device: torch.device, cell: Any) -> None:
     """A smooth cell's third derivative along x, against that of the reference."""
-    call = make_call(cell.name, T=2, N=1, I=2, H=2, D=1, device=device)
+    call = make_arguments(cell.name, T=2, N=1, I=2, H=2, D=1, device=device)
 
     def third(layer: Any) -> Tensor:
         d: Tensor = call.run(layer)[0].sum()
@@ -97,7 +97,7 @@ def test_third_derivative(device: torch.device, cell: Any) -> None:
 def test_backward_twice_gives_the_same_gradients(
     device: torch.device, cell: str, form: str
 ) -> None:
-    call = make_call(cell, form, dtype=torch.float32, device=device)
+    call = make_arguments(cell, form, dtype=torch.float32, device=device)
     outputs = call.run(ops.layer)
     weights = [torch.randn_like(t) for t in outputs]
     first = torch.autograd.grad(outputs, call.leaves, weights, retain_graph=True)
@@ -118,7 +118,7 @@ def test_output_may_be_changed_in_place(device: torch.device, cell: Any) -> None
 @pytest.mark.parametrize("which", ["y", "h_n", "c_n"])
 def test_one_output_alone(device: torch.device, which: str) -> None:
     """Gradients of the outputs that take no part in the loss are absent, not zeros by luck."""
-    call = make_call("lstm", "lengths", device=device)
+    call = make_arguments("lstm", "lengths", device=device)
     k = ["y", "h_n", "c_n"].index(which)
     ours = torch.autograd.grad(call.run(ops.layer)[k].sum(), call.leaves)
     theirs = torch.autograd.grad(call.run(_reference.layer)[k].sum(), call.leaves)
@@ -146,7 +146,7 @@ def test_eval_mode_keeps_gradients(device: torch.device) -> None:
 
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
 def test_without_grad_nothing_is_kept(device: torch.device, context: Any) -> None:
-    call = make_call("lstm", device=device)
+    call = make_arguments("lstm", device=device)
     with context():
         outputs = call.run(ops.layer)
     assert not any(t.requires_grad for t in outputs)

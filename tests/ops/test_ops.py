@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fusedrnn import ops
-from tests.kit.arguments import CELLS_AND_FORMS, make_call
+from tests.kit.arguments import CELLS_AND_FORMS, make_arguments
 
 FORWARD = torch.ops.fusedrnn.forward.default
 BACKWARD = torch.ops.fusedrnn.backward.default
@@ -22,12 +22,12 @@ def opcheck(op: object, arguments: tuple[object, ...]) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("form", ["plain", "packed", "lengths"])
 def test_opcheck_forward_dtypes(form: str, dtype: torch.dtype) -> None:
-    opcheck(FORWARD, make_call("lstm", form, dtype=dtype).op_arguments())
+    opcheck(FORWARD, make_arguments("lstm", form, dtype=dtype).op_arguments())
 
 
 @pytest.mark.parametrize(("cell", "form"), CELLS_AND_FORMS)
 def test_opcheck_every_op(cell: str, form: str) -> None:
-    call = make_call(cell, form, T=4, N=3, I=2, H=5, dtype=torch.float32)
+    call = make_arguments(cell, form, T=4, N=3, I=2, H=5, dtype=torch.float32)
     opcheck(FORWARD, call.op_arguments())
     with torch.no_grad():
         y, h_n, c_n, reserve = FORWARD(*call.op_arguments())
@@ -54,7 +54,7 @@ def test_opcheck_every_op(cell: str, form: str) -> None:
 @pytest.mark.parametrize("form", ["plain", "lengths"])
 def test_opcheck_with_a_float32_c(form: str, dtype: torch.dtype) -> None:
     """c0 of 16-bit rows may be float32: c_n and the gradient of c0 are so too."""
-    call = make_call("lstm", form, T=4, N=3, I=2, H=6, dtype=dtype)
+    call = make_arguments("lstm", form, T=4, N=3, I=2, H=6, dtype=dtype)
     assert call.c0 is not None
     call.c0 = call.c0.detach().float().requires_grad_()
     opcheck(FORWARD, call.op_arguments())
@@ -70,12 +70,12 @@ def test_opcheck_with_a_float32_c(form: str, dtype: torch.dtype) -> None:
 
 
 def test_opcheck_without_states_bias_or_keep() -> None:
-    call = make_call("gru", bias=False, states=False, requires_grad=False)
+    call = make_arguments("gru", bias=False, states=False, requires_grad=False)
     opcheck(FORWARD, call.op_arguments(keep=False))
 
 
 def test_raw_op_in_grad_mode_is_differentiated() -> None:
-    call = make_call("lstm", "lengths")
+    call = make_arguments("lstm", "lengths")
     raw = FORWARD(*call.op_arguments())[:3]
     expected = call.run(ops.layer)
     for a, b in zip(raw, expected, strict=True):
@@ -87,7 +87,7 @@ def test_raw_op_in_grad_mode_is_differentiated() -> None:
 
 
 def test_raw_op_without_keep_refuses_backward() -> None:
-    call = make_call("lstm")
+    call = make_arguments("lstm")
     y = FORWARD(*call.op_arguments(keep=False))[0]
     with pytest.raises(RuntimeError, match="keep=True"):
         y.sum().backward()
@@ -95,7 +95,7 @@ def test_raw_op_without_keep_refuses_backward() -> None:
 
 def test_forward_is_the_same_with_and_without_keep() -> None:
     for cell, form in CELLS_AND_FORMS:
-        call = make_call(cell, form, requires_grad=False)
+        call = make_arguments(cell, form, requires_grad=False)
         kept, plain = FORWARD(*call.op_arguments()), FORWARD(*call.op_arguments(keep=False))
         assert all(torch.equal(a, b) for a, b in zip(kept[:3], plain[:3], strict=True))
         assert plain[3].numel() == 0 and kept[3].numel() > 0
@@ -104,7 +104,7 @@ def test_forward_is_the_same_with_and_without_keep() -> None:
 def test_batch_is_read_where_it_is_not_given() -> None:
     """From x, from h0, and from batch_sizes."""
     for form, states in (("plain", False), ("packed", True), ("packed", False)):
-        call = make_call("gru", form, N=4, states=states)
+        call = make_arguments("gru", form, N=4, states=states)
         y, h_n = call.run(ops.layer)
         assert h_n.shape[1] == 4 and y.shape[:-1] == call.x.shape[:-1]
 
@@ -112,7 +112,7 @@ def test_batch_is_read_where_it_is_not_given() -> None:
 @pytest.mark.parametrize("form", ["packed", "lengths"])
 def test_sequences_changed_before_backward(form: str) -> None:
     """In place by torch, or in numpy's memory: backward has its own batch_sizes and lengths."""
-    call = make_call("gru", form)
+    call = make_arguments("gru", form)
     sizes = call.options["batch_sizes" if form == "packed" else "lengths"]
     expected = torch.autograd.grad(FORWARD(*call.op_arguments())[0].sum(), call.leaves)
     for change in (lambda: sizes.fill_(1), lambda: sizes.numpy().fill(1)):
@@ -126,7 +126,7 @@ def test_sequences_changed_before_backward(form: str) -> None:
 
 @pytest.mark.parametrize("form", ["packed", "lengths"])
 def test_sequences_changed_before_the_second_derivative(form: str) -> None:
-    call = make_call("gru", form)
+    call = make_arguments("gru", form)
     sizes = call.options["batch_sizes" if form == "packed" else "lengths"]
     y, _, _, reserve = FORWARD(*call.op_arguments())
     x, h0, c0, weights, *sequences, batch, cell, bidirectional, _ = call.op_arguments()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fusedrnn._library import CELLS
-from tests.kit.arguments import FORMS, make_call, other_memory
+from tests.kit.arguments import FORMS, make_arguments, other_memory
 
 Arguments = dict[str, Any]
 # One argument made wrong: its name, the change of its value, what the error must say.
@@ -25,7 +25,7 @@ HUGE = 1 << 62
 
 def forward_arguments(cell: str, form: str) -> Arguments:
     """T=5, N=3, I=4, H=6, D=2, P=3 with projection; packed: 7 rows, batch_sizes 3 1 1 1 1."""
-    call = make_call(cell, form, requires_grad=False)
+    call = make_arguments(cell, form, requires_grad=False)
     names = ("x", "h0", "c0", "weights", "batch_sizes", "lengths", "batch", "cell", "bidirectional")
     return {**dict(zip(names, call.op_arguments(), strict=False)), "keep": True}
 
@@ -215,7 +215,7 @@ def test_backward(cell: str, form: str, row: Row) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_reserve_in_other_memory(dtype: torch.dtype) -> None:
     """The values are what counts, wherever they lie."""
-    call = make_call("lstm", dtype=dtype, requires_grad=False)
+    call = make_arguments("lstm", dtype=dtype, requires_grad=False)
     x, h0, c0, weights, batch_sizes, lengths, *options, _ = call.op_arguments()
     y, _, _, reserve = torch.ops.fusedrnn.forward(*call.op_arguments())
 

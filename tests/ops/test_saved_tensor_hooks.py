@@ -16,19 +16,15 @@ from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 import fusedrnn
 from fusedrnn import ops
-from tests.kit.arguments import CELLS_AND_FORMS, make_call, other_memory
-from tests.kit.layers import flat
+from fusedrnn._library import CELLS
+from tests.kit.arguments import CELLS_AND_FORMS, make_arguments, other_memory
+from tests.kit.layers import CELL_MODULES, flat
 
 f64 = torch.float64
 # Functions from a saved tensor to what its hook hands back.
 UNPACK: dict[str, Callable[[Tensor], Tensor]] = {
     kind: lambda t, k=k: other_memory(t)[k] if t.dim() else t  # type: ignore[misc]
     for k, kind in enumerate(("strided", "late", "unaligned"))
-}
-CELLS_OF_ONE_STEP = {
-    "lstm": fusedrnn.FusedLSTMCell,
-    "gru": fusedrnn.FusedGRUCell,
-    "rnn": fusedrnn.FusedRNNCell,
 }
 Gradients = Sequence[Tensor]
 
@@ -49,20 +45,20 @@ def layer_gradients(
     cell: str, form: str, higher: bool, context: AbstractContextManager[Any]
 ) -> Gradients:
     torch.manual_seed(0)
-    call = make_call(cell, form)
+    call = make_arguments(cell, form)
     with context:
         outputs = call.run(ops.layer)
     return derive(outputs, call.leaves, higher)
 
 
-def step_gradients(kind: str, higher: bool, context: AbstractContextManager[Any]) -> Gradients:
+def step_gradients(name: str, higher: bool, context: AbstractContextManager[Any]) -> Gradients:
     torch.manual_seed(0)
-    cell: nn.Module = CELLS_OF_ONE_STEP[kind](4, 6, dtype=f64)
+    cell: nn.Module = CELL_MODULES[name](4, 6, dtype=f64)
     x, h, c = (torch.randn(3, n, dtype=f64, requires_grad=True) for n in (4, 6, 6))
-    states = (h, c) if kind == "lstm" else (h,)
+    states = (h, c) if CELLS[name].has_c else (h,)
     with context:
-        outputs = cell(x, states if kind == "lstm" else h)
-    outputs = outputs if kind == "lstm" else (outputs,)
+        outputs = cell(x, states if CELLS[name].has_c else h)
+    outputs = outputs if CELLS[name].has_c else (outputs,)
     return derive(outputs, [x, *states, *cell.parameters()], higher)
 
 
@@ -80,11 +76,11 @@ def test_a_layer(cell: str, form: str, unpack: str) -> None:
 
 
 @pytest.mark.parametrize("unpack", UNPACK)
-@pytest.mark.parametrize("kind", CELLS_OF_ONE_STEP)
-def test_a_step(kind: str, unpack: str) -> None:
+@pytest.mark.parametrize("name", CELL_MODULES)
+def test_a_step(name: str, unpack: str) -> None:
     for higher in (False, True):
-        wanted = step_gradients(kind, higher, nullcontext())
-        assert_same(step_gradients(kind, higher, given_back(UNPACK[unpack])), wanted)
+        wanted = step_gradients(name, higher, nullcontext())
+        assert_same(step_gradients(name, higher, given_back(UNPACK[unpack])), wanted)
 
 
 def test_save_on_cpu() -> None:

@@ -45,7 +45,7 @@ def make(cell: str, N: tuple[int, ...] = (3,), dtype: torch.dtype = f64) -> tupl
     """A module of I = 4, H = 6, an input, and hx."""
     module = CELL_MODULES[cell](4, 6, dtype=dtype)
     x, h, c = (randn(*N, size, dtype=dtype, seed=size + k) for k, size in enumerate((4, 6, 6)))
-    return module, x, (h, c) if cell == "lstm" else h
+    return module, x, (h, c) if CELLS[cell].has_c else h
 
 
 def leaves_of(module: Any, x: Tensor, hx: Any) -> list[Tensor]:
@@ -93,7 +93,7 @@ def test_eager_calls_are_steps(cell: str, calls: list[str]) -> None:
         module(x, hx)
     module.float()
     with torch.autocast("cpu", torch.bfloat16):
-        module(x.float(), tuple(t.float() for t in hx) if cell == "lstm" else hx.float())
+        module(x.float(), tuple(t.float() for t in hx) if CELLS[cell].has_c else hx.float())
         module(x.float())
     assert calls == ["step"] * 7
 
@@ -125,9 +125,9 @@ def test_second_derivatives(cell: str, N: tuple[int, ...]) -> None:
     leaves = leaves_of(module, x, hx)
 
     def run(x: Tensor, *rest: Tensor) -> Any:
-        count = 2 if cell == "lstm" else 1
+        count = 2 if CELLS[cell].has_c else 1
         named = dict(zip(dict(module.named_parameters()), rest[count:], strict=True))
-        states = tuple(rest[:2]) if cell == "lstm" else rest[0]
+        states = tuple(rest[:2]) if CELLS[cell].has_c else rest[0]
         return torch.func.functional_call(module, named, (x, states))
 
     assert torch.autograd.gradcheck(run, leaves)
@@ -147,7 +147,7 @@ def test_what_is_kept_goes_through_hooks(cell: str) -> None:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
         y = flat(module(x, hx))[0]
-    states = 2 if cell == "lstm" else 1
+    states = 2 if CELLS[cell].has_c else 1
     assert len(packed) == 1 + states + 1 + 4
     expected = torch.autograd.grad(flat(module(x, hx))[0].sum(), list(module.parameters()))
     for a, b in zip(torch.autograd.grad(y.sum(), list(module.parameters())), expected, strict=True):
@@ -180,7 +180,7 @@ def test_backward_under_autocast() -> None:
 
 def arguments(cell: str = "lstm") -> dict[str, Any]:
     """N=3, I=4, H=6."""
-    module, x, hx = make(cell if cell != "lstm_proj" else "lstm")
+    module, x, hx = make("lstm" if CELLS[cell].projects else cell)
     h, c = (*flat(hx), None)[:2]
     weights = [w.detach() for w in module.parameters()]
     sizes = {"input_size": 4, "hidden_size": 6, "cell": cell}
@@ -253,7 +253,7 @@ def test_step_backward_of_nonsense(name: str, change: Callable[[Any], Any], mess
         STEP_BACKWARD(**given | {name: change(given[name])})
 
 
-@pytest.mark.parametrize("cell", [name for name in CELL_MODULES if name != "lstm"])
+@pytest.mark.parametrize("cell", [name for name in CELL_MODULES if not CELLS[name].has_c])
 def test_a_cell_state_that_a_cell_has_not(cell: str) -> None:
     c = torch.zeros(3, 6, dtype=f64)
     with pytest.raises(ERRORS, match=r"c must be absent: .* has no cell state"):
