@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import re
-import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from importlib.util import find_spec
 from itertools import pairwise
@@ -21,40 +19,13 @@ from torch import nn
 import fusedrnn
 import fusedrnn.keras
 import fusedrnn.onnx
+from tests.kit.documents import PAGES, REASON, ROOT, blocks, commands, name, tokens
 from tools.draw_pictures import PICTURES
 
-REASON = "requirements-docs.txt is not installed"
-markdown_it = pytest.importorskip("markdown_it", reason=REASON)
-
-ROOT = Path(__file__).resolve().parents[2]
-OUTSIDE = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "examples/README.md"]
-PAGES = sorted(
-    [
-        *(ROOT / name for name in OUTSIDE),
-        *ROOT.glob("csrc/**/*.md"),
-        *ROOT.glob("tests/**/*.md"),
-        *ROOT.glob("docs/**/*.md"),
-    ]
-)
 # What a page speaks of without making it.
 GIVEN = {"README.md": {"model": nn.Sequential(nn.LSTM(4, 8))}}
 # Programs of commands that a machine may lack.
 OPTIONAL = {"compute-sanitizer", "nvcc", "torchrun", "chromium"}
-
-
-def name(page: Path) -> str:
-    return str(page.relative_to(ROOT))
-
-
-def tokens(page: Path) -> list:
-    return markdown_it.MarkdownIt("commonmark").enable("table").parse(page.read_text())
-
-
-def blocks(page: Path) -> Iterator[tuple[int, str, str]]:
-    """First line, language and text of every fenced block of code."""
-    for token in tokens(page):
-        if token.type == "fence":
-            yield token.map[0] + 1, token.info.strip(), token.content
 
 
 def is_python(info: str) -> bool:
@@ -85,40 +56,6 @@ def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
                 assert info == "python", f"{name(page)}:{line}: what is {info!r}?"
                 # A traceback names the page and its line.
                 exec(compile("\n" * line + text, str(page), "exec"), namespace)
-
-
-OURS = re.compile(r"(\w+=\S+ )*(bash|make|pip|python|torchrun) ")
-
-
-def commands(page: Path) -> Iterator[tuple[str, list[str]]]:
-    """Place and words of a page's commands: in fences of sh and console, indented, in a line."""
-    for token in tokens(page):
-        fence = token.type == "fence" and token.info.strip() in ("sh", "console")
-        if token.type == "inline":
-            lines = [child.content for child in token.children if child.type == "code_inline"]
-        elif fence or token.type == "code_block":
-            lines = token.content.replace("\\\n", " ").splitlines()
-        else:
-            continue
-        if any(line.startswith("$ ") for line in lines):  # the others are what is printed
-            lines = [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
-        command = ""
-        for line in lines:
-            command += line
-            if not fence and not OURS.match(command):
-                command = ""
-                continue  # it may be anything
-            try:
-                words = shlex.split(command, comments=True)
-            except ValueError:  # a quotation goes on
-                command += "\n"
-                continue
-            command = ""
-            while words and re.fullmatch(r"\w+=.*", words[0]):
-                words.pop(0)
-            if words:
-                yield f"{name(page)}:{token.map[0] + 1}", words
-        assert not command, f"{name(page)}:{token.map[0] + 1}: a quotation has no end"
 
 
 def problem(words: list[str]) -> str:

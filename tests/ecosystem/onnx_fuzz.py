@@ -28,9 +28,21 @@ from onnx.reference import ReferenceEvaluator
 
 import fusedrnn.onnx
 from fusedrnn._onnx import GATES
-from tests.ecosystem.test_onnx_files import call, external, with_functions
-from tests.ecosystem.test_onnx_load import make_model, make_weights, node, state, value, with_states
-from tests.ecosystem.test_onnx_values import PREPARED, opset, prepared, quantized
+from tests.ecosystem.onnx_models import (
+    PREPARED,
+    call,
+    external,
+    make_model,
+    make_weights,
+    node,
+    opset,
+    prepared,
+    quantized,
+    state,
+    value,
+    with_functions,
+    with_states,
+)
 
 MEMORY = 1 << 30  # bytes that a file may take, beside what is there before
 NUMBERS = [

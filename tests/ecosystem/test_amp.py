@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import fusedrnn
-from tests.helpers import CELLS, Cell, error, randn
+from tests.kit.layers import CELLS, Cell, error, randn
 
 DTYPES = [torch.bfloat16, torch.float16]
 

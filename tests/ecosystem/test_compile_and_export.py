@@ -1,6 +1,6 @@
 """Inductor, saved exports and AOTInductor give eager mode's numbers; TorchScript is refused.
 
-`tests/test_compile.py` has every cell and call under Dynamo and torch.export; here is what happens
+`tests/layers/test_compile.py` has every cell and call under Dynamo and export; here is what happens
 to the graphs afterwards.
 """
 
@@ -19,7 +19,7 @@ from torch._dynamo.testing import CompileCounter
 
 import fusedrnn
 from fusedrnn._library import LIBRARY
-from tests.helpers import randn
+from tests.kit.layers import randn
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import fusedrnn
 from fusedrnn._double_backward import _second_derivative
-from tests.helpers import CELLS, Cell, flat, make_states, map_tensors, ragged, randn
+from tests.kit.layers import CELLS, Cell, flat, make_states, map_tensors, ragged, randn
 
 T, N, I, H = 7, 3, 4, 6
 

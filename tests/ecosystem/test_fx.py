@@ -15,7 +15,7 @@ from torch.nn.utils import prune
 from torch.nn.utils.rnn import pack_sequence
 
 import fusedrnn
-from tests.helpers import CELLS, Cell, assert_close, flat, make_states, ragged, randn, run
+from tests.kit.layers import CELLS, Cell, assert_close, flat, make_states, ragged, randn, run
 
 CELL_CLASSES = [fusedrnn.FusedLSTMCell, fusedrnn.FusedGRUCell, fusedrnn.FusedRNNCell]
 

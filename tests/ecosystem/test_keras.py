@@ -15,7 +15,7 @@ from torch import Tensor
 
 import fusedrnn
 import fusedrnn.keras
-from tests.helpers import error, flat
+from tests.kit.layers import error, flat
 
 os.environ["KERAS_BACKEND"] = "torch"
 keras: Any = pytest.importorskip("keras")

@@ -14,12 +14,13 @@ from torch.nn.utils.rnn import pack_sequence
 
 import fusedrnn
 import fusedrnn.onnx
-from tests.helpers import CELLS, Cell, error, flat, make_states, ragged, randn
+from tests.kit.layers import CELLS, Cell, flat, make_states, ragged, randn
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 ort = pytest.importorskip("onnxruntime")
 
+from tests.ecosystem.onnx_models import assert_close, run, session
 
 pytestmark = [
     # torch's exporter and what it stands on.
@@ -31,8 +32,6 @@ pytestmark = [
 
 EXPORTED = [cell for cell in CELLS if not cell.projects]
 OPERATORS = {"lstm": "LSTM", "gru": "GRU", "gru_reset_before": "GRU"}
-# ONNX Runtime computes float32 by approximations of its own; the reference is float64.
-LIMIT = 2e-6
 
 
 class Call(nn.Module):
@@ -48,25 +47,6 @@ class Call(nn.Module):
             hx = rest[0]
         lengths = rest[-1] if self.lengths else None
         return flat(self.rnn(x, hx, lengths=lengths))
-
-
-def session(model: Any) -> Any:
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = 1
-    source = str(model) if isinstance(model, Path) else model.SerializeToString()
-    return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-
-
-def run(session: Any, inputs: list[Tensor]) -> list[Tensor]:
-    names = [value.name for value in session.get_inputs()]
-    feed = {name: t.numpy() for name, t in zip(names, inputs, strict=True)}
-    return [torch.from_numpy(array) for array in session.run(None, feed)]
-
-
-def assert_close(actual: list[Tensor], expected: Any, limit: float = LIMIT) -> None:
-    errors = [error(a, e) for a, e in zip(actual, flat(expected), strict=True)]
-    assert max(errors) <= limit, errors
 
 
 def inputs_of(layer: Any, T: int, N: int, states: bool, lengths: bool) -> list[Tensor]:

@@ -14,10 +14,19 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
 
-from onnx import AttributeProto, TensorProto, helper  # type: ignore[attr-defined]
+from onnx import AttributeProto, helper  # type: ignore[attr-defined]
 
-from tests.ecosystem.test_onnx_load import assert_node, make_model, make_weights, node
-from tests.ecosystem.test_onnx_values import SIZE, W_of, prepared
+from tests.ecosystem.onnx_models import (
+    SIZE,
+    W_of,
+    assert_node,
+    call,
+    external,
+    make_model,
+    make_weights,
+    node,
+    with_functions,
+)
 
 make = helper.make_node
 
@@ -100,21 +109,6 @@ def test_graphs_in_graphs() -> None:
     assert list(fusedrnn.onnx.load(model)) == ["deep"]
 
 
-def with_functions(*bodies: list[Any]) -> Any:
-    """A model that calls F0; Fk has the k-th of these lists of nodes."""
-    model = make_model([make("F0", list("XWRB"), ["Y"], domain="own")], make_weights("LSTM", 1))
-    model.opset_import.append(helper.make_opsetid("own", 1))
-    versions = [helper.make_opsetid("", 20), helper.make_opsetid("own", 1)]
-    for k, body in enumerate(bodies):
-        function = helper.make_function("own", f"F{k}", list("XWRB"), ["Y"], body, versions)
-        model.functions.append(function)
-    return model
-
-
-def call(k: int) -> Any:
-    return make(f"F{k}", list("XWRB"), ["Y"], domain="own")
-
-
 def test_functions_in_functions() -> None:
     model = with_functions([call(1)], [call(2)], [node("LSTM")])
     (layer,) = fusedrnn.onnx.load(model).values()
@@ -136,19 +130,6 @@ def test_functions_that_do_not_end() -> None:
     many = with_functions([call(1)] * 300, [million, node("LSTM")])
     with pytest.raises(ValueError, match=r"the model has 600 nodes of 3\d{8} bytes, 2 deep"):
         fusedrnn.onnx.load(many)
-
-
-def external(folder: Path, **entries: str) -> Path:
-    """A model whose W is in a file beside it."""
-    model = prepared([], {})
-    W = model.graph.initializer[0]
-    (folder / "W.bin").write_bytes(W.raw_data)
-    W.ClearField("raw_data")
-    W.data_location = TensorProto.EXTERNAL
-    for key, text in {"location": "W.bin", **entries}.items():
-        W.external_data.add(key=key, value=text)
-    (folder / "model.onnx").write_bytes(model.SerializeToString())
-    return folder / "model.onnx"
 
 
 def test_external_data(tmp_path: Path) -> None:

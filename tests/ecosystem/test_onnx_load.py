@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import fusedrnn
 import fusedrnn.onnx
-from tests.helpers import randn
+from tests.kit.layers import randn
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
@@ -25,7 +25,22 @@ pytest.importorskip("onnxruntime")
 from onnx import TensorProto, helper, numpy_helper  # type: ignore[attr-defined]
 from onnx.reference import ReferenceEvaluator
 
-from tests.ecosystem.test_onnx import assert_close, run, session
+from tests.ecosystem.onnx_models import (
+    H,
+    I,
+    N,
+    T,
+    assert_close,
+    assert_node,
+    make_model,
+    make_weights,
+    node,
+    run,
+    session,
+    state,
+    value,
+    with_states,
+)
 
 pytestmark = [
     # torch's exporters and what they stand on.
@@ -35,52 +50,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
     pytest.mark.filterwarnings("ignore:Exporting a model to ONNX with a batch_size other than 1"),
 ]
-
-T, N, I, H = 5, 3, 4, 6
-GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
-
-
-def value(name: str, *shape: Any, kind: int = TensorProto.FLOAT) -> Any:
-    return helper.make_tensor_value_info(name, kind, shape or None)
-
-
-def make_model(nodes: list[Any], weights: dict[str, Any], inputs: list[Any] | None = None) -> Any:
-    graph = helper.make_graph(
-        nodes,
-        "graph",
-        [value("X", T, N, I)] if inputs is None else inputs,
-        [value("Y")],
-        [numpy_helper.from_array(np.asarray(array), name) for name, array in weights.items()],
-    )
-    opset = helper.make_opsetid("", 20)
-    return helper.make_model(graph, opset_imports=[opset], ir_version=9)
-
-
-def make_weights(operator: str, D: int, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
-    G = GATES[operator]
-    shapes = {"W": (D, G * H, I), "R": (D, G * H, H), "B": (D, 2 * G * H)}
-    return {name: randn(*shape, dtype=dtype).numpy() / 2 for name, shape in shapes.items()}
-
-
-def node(
-    operator: str, name: str = "it", inputs: Any = ("X", "W", "R", "B"), **options: Any
-) -> Any:
-    options.setdefault("hidden_size", H)
-    return helper.make_node(operator, inputs, ["Y"], name, **options)
-
-
-def assert_node(model: Any, layer: Any, inputs: dict[str, Tensor] | None = None) -> None:
-    """Compares a model of one node with its layer, in float64."""
-    inputs = inputs or {}
-    x = randn(T, N, I, dtype=torch.float32)
-    (Y,) = run(session(model), [x, *inputs.values()])
-    hx: Any = [inputs[name].double() for name in ("h0", "c0") if name in inputs] or None
-    if hx is not None and layer.mode != "LSTM":
-        hx = hx[0]
-    lengths = inputs["lens"].long() if "lens" in inputs else None
-    y = layer.double()(x.double(), hx, lengths=lengths)[0]
-    D = 2 if layer.bidirectional else 1
-    assert_close([Y], [y.unflatten(-1, (D, H)).transpose(1, 2)])
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
@@ -301,21 +270,6 @@ def test_layout_1_of_onnx_itself() -> None:
 
 
 REMARK = r"node 'it' \(.*\): the file holds {}\. .* passes \*\*fusedrnn\.onnx\.constants\(layer\)"
-
-
-def with_states(operator: str, D: int = 1, layout: int = 0, **states: Any) -> Any:
-    """A model whose node starts from states that are stored, computed or the graph's inputs."""
-    weights = {**make_weights(operator, D), **states}
-    wanted = ("lens", "h", "c") if operator == "LSTM" else ("lens", "h")
-    names = [name if name in states else "" for name in wanted]
-    options: dict[str, Any] = {"layout": layout} if layout else {}
-    if D == 2:
-        options["direction"] = "bidirectional"
-    return make_model([node(operator, inputs=["X", "W", "R", "B", *names], **options)], weights)
-
-
-def state(*shape: int) -> Any:
-    return randn(*shape, dtype=torch.float32).numpy()
 
 
 @pytest.mark.parametrize("D", [1, 2])

@@ -1,4 +1,4 @@
-"""Pruning and parametrizations in training; one call of each is in tests/test_state.py."""
+"""Pruning and parametrizations in training; one call of each is in tests/layers/test_state.py."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
 import fusedrnn
-from tests.helpers import CELLS, TORCH_CELLS, Cell, assert_same, randn, run
+from tests.kit.layers import CELLS, TORCH_CELLS, Cell, assert_same, randn, run
 
 
 def train(module: Any, steps: int = 4) -> None:

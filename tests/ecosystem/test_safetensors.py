@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.helpers import CELLS, TORCH_CELLS, Cell, flat, randn
+from tests.kit.layers import CELLS, TORCH_CELLS, Cell, flat, randn
 
 safetensors = pytest.importorskip("safetensors.torch", reason="safetensors is not installed")
 

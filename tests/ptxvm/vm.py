@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
-import shutil
 import subprocess
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+import setup_build
 from tests.ptxvm.build import native
 
 Array = np.ndarray[Any, Any]
@@ -28,12 +28,6 @@ _GAP = 1 << 16
 _ALIGN = 256
 
 
-def nvcc() -> str | None:
-    """The CUDA compiler: $CUDA_HOME's, else that on PATH; None where there is neither."""
-    home = os.environ.get("CUDA_HOME", "")
-    return shutil.which("nvcc", path=f"{home}/bin") if home else shutil.which("nvcc")
-
-
 def compile_ptx(
     source: Path, out_dir: Path, *, arch: str = "compute_80", flags: Sequence[str] = ()
 ) -> str:
@@ -44,7 +38,7 @@ def compile_ptx(
     Raises:
         RuntimeError: nvcc is missing or refuses the source.
     """
-    compiler = nvcc()
+    compiler = setup_build.nvcc()
     if compiler is None:
         raise RuntimeError("nvcc is not on PATH: install the CUDA toolkit")
     command = [compiler, "-ptx", "-lineinfo", "-std=c++17", f"-arch={arch}", *flags]
