@@ -12,7 +12,7 @@ import pytest
 REASON = "requirements-docs.txt is not installed"
 markdown_it = pytest.importorskip("markdown_it", reason=REASON)
 ROOT = Path(__file__).resolve().parents[2]
-OUTSIDE = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "examples/README.md"]
+OUTSIDE = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "examples/README.md"]
 PAGES = sorted(
     [
         *(ROOT / name for name in OUTSIDE),
