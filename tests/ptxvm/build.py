@@ -21,7 +21,8 @@ def build() -> Path:
     own = {"rounding": ["-frounding-math"]}
     units = {source: own.get(source.stem, []) for source in sorted(HERE.glob("*.cpp"))}
     flags = [
-        # Warnings are errors with and without FUSEDRNN_WERROR: one command, one build.
+        # Warnings are errors whether or not FUSEDRNN_WERROR is set, so that the command never
+        # changes and nothing is rebuilt.
         *(flag for flag in setup_build.common_flags() if flag != "-Werror"),
         "-Werror",
         *pybind_flags(),
@@ -32,5 +33,5 @@ def build() -> Path:
 
 @functools.cache
 def native() -> ModuleType:
-    """The module, built first where a source is newer."""
+    """The native module; it is built first if a source is newer."""
     return load(build())

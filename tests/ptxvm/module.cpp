@@ -95,7 +95,7 @@ py::dict launch(const Module& module, const std::string& name, const std::array<
                     shared, std::move(parameters), std::move(buffers), options);
     statistics = machine.run();
   }
-  for (auto& [address, buffer] : memory.buffers) buffer->cells.reset();
+  for (auto& [address, buffer] : memory.buffers) buffer->shadows.reset();
   py::dict out;
   out["instructions"] = statistics.instructions;
   out["stale_loads"] = statistics.stale_loads;

@@ -1,4 +1,4 @@
-// PTX text to modules.
+// The parser: it turns the text of a PTX module into kernels and variables.
 #include <cctype>
 #include <cstring>
 #include <set>
@@ -40,7 +40,7 @@ std::string trimmed(const std::string& s) {
 
 bool starts(const std::string& s, const char* prefix) { return s.rfind(prefix, 0) == 0; }
 
-// Splits at `separator` outside brackets; no empty part at the end.
+// Splits at each `separator` outside brackets. An empty last part is left out.
 std::vector<std::string> split(const std::string& s, char separator) {
   std::vector<std::string> parts;
   std::string part;
@@ -59,7 +59,7 @@ std::vector<std::string> split(const std::string& s, char separator) {
   return parts;
 }
 
-// Comments become spaces; line ends stay, for the line numbers.
+// Removes comments. Line ends stay, so that line numbers stay right.
 std::string without_comments(const std::string& text) {
   std::string out;
   out.reserve(text.size());
@@ -78,11 +78,11 @@ std::string without_comments(const std::string& text) {
   return out;
 }
 
-// A declared variable: ".shared .align 16 .b8 name[64]", with its initialiser.
+// The declaration of a variable, as in ".shared .align 16 .b8 name[64]", and its initialiser.
 struct Declaration {
   std::string space, name, initial;
   uint64_t align = 0, element = 4, count = 1;
-  bool open_ended = false;  // extern __shared__
+  bool open_ended = false;  // extern __shared__: an array without a size
 
   uint64_t bytes() const { return element * count; }
 };
@@ -180,7 +180,7 @@ class Parser {
     }
   }
 
-  // Directives that end with their line, without a semicolon.
+  // Whether s is a directive that ends with its line, without a semicolon.
   static bool is_line_directive(const std::string& s) {
     for (const char* name : {".version", ".target", ".address_size", ".file", ".loc"})
       if (starts(s, name)) return true;
@@ -240,7 +240,7 @@ class Parser {
     table_branches_.clear();
     tables_.clear();
     source_ = {};
-    kernel_.registers = 1;  // register 0 takes what nobody reads
+    kernel_.registers = 1;  // register 0 takes results that no instruction reads
     if (open != std::string::npos) {
       const size_t close = head.find(')', open);
       parameters(head.substr(open + 1, close - open - 1));
@@ -293,7 +293,7 @@ class Parser {
     }
   }
 
-  // One statement of a kernel's body, a label or a scope's brace.
+  // One statement of a kernel's body, or a label, or the brace of a scope.
   struct Line {
     std::string text;
     int line;
@@ -325,7 +325,7 @@ class Parser {
         continue;
       }
       braces += (c == '{') - (c == '}');
-      // Not the double colon of L1::no_allocate.
+      // A colon ends a label, unless it belongs to the double colon of L1::no_allocate.
       const bool label = c == ':' && braces == 0 && text.find_first_of(" \t.") == std::string::npos;
       if (c == ';' || label) {
         body_.push_back({text + (label ? ":" : ""), first, source_});
@@ -450,7 +450,7 @@ class Parser {
       s.arguments.push_back({});
       s.arguments.back().form = Argument::kName;
       s.arguments.back().name = rest;
-      // What it is given says why the kernel stopped; other functions are not run.
+      // The arguments of __assertfail are the message of the fault. No other function is run.
       if (const size_t open = rest.find('('); starts(rest, "__assertfail") && open < rest.size())
         for (const std::string& part : split(rest.substr(open + 1, rest.find(')') - open - 1), ','))
           s.arguments.push_back(argument(part));
@@ -462,7 +462,7 @@ class Parser {
       try {
         for (const std::string& part : split(rest, ',')) s.arguments.push_back(argument(part));
       } catch (const std::exception&) {
-        s.opcode = "?";  // decoded as an instruction that is not known
+        s.opcode = "?";  // decode() takes it for an unknown instruction
       }
     }
     add(s, line.line, line.source);
@@ -564,7 +564,7 @@ class Parser {
     return a;
   }
 
-  // Where the .param variables of calls begin, above every kernel's parameters.
+  // The .param variables of calls begin at this address, above the parameters of every kernel.
   static constexpr uint64_t kScratch = 1 << 20;
 
   std::string text_;
@@ -574,9 +574,10 @@ class Parser {
   std::map<std::string, Declaration> shared_;
   SourceLine source_;
 
-  Kernel kernel_;  // the one being read, and what belongs to it
+  // The kernel that is being read, and the names in it.
+  Kernel kernel_;
   std::vector<Line> body_;
-  std::vector<std::map<std::string, uint32_t>> registers_;  // by scope
+  std::vector<std::map<std::string, uint32_t>> registers_;  // one map for each open scope
   std::map<std::string, int> labels_;
   std::vector<std::pair<size_t, std::string>> branches_, table_branches_;
   std::map<std::string, std::vector<std::string>> tables_;
