@@ -10,10 +10,11 @@ from tests.ptxvm.kit import Array, bfloat_bits, bfloats, int32, load, needs_nvcc
 
 pytestmark = needs_nvcc
 
-ODD = [0, 1, -1, 2**31 - 1, -(2**31), 255, -256]
+EXTREMES = [0, 1, -1, 2**31 - 1, -(2**31), 255, -256]
 
 
 def integers(*shape: int, seed: int = 0) -> Array:
+    """Random numbers of 32 bits."""
     return np.random.default_rng(seed).integers(-(2**31), 2**31, shape).astype(np.int32)
 
 
@@ -22,6 +23,7 @@ def truncated_division(x: int, y: int) -> int:
 
 
 def integer_results(x: int, y: int) -> list[int]:
+    """The results of the probe `integers` for one pair of numbers, before they wrap to 32 bits."""
     ux, uy, s = x % 2**32, y % 2**32, y & 31
     pool = [*ux.to_bytes(4, "little"), *uy.to_bytes(4, "little")]
     odd = y | 1
@@ -35,7 +37,7 @@ def integer_results(x: int, y: int) -> list[int]:
         32 - ux.bit_length(), int(f"{ux:032b}"[::-1], 2), (ux & -ux).bit_length(),
         sum(pool[n] << 8 * k for k, n in enumerate([4, 1, 6, 3])),
         (uy << 32 | ux) << s >> 32, abs(x),
-        # Beyond the top, bfe goes on with the sign.
+        # bfe: bits of the field above bit 31 are copies of the sign.
         (x >> s if s > 25 else field - (field >> 6 << 7)),
         (uy & ~mask) | (ux << s & mask),
         (x + 128) % 256 - 128 + uy % 65536,
@@ -43,8 +45,8 @@ def integer_results(x: int, y: int) -> list[int]:
 
 
 def test_integers() -> None:
-    a = np.concatenate([np.repeat(ODD, len(ODD)), integers(200)]).astype(np.int32)
-    b = np.concatenate([np.tile(ODD, len(ODD)), integers(200, seed=1)]).astype(np.int32)
+    a = np.concatenate([np.repeat(EXTREMES, len(EXTREMES)), integers(200)]).astype(np.int32)
+    b = np.concatenate([np.tile(EXTREMES, len(EXTREMES)), integers(200, seed=1)]).astype(np.int32)
     out = np.zeros((24, len(a)), np.int32)
     load("arithmetic").launch("integers", 4, 64, [a, b, out, len(a)])
     wanted = [integer_results(int(x), int(y)) for x, y in zip(a, b, strict=True)]
@@ -64,7 +66,7 @@ def test_long_integers() -> None:
 
 
 def directed(exact: Array, towards: float) -> Array:
-    """float64 results rounded to float32 towards a bound; 0 for towards zero."""
+    """Rounds float64 numbers to float32, towards inf, -inf or 0."""
     near = exact.astype(np.float32)
     if towards == 0:
         wrong = np.abs(near) > np.abs(exact)
@@ -77,7 +79,8 @@ def test_floats() -> None:
     a, b = numbers(500), numbers(500, seed=1)
     out = np.zeros((16, 500), np.float32)
     load("arithmetic").launch("floats", 4, 128, [a, b, out, 500])
-    # Sums and products of float32 are exact in float64, or near enough to round alike.
+    # float64 holds the sums and products of float32 numbers exactly, or so nearly that they round
+    # to the same float32 numbers.
     x, y = a.astype(np.float64), b.astype(np.float64)
     up, down = np.inf, -np.inf
     wanted = [
@@ -168,7 +171,8 @@ def test_branches_and_local_memory(arch: str) -> None:
         assert out[k] == int32((v * 0x123456789ABCDEF + x >> 50) + v)
 
 
-# Registers share places; these must not, though nothing reads them in between.
+# A kernel for the sharing of slots by registers. %r0 is set before the loop and read after it, and
+# %r7 is not read in every round. No other register may take their slots.
 REGISTERS = """
 .version 9.0
 .target sm_80
@@ -200,7 +204,7 @@ skip:
 """
 
 
-def test_registers_that_share_places() -> None:
+def test_registers_that_share_slots() -> None:
     out = np.zeros(3, np.int32)
     Program(REGISTERS).launch("k", 1, 3, [out])
     assert out.tolist() == [1005 + 30, 1007, 1005 + 30]

@@ -13,7 +13,7 @@ from tests.ptxvm.kit import each_seed, faulty, load, needs_nvcc, numbers, racy
 
 pytestmark = needs_nvcc
 
-# --- Bounds, first use ---------------------------------------------------------------------------
+# --- Bounds and uninitialised reads --------------------------------------------------------------
 
 
 def test_bounds_of_arrays() -> None:
@@ -77,7 +77,7 @@ def test_uninitialised_arrays(seed: int) -> None:
     assert not memory.written(out).any()
     load("memory").launch("sum_of", 1, 32, [*args, 64], memory=memory, seed=seed)
     assert memory.written(work).all() and memory.written(out).all()
-    # What one launch wrote, the next may read; so with what the host wrote.
+    # A launch may read values that an earlier launch or the host wrote.
     load("memory").launch("sum_of", 1, 32, [*args, 10], memory=memory, seed=seed)
     fresh = memory.empty(64, np.float32)
     fresh[...] = 1

@@ -16,7 +16,7 @@ BLOCKS, THREADS, STEPS = 3, 64, 4
 
 
 def ring(steps: int) -> tuple[Array, Array]:
-    """A ring of numbers and what exchange makes of it."""
+    """A ring of numbers, and the same ring after `steps` steps of the probe `exchange`."""
     x = (np.arange(BLOCKS * THREADS) * 37 % 11).astype(np.int32)
     y = x
     for _ in range(steps):
@@ -25,6 +25,7 @@ def ring(steps: int) -> tuple[Array, Array]:
 
 
 def run_ring(program: Program, name: str, **kwargs: Any) -> tuple[Array, Array]:
+    """Runs a probe on the ring; returns its result and the right one."""
     x, wanted = ring(STEPS)
     memory = Memory()
     x, y = memory.copy(x, "x"), memory.empty(x.shape, np.int32, "y")
@@ -35,6 +36,7 @@ def run_ring(program: Program, name: str, **kwargs: Any) -> tuple[Array, Array]:
 
 
 def exchange(program: Program, barrier: str) -> str:
+    """The name of the probe `exchange` that uses this barrier."""
     return program.name_of("exchange", f"{len(barrier)}{barrier}E")
 
 
@@ -100,7 +102,7 @@ def test_flags_in_shared_memory(seed: int) -> None:
 
 @pytest.mark.parametrize("fences", [True, False])
 def test_stale_values_of_volatile_loads(fences: bool) -> None:
-    """All accesses are strong: nothing races, but without fences they may come out of order."""
+    """Volatile accesses do not race with each other, but without fences a load may be stale."""
     program, right, stale = load("order"), 0, 0
     for seed in range(20):
         x, flag, out = np.zeros(64, np.int32), np.zeros(1, np.uint32), np.zeros(64, np.int32)
