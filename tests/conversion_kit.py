@@ -1,4 +1,4 @@
-"""Layers and a model that convert takes, and what is compared before and after."""
+"""Layers and a model to convert, and comparisons of them before and after."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PAIRS: dict[type[nn.Module], type[nn.Module]] = {
     nn.RNNCell: fusedrnn.FusedRNNCell,
 }
 
-# I = 3, H = 5 everywhere.
+# All layers have I = 3 and H = 5.
 LAYERS: dict[str, Callable[[], nn.Module]] = {
     "lstm": lambda: nn.LSTM(3, 5),
     "lstm-deep": lambda: nn.LSTM(3, 5, 2, batch_first=True, dropout=0.5, bidirectional=True),
@@ -59,7 +59,7 @@ RECURRENT = ["stack.0", "levels.0", "by_name.deep.rnn", "cell"]
 
 
 def tensors(value: Any) -> list[Tensor]:
-    """All tensors in a result."""
+    """All tensors in the result of a layer or model."""
     if isinstance(value, PackedSequence):
         return [value.data]
     if isinstance(value, tuple):
@@ -76,7 +76,7 @@ def sequence_for(module: nn.Module) -> Tensor:
 
 
 def run(module: nn.Module, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-    """Results, and the gradients of x and of all parameters, with dropout from one seed."""
+    """The results, and the gradients of x and of all parameters. Dropout always uses one seed."""
     torch.manual_seed(7)
     x = x.clone().requires_grad_()
     module.zero_grad()
@@ -90,7 +90,7 @@ def assert_same(found: Any, expected: Any) -> None:
 
 
 def assert_flat_weights(module: nn.Module) -> None:
-    """The list of weights that torch.nn's layers run on is the registered parameters."""
+    """Asserts that `_flat_weights`, which torch.nn's layers compute with, holds the parameters."""
     if isinstance(module, nn.RNNBase):
         assert len(module._flat_weights) == len(module._flat_weights_names)
         for name, weight, reference in zip(

@@ -35,7 +35,7 @@ def layer(request: pytest.FixtureRequest) -> nn.Module:
     return LAYERS[request.param]()
 
 
-# What changes
+# --- What changes --------------------------------------------------------------------------------
 
 
 def test_root_of_every_kind(layer: nn.Module) -> None:
@@ -69,7 +69,7 @@ def test_root_of_every_kind(layer: nn.Module) -> None:
 
 
 def test_converted_equals_constructed(layer: nn.Module) -> None:
-    """A converted layer has the attributes of one that was made fused."""
+    """A converted layer has the same attributes as a fused layer that was built directly."""
     converted = convert(copy.deepcopy(layer))
     keywords = {
         k: v
@@ -161,7 +161,7 @@ def test_not_a_module(change: Callable[[Any], Any], wrong: Any) -> None:
         change(wrong)
 
 
-# What stays
+# --- What stays ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("make_optimizer", [torch.optim.Adam, torch.optim.SGD])
@@ -267,7 +267,7 @@ def test_dtype(dtype: torch.dtype, layer: nn.Module) -> None:
     convert(layer)
     assert {p.dtype for p in layer.parameters()} == {dtype}
     assert tensors(layer(sequence_for(layer)))[0].dtype == dtype
-    # It moves to another dtype as it would have before, and so it does reverted.
+    # A converted layer can be moved to another dtype, and still be reverted.
     convert(layer.to(torch.float64))
     x = sequence_for(layer)
     expected = run(layer, x)
@@ -346,7 +346,7 @@ def test_data_parallel_wrapper() -> None:
 
 
 def test_weights_computed_by_hooks() -> None:
-    """Pruning and the hook form of weight_norm leave the class alone, so they are converted."""
+    """Layers with pruning or the hook form of weight_norm are converted: they keep their class."""
     module = nn.LSTM(3, 5).double()
     prune.random_unstructured(module, "weight_hh_l0", amount=0.5)
     with pytest.warns(FutureWarning, match="weight_norm"):
@@ -365,7 +365,10 @@ def test_weights_computed_by_hooks() -> None:
 
 @pytest.mark.parametrize("change", [convert, revert])
 def test_compiled_before(change: Callable[[nn.Module], nn.Module]) -> None:
-    """Discouraged, as a captured graph keeps what it captured; the numbers are right."""
+    """The results stay right if a layer is compiled first and converted or reverted then.
+
+    This order is discouraged, because the captured graph still runs the old layer.
+    """
     module = nn.GRU(3, 5)
     x = torch.randn(4, 2, 3)
     expected = module(x)
@@ -377,7 +380,7 @@ def test_compiled_before(change: Callable[[nn.Module], nn.Module]) -> None:
     torch.testing.assert_close(module(x), expected)
 
 
-# to_torch
+# --- to_torch ------------------------------------------------------------------------------------
 
 
 def test_to_torch_shares_parameters(layer: nn.Module) -> None:
@@ -405,7 +408,7 @@ def test_to_torch_shares_parameters(layer: nn.Module) -> None:
     with torch.no_grad():
         next(layer.parameters()).mul_(2)
     assert_same(run(duplicate, x), run(layer, x))
-    # What is set on one is not set on the other.
+    # An attribute that is set on one is not set on the other.
     duplicate.train()
     assert not layer.training
 
@@ -425,7 +428,7 @@ def test_to_torch_of_a_model() -> None:
 
 
 def test_to_torch_with_computed_weights() -> None:
-    """Weights that a hook computes are no leaves, and cannot be copied."""
+    """Weights that a hook computes are no leaf tensors, which deepcopy refuses."""
     module = convert(nn.LSTM(3, 5))
     prune.random_unstructured(module, "weight_hh_l0", amount=0.5)
     x = sequence_for(module)

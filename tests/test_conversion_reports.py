@@ -1,4 +1,4 @@
-"""convert, revert and to_torch: which layers they leave alone and report, or refuse."""
+"""convert, revert and to_torch: the layers that they leave as they are and report, or refuse."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from tests.conversion_kit import (
 
 
 def left_alone(change: Callable[[nn.Module], nn.Module], module: nn.Module) -> str:
-    """Runs a conversion that must report something; returns the report."""
+    """Runs a conversion that must warn of layers that it left alone; returns the warning."""
     with pytest.warns(UserWarning, match=r"^fusedrnn\.\w+ left ") as caught:
         assert change(module) is not None
     assert len(caught) == 1
-    # The report points at the caller of the conversion.
+    # The warning names the line that called the conversion.
     assert caught[0].filename == __file__
     return str(caught[0].message)
 
 
 class MyLSTM(nn.LSTM):
-    """A subclass."""
+    """A subclass of torch.nn.LSTM."""
 
 
 class MyFusedGRU(fusedrnn.FusedGRU):
-    """A subclass of ours."""
+    """A subclass of FusedGRU."""
 
 
 class MyBase(nn.RNNBase):
-    """A layer of someone else's."""
+    """A user's layer, derived from torch.nn.RNNBase."""
 
     def __init__(self) -> None:
         super().__init__("LSTM", 3, 5)
@@ -92,7 +92,7 @@ def test_parametrized(make: Callable[[int, int], nn.Module]) -> None:
     report = left_alone(change, model)
     assert f"\n  0 (Parametrized{make.__name__}): parametrized" in report
     assert all(map(torch.equal, tensors(plain(x)), expected))
-    # And when it is no longer parametrized, it changes like any other.
+    # Once it is no longer parametrized, it is converted like any other layer.
     nn.utils.parametrize.remove_parametrizations(plain, name)
     change(model)
     assert type(plain) is (nn.GRU if change is revert else PAIRS[make])  # type: ignore[index]
@@ -134,7 +134,7 @@ def _quantize(module: nn.Module) -> nn.Module:
     )
 
 
-# torch.ao itself is deprecated.
+# torch.ao is deprecated, and warns of it.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
 def test_dynamic_quantization() -> None:
@@ -149,7 +149,7 @@ def test_dynamic_quantization() -> None:
     assert torch.equal(quantized(ids), expected)
     assert [type(m) for m in quantized.modules()] == types
 
-    # nn.RNN was not quantized: it changes, the others are reported.
+    # nn.RNN was not quantized, so it is converted. The other layers are reported.
     report = left_alone(convert, quantized)
     assert "fusedrnn.convert left 3 recurrent layers" in report
     for name, kind in (("stack.0", "GRU"), ("levels.0", "LSTM"), ("cell", "LSTMCell")):
@@ -158,11 +158,11 @@ def test_dynamic_quantization() -> None:
     torch.testing.assert_close(quantized(ids), expected)
 
 
-# What cannot go back
+# --- Layers that torch.nn cannot represent -------------------------------------------------------
 
 
 @pytest.mark.parametrize("change", [revert, to_torch])
-def test_reset_before_has_no_way_back(change: Callable[[nn.Module], nn.Module]) -> None:
+def test_reset_before_cannot_be_reverted(change: Callable[[nn.Module], nn.Module]) -> None:
     model = nn.ModuleDict(
         {
             "fine": fusedrnn.FusedLSTM(3, 5),
@@ -179,7 +179,7 @@ def test_reset_before_has_no_way_back(change: Callable[[nn.Module], nn.Module]) 
     assert [type(m) for m in model.modules()] == types
     with pytest.raises(ValueError, match="False in the module itself"):
         change(model["cell"])
-    # Converting leaves it as it is: it is fused already.
+    # convert() leaves it as it is, because it is a fused layer already.
     convert(model)
     assert model["cell"].reset_after is False
 
