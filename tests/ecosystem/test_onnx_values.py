@@ -1,4 +1,4 @@
-"""Weights that an ONNX file does not store ready: what may prepare them, and what is refused."""
+"""Weights that nodes of an ONNX file prepare: the operators that load computes, and refusals."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ROWS = 4 * H
 
 
 def opset(model: Any, version: int) -> Any:
-    """The model at another version of ONNX, and with ONNX Runtime's own domain."""
+    """Changes a model to another version of ONNX, with ONNX Runtime's own domain."""
     del model.opset_import[:]
     model.opset_import.append(helper.make_opsetid("", version))
     model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
@@ -37,7 +37,7 @@ def opset(model: Any, version: int) -> Any:
 
 
 def prepared(nodes: list[Any], weights: dict[str, Any], version: int = 20) -> Any:
-    """A model whose LSTM `it` has a W that nodes prepare."""
+    """A model whose LSTM node `it` has a W that `nodes` compute from `weights`."""
     weights = {**make_weights("LSTM", 1), **weights}
     if any("W" in n.output for n in nodes):
         del weights["W"]
@@ -59,7 +59,7 @@ def computed(model: Any, kind: int = FLOAT) -> torch.Tensor:
 
 
 def arrays(**values: Any) -> dict[str, Any]:
-    """Integers as the operators want them."""
+    """Integers as int64 arrays, the type that the operators take."""
     return {name: np.array(v, np.int64) for name, v in values.items()}
 
 
@@ -67,7 +67,7 @@ make = helper.make_node
 A = randn(ROWS, I, dtype=torch.float32).numpy()  # [4H, I]
 
 PREPARED = {
-    # torch.onnx.export(dynamo=False) and Paddle2ONNX, by the version of ONNX
+    # As written by torch.onnx.export(dynamo=False) and Paddle2ONNX for several versions of ONNX.
     "slices, attributes": (
         [
             *[
@@ -82,7 +82,7 @@ PREPARED = {
     ),
     "slices, inputs": (
         [
-            make("Constant", [], [str(4 * H)], value_ints=[2**62]),  # to the end
+            make("Constant", [], [str(4 * H)], value_ints=[2**62]),  # a slice up to the end
             *[
                 make("Slice", ["A", str(k * H), str(k * H + H), "0"], [f"s{k}"])
                 for k in range(4)
@@ -98,7 +98,7 @@ PREPARED = {
         {"A1": A[None], **arrays(**{"from": [-1], "to": [-(2**62)]})},
         13,
     ),
-    # `translations`
+    # As written by fusedrnn.onnx.translations().
     "reshape and gather": (
         [
             make("Reshape", ["A", "four"], ["g"]),
@@ -113,7 +113,7 @@ PREPARED = {
         {"A": A[None], **arrays(s=[0, -1, 0])},
         13,
     ),
-    # mx2onnx and tf2onnx
+    # As written by mx2onnx and tf2onnx.
     "split of one vector": (
         [
             make("Add", ["end", "zero"], ["end1"]),
@@ -143,7 +143,7 @@ PREPARED = {
         {"A1": A[None]},
         18,
     ),
-    # stored as Keras has it, in float16
+    # Stored in Keras's layout, in float16.
     "transpose and cast": (
         [
             make("Transpose", ["K"], ["t"], perm=[1, 0]),
@@ -156,7 +156,7 @@ PREPARED = {
         {"K": A.T.astype(np.float16)},
         11,
     ),
-    # torch.onnx.export(do_constant_folding=False) of weight_norm
+    # weight_norm, as written by torch.onnx.export(do_constant_folding=False).
     "weight_norm": (
         [
             make("ReduceL2", ["v"], ["n"], axes=[2], keepdims=1),
@@ -180,7 +180,7 @@ PREPARED = {
 
 
 @pytest.mark.parametrize("case", PREPARED)
-def test_prepared_weights_are_those_of_onnx_runtime(case: str) -> None:
+def test_prepared_weights_equal_those_of_onnx_runtime(case: str) -> None:
     nodes, weights, version = PREPARED[case]
     model = prepared(nodes, weights, version)
     layer = fusedrnn.onnx.load(model, "it")
@@ -201,7 +201,7 @@ def quantized(kind: int, *shape: int) -> Any:
 @pytest.mark.parametrize("axis", [None, 1, 2, -2])
 def test_dequantized_weights(version: int, axis: int | None, domain: str) -> None:
     if version == 10 and not domain:
-        axis = None  # the operator had none
+        axis = None  # version 10 of the operator has no axis
     for kind in (INT8, TensorProto.UINT8):
         count = [] if axis is None else [(1, ROWS, I)[axis]]
         model = prepared(
@@ -236,7 +236,7 @@ def test_dequantized_weights_of_newer_kinds(kind: int, scale: int, options: Any)
     scales = np.abs(np.random.default_rng(2).standard_normal(count)) / 100
     model.graph.initializer.append(helper.make_tensor("s", scale, count, scales.ravel()))
     model.graph.initializer.append(quantized(kind, 1, ROWS, I))
-    if scale != FLOAT:  # the other weights too
+    if scale != FLOAT:  # all weights of a node have one type
         for tensor in model.graph.initializer:
             if tensor.name == "R":
                 R = numpy_helper.to_array(tensor).astype(np.float16)
@@ -248,7 +248,7 @@ def test_dequantized_weights_of_newer_kinds(kind: int, scale: int, options: Any)
 @pytest.mark.parametrize("version", [10, 13, 21])
 @pytest.mark.parametrize("kind", [np.int8, np.uint8])
 def test_weights_between_quantize_and_dequantize(kind: Any, version: int) -> None:
-    """As quantization-aware training leaves them; some are beyond the range."""
+    """Quantization-aware training leaves such weights. Some of them are beyond the range."""
     count = [] if version == 10 else [ROWS]
     rng = np.random.default_rng(2)
     weights = {"A1": A[None], "s": rng.random(count, np.float32) * np.float32(0.02) + 1e-3}
@@ -275,7 +275,7 @@ def test_float8_weights() -> None:
 @pytest.mark.parametrize("per_channel", [False, True])
 @pytest.mark.parametrize("D", [1, 2])
 def test_dynamic_quantize_lstm(D: int, per_channel: bool, tmp_path: Path) -> None:
-    """What ONNX Runtime's quantizer makes of an LSTM; it rounds x and h too when it runs."""
+    """The node that ONNX Runtime's quantizer writes. When it runs it also rounds x and h."""
     quantization = pytest.importorskip("onnxruntime.quantization")
     direction = "bidirectional" if D == 2 else "forward"
     model = make_model([node("LSTM", direction=direction)], make_weights("LSTM", D))
@@ -314,7 +314,7 @@ def test_a_dynamic_quantize_lstm_by_hand() -> None:
     layer = fusedrnn.onnx.load(opset(make_model([lstm], weights), 17), "it")
     W = (weights["Wq"].astype(np.float32) - weights["Wz"]) * weights["Ws"]
     assert torch.equal(W_of(layer), torch.from_numpy(W).transpose(1, 2))
-    # i, o, f, c: the second block of ours is f, ONNX's third.
+    # ONNX's order of gates is i, o, f, c. In ours the second gate is f.
     f = (weights["Rq"][0, :, 2 * H : 3 * H].astype(np.float32).T - 3) * 0.25
     assert np.array_equal(layer.weight_hh_l0[H : 2 * H].detach().numpy(), f)
 
@@ -376,7 +376,7 @@ def test_weights_of_other_dtypes(name: str, dtype: Any, message: str) -> None:
         fusedrnn.onnx.load(make_model([node("GRU")], weights))
 
 
-def test_infinite_and_nan_weights_are_weights_like_others() -> None:
+def test_infinite_and_nan_weights_are_loaded() -> None:
     W = A[None].copy()
     W[0, 0, :3] = np.inf, -np.inf, np.nan
     model = prepared([make("Cast", ["w"], ["W"], to=FLOAT)], {"w": W.astype(np.float64)})
@@ -463,8 +463,8 @@ def test_a_sparse_weight() -> None:
         fusedrnn.onnx.load(model)
 
 
-def test_a_name_means_what_it_means_in_its_own_graph() -> None:
-    """A branch may use a name that the graph around it uses for something else."""
+def test_names_are_resolved_in_their_own_graph() -> None:
+    """A branch may use a name that the graph around it uses for another tensor."""
     weights = make_weights("LSTM", 1)
     outer = make("Mul", ["a", "two"], ["W"])
     a = numpy_helper.from_array(np.zeros(1, np.float32), "a")
