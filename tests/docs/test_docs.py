@@ -190,7 +190,7 @@ MODULES = sorted(
 
 @pytest.mark.parametrize("words", MODULES, ids=" ".join)
 def test_command_lines_of_modules_are_understood(words: tuple[str, ...]) -> None:
-    """Runs each command line with --help appended. One with --shape runs as it is: it is quick."""
+    """Runs each command line with --help appended; one with --shape is quick and runs as it is."""
     more = [] if "--shape" in words else ["--help"]
     done = subprocess.run(
         [sys.executable, "-m", *words, *more], cwd=ROOT, capture_output=True, text=True

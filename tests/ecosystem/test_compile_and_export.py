@@ -161,7 +161,7 @@ LAYERS = [
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: type(layer).__name__)
-def test_torchscript_is_refused(layer: nn.Module) -> None:
+def test_torchscript_is_refused_in_words(layer: nn.Module) -> None:
     x = torch.randn(2, 3) if "Cell" in type(layer).__name__ else torch.randn(4, 2, 3)
     message = f"TorchScript does not support {type(layer).__name__}. Use torch.export"
     captures: list[tuple[str, Callable[[nn.Module], Any]]] = [

@@ -233,7 +233,7 @@ def test_weights_that_are_not_a_list(weights: Any) -> None:
 
 
 def test_altered_weights_give_an_error_or_the_right_layer() -> None:
-    """A random search: one array is changed in some way, and there is no third outcome."""
+    """One array is changed at random. The outcome must be an error or the right layer."""
     rng = random.Random(20250101)
     numbers = np.random.default_rng(0)
     # Each entry is a change of an array, and whether its numbers stay the same.

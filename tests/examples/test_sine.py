@@ -42,8 +42,7 @@ def test_the_future_is_computed_from_the_models_own_outputs(by: str) -> None:
 def test_waves() -> None:
     torch.manual_seed(0)
     waves = sine.make_waves(300, 5)
-    # Every sine of this period, and no other, satisfies x_{t+1} + x_{t-1} = 2 cos(2 pi / period)
-    # x_t.
+    # This recurrence holds for a sine of this period, and not for one of another period.
     twice = 2 * math.cos(2 * math.pi / sine.PERIOD)
     torch.testing.assert_close(waves[2:] + waves[:-2], twice * waves[1:-1])
     assert (waves.abs().amax(0) > 0.999).all()

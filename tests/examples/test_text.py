@@ -47,8 +47,7 @@ def test_the_default_is_the_manual() -> None:
 
 
 def test_baselines() -> None:
-    # An a always follows a b, and a b an a: a pair predicts exactly, a single character takes 1
-    # bit.
+    # The text alternates, so pairs predict it exactly and single characters take 1 bit each.
     data = text.Text.of("ab" * 10_000)
     baselines = data.baselines()
     assert baselines["single characters"] == pytest.approx(1.0, abs=1e-3)

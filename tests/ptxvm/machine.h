@@ -129,8 +129,8 @@ struct Gathering {
 
 struct Barrier {
   uint32_t arrived = 0, expected = 0;
-  uint32_t at = 0;        // instruction at which the first thread arrived
-  bool everyone = false;  // the barrier is for the whole block: the instruction gives no number
+  uint32_t at = 0;           // instruction at which the first thread arrived
+  bool whole_block = false;  // the barrier is for the whole block: the instruction gives no number
   std::vector<Thread*> waiting;
   std::vector<Order::Arrival> arrivals;
   uint32_t sum = 0;  // number of threads whose predicate is true, for barrier.red

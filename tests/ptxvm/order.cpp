@@ -37,7 +37,7 @@ Order::Arrival Order::publish(Actor& actor) const {
 }
 
 void Order::meet(const std::vector<Arrival>& arrivals, const std::vector<Actor*>& leaving) const {
-  const auto everyone = [&](const Stamp Arrival::* which) {
+  const auto all_arrivals = [&](const Stamp Arrival::* which) {
     auto clock = std::make_shared<std::vector<uint32_t>>(*(arrivals[0].*which).clock);
     const void* last = (arrivals[0].*which).clock.get();
     for (const Arrival& arrival : arrivals) {
@@ -56,7 +56,7 @@ void Order::meet(const std::vector<Arrival>& arrivals, const std::vector<Actor*>
     }
     return clock;
   };
-  const Clock strict = everyone(&Arrival::stamp), lenient = everyone(&Arrival::lenient);
+  const Clock strict = all_arrivals(&Arrival::stamp), lenient = all_arrivals(&Arrival::lenient);
   for (Actor* actor : leaving) {
     actor->view.known = strict;
     actor->lenient.known = lenient;

@@ -38,8 +38,8 @@ void each_write(const Instruction& i, F f) {
     for (Operand o : i.vector(i.second_out)) give(o);
 }
 
-// A basic block: the instructions [begin, end) run one after another. `next` holds the runs that
-// may follow it.
+// Instructions [begin, end) that always run one after another: no branch leads into them or out of
+// them except at their ends. `next` holds the runs that may follow.
 struct Run {
   uint32_t begin, end;
   std::vector<uint32_t> next;
@@ -123,7 +123,7 @@ std::vector<Life> lives_of(const Kernel& kernel) {
       });
     }
   const size_t words = outer.size() / 64 + 1;
-  std::vector<Bits> reads(runs.size(), Bits(words)), writes = reads, alive = reads, behind = reads;
+  std::vector<Bits> reads(runs.size(), Bits(words)), writes = reads, alive = reads, after = reads;
   for (uint32_t r = 0; r < runs.size(); ++r)
     for (uint32_t k = runs[r].begin; k < runs[r].end; ++k) {
       const Instruction& i = kernel.code[k];
@@ -148,14 +148,14 @@ std::vector<Life> lives_of(const Kernel& kernel) {
         for (uint32_t next : runs[r].next) out |= alive[next][w];
         const uint64_t in = reads[r][w] | (out & ~writes[r][w]);
         changed |= in != alive[r][w];
-        behind[r][w] = out;
+        after[r][w] = out;
         alive[r][w] = in;
       }
   }
   for (uint32_t r = 0; r < runs.size(); ++r)
     for (uint32_t n = 0; n < outer.size(); ++n) {
       if (has(alive[r], n)) lives[outer[n]].cover(2 * runs[r].begin);
-      if (has(behind[r], n)) lives[outer[n]].cover(2 * runs[r].end - 1);
+      if (has(after[r], n)) lives[outer[n]].cover(2 * runs[r].end - 1);
     }
   // Special registers are set before the first instruction.
   for (const auto& special : kernel.special) lives[special.first].cover(0);

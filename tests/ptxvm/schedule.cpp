@@ -246,9 +246,9 @@ void Machine::arrive(Thread& t, uint32_t id, uint32_t count, bool wait) {
   Block& b = *t.home;
   if (id >= 16) fault("barrier divergence", t, "barriers are numbered 0 to 15");
   Barrier& barrier = b.barriers[id];
-  const bool everyone = count == 0;
-  const uint32_t expected = everyone ? b.threads.size() : count;
-  if (everyone && b.exited)
+  const bool whole_block = count == 0;
+  const uint32_t expected = whole_block ? b.threads.size() : count;
+  if (whole_block && b.exited)
     fault("barrier divergence", t,
           std::to_string(b.exited) + " threads of the block exited before this barrier");
   if (count % 32)
@@ -256,11 +256,11 @@ void Machine::arrive(Thread& t, uint32_t id, uint32_t count, bool wait) {
           "a barrier takes whole warps, not " + std::to_string(count) + " threads");
   if (barrier.arrived == 0) {
     barrier.expected = expected;
-    barrier.everyone = everyone;
+    barrier.whole_block = whole_block;
     barrier.at = t.at;
   } else if (barrier.expected != expected) {
     fault("barrier divergence", t, "threads wait at this barrier for another number of threads");
-  } else if (everyone && id == 0 && barrier.at != t.at) {
+  } else if (whole_block && id == 0 && barrier.at != t.at) {
     // All threads must wait at the same __syncthreads(). A named barrier may be used by several
     // instructions.
     fault("barrier divergence", t, "other threads of the block wait at " + where(barrier.at - 1));
@@ -295,7 +295,7 @@ void Machine::leave(Thread& t) {
   ++b.exited;
   progress();
   for (const Barrier& barrier : b.barriers)
-    if (barrier.arrived && barrier.everyone)
+    if (barrier.arrived && barrier.whole_block)
       fault("barrier divergence", t,
             "the thread exits while others of its block wait at " + where(barrier.at - 1));
   for (const Gathering& g : b.gatherings[t.warp])
