@@ -1,4 +1,4 @@
-"""The documentation: its blocks of code run, its site builds, its links lead somewhere."""
+"""The documentation: its blocks of code run, its site builds, and its links have targets."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ import fusedrnn.onnx
 from tests.kit.documents import PAGES, REASON, ROOT, blocks, commands, name, tokens
 from tools.draw_pictures import PICTURES
 
-# What a page speaks of without making it.
+# Names that the code of a page uses without defining them.
 GIVEN = {"README.md": {"model": nn.Sequential(nn.LSTM(4, 8))}}
-# Programs of commands that a machine may lack.
+# Programs that commands of the pages need and a machine may lack.
 OPTIONAL = {"compute-sanitizer", "nvcc", "torchrun", "chromium"}
 
 
@@ -35,15 +35,18 @@ def is_python(info: str) -> bool:
 WITH_PYTHON = [page for page in PAGES if any(is_python(info) for _, info, _ in blocks(page))]
 
 
-# What torch and others say of themselves: where docs/migrate.md shows that torch.nn's layers do not
-# export, and where docs/interop.md exports to ONNX and reads Keras.
+# Warnings that torch and other packages raise about themselves: docs/migrate.md shows that
+# torch.nn's layers cannot be exported, and docs/interop.md exports to ONNX and loads a Keras layer.
 @pytest.mark.filterwarnings("ignore:The tensor attributes self._flat_weights:UserWarning")
 @pytest.mark.filterwarnings("ignore:# The axis name:UserWarning")
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("page", WITH_PYTHON, ids=name)
 def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All of a page in order, in one fresh namespace; a block `python no-run` says first why."""
+    """Runs the Python blocks of a page in order, in one fresh namespace.
+
+    A block marked `python no-run` is not run; its first line says why.
+    """
     monkeypatch.chdir(tmp_path)
     torch.compiler.reset()
     namespace = {"__name__": name(page), **GIVEN.get(name(page), {})}
@@ -54,12 +57,12 @@ def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
                 assert text.startswith("# Not run: "), f"{name(page)}:{line} does not say why"
             elif is_python(info):
                 assert info == "python", f"{name(page)}:{line}: what is {info!r}?"
-                # A traceback names the page and its line.
+                # The line breaks make a traceback name the right line of the page.
                 exec(compile("\n" * line + text, str(page), "exec"), namespace)
 
 
 def problem(words: list[str]) -> str:
-    """What keeps a command from running, as far as that is cheap to see."""
+    """The reason why a command cannot run, or an empty string. The command is not run for this."""
     program, *rest = words
     if program == "make":
         targets = re.findall(r"^([\w -]+):", (ROOT / "Makefile").read_text(), re.M)
@@ -80,7 +83,7 @@ def problem(words: list[str]) -> str:
                 return f"no file {scripts[0]}"
             if script.parent.name != "examples":
                 return ""
-            # Its long options stand in its source or in that of what the programs share.
+            # Its long options are in its source or in the module that the programs share.
             source = script.read_text() + (ROOT / "examples/common.py").read_text()
             options = [word.split("=")[0] for word in rest if word.startswith("--")]
             return "".join(
@@ -107,7 +110,7 @@ def test_commands(page: Path) -> None:
     assert not wrong, "\n".join(wrong)
 
 
-# Modules that read a command line, so that --help behind it shows whether it is understood.
+# Modules that parse their options, so that a command line with --help appended is checked.
 READ_OPTIONS = {"fusedrnn", "fusedrnn.selftest", "benchmarks", "tools.cuda_estimates", "tools.gpu"}
 MODULES = sorted(
     {
@@ -121,7 +124,7 @@ MODULES = sorted(
 
 @pytest.mark.parametrize("words", MODULES, ids=" ".join)
 def test_command_lines_of_modules_are_understood(words: tuple[str, ...]) -> None:
-    """Each with --help; a plan is printed."""
+    """Runs each command line with --help appended; one with --shape is quick and runs as it is."""
     more = [] if "--shape" in words else ["--help"]
     done = subprocess.run(
         [sys.executable, "-m", *words, *more], cwd=ROOT, capture_output=True, text=True
@@ -131,7 +134,7 @@ def test_command_lines_of_modules_are_understood(words: tuple[str, ...]) -> None
 
 
 def slugs(page: Path) -> set[str]:
-    """Anchors of a page's headings, as GitHub and MyST make them, and of what it includes."""
+    """Anchors of the headings of a page and of the pages that it includes, in GitHub's form."""
     found = set()
     for token, after in pairwise(tokens(page)):
         if token.type == "heading_open":
@@ -160,7 +163,7 @@ def test_links_between_files(page: Path) -> None:
 
 
 class Html(HTMLParser):
-    """Anchors, links and what a browser loads by itself, of one page."""
+    """The anchors of a page of the site, its links, and the files that a browser loads with it."""
 
     def __init__(self, page: Path) -> None:
         super().__init__()
@@ -186,7 +189,7 @@ Site = dict[str, Html | None]
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
-    """The pages of the built site; a warning of Sphinx is an error."""
+    """The files of the built site by path. A warning of Sphinx is an error."""
     pytest.importorskip("sphinx", reason=REASON)
     pytest.importorskip("furo", reason=REASON)
     pytest.importorskip("myst_parser", reason=REASON)
@@ -231,11 +234,12 @@ def test_every_public_name_is_on_the_api_page(site: Site) -> None:
     assert not set(names) - site["api.html"].ids
 
 
-def test_the_cell_of_the_page_compiles_and_is_differentiated(tmp_path: Path) -> None:
+def test_the_cell_of_the_page_compiles_and_its_backward_is_right(tmp_path: Path) -> None:
     page = ROOT / "docs/adding-a-cell.md"
     (header,) = (text for _, info, text in blocks(page) if info == "cpp" and "#pragma" in text)
     (tmp_path / "cell.h").write_text(header)
-    # The header includes its neighbours, in quotes: <math.h> stays the system's.
+    # -iquote finds the headers of csrc/cells, which are included in quotes, and leaves <math.h> to
+    # the system; csrc/cells has a math.h of its own.
     flags = ["-std=c++20", "-Wall", "-Wextra", "-Werror", "-iquote", tmp_path]
     flags += ["-iquote", ROOT / "csrc/cells", '-DCELL_HEADER="cell.h"', "-DCELL=LstmCoupled"]
     source = Path(__file__).with_name("derivative.cpp")
@@ -244,7 +248,7 @@ def test_the_cell_of_the_page_compiles_and_is_differentiated(tmp_path: Path) -> 
     assert result.returncode == 0, result.stdout
 
 
-def test_pictures_are_what_their_program_draws() -> None:
+def test_pictures_are_up_to_date() -> None:
     for file, draw in PICTURES.items():
         assert (ROOT / "docs/images" / file).read_text() == draw().svg(), (
             "python -m tools.draw_pictures docs/images"

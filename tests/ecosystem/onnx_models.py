@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tests.kit.layers import error, flat, randn
 
-# ONNX Runtime computes float32 by approximations of its own; the reference is float64.
+# ONNX Runtime computes in float32 with its own approximations; the reference is float64.
 LIMIT = 2e-6
 
 
@@ -70,7 +70,7 @@ def node(
 
 
 def assert_node(model: Any, layer: Any, inputs: dict[str, Tensor] | None = None) -> None:
-    """Compares a model of one node with its layer, in float64."""
+    """Compares a model of one node, run by ONNX Runtime, with its layer in float64."""
     inputs = inputs or {}
     x = randn(T, N, I, dtype=torch.float32)
     (Y,) = run(session(model), [x, *inputs.values()])
@@ -84,7 +84,7 @@ def assert_node(model: Any, layer: Any, inputs: dict[str, Tensor] | None = None)
 
 
 def with_states(operator: str, D: int = 1, layout: int = 0, **states: Any) -> Any:
-    """A model whose node starts from states that are stored, computed or the graph's inputs."""
+    """A model whose node has stored initial states and lengths."""
     weights = {**make_weights(operator, D), **states}
     wanted = ("lens", "h", "c") if operator == "LSTM" else ("lens", "h")
     names = [name if name in states else "" for name in wanted]
@@ -103,7 +103,7 @@ ROWS = 4 * H
 
 
 def opset(model: Any, version: int) -> Any:
-    """The model at another version of ONNX, and with ONNX Runtime's own domain."""
+    """Changes a model to another version of ONNX, with ONNX Runtime's own domain."""
     del model.opset_import[:]
     model.opset_import.append(helper.make_opsetid("", version))
     model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
@@ -112,7 +112,7 @@ def opset(model: Any, version: int) -> Any:
 
 
 def prepared(nodes: list[Any], weights: dict[str, Any], version: int = 20) -> Any:
-    """A model whose LSTM `it` has a W that nodes prepare."""
+    """A model whose LSTM node `it` has a W that `nodes` compute from `weights`."""
     weights = {**make_weights("LSTM", 1), **weights}
     if any("W" in n.output for n in nodes):
         del weights["W"]
@@ -126,14 +126,14 @@ def W_of(layer: Any) -> torch.Tensor:
 
 
 def arrays(**values: Any) -> dict[str, Any]:
-    """Integers as the operators want them."""
+    """Integers as int64 arrays, the type that the operators take."""
     return {name: np.array(v, np.int64) for name, v in values.items()}
 
 
 make = helper.make_node
 A = randn(ROWS, I, dtype=torch.float32).numpy()  # [4H, I]
 PREPARED = {
-    # torch.onnx.export(dynamo=False) and Paddle2ONNX, by the version of ONNX
+    # As written by torch.onnx.export(dynamo=False) and Paddle2ONNX for several versions of ONNX.
     "slices, attributes": (
         [
             *[
@@ -148,7 +148,7 @@ PREPARED = {
     ),
     "slices, inputs": (
         [
-            make("Constant", [], [str(4 * H)], value_ints=[2**62]),  # to the end
+            make("Constant", [], [str(4 * H)], value_ints=[2**62]),  # a slice up to the end
             *[
                 make("Slice", ["A", str(k * H), str(k * H + H), "0"], [f"s{k}"])
                 for k in range(4)
@@ -164,7 +164,7 @@ PREPARED = {
         {"A1": A[None], **arrays(**{"from": [-1], "to": [-(2**62)]})},
         13,
     ),
-    # `translations`
+    # As written by fusedrnn.onnx.translations().
     "reshape and gather": (
         [
             make("Reshape", ["A", "four"], ["g"]),
@@ -179,7 +179,7 @@ PREPARED = {
         {"A": A[None], **arrays(s=[0, -1, 0])},
         13,
     ),
-    # mx2onnx and tf2onnx
+    # As written by mx2onnx and tf2onnx.
     "split of one vector": (
         [
             make("Add", ["end", "zero"], ["end1"]),
@@ -209,7 +209,7 @@ PREPARED = {
         {"A1": A[None]},
         18,
     ),
-    # stored as Keras has it, in float16
+    # Stored in Keras's layout, in float16.
     "transpose and cast": (
         [
             make("Transpose", ["K"], ["t"], perm=[1, 0]),
@@ -222,7 +222,7 @@ PREPARED = {
         {"K": A.T.astype(np.float16)},
         11,
     ),
-    # torch.onnx.export(do_constant_folding=False) of weight_norm
+    # weight_norm, as written by torch.onnx.export(do_constant_folding=False).
     "weight_norm": (
         [
             make("ReduceL2", ["v"], ["n"], axes=[2], keepdims=1),
@@ -257,7 +257,7 @@ SIZE = 4 * ROWS * I
 
 
 def with_functions(*bodies: list[Any]) -> Any:
-    """A model that calls F0; Fk has the k-th of these lists of nodes."""
+    """A model that calls the local function F0; `bodies[k]` are the nodes of function Fk."""
     model = make_model([make("F0", list("XWRB"), ["Y"], domain="own")], make_weights("LSTM", 1))
     model.opset_import.append(helper.make_opsetid("own", 1))
     versions = [helper.make_opsetid("", 20), helper.make_opsetid("own", 1)]
@@ -272,7 +272,7 @@ def call(k: int) -> Any:
 
 
 def external(folder: Path, **entries: str) -> Path:
-    """A model whose W is in a file beside it."""
+    """Writes a model whose W is stored in another file of its folder; returns the model's path."""
     model = prepared([], {})
     W = model.graph.initializer[0]
     (folder / "W.bin").write_bytes(W.raw_data)

@@ -1,4 +1,4 @@
-"""ONNX files that are broken, odd, or stored in pieces."""
+"""ONNX files that are broken or unusual, or whose tensors are stored in other files."""
 
 from __future__ import annotations
 
@@ -70,14 +70,14 @@ def test_paths(tmp_path: Path) -> None:
         assert list(fusedrnn.onnx.load(file)) == ["it"]
 
 
-def test_onnxs_text_form_is_read_by_onnx() -> None:
-    """Its parser ends the process where a file is nested deeply."""
+def test_the_text_form_is_left_to_onnx() -> None:
+    """load refuses the text form, because onnx's parser crashes on deeply nested files."""
     with pytest.raises(ValueError, match=r"text form: give load onnx\.load\('model\.onnxtxt'\)"):
         fusedrnn.onnx.load("model.onnxtxt")
 
 
-def test_names_that_are_no_text() -> None:
-    """Names are bytes where they are not UTF-8, and name what they name all the same."""
+def test_names_that_are_not_utf_8() -> None:
+    """Such names are bytes in onnx; they still identify nodes and tensors."""
     data = lstm_file().replace(b"it", b"\xff\xfe").replace(b"\x01W", b"\x01\xfd")
     (name,) = fusedrnn.onnx.load(onnx.ModelProto.FromString(data))
     assert name == "\ufffd\ufffd"
@@ -87,7 +87,7 @@ def test_names_that_are_no_text() -> None:
         fusedrnn.onnx.load(broken)
 
 
-def test_names_that_others_would_get() -> None:
+def test_names_that_equal_generated_ones() -> None:
     nodes = [node("LSTM", "LSTM_1"), node("LSTM", ""), node("LSTM", "LSTM_1")]
     layers = fusedrnn.onnx.load(make_model(nodes, make_weights("LSTM", 1)))
     assert list(layers) == ["LSTM_1", "LSTM_1_", "LSTM_2"]
@@ -102,7 +102,7 @@ def test_recurrent_operators_of_others() -> None:
 def test_graphs_in_graphs() -> None:
     model = make_model([], make_weights("LSTM", 1))
     graph = model.graph
-    for _ in range(2000):  # a file cannot be as deep, but a ModelProto can
+    for _ in range(2000):  # a file cannot be nested so deeply, but a ModelProto can
         choice = graph.node.add(op_type="If")
         graph = choice.attribute.add(name="then_branch", type=AttributeProto.GRAPH).g
     graph.node.add().CopyFrom(node("LSTM", "deep"))
@@ -115,7 +115,7 @@ def test_functions_in_functions() -> None:
     assert_node(model, layer)
 
 
-def test_functions_that_do_not_end() -> None:
+def test_functions_that_are_recursive_or_too_large() -> None:
     with pytest.raises(ValueError, match="the local function 'F0' calls itself"):
         fusedrnn.onnx.load(with_functions([call(1)], [call(0)]))
     doubling = [[call(k + 1), call(k + 1)] for k in range(60)]
@@ -153,7 +153,7 @@ def test_external_data(tmp_path: Path) -> None:
         ({"offset": "-1"}, "does not hold"),
     ],
 )
-def test_external_data_that_is_not_there(
+def test_external_data_that_is_missing_or_wrong(
     entries: dict[str, str], message: str, tmp_path: Path
 ) -> None:
     file = external(tmp_path, **entries)

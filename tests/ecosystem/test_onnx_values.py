@@ -1,4 +1,4 @@
-"""Weights that an ONNX file does not store ready: what may prepare them, and what is refused."""
+"""Weights that nodes of an ONNX file prepare: the operators that load computes, and refusals."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def computed(model: Any, kind: int = FLOAT) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("case", PREPARED)
-def test_prepared_weights_are_those_of_onnx_runtime(case: str) -> None:
+def test_prepared_weights_equal_those_of_onnx_runtime(case: str) -> None:
     nodes, weights, version = PREPARED[case]
     model = prepared(nodes, weights, version)
     layer = fusedrnn.onnx.load(model, "it")
@@ -66,7 +66,7 @@ def test_prepared_weights_are_those_of_onnx_runtime(case: str) -> None:
 @pytest.mark.parametrize("axis", [None, 1, 2, -2])
 def test_dequantized_weights(version: int, axis: int | None, domain: str) -> None:
     if version == 10 and not domain:
-        axis = None  # the operator had none
+        axis = None  # version 10 of the operator has no axis
     for kind in (INT8, TensorProto.UINT8):
         count = [] if axis is None else [(1, ROWS, I)[axis]]
         model = prepared(
@@ -101,7 +101,7 @@ def test_dequantized_weights_of_newer_kinds(kind: int, scale: int, options: Any)
     scales = np.abs(np.random.default_rng(2).standard_normal(count)) / 100
     model.graph.initializer.append(helper.make_tensor("s", scale, count, scales.ravel()))
     model.graph.initializer.append(quantized(kind, 1, ROWS, I))
-    if scale != FLOAT:  # the other weights too
+    if scale != FLOAT:  # all weights of a node have one type
         for tensor in model.graph.initializer:
             if tensor.name == "R":
                 R = numpy_helper.to_array(tensor).astype(np.float16)
@@ -113,7 +113,7 @@ def test_dequantized_weights_of_newer_kinds(kind: int, scale: int, options: Any)
 @pytest.mark.parametrize("version", [10, 13, 21])
 @pytest.mark.parametrize("kind", [np.int8, np.uint8])
 def test_weights_between_quantize_and_dequantize(kind: Any, version: int) -> None:
-    """As quantization-aware training leaves them; some are beyond the range."""
+    """Quantization-aware training leaves such weights. Some of them are beyond the range."""
     count = [] if version == 10 else [ROWS]
     rng = np.random.default_rng(2)
     weights = {"A1": A[None], "s": rng.random(count, np.float32) * np.float32(0.02) + 1e-3}
@@ -140,7 +140,7 @@ def test_float8_weights() -> None:
 @pytest.mark.parametrize("per_channel", [False, True])
 @pytest.mark.parametrize("D", [1, 2])
 def test_dynamic_quantize_lstm(D: int, per_channel: bool, tmp_path: Path) -> None:
-    """What ONNX Runtime's quantizer makes of an LSTM; it rounds x and h too when it runs."""
+    """The node that ONNX Runtime's quantizer writes. When it runs it also rounds x and h."""
     quantization = pytest.importorskip("onnxruntime.quantization")
     direction = "bidirectional" if D == 2 else "forward"
     model = make_model([node("LSTM", direction=direction)], make_weights("LSTM", D))
@@ -179,7 +179,7 @@ def test_a_dynamic_quantize_lstm_by_hand() -> None:
     layer = fusedrnn.onnx.load(opset(make_model([lstm], weights), 17), "it")
     W = (weights["Wq"].astype(np.float32) - weights["Wz"]) * weights["Ws"]
     assert torch.equal(W_of(layer), torch.from_numpy(W).transpose(1, 2))
-    # i, o, f, c: the second block of ours is f, ONNX's third.
+    # ONNX's order of gates is i, o, f, c. In ours the second gate is f.
     f = (weights["Rq"][0, :, 2 * H : 3 * H].astype(np.float32).T - 3) * 0.25
     assert np.array_equal(layer.weight_hh_l0[H : 2 * H].detach().numpy(), f)
 
@@ -240,7 +240,7 @@ def test_weights_of_other_dtypes(name: str, dtype: Any, message: str) -> None:
         fusedrnn.onnx.load(make_model([node("GRU")], weights))
 
 
-def test_infinite_and_nan_weights_are_weights_like_others() -> None:
+def test_infinite_and_nan_weights_are_loaded() -> None:
     W = A[None].copy()
     W[0, 0, :3] = np.inf, -np.inf, np.nan
     model = prepared([make("Cast", ["w"], ["W"], to=FLOAT)], {"w": W.astype(np.float64)})
@@ -327,8 +327,8 @@ def test_a_sparse_weight() -> None:
         fusedrnn.onnx.load(model)
 
 
-def test_a_name_means_what_it_means_in_its_own_graph() -> None:
-    """A branch may use a name that the graph around it uses for something else."""
+def test_names_are_resolved_in_their_own_graph() -> None:
+    """A branch may use a name that the graph around it uses for another tensor."""
     weights = make_weights("LSTM", 1)
     outer = make("Mul", ["a", "two"], ["W"])
     a = numpy_helper.from_array(np.zeros(1, np.float32), "a")

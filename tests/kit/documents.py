@@ -42,7 +42,10 @@ OURS = re.compile(r"(\w+=\S+ )*(bash|make|pip|python|torchrun) ")
 
 
 def commands(page: Path) -> Iterator[tuple[str, list[str]]]:
-    """Place and words of a page's commands: in fences of sh and console, indented, in a line."""
+    """The commands of a page: the page and line of each, and its words.
+
+    Commands stand in fenced blocks of sh or console, in indented blocks, and in `code` in a line.
+    """
     for token in tokens(page):
         fence = token.type == "fence" and token.info.strip() in ("sh", "console")
         if token.type == "inline":
@@ -51,17 +54,17 @@ def commands(page: Path) -> Iterator[tuple[str, list[str]]]:
             lines = token.content.replace("\\\n", " ").splitlines()
         else:
             continue
-        if any(line.startswith("$ ") for line in lines):  # the others are what is printed
+        if any(line.startswith("$ ") for line in lines):  # the other lines are the output
             lines = [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
         command = ""
         for line in lines:
             command += line
             if not fence and not OURS.match(command):
                 command = ""
-                continue  # it may be anything
+                continue  # this line need not be a command
             try:
                 words = shlex.split(command, comments=True)
-            except ValueError:  # a quotation goes on
+            except ValueError:  # a quotation continues on the next line
                 command += "\n"
                 continue
             command = ""

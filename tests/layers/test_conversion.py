@@ -1,4 +1,4 @@
-"""convert, revert and to_torch: what changes, what stays, and what is refused or reported."""
+"""convert, revert and to_torch: what changes and what stays."""
 
 from __future__ import annotations
 
@@ -10,35 +10,23 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.nn.utils import parametrizations, prune
-from torch.nn.utils.rnn import PackedSequence, pack_sequence
+from torch import nn
+from torch.nn.utils import prune
+from torch.nn.utils.rnn import pack_sequence
 
 import fusedrnn
 from fusedrnn.conversion import convert, revert, to_torch
-
-PAIRS: dict[type[nn.Module], type[nn.Module]] = {
-    nn.LSTM: fusedrnn.FusedLSTM,
-    nn.GRU: fusedrnn.FusedGRU,
-    nn.RNN: fusedrnn.FusedRNN,
-    nn.LSTMCell: fusedrnn.FusedLSTMCell,
-    nn.GRUCell: fusedrnn.FusedGRUCell,
-    nn.RNNCell: fusedrnn.FusedRNNCell,
-}
-
-# I = 3, H = 5 everywhere.
-LAYERS: dict[str, Callable[[], nn.Module]] = {
-    "lstm": lambda: nn.LSTM(3, 5),
-    "lstm-deep": lambda: nn.LSTM(3, 5, 2, batch_first=True, dropout=0.5, bidirectional=True),
-    "lstm-projected": lambda: nn.LSTM(3, 5, 2, proj_size=2),
-    "lstm-no-bias": lambda: nn.LSTM(3, 5, bias=False),
-    "gru": lambda: nn.GRU(3, 5, 2, bidirectional=True),
-    "rnn-tanh": lambda: nn.RNN(3, 5),
-    "rnn-relu": lambda: nn.RNN(3, 5, 2, nonlinearity="relu"),
-    "lstm-cell": lambda: nn.LSTMCell(3, 5),
-    "gru-cell": lambda: nn.GRUCell(3, 5, bias=False),
-    "rnn-cell-relu": lambda: nn.RNNCell(3, 5, nonlinearity="relu"),
-}
+from tests.kit.conversion import (
+    LAYERS,
+    PAIRS,
+    RECURRENT,
+    Tagger,
+    assert_flat_weights,
+    assert_same,
+    run,
+    sequence_for,
+    tensors,
+)
 
 
 @pytest.fixture(params=LAYERS)
@@ -47,83 +35,7 @@ def layer(request: pytest.FixtureRequest) -> nn.Module:
     return LAYERS[request.param]()
 
 
-class Tagger(nn.Module):
-    """A model with a recurrent layer in every kind of container."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(11, 3)
-        self.stack = nn.Sequential(nn.GRU(3, 5, batch_first=True))
-        self.levels = nn.ModuleList([nn.LSTM(5, 5, batch_first=True), nn.Identity()])
-        self.by_name = nn.ModuleDict({"deep": nn.ModuleDict({"rnn": nn.RNN(5, 4)})})
-        self.cell = nn.LSTMCell(4, 6)
-        self.head = nn.Linear(6, 2)
-
-    def forward(self, ids: Tensor) -> Tensor:
-        x, _ = self.stack(self.embedding(ids))
-        x, _ = self.levels[0](self.levels[1](x))
-        _, h_n = self.by_name["deep"]["rnn"](x.transpose(0, 1))  # type: ignore[index, operator]
-        h, _ = self.cell(h_n[-1])
-        return self.head(h)
-
-
-RECURRENT = ["stack.0", "levels.0", "by_name.deep.rnn", "cell"]
-
-
-def tensors(value: Any) -> list[Tensor]:
-    """All tensors in a result."""
-    if isinstance(value, PackedSequence):
-        return [value.data]
-    if isinstance(value, tuple):
-        return [t for v in value for t in tensors(v)]
-    return [value]
-
-
-def sequence_for(module: nn.Module) -> Tensor:
-    """An input that any of LAYERS takes."""
-    parameter = next(module.parameters())
-    shape = (4, 3) if isinstance(module, nn.RNNCellBase) else (6, 4, 3)
-    generator = torch.Generator().manual_seed(1)
-    return torch.randn(shape, generator=generator, dtype=torch.float64).to(parameter.dtype)
-
-
-def run(module: nn.Module, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-    """Results, and the gradients of x and of all parameters, with dropout from one seed."""
-    torch.manual_seed(7)
-    x = x.clone().requires_grad_()
-    module.zero_grad()
-    results = tensors(module(x))
-    torch.stack([y.square().sum() for y in results]).sum().backward()
-    return results, [x.grad, *(p.grad.clone() for p in module.parameters())]  # type: ignore[union-attr, list-item]
-
-
-def assert_same(found: Any, expected: Any) -> None:
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
-
-
-def assert_flat_weights(module: nn.Module) -> None:
-    """The list of weights that torch.nn's layers run on is the registered parameters."""
-    if isinstance(module, nn.RNNBase):
-        assert len(module._flat_weights) == len(module._flat_weights_names)
-        for name, weight, reference in zip(
-            module._flat_weights_names, module._flat_weights, module._flat_weight_refs, strict=True
-        ):
-            assert weight is getattr(module, name)
-            assert reference is not None
-            assert reference() is weight
-
-
-def left_alone(change: Callable[[nn.Module], nn.Module], module: nn.Module) -> str:
-    """Runs a conversion that must report something; returns the report."""
-    with pytest.warns(UserWarning, match=r"^fusedrnn\.\w+ left ") as caught:
-        assert change(module) is not None
-    assert len(caught) == 1
-    # The report points at the caller of the conversion.
-    assert caught[0].filename == __file__
-    return str(caught[0].message)
-
-
-# What changes
+# --- What changes --------------------------------------------------------------------------------
 
 
 def test_root_of_every_kind(layer: nn.Module) -> None:
@@ -157,7 +69,7 @@ def test_root_of_every_kind(layer: nn.Module) -> None:
 
 
 def test_converted_equals_constructed(layer: nn.Module) -> None:
-    """A converted layer has the attributes of one that was made fused."""
+    """A converted layer has the same attributes as a fused layer that was built directly."""
     converted = convert(copy.deepcopy(layer))
     keywords = {
         k: v
@@ -249,7 +161,7 @@ def test_not_a_module(change: Callable[[Any], Any], wrong: Any) -> None:
         change(wrong)
 
 
-# What stays
+# --- What stays ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("make_optimizer", [torch.optim.Adam, torch.optim.SGD])
@@ -355,7 +267,7 @@ def test_dtype(dtype: torch.dtype, layer: nn.Module) -> None:
     convert(layer)
     assert {p.dtype for p in layer.parameters()} == {dtype}
     assert tensors(layer(sequence_for(layer)))[0].dtype == dtype
-    # It moves to another dtype as it would have before, and so it does reverted.
+    # A converted layer can be moved to another dtype, and still be reverted.
     convert(layer.to(torch.float64))
     x = sequence_for(layer)
     expected = run(layer, x)
@@ -434,7 +346,7 @@ def test_data_parallel_wrapper() -> None:
 
 
 def test_weights_computed_by_hooks() -> None:
-    """Pruning and the hook form of weight_norm leave the class alone, so they are converted."""
+    """Layers with pruning or the hook form of weight_norm are converted: they keep their class."""
     module = nn.LSTM(3, 5).double()
     prune.random_unstructured(module, "weight_hh_l0", amount=0.5)
     with pytest.warns(FutureWarning, match="weight_norm"):
@@ -453,7 +365,10 @@ def test_weights_computed_by_hooks() -> None:
 
 @pytest.mark.parametrize("change", [convert, revert])
 def test_compiled_before(change: Callable[[nn.Module], nn.Module]) -> None:
-    """Discouraged, as a captured graph keeps what it captured; the numbers are right."""
+    """The results stay right if a layer is compiled first and converted or reverted then.
+
+    This order is discouraged, because the captured graph still runs the old layer.
+    """
     module = nn.GRU(3, 5)
     x = torch.randn(4, 2, 3)
     expected = module(x)
@@ -465,165 +380,7 @@ def test_compiled_before(change: Callable[[nn.Module], nn.Module]) -> None:
     torch.testing.assert_close(module(x), expected)
 
 
-# What is left alone and reported
-
-
-class MyLSTM(nn.LSTM):
-    """A subclass."""
-
-
-class MyFusedGRU(fusedrnn.FusedGRU):
-    """A subclass of ours."""
-
-
-class MyBase(nn.RNNBase):
-    """A layer of someone else's."""
-
-    def __init__(self) -> None:
-        super().__init__("LSTM", 3, 5)
-
-
-def test_subclasses_are_reported_by_name() -> None:
-    model = nn.ModuleDict(
-        {
-            "encoder": nn.Sequential(nn.LSTM(3, 5), MyLSTM(3, 5)),
-            "base": MyBase(),
-            "ours": MyFusedGRU(3, 5),
-        }
-    )
-    report = left_alone(convert, model)
-    assert report.startswith("fusedrnn.convert left 2 recurrent layers as they are:\n")
-    assert report.splitlines()[1:] == [
-        f"  encoder.1 (MyLSTM): {__name__}.MyLSTM is a subclass of torch.nn.LSTM",
-        f"  base (MyBase): {__name__}.MyBase is a subclass of torch.nn.RNNBase",
-    ]
-    types = [type(m) for m in model.modules()]
-    assert types[2:] == [fusedrnn.FusedLSTM, MyLSTM, MyBase, MyFusedGRU]
-
-    report = left_alone(revert, model)
-    assert report.splitlines() == [
-        "fusedrnn.revert left 1 recurrent layer as it is:",
-        f"  ours (MyFusedGRU): {__name__}.MyFusedGRU is a subclass of fusedrnn.FusedGRU",
-    ]
-    assert type(model["encoder"][0]) is nn.LSTM  # type: ignore[index]
-
-
-def test_root_is_named() -> None:
-    report = left_alone(convert, MyLSTM(3, 5))
-    assert "\n  the module itself (MyLSTM): " in report
-
-
-def test_left_alone_in_several_places_is_reported_once() -> None:
-    shared = MyLSTM(3, 3)
-    report = left_alone(convert, nn.Sequential(shared, shared))
-    assert report.count("MyLSTM)") == 1
-
-
-@pytest.mark.parametrize("make", [nn.LSTM, nn.GRUCell, fusedrnn.FusedGRU])
-def test_parametrized(make: Callable[[int, int], nn.Module]) -> None:
-    change = revert if make is fusedrnn.FusedGRU else convert
-    plain = make(3, 5)
-    x = sequence_for(plain)
-    name = next(n for n, _ in plain.named_parameters() if n.startswith("weight_hh"))
-    parametrizations.weight_norm(plain, name)
-    expected = tensors(plain(x))
-    model = nn.Sequential(plain)
-    report = left_alone(change, model)
-    assert f"\n  0 (Parametrized{make.__name__}): parametrized" in report
-    assert all(map(torch.equal, tensors(plain(x)), expected))
-    # And when it is no longer parametrized, it changes like any other.
-    nn.utils.parametrize.remove_parametrizations(plain, name)
-    change(model)
-    assert type(plain) is (nn.GRU if change is revert else PAIRS[make])  # type: ignore[index]
-    torch.testing.assert_close(tensors(plain(x)), expected)
-
-
-def test_own_forward() -> None:
-    for make, change in ((nn.LSTM, convert), (fusedrnn.FusedLSTM, revert)):
-        module = make(3, 5)
-        module.forward = lambda *_: "mine"  # type: ignore[method-assign]
-        report = left_alone(change, module)
-        assert "its forward is not its class's" in report
-        assert type(module) is make
-        assert module(None) == "mine"
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
-def test_torchscript() -> None:
-    x = torch.randn(4, 2, 3)
-    for capture in (torch.jit.script, lambda m: torch.jit.trace(m, (x,))):
-        model = nn.Sequential(capture(nn.Sequential(nn.LSTM(3, 5))), nn.Identity())
-        expected = tensors(model(x))
-        report = left_alone(convert, model)
-        assert report.splitlines()[1].startswith("  0.0 (")
-        assert "compiled by TorchScript" in report
-        torch.testing.assert_close(tensors(model(x)), expected)
-
-
-def test_no_kernels_for_the_dtype() -> None:
-    report = left_alone(convert, nn.Sequential(nn.LSTM(3, 5), nn.GRU(3, 5, dtype=torch.complex64)))
-    assert report.splitlines()[1:] == [
-        "  1 (GRU): there are no kernels for torch.complex64 on cpu",
-    ]
-
-
-def _quantize(module: nn.Module) -> nn.Module:
-    return torch.ao.quantization.quantize_dynamic(
-        module, {nn.LSTM, nn.GRU, nn.LSTMCell}, dtype=torch.qint8
-    )
-
-
-# torch.ao itself is deprecated.
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
-def test_dynamic_quantization() -> None:
-    model = Tagger()
-    ids = torch.randint(11, (4, 7))
-    expected = _quantize(model)(ids)
-    types = [type(m) for m in _quantize(model).modules()]
-    quantized = _quantize(to_torch(convert(model)))
-    assert torch.equal(quantized(ids), expected)
-    assert type(model.cell) is fusedrnn.FusedLSTMCell
-    quantized = _quantize(revert(model))
-    assert torch.equal(quantized(ids), expected)
-    assert [type(m) for m in quantized.modules()] == types
-
-    # nn.RNN was not quantized: it changes, the others are reported.
-    report = left_alone(convert, quantized)
-    assert "fusedrnn.convert left 3 recurrent layers" in report
-    for name, kind in (("stack.0", "GRU"), ("levels.0", "LSTM"), ("cell", "LSTMCell")):
-        assert f"\n  {name} ({kind}): quantized" in report
-    assert type(quantized.by_name["deep"]["rnn"]) is fusedrnn.FusedRNN  # type: ignore[index]
-    torch.testing.assert_close(quantized(ids), expected)
-
-
-# What cannot go back
-
-
-@pytest.mark.parametrize("change", [revert, to_torch])
-def test_reset_before_has_no_way_back(change: Callable[[nn.Module], nn.Module]) -> None:
-    model = nn.ModuleDict(
-        {
-            "fine": fusedrnn.FusedLSTM(3, 5),
-            "deep": nn.Sequential(fusedrnn.FusedGRU(3, 5, reset_after=False)),
-            "cell": fusedrnn.FusedGRUCell(3, 5, reset_after=False),
-            "after": fusedrnn.FusedGRU(3, 5),
-        }
-    )
-    types = [type(m) for m in model.modules()]
-    with pytest.raises(ValueError, match="reset_after must be True") as caught:
-        change(model)
-    assert "deep.0 (FusedGRU), cell (FusedGRUCell)" in str(caught.value)
-    assert "Nothing was changed" in str(caught.value)
-    assert [type(m) for m in model.modules()] == types
-    with pytest.raises(ValueError, match="False in the module itself"):
-        change(model["cell"])
-    # Converting leaves it as it is: it is fused already.
-    convert(model)
-    assert model["cell"].reset_after is False
-
-
-# to_torch
+# --- to_torch ------------------------------------------------------------------------------------
 
 
 def test_to_torch_shares_parameters(layer: nn.Module) -> None:
@@ -651,7 +408,7 @@ def test_to_torch_shares_parameters(layer: nn.Module) -> None:
     with torch.no_grad():
         next(layer.parameters()).mul_(2)
     assert_same(run(duplicate, x), run(layer, x))
-    # What is set on one is not set on the other.
+    # An attribute that is set on one is not set on the other.
     duplicate.train()
     assert not layer.training
 
@@ -671,7 +428,7 @@ def test_to_torch_of_a_model() -> None:
 
 
 def test_to_torch_with_computed_weights() -> None:
-    """Weights that a hook computes are no leaves, and cannot be copied."""
+    """Weights that a hook computes are no leaf tensors, which deepcopy refuses."""
     module = convert(nn.LSTM(3, 5))
     prune.random_unstructured(module, "weight_hh_l0", amount=0.5)
     x = sequence_for(module)
@@ -679,8 +436,3 @@ def test_to_torch_with_computed_weights() -> None:
     duplicate = to_torch(module)
     assert type(duplicate) is nn.LSTM
     torch.testing.assert_close(run(duplicate, x), expected)
-
-
-def test_to_torch_reports() -> None:
-    report = left_alone(to_torch, nn.Sequential(MyFusedGRU(3, 5), fusedrnn.FusedLSTM(3, 5)))
-    assert report.startswith("fusedrnn.to_torch left 1 recurrent layer as it is:\n  0 (MyFusedGRU)")

@@ -17,7 +17,8 @@ def build() -> Path:
     """Brings build/ptxvm/_ptxvm.so up to date and returns its path."""
     own = {"rounding": ["-frounding-math"]}
     units = {source: own.get(source.stem, []) for source in sorted(HERE.glob("*.cpp"))}
-    # Warnings are errors with and without FUSEDRNN_WERROR: one command, one build.
+    # Warnings are errors whether or not FUSEDRNN_WERROR is set, so that the command never changes
+    # and nothing is rebuilt.
     flags = [*(flag for flag in extension_flags() if flag != "-Werror"), "-Werror"]
     with turn(BUILD_DIR):
         return setup_build.ninja_build(BUILD_DIR, "_ptxvm.so", units, flags, ["-shared"])
@@ -25,5 +26,5 @@ def build() -> Path:
 
 @functools.cache
 def native() -> ModuleType:
-    """The module, built first where a source is newer."""
+    """The native module; it is built first if a source is newer."""
     return load(build())
