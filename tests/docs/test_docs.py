@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import re
 import shutil
 import subprocess
@@ -160,6 +161,54 @@ def test_links_between_files(page: Path) -> None:
             if not target.exists() or (in_a_page and anchor not in slugs(target)):
                 wrong.append(link)
     assert not wrong, f"{name(page)} links to what is not there: {', '.join(wrong)}"
+
+
+FOLDERS = r"\.ci|\.github|benchmarks|csrc|docs|examples|findings|fusedrnn|tests|tools|\.\."
+# Paths that are named on the pages and are not in the repository, each with the reason.
+NOT_IN_THE_REPOSITORY = {
+    "csrc/cells/lstm_coupled.h",  # the reader of docs/adding-a-cell.md writes this file
+    "fusedrnn/_cuda.so",  # the build makes this file
+    "benchmarks/results/gpu-*",  # tools.gpu writes these folders on a machine with a GPU
+    "benchmarks/results/gpu-<card>-<date>/",
+}
+
+
+def missing_paths(page: Path) -> list[str]:
+    """Paths in `code` on a page that do not exist, from the repository's root or from the page.
+
+    A path may hold * and <placeholders>, and the name of a test behind two colons.
+    """
+    missing = []
+    for token in tokens(page):
+        for child in token.children or ():
+            text = child.content
+            if child.type != "code_inline" or not re.fullmatch(rf"({FOLDERS})/\S*", text):
+                continue
+            path, _, test = text.partition("::")
+            pattern = re.sub(r"<\w+>", "*", path)
+            found = [file for at in (ROOT, page.parent) for file in glob.glob(f"{at}/{pattern}")]
+            if test and f"def {test}(" not in "".join(Path(file).read_text() for file in found):
+                found = []
+            if not found and text not in NOT_IN_THE_REPOSITORY:
+                missing.append(text)
+    return missing
+
+
+# The changelog may name files of older releases.
+@pytest.mark.parametrize("page", [p for p in PAGES if p.name != "CHANGELOG.md"], ids=name)
+def test_paths_in_the_repository_exist(page: Path) -> None:
+    missing = missing_paths(page)
+    assert not missing, f"{name(page)} names what does not exist: {', '.join(missing)}"
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["csrc/cpu/absent.h", "csrc/absent_<isa>.cpp", "../absent", "tests/docs/test_docs.py::test_x"],
+)
+def test_a_path_that_does_not_exist_is_found(tmp_path: Path, path: str) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"See `{path}`, `csrc/cpu/layer.h` and `csrc/cpu/kernels_<isa>.cpp`.")
+    assert missing_paths(page) == [path]
 
 
 class Html(HTMLParser):
