@@ -61,6 +61,7 @@ INCLUDED = {
     "csrc/cuda/README.md": "cuda-engine.md",
     "examples/README.md": "examples.md",
     "README.md": "index.md",
+    "SECURITY.md": "security.md",
 }
 _LINK = re.compile(r"(?<=\]\()([^)#\s:]+\.md)")
 

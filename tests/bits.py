@@ -3,10 +3,11 @@
     python -m tests.bits write build/bits.json      # at the commit before
     python -m tests.bits compare build/bits.json    # after the change
 
-One digest for each cell, form of batch, dtype and size: on the CPU for every instruction set of this
-machine, with one thread and with two, and on the CUDA engine in both regimes, its kernels in the PTX
-interpreter (where there is nvcc). The numbers come from numpy's generator, which is the same
-everywhere, so a file may be compared on another machine with the same instruction sets.
+There is one digest for each cell, form of batch, dtype and size. The CPU engine runs with every
+instruction set of this machine, with one thread and with two. The CUDA engine runs in both regimes,
+with its kernels in the PTX interpreter, if nvcc is there. The numbers come from numpy's generator,
+which is the same everywhere, so a file may be compared on another machine with the same instruction
+sets.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ import hypothesis
 import pytest
 import torch
 
-from tests import parity_table
-from tests.helpers import DEVICES, why_not_on_cuda
+from tests.kit import parity_table
+from tests.kit.layers import DEVICES, why_not_on_cuda
 
 # One profile everywhere: the same examples on each run, none saved, no time limit per example.
 hypothesis.settings.register_profile(

@@ -4,10 +4,10 @@
 // part of ln 2, products with powers of two) is exact by construction. Over the whole range exp is
 // within 2 units in the last place, sigmoid and tanh within 3, with correct subnormal results,
 // infinities and NaN, exact values at 0, and no step back of more than one unit. Measured over
-// every float: 1.01, 2.41 and 2.73 units (tests/native/sweep.py; tests/test_vecmath.py checks).
+// every float: 1.01, 2.41 and 2.73 units (tests/kernels/sweep.py measures, test_vecmath.py checks).
 //
 // Every function rests on  x = n ln 2 + r,  |r| <= ln(2) / 2,  exp(x) = 2^n (1 + expm1(r)).
-// tests/native/derive_exp_polynomial.py derives the constants and prints their error.
+// tests/kernels/derive_exp_polynomial.py derives the constants and prints their error.
 #pragma once
 
 #include "simd.h"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from tests.cuda import build
-from tests.cuda.device import Device
-from tests.test_cuda_layer import DeviceCase, run_on
+from tests.kit import build
+from tests.kit.device import Device
+from tests.kit.device_cases import DeviceCase, run_on
 
 CASES = (
     DeviceCase("lstm", 4, 16, 64, 64, 1, True, (4,) * 20),

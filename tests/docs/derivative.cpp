@@ -1,5 +1,5 @@
-// Whether backward of a cell of one stage is the derivative of its forward: one unit, in double,
-// against central differences. CELL_HEADER and CELL name it.
+// Compares backward of a cell with central differences of its forward, for one unit in double. The
+// cell has one stage; the macros CELL_HEADER and CELL name its header and its class.
 #include <math.h>
 
 #include <cstdio>
@@ -12,7 +12,7 @@ using Cell = CELL;
 
 constexpr double kWeightH = 0.7, kWeightC = -0.4;
 
-// Of the gates' inputs, then c: a loss that weights h' and c'.
+// The weighted sum of h' and c', as a function of the gates' inputs at[0..G-1] and of c, at[G].
 double loss(const double* at, double* saved) {
   const double none[Cell::kGates] = {};
   State<double> state = {0, at[Cell::kGates]};

@@ -1,13 +1,12 @@
-"""The documentation: its blocks of code run, its site builds, its links lead somewhere."""
+"""The documentation: its blocks of code run, its site builds, and its links have targets."""
 
 from __future__ import annotations
 
+import glob
 import re
-import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from importlib.util import find_spec
 from itertools import pairwise
@@ -21,40 +20,13 @@ from torch import nn
 import fusedrnn
 import fusedrnn.keras
 import fusedrnn.onnx
+from tests.kit.documents import PAGES, REASON, ROOT, blocks, commands, name, tokens
 from tools.draw_pictures import PICTURES
 
-REASON = "requirements-docs.txt is not installed"
-markdown_it = pytest.importorskip("markdown_it", reason=REASON)
-
-ROOT = Path(__file__).resolve().parents[2]
-OUTSIDE = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "examples/README.md"]
-PAGES = sorted(
-    [
-        *(ROOT / name for name in OUTSIDE),
-        *ROOT.glob("csrc/**/*.md"),
-        *ROOT.glob("tests/**/*.md"),
-        *ROOT.glob("docs/**/*.md"),
-    ]
-)
-# What a page speaks of without making it.
+# Names that the code of a page uses without defining them.
 GIVEN = {"README.md": {"model": nn.Sequential(nn.LSTM(4, 8))}}
-# Programs of commands that a machine may lack.
+# Programs that commands of the pages need and a machine may lack.
 OPTIONAL = {"compute-sanitizer", "nvcc", "torchrun", "chromium"}
-
-
-def name(page: Path) -> str:
-    return str(page.relative_to(ROOT))
-
-
-def tokens(page: Path) -> list:
-    return markdown_it.MarkdownIt("commonmark").enable("table").parse(page.read_text())
-
-
-def blocks(page: Path) -> Iterator[tuple[int, str, str]]:
-    """First line, language and text of every fenced block of code."""
-    for token in tokens(page):
-        if token.type == "fence":
-            yield token.map[0] + 1, token.info.strip(), token.content
 
 
 def is_python(info: str) -> bool:
@@ -64,15 +36,18 @@ def is_python(info: str) -> bool:
 WITH_PYTHON = [page for page in PAGES if any(is_python(info) for _, info, _ in blocks(page))]
 
 
-# What torch and others say of themselves: where docs/migrate.md shows that torch.nn's layers do not
-# export, and where docs/interop.md exports to ONNX and reads Keras.
+# Warnings that torch and other packages raise about themselves: docs/migrate.md shows that
+# torch.nn's layers cannot be exported, and docs/interop.md exports to ONNX and loads a Keras layer.
 @pytest.mark.filterwarnings("ignore:The tensor attributes self._flat_weights:UserWarning")
 @pytest.mark.filterwarnings("ignore:# The axis name:UserWarning")
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("page", WITH_PYTHON, ids=name)
 def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All of a page in order, in one fresh namespace; a block `python no-run` says first why."""
+    """Runs the Python blocks of a page in order, in one fresh namespace.
+
+    A block marked `python no-run` is not run; its first line says why.
+    """
     monkeypatch.chdir(tmp_path)
     torch.compiler.reset()
     namespace = {"__name__": name(page), **GIVEN.get(name(page), {})}
@@ -83,46 +58,12 @@ def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
                 assert text.startswith("# Not run: "), f"{name(page)}:{line} does not say why"
             elif is_python(info):
                 assert info == "python", f"{name(page)}:{line}: what is {info!r}?"
-                # A traceback names the page and its line.
+                # The line breaks make a traceback name the right line of the page.
                 exec(compile("\n" * line + text, str(page), "exec"), namespace)
 
 
-OURS = re.compile(r"(\w+=\S+ )*(bash|make|pip|python|torchrun) ")
-
-
-def commands(page: Path) -> Iterator[tuple[str, list[str]]]:
-    """Place and words of a page's commands: in fences of sh and console, indented, in a line."""
-    for token in tokens(page):
-        fence = token.type == "fence" and token.info.strip() in ("sh", "console")
-        if token.type == "inline":
-            lines = [child.content for child in token.children if child.type == "code_inline"]
-        elif fence or token.type == "code_block":
-            lines = token.content.replace("\\\n", " ").splitlines()
-        else:
-            continue
-        if any(line.startswith("$ ") for line in lines):  # the others are what is printed
-            lines = [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
-        command = ""
-        for line in lines:
-            command += line
-            if not fence and not OURS.match(command):
-                command = ""
-                continue  # it may be anything
-            try:
-                words = shlex.split(command, comments=True)
-            except ValueError:  # a quotation goes on
-                command += "\n"
-                continue
-            command = ""
-            while words and re.fullmatch(r"\w+=.*", words[0]):
-                words.pop(0)
-            if words:
-                yield f"{name(page)}:{token.map[0] + 1}", words
-        assert not command, f"{name(page)}:{token.map[0] + 1}: a quotation has no end"
-
-
 def problem(words: list[str]) -> str:
-    """What keeps a command from running, as far as that is cheap to see."""
+    """The reason why a command cannot run, or an empty string. The command is not run for this."""
     program, *rest = words
     if program == "make":
         targets = re.findall(r"^([\w -]+):", (ROOT / "Makefile").read_text(), re.M)
@@ -143,7 +84,7 @@ def problem(words: list[str]) -> str:
                 return f"no file {scripts[0]}"
             if script.parent.name != "examples":
                 return ""
-            # Its long options stand in its source or in that of what the programs share.
+            # Its long options are in its source or in the module that the programs share.
             source = script.read_text() + (ROOT / "examples/common.py").read_text()
             options = [word.split("=")[0] for word in rest if word.startswith("--")]
             return "".join(
@@ -170,7 +111,7 @@ def test_commands(page: Path) -> None:
     assert not wrong, "\n".join(wrong)
 
 
-# Modules that read a command line, so that --help behind it shows whether it is understood.
+# Modules that parse their options, so that a command line with --help appended is checked.
 READ_OPTIONS = {"fusedrnn", "fusedrnn.selftest", "benchmarks", "tools.cuda_estimates", "tools.gpu"}
 MODULES = sorted(
     {
@@ -184,7 +125,7 @@ MODULES = sorted(
 
 @pytest.mark.parametrize("words", MODULES, ids=" ".join)
 def test_command_lines_of_modules_are_understood(words: tuple[str, ...]) -> None:
-    """Each with --help; a plan is printed."""
+    """Runs each command line with --help appended; one with --shape is quick and runs as it is."""
     more = [] if "--shape" in words else ["--help"]
     done = subprocess.run(
         [sys.executable, "-m", *words, *more], cwd=ROOT, capture_output=True, text=True
@@ -194,7 +135,7 @@ def test_command_lines_of_modules_are_understood(words: tuple[str, ...]) -> None
 
 
 def slugs(page: Path) -> set[str]:
-    """Anchors of a page's headings, as GitHub and MyST make them, and of what it includes."""
+    """Anchors of the headings of a page and of the pages that it includes, in GitHub's form."""
     found = set()
     for token, after in pairwise(tokens(page)):
         if token.type == "heading_open":
@@ -222,8 +163,56 @@ def test_links_between_files(page: Path) -> None:
     assert not wrong, f"{name(page)} links to what is not there: {', '.join(wrong)}"
 
 
+FOLDERS = r"\.ci|\.github|benchmarks|csrc|docs|examples|findings|fusedrnn|tests|tools|\.\."
+# Paths that are named on the pages and are not in the repository, each with the reason.
+NOT_IN_THE_REPOSITORY = {
+    "csrc/cells/lstm_coupled.h",  # the reader of docs/adding-a-cell.md writes this file
+    "fusedrnn/_cuda.so",  # the build makes this file
+    "benchmarks/results/gpu-*",  # tools.gpu writes these folders on a machine with a GPU
+    "benchmarks/results/gpu-<card>-<date>/",
+}
+
+
+def missing_paths(page: Path) -> list[str]:
+    """Paths in `code` on a page that do not exist, from the repository's root or from the page.
+
+    A path may hold * and <placeholders>, and the name of a test behind two colons.
+    """
+    missing = []
+    for token in tokens(page):
+        for child in token.children or ():
+            text = child.content
+            if child.type != "code_inline" or not re.fullmatch(rf"({FOLDERS})/\S*", text):
+                continue
+            path, _, test = text.partition("::")
+            pattern = re.sub(r"<\w+>", "*", path)
+            found = [file for at in (ROOT, page.parent) for file in glob.glob(f"{at}/{pattern}")]
+            if test and f"def {test}(" not in "".join(Path(file).read_text() for file in found):
+                found = []
+            if not found and text not in NOT_IN_THE_REPOSITORY:
+                missing.append(text)
+    return missing
+
+
+# The changelog may name files of older releases.
+@pytest.mark.parametrize("page", [p for p in PAGES if p.name != "CHANGELOG.md"], ids=name)
+def test_paths_in_the_repository_exist(page: Path) -> None:
+    missing = missing_paths(page)
+    assert not missing, f"{name(page)} names what does not exist: {', '.join(missing)}"
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["csrc/cpu/absent.h", "csrc/absent_<isa>.cpp", "../absent", "tests/docs/test_docs.py::test_x"],
+)
+def test_a_path_that_does_not_exist_is_found(tmp_path: Path, path: str) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"See `{path}`, `csrc/cpu/layer.h` and `csrc/cpu/kernels_<isa>.cpp`.")
+    assert missing_paths(page) == [path]
+
+
 class Html(HTMLParser):
-    """Anchors, links and what a browser loads by itself, of one page."""
+    """The anchors of a page of the site, its links, and the files that a browser loads with it."""
 
     def __init__(self, page: Path) -> None:
         super().__init__()
@@ -249,7 +238,7 @@ Site = dict[str, Html | None]
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
-    """The pages of the built site; a warning of Sphinx is an error."""
+    """The files of the built site by path. A warning of Sphinx is an error."""
     pytest.importorskip("sphinx", reason=REASON)
     pytest.importorskip("furo", reason=REASON)
     pytest.importorskip("myst_parser", reason=REASON)
@@ -294,11 +283,12 @@ def test_every_public_name_is_on_the_api_page(site: Site) -> None:
     assert not set(names) - site["api.html"].ids
 
 
-def test_the_cell_of_the_page_compiles_and_is_differentiated(tmp_path: Path) -> None:
+def test_the_cell_of_the_page_compiles_and_its_backward_is_right(tmp_path: Path) -> None:
     page = ROOT / "docs/adding-a-cell.md"
     (header,) = (text for _, info, text in blocks(page) if info == "cpp" and "#pragma" in text)
     (tmp_path / "cell.h").write_text(header)
-    # The header includes its neighbours, in quotes: <math.h> stays the system's.
+    # -iquote finds the headers of csrc/cells, which are included in quotes, and leaves <math.h> to
+    # the system; csrc/cells has a math.h of its own.
     flags = ["-std=c++20", "-Wall", "-Wextra", "-Werror", "-iquote", tmp_path]
     flags += ["-iquote", ROOT / "csrc/cells", '-DCELL_HEADER="cell.h"', "-DCELL=LstmCoupled"]
     source = Path(__file__).with_name("derivative.cpp")
@@ -307,7 +297,7 @@ def test_the_cell_of_the_page_compiles_and_is_differentiated(tmp_path: Path) -> 
     assert result.returncode == 0, result.stdout
 
 
-def test_pictures_are_what_their_program_draws() -> None:
+def test_pictures_are_up_to_date() -> None:
     for file, draw in PICTURES.items():
         assert (ROOT / "docs/images" / file).read_text() == draw().svg(), (
             "python -m tools.draw_pictures docs/images"

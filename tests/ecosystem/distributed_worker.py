@@ -1,12 +1,12 @@
-"""What test_distributed.py runs, as one process and under torchrun: trains, and saves what it saw.
+"""A training that test_distributed.py runs as one process and under torchrun.
 
     python distributed_worker.py one FOLDER             the whole batch in one process
     torchrun ... distributed_worker.py ddp FOLDER       DistributedDataParallel
     torchrun ... distributed_worker.py fsdp FOLDER      FSDP2: fully_shard
 
-Every process takes its rows of the same batches. Saved are the losses of all steps, the gradients
-of the first one and the parameters at the end, of a run without a break and of one that a
-checkpoint was made of in the middle and that a new model went on from.
+Every process trains on its own rows of the same batches. Two runs are made: one without a break,
+and one that saves a checkpoint in the middle and resumes it with a new model. The program saves,
+for each run, the losses of all steps, the gradients of the first step and the last parameters.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ STEPS = 6
 
 
 class Model(nn.Module):
-    """Every kind of layer, the cells included, in a model that reads padded batches."""
+    """A model of every kind of layer and cell module. It reads padded batches."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class Model(nn.Module):
 
 
 def batch(step: int) -> tuple[Tensor, Tensor, Tensor]:
-    """x [T, N, I], lengths [N], target [N, 2] of a step."""
+    """The batch of a step: x [T, N, I], lengths [N], target [N, 2]."""
     generator = torch.Generator().manual_seed(step)
     x = torch.randn(T, N, I, generator=generator, dtype=torch.float64)
     lengths = torch.randint(1, T + 1, (N,), generator=generator)
@@ -63,7 +63,7 @@ def batch(step: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def whole(t: Tensor) -> Tensor:
-    """A tensor that may be sharded, as one of its own."""
+    """A copy of a tensor; a sharded tensor is gathered first."""
     return (t.full_tensor() if isinstance(t, DTensor) else t).detach().clone()
 
 
@@ -80,7 +80,7 @@ def bare(model: nn.Module) -> nn.Module:
 
 
 def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> dict[str, Any]:
-    """Trains; returns losses, the gradients of the first step and the parameters at the end."""
+    """Trains; returns the losses, the gradients of the first step and the last parameters."""
     losses, gradients = [], {}
     for step in steps:
         optimizer.zero_grad()
@@ -142,7 +142,7 @@ def load(kind: str, model: nn.Module, optimizer: torch.optim.Optimizer, folder: 
 
 
 def reduced_precision() -> dict[str, Any]:
-    """The first gradients where fully_shard gives the layers bfloat16 parameters."""
+    """The first gradients under a MixedPrecisionPolicy, with which parameters are bfloat16."""
     torch.manual_seed(0)
     model = Model()  # float32
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
@@ -156,7 +156,7 @@ def reduced_precision() -> dict[str, Any]:
 
 
 def work(kind: str, folder: Path) -> dict[str, Any]:
-    """All that is saved of one kind of training."""
+    """Makes both runs of one kind of training; returns their results."""
     model, optimizer = make(kind, seed=0)
     result: dict[str, Any] = {"parameter": type(next(model.parameters())).__name__}
     result["unbroken"] = train(model, optimizer, range(STEPS))
@@ -164,7 +164,7 @@ def work(kind: str, folder: Path) -> dict[str, Any]:
     model, optimizer = make(kind, seed=0)
     train(model, optimizer, range(STEPS // 2))
     save(kind, model, optimizer, folder)
-    model, optimizer = make(kind, seed=1)  # other weights, until the checkpoint is loaded
+    model, optimizer = make(kind, seed=1)  # load() must replace these other weights
     load(kind, model, optimizer, folder)
     result["resumed"] = train(model, optimizer, range(STEPS // 2, STEPS))
     if kind == "fsdp":
@@ -178,8 +178,8 @@ def main(kind: str, folder: Path) -> None:
         torch.save(work(kind, folder), folder / f"{kind}.pt")
         return
     dist.init_process_group("gloo")
-    # No DDP model is left when the group goes, and the interpreter's end is left out:
-    # docs/distributed.md.
+    # No DDP model may be alive when the process group is destroyed, and the interpreter must not
+    # run its usual exit. docs/distributed.md gives the reasons.
     result = work(kind, folder)
     if dist.get_rank() == 0:
         torch.save(result, folder / f"{kind}.pt")

@@ -1,7 +1,7 @@
-"""A new environment for tests of the installed package: torch, and what torch itself requires.
+"""Makes virtual environments for tests of the installed package.
 
-Nothing is downloaded: the packages are links to those that run the tests. All others are missing,
-but for those that a test asks for.
+An environment holds torch, the packages that torch requires, and those that a test asks for.
+Nothing is downloaded: the packages are links to those of the Python that runs the tests.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 
 
 def requirements(name: str, found: dict[str, Distribution] | None = None) -> list[Distribution]:
-    """The package `name` and all that it requires here, extras left out."""
+    """The package `name` and all packages that it requires on this machine, without its extras."""
     found = {} if found is None else found
     if name not in found:
         found[name] = distribution(name)
@@ -27,7 +27,10 @@ def requirements(name: str, found: dict[str, Distribution] | None = None) -> lis
 
 
 def make(folder: Path, *others: str) -> tuple[Path, Path]:
-    """Makes one in `folder`, with others beside torch; returns its Python and where packages go."""
+    """Makes an environment in `folder`, with the packages `others` beside torch.
+
+    Returns the paths of its Python and of its site-packages.
+    """
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
     (site,) = folder.glob("lib/python*/site-packages")
     found: dict[str, Distribution] = {}

@@ -1,9 +1,10 @@
-"""Alters valid ONNX files at random and loads them; run in a child process with little memory.
+"""Alters valid ONNX files at random and loads them. It limits the memory of its own process.
 
     python -m tests.ecosystem.onnx_fuzz --seed 0 --count 1000
 
-A file ends in a ValueError, or in layers that can be called and whose weights are those that onnx's
-reference evaluator computes where it can. Anything else is printed, with the seed that repeats it.
+Loading a file must raise a ValueError or return layers that can be called. If onnx's reference
+evaluator can compute their weights, the weights must be the same. Any other outcome is printed with
+the seed that repeats it.
 """
 
 from __future__ import annotations
@@ -28,11 +29,23 @@ from onnx.reference import ReferenceEvaluator
 
 import fusedrnn.onnx
 from fusedrnn._onnx import GATES
-from tests.ecosystem.test_onnx_files import call, external, with_functions
-from tests.ecosystem.test_onnx_load import make_model, make_weights, node, state, value, with_states
-from tests.ecosystem.test_onnx_values import PREPARED, opset, prepared, quantized
+from tests.ecosystem.onnx_models import (
+    PREPARED,
+    call,
+    external,
+    make_model,
+    make_weights,
+    node,
+    opset,
+    prepared,
+    quantized,
+    state,
+    value,
+    with_functions,
+    with_states,
+)
 
-MEMORY = 1 << 30  # bytes that a file may take, beside what is there before
+MEMORY = 1 << 30  # bytes that the process may allocate beyond those that it has after the start
 NUMBERS = [
     -(2**63),
     -(2**31),
@@ -53,7 +66,7 @@ NUMBERS = [
     2**62,
     2**63 - 1,
 ]
-# Some that load knows, and some that would be worth an attack.
+# Operators that load knows, and others whose outputs could be large or that run other graphs.
 OPERATORS = [
     *["Identity", "Slice", "Concat", "Unsqueeze", "Squeeze", "Reshape", "Gather", "Split"],
     *["Transpose", "Cast", "Add", "Sub", "Mul", "Div", "ReduceL2", "Expand", "Tile"],
@@ -201,7 +214,7 @@ def alter_nodes(rng: random.Random, model: Any) -> None:
         graph.node.remove(target)
     elif what == 3:
         graph.node.append(target)
-    elif target.input:  # a node between a node and its input
+    elif target.input:  # insert a node between this node and one of its inputs
         k = rng.randrange(len(target.input))
         more = [rng.choice(names) for _ in range(rng.randrange(3))]
         new = helper.make_node(rng.choice(OPERATORS), [target.input[k], *more], ["new"])
@@ -260,7 +273,7 @@ def altered_bytes(rng: random.Random, data: bytes) -> bytes:
 
 
 def reference(model: Any, name: str, folder: Path) -> Any:
-    """A value of the model's graph as onnx's evaluator computes it, from what load has judged."""
+    """A value of the model's graph, computed by onnx's evaluator from the nodes that it needs."""
     found: list[Any] = []
     wanted = {name}
     for each in reversed(model.graph.node):
@@ -295,7 +308,7 @@ def judge(model: Any, layers: dict[str, Any], folder: Path) -> int:
         for k, prefix in ((1, "weight_ih"), (2, "weight_hh")):
             try:
                 expected = reference(model, same[0].input[k], folder)
-            except Exception:  # of a file that onnx does not take: nothing to compare with
+            except Exception:  # onnx cannot evaluate this file, so there is nothing to compare with
                 continue
             for d, suffix in enumerate(("_l0", "_l0_reverse")[:D]):
                 blocks = torch.from_numpy(np.array(expected[d], np.float64)).chunk(len(order))
@@ -346,7 +359,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         models.append(onnx.load(external(folder), load_external_data=False))
-        for model in models:  # all of them load as they are
+        for model in models:  # without alterations all of them can be loaded
             (folder / "model.onnx").write_bytes(model.SerializeToString())
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)
@@ -355,7 +368,7 @@ def main() -> None:
         limit = pages * resource.getpagesize() + MEMORY
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         warnings.simplefilter("error")
-        warnings.simplefilter("ignore", UserWarning)  # of states that the file holds
+        warnings.simplefilter("ignore", UserWarning)  # load warns of states that a file holds
         for k in range(arguments.seed, arguments.seed + arguments.count):
             attempt(k, models, folder, outcomes)
     print(dict(outcomes))

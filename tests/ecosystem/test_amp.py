@@ -1,4 +1,4 @@
-"""Automatic mixed precision: autocast in both 16-bit types, with GradScaler, in training."""
+"""Automatic mixed precision: training under autocast in both 16-bit types, with GradScaler."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 import fusedrnn
-from tests.helpers import CELLS, Cell, error, randn
+from tests.kit.layers import CELLS, Cell, error, randn
 
 DTYPES = [torch.bfloat16, torch.float16]
 
 
 class Regression(nn.Module):
-    """A layer and a head on the last step."""
+    """A layer, and a linear layer on its last output."""
 
     def __init__(self, layer: nn.Module, features: int) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ def scaled_gradients(model: nn.Module, dtype: torch.dtype, scaler: Any) -> dict[
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("cell", CELLS, ids=str)
 def test_gradients_through_autocast_and_scaler(cell: Cell, dtype: torch.dtype) -> None:
-    """Float32 gradients of float32 weights, within the 16-bit type's error of float64's."""
+    """The gradients are float32, and differ from float64's by errors of the 16-bit type."""
     model = regression(cell)
     exact = copy.deepcopy(model).double()
     exact(randn(6, 4, 3, seed=5).float().double()).square().mean().backward()
@@ -64,13 +64,13 @@ def test_gradients_through_autocast_and_scaler(cell: Cell, dtype: torch.dtype) -
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("cell", CELLS, ids=str)
 def test_training(cell: Cell, dtype: torch.dtype) -> None:
-    """The first losses are float32's, within the 16-bit type's error; the loss falls as well."""
+    """The first losses equal those in float32 up to the 16-bit type's error, and the loss falls."""
     runs = []
     for enabled in (False, True):
         torch.manual_seed(0)
         model = regression(cell)
         optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
-        # Small enough that float16 takes every step.
+        # The scale is so small that no gradient overflows in float16.
         scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8, enabled=enabled)
         losses = []
         for step in range(40):
@@ -92,7 +92,7 @@ def test_training(cell: Cell, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("cell", CELLS, ids=str)
 def test_a_scale_that_overflows_skips_the_step(cell: Cell) -> None:
-    """float16 gradients beyond 65504 are inf, not wrong: the scaler sees them and halves."""
+    """float16 gradients beyond 65504 are inf; the scaler finds them and halves its scale."""
     model = regression(cell)
     before = copy.deepcopy(model.state_dict())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -117,7 +117,7 @@ def test_a_scale_that_overflows_skips_the_step(cell: Cell) -> None:
 
 
 def count(cell: Any, steps: int, dtype: torch.dtype | None) -> Tensor:
-    """Return c of a cell whose gates are all one, so that c grows by one a step."""
+    """c of a cell module after `steps` steps. All its gates are 1, so c grows by 1 each step."""
     with torch.no_grad():
         for p in cell.parameters():
             p.zero_()
@@ -131,8 +131,8 @@ def count(cell: Any, steps: int, dtype: torch.dtype | None) -> Tensor:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_a_cell_counts_on(dtype: torch.dtype) -> None:
-    """From step to step c is float32: in bfloat16 it would stop at 256, in float16 at 2048."""
+def test_a_cell_counts_beyond_16_bits(dtype: torch.dtype) -> None:
+    """c stays float32 between steps: in bfloat16 it would stop at 256, in float16 at 2048."""
     c = count(fusedrnn.FusedLSTMCell(1, 1), 3000, dtype)
     exact = count(nn.LSTMCell(1, 1, dtype=torch.float64), 3000, None)
     assert c.dtype == torch.float32
@@ -142,7 +142,10 @@ def test_a_cell_counts_on(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_c_through_many_steps(dtype: torch.dtype, compiled: bool) -> None:
-    """Forget gates near one: no further from float64 than torch.nn's, whose c is float32 too."""
+    """With forget gates near 1, errors in c add up.
+
+    Ours may be twice as large as those of torch.nn's cell module, whose c is float32 too.
+    """
     steps = 50 if compiled else 1000
     torch.manual_seed(0)
     theirs = nn.LSTMCell(16, 32)
@@ -167,8 +170,8 @@ def test_c_through_many_steps(dtype: torch.dtype, compiled: bool) -> None:
 
 @pytest.mark.parametrize("N", [(3,), ()], ids=str)
 @pytest.mark.parametrize("c_dtype", [torch.float32, *DTYPES], ids=str)
-def test_what_c_may_be(c_dtype: torch.dtype, N: tuple[int, ...]) -> None:
-    """Under autocast c is taken as it comes and given in float32, its gradient as it came."""
+def test_dtypes_of_c(c_dtype: torch.dtype, N: tuple[int, ...]) -> None:
+    """Under autocast c may have any of these dtypes. c_n is float32; c's gradient has c's dtype."""
     cell = fusedrnn.FusedLSTMCell(3, 4)
     x, h = randn(*N, 3, seed=1).float(), randn(*N, 4, seed=2).bfloat16()
     c = randn(*N, 4, seed=3).to(c_dtype).requires_grad_()
@@ -188,7 +191,7 @@ def test_what_c_may_be(c_dtype: torch.dtype, N: tuple[int, ...]) -> None:
     (d_c,) = torch.autograd.grad(c_n, c, grad, retain_graph=True)
     (d_e,) = torch.autograd.grad(c_e, wide, grad.double(), retain_graph=True)
     assert d_c.dtype == c_dtype
-    # No operand of c_n = f c + i g is rounded to 16 bits but the gates' own inputs.
+    # In c_n = f c + i g nothing is rounded to 16 bits; only the inputs of the gates are.
     assert error(c_n, c_e) < 1e-5
     assert error(d_c, d_e) < (1e-5 if c_dtype == torch.float32 else 1e-2)
     both = torch.autograd.grad((h_n.float() * grad).sum() + c_n.sum(), c)[0]
@@ -197,7 +200,7 @@ def test_what_c_may_be(c_dtype: torch.dtype, N: tuple[int, ...]) -> None:
 
 
 def test_c_of_a_16_bit_module() -> None:
-    """Without autocast c has the dtype of the module, as torch.nn's, or is float32 if given so."""
+    """Without autocast c_n has the dtype of the module, as in torch.nn, or float32 if c has it."""
     cell = fusedrnn.FusedLSTMCell(3, 4, dtype=torch.bfloat16)
     compiled: Any = torch.compile(cell, backend="aot_eager")
     x = randn(2, 3).bfloat16()
@@ -229,8 +232,8 @@ def test_second_derivatives_with_a_float32_c() -> None:
         assert error(got, wanted) < 0.03
 
 
-def test_a_layer_gives_its_states_in_the_dtype_of_autocast() -> None:
-    """As torch.nn.LSTM does; inside the call c is float32."""
+def test_a_layer_returns_its_states_in_the_dtype_of_autocast() -> None:
+    """torch.nn.LSTM does the same. Inside the call c is float32."""
     ours, theirs = fusedrnn.FusedLSTM(3, 4), nn.LSTM(3, 4)
     x = randn(5, 2, 3).float()
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -1,7 +1,7 @@
-"""Inductor, saved exports and AOTInductor give eager mode's numbers; TorchScript is refused.
+"""Inductor, saved exports and AOTInductor compute the same as eager mode; TorchScript is refused.
 
-`tests/test_compile.py` has every cell and call under Dynamo and torch.export; here is what happens
-to the graphs afterwards.
+`tests/layers/test_compile.py` captures every cell and every kind of call with Dynamo and
+torch.export. The tests here compile the captured graphs, save them and load them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch._dynamo.testing import CompileCounter
 
 import fusedrnn
 from fusedrnn._library import LIBRARY
-from tests.helpers import randn
+from tests.kit.layers import randn
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -32,7 +32,7 @@ def _fresh_compiler() -> Iterator[None]:
 
 
 class Model(nn.Module):
-    """Sequences [N, T, 3] and their lengths to a score of every step."""
+    """Maps sequences [N, T, 3] and their lengths to scores [N, T, 2]."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ def test_inductor_trains_at_every_length_without_compiling_again() -> None:
 
 
 def compilations(prepare: Callable[[Tensor], None], **options: Any) -> int:
-    """How many graphs twelve different lengths and batches take."""
+    """How many graphs are compiled for twelve calls with different T and N."""
     counter = CompileCounter()
     model = Model().double()
     run = torch.compile(model, fullgraph=True, backend=counter, **options)
@@ -89,11 +89,11 @@ def compilations(prepare: Callable[[Tensor], None], **options: Any) -> int:
     return counter.frame_count
 
 
-def test_compilations_by_how_lengths_are_announced() -> None:
+def test_number_of_compilations_with_and_without_dynamic_sizes() -> None:
     def nothing(_: Tensor) -> None:
         pass
 
-    # Dynamo makes a size dynamic when it sees it change: N changes at the second call, as T does.
+    # Dynamo makes a size dynamic when it first changes. Both N and T change at the second call.
     assert compilations(nothing) == 2
     assert compilations(nothing, dynamic=True) == 1
     assert compilations(lambda x: torch._dynamo.mark_dynamic(x, (0, 1))) == 1
@@ -125,14 +125,14 @@ print("fusedrnn" in sys.modules)
 
 
 def fresh_process(folder: Path, step: str) -> list[str]:
-    """What a new Python prints that loads a file of `folder`."""
+    """Loads a saved program in a new Python and runs it; returns the lines that are printed."""
     words = [sys.executable, "-c", FRESH_PROCESS, str(folder), str(LIBRARY.path), step]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning")  # torch's own, from copyreg
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # torch raises it, from copyreg
 def test_saved_programs_run_in_a_fresh_process(tmp_path: Path) -> None:
     model = Model().eval()
     with torch.no_grad():
@@ -144,7 +144,7 @@ def test_saved_programs_run_in_a_fresh_process(tmp_path: Path) -> None:
     assert fresh_process(tmp_path, "exported") == ["True"]
 
     torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "model.pt2"))
-    # The compiled library is enough: it holds the ops. The Python package need not be there.
+    # A compiled program needs the library with our ops, and not the Python package.
     said = fresh_process(tmp_path, "aoti")
     assert said == ["Could not find schema for fusedrnn::forward.", "False"]
 
@@ -174,12 +174,12 @@ def test_torchscript_is_refused_in_words(layer: nn.Module) -> None:
                 capture(model)
             with torch.no_grad(), pytest.raises(RuntimeError, match=message):
                 capture(model)
-    layer(x)  # as before
+    layer(x)  # the layer still works
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_to_torch_is_the_way_to_torchscript() -> None:
-    # torch.nn.LSTM itself can be scripted inside another module alone.
+    # torch.nn.LSTM can only be scripted inside another module.
     model = nn.Sequential(fusedrnn.FusedLSTM(3, 5, num_layers=2)).double()
     scripted = torch.jit.script(fusedrnn.to_torch(model))
     x = randn(4, 2, 3)

@@ -1,4 +1,4 @@
-"""DDP and FSDP2 under torchrun, two processes on the CPU: what one process computes, in float64."""
+"""DDP and FSDP2 under torchrun: two processes on the CPU compute the same as one, in float64."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from tests.helpers import assert_same, error
+from tests.kit.layers import assert_same, error
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKER = Path(__file__).with_name("distributed_worker.py")
-# torchrun, of this Python.
+# The module behind torchrun, for the Python that runs the tests.
 LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 
 pytestmark = pytest.mark.skipif(
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def run(*command: str, cwd: Path, **variables: str) -> str:
-    """What a Python program prints, with fusedrnn on its path and one thread."""
+    """Runs a Python program with fusedrnn on its path and one thread; returns what it prints."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     done = subprocess.run(
         [sys.executable, *command],
@@ -43,7 +43,7 @@ def run(*command: str, cwd: Path, **variables: str) -> str:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What the worker saved: by one process, by DDP and by FSDP2."""
+    """The results that the worker saved, from one process, from DDP and from FSDP2."""
     folder = tmp_path_factory.mktemp("distributed")
     for kind in ("one", "ddp", "fsdp"):
         launcher = () if kind == "one" else LAUNCHER
@@ -52,8 +52,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
-def test_two_processes_are_one(trained: dict[str, Any], kind: str) -> None:
-    """Losses of all steps, the gradients of the first, the parameters after AdamW and clipping."""
+def test_two_processes_compute_the_same_as_one(trained: dict[str, Any], kind: str) -> None:
+    """The losses of all steps, the first gradients and the last parameters are compared."""
     assert trained[kind]["parameter"] == {"ddp": "Parameter", "fsdp": "DTensor"}[kind]
     actual, expected = trained[kind]["unbroken"], trained["one"]["unbroken"]
     assert actual["losses"] == pytest.approx(expected["losses"], rel=1e-12)
@@ -63,8 +63,11 @@ def test_two_processes_are_one(trained: dict[str, Any], kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["one", "ddp", "fsdp"])
-def test_a_new_model_goes_on_from_a_checkpoint(trained: dict[str, Any], kind: str) -> None:
-    """The same bits as without a break: torch.save, and torch.distributed.checkpoint for FSDP2."""
+def test_a_checkpoint_is_resumed_by_a_new_model(trained: dict[str, Any], kind: str) -> None:
+    """The results are the same bits as without a break.
+
+    The checkpoint is written by torch.save; for FSDP2 by torch.distributed.checkpoint.
+    """
     unbroken, resumed = trained[kind]["unbroken"], trained[kind]["resumed"]
     assert resumed["losses"] == unbroken["losses"][-len(resumed["losses"]) :]
     for name, expected in unbroken["parameters"].items():
@@ -72,25 +75,25 @@ def test_a_new_model_goes_on_from_a_checkpoint(trained: dict[str, Any], kind: st
 
 
 def test_fsdp_in_bfloat16(trained: dict[str, Any]) -> None:
-    """MixedPrecisionPolicy(bfloat16): layers compute in it, gradients come in float32."""
+    """With MixedPrecisionPolicy the layers compute in bfloat16; the gradients are float32."""
     reduced, exact = trained["fsdp"]["bfloat16"], trained["one"]["unbroken"]["gradients"]
     assert reduced["seen"] == [torch.bfloat16]
     assert reduced["gradients"].keys() == exact.keys()
     for name, gradient in reduced["gradients"].items():
         assert gradient.dtype == torch.float32
-        # 2 to 3 significant digits, through six layers.
+        # bfloat16 has 2 to 3 significant digits, and the gradients pass through six layers.
         assert error(gradient, exact[name]) < 0.1, name
 
 
 def test_the_program_of_the_docs(tmp_path: Path) -> None:
-    """docs/distributed.md's, with FSDP2: it learns, and its file fits torch.nn's layer."""
+    """The program of docs/distributed.md learns with FSDP2, and torch.nn's GRU reads its file."""
     text = (ROOT / "docs" / "distributed.md").read_text()
     (program,) = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     (tmp_path / "train.py").write_text(program)
     said = run(*LAUNCHER, "train.py", "--fsdp", cwd=tmp_path, STEPS="20")
     losses = [float(loss) for loss in re.findall(r"^step \d+: loss ([\d.]+)$", said, re.MULTILINE)]
     assert len(losses) == 2
-    assert losses[1] < losses[0] < 4.6  # log(100): there are about a hundred characters
+    assert losses[1] < losses[0] < 4.6  # log(100): the text has about a hundred characters
     state = torch.load(tmp_path / "model.pt", weights_only=True)
     gru = {name[4:]: t for name, t in state.items() if name.startswith("gru.")}
     torch.nn.GRU(32, 128, num_layers=2).load_state_dict(gru, strict=True)

@@ -1,4 +1,4 @@
-"""torch.utils.flop_counter counts our ops as it does torch.nn's layers of single products."""
+"""torch.utils.flop_counter counts as much for our ops as for torch.nn's layers."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import fusedrnn
 from fusedrnn._double_backward import _second_derivative
-from tests.helpers import CELLS, Cell, flat, make_states, map_tensors, ragged, randn
+from tests.kit.layers import CELLS, Cell, flat, make_states, map_tensors, ragged, randn
 
 T, N, I, H = 7, 3, 4, 6
 
 
 def count(module: Any, input: Any, hx: Any = None, **kwargs: Any) -> tuple[int, int]:
-    """Of forward and of backward."""
+    """The operations that are counted in forward and in backward."""
     forward, backward = (FlopCounterMode(display=False) for _ in range(2))
     with forward:
         outputs = flat(module(input, hx, **kwargs))
@@ -35,7 +35,8 @@ def count(module: Any, input: Any, hx: Any = None, **kwargs: Any) -> tuple[int, 
 @pytest.mark.parametrize("options", [{}, {"bidirectional": True, "num_layers": 2, "bias": False}])
 @pytest.mark.parametrize("cell", CELLS, ids=str)
 def test_layers(cell: Cell, options: dict[str, Any]) -> None:
-    # float64: torch.nn's float32 LSTM is one operation on the CPU, for which torch counts nothing.
+    # The dtype is float64, because torch.nn's float32 LSTM is a single operation on the CPU, for
+    # which torch counts nothing.
     ours, theirs = cell.make(I, H, dtype=torch.float64, **options)
     seen = set()
     for trained in (True, False):
@@ -78,7 +79,7 @@ def test_cells(name: str) -> None:
         assert count(ours, x, hx) == count(theirs, x, hx)
 
 
-def test_whose_they_are() -> None:
+def test_operations_are_attributed_to_their_module() -> None:
     model = nn.Sequential(nn.Linear(I, I), nn.ModuleDict({"rnn": fusedrnn.FusedGRU(I, H)})["rnn"])
     with FlopCounterMode(display=False) as counter:
         model(torch.randn(T, N, I))
@@ -86,8 +87,8 @@ def test_whose_they_are() -> None:
     assert counts == {torch.ops.fusedrnn.forward: 2 * (I + H) * 3 * H * T * N}
 
 
-def test_sizes_alone() -> None:
-    """Of fake tensors the lengths are unknown: all steps are counted."""
+def test_fake_and_meta_tensors() -> None:
+    """The values of lengths are unknown in fake tensors, so all steps are counted."""
     with FakeTensorMode(), FlopCounterMode(display=False) as counter:
         weights = list(fusedrnn.FusedGRU(I, H).parameters())
         x, lengths = torch.randn(T, N, I), torch.tensor([T, 2, 1])
@@ -99,7 +100,7 @@ def test_sizes_alone() -> None:
 
 
 def test_double_backward() -> None:
-    """The derivative of a derivative by everything, beside the products that it is made of."""
+    """The op of the second derivative counts as much as the products that it consists of."""
     layer = fusedrnn.FusedGRU(I, H, dtype=torch.float64)
     leaves: list[Tensor] = [randn(T, N, I), randn(1, N, H)]
     inputs = [*(t.requires_grad_() for t in leaves), *layer.parameters()]
@@ -120,7 +121,7 @@ def test_double_backward() -> None:
 
 @pytest.mark.parametrize("first", ["fusedrnn", "torch.utils.flop_counter"])
 def test_either_may_be_imported_first(first: str) -> None:
-    """The counter is not imported by us: with CUDA that takes a few tenths of a second."""
+    """fusedrnn does not import the counter: that takes a few tenths of a second with CUDA."""
     program = f"""
 import sys, torch
 finders = len(sys.meta_path)

@@ -1,4 +1,7 @@
-"""torch.fx takes layers and cells whole: symbolic_trace, tracers of one's own, FX quantization."""
+"""torch.fx keeps layers and cell modules as single nodes.
+
+That holds for symbolic_trace, for tracers of the user, and for FX quantization.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +18,13 @@ from torch.nn.utils import prune
 from torch.nn.utils.rnn import pack_sequence
 
 import fusedrnn
-from tests.helpers import CELLS, Cell, assert_close, flat, make_states, ragged, randn, run
+from tests.kit.layers import CELLS, Cell, assert_close, flat, make_states, ragged, randn, run
 
 CELL_CLASSES = [fusedrnn.FusedLSTMCell, fusedrnn.FusedGRUCell, fusedrnn.FusedRNNCell]
 
 
 class Model(nn.Module):
-    """A layer between two others, called with all that it takes."""
+    """A model that calls a layer with all its arguments, between other operations."""
 
     def __init__(self, layer: Any) -> None:
         super().__init__()
@@ -46,7 +49,7 @@ def test_layers(cell: Cell) -> None:
     traced = fx.symbolic_trace(model)
     assert calls(traced) == ["embed", "part.0", "embed", "part.0"]
     assert traced.get_submodule("part.0") is layer
-    for T, N in ((5, 2), (7, 3)):  # sizes are not kept
+    for T, N in ((5, 2), (7, 3)):  # the traced model takes any sizes
         x, lengths = randn(T, N, 3), torch.tensor([T, *range(1, N)])
         hx = make_states(layer, N, torch.float64)
         for a, b in zip(flat(traced(x, hx, lengths)), flat(model(x, hx, lengths)), strict=True):
@@ -67,7 +70,7 @@ class Steps(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         state = self.cell(x)
-        state = self.cell(torch.ones(2, 3), state)  # only the state is a proxy
+        state = self.cell(torch.ones(2, 3), state)  # here only the state is a proxy
         return self.cell(x, hx=state)
 
 
@@ -76,7 +79,7 @@ def test_cells(cls: Any) -> None:
     model = Steps(cls(3, 4))
     traced = fx.symbolic_trace(model)
     assert calls(traced) == ["cell"] * 3
-    assert len(traced.graph.nodes) <= 6  # nothing was looked at that is not needed
+    assert len(traced.graph.nodes) <= 6  # the trace added no nodes, such as reads of shapes
     x = torch.randn(2, 3)
     for a, b in zip(flat(traced(x)), flat(model(x)), strict=True):
         assert torch.equal(a, b)
@@ -90,7 +93,7 @@ def test_packed_sequences() -> None:
         assert torch.equal(a, b)
 
 
-def test_tracers_of_ones_own() -> None:
+def test_tracers_of_the_user() -> None:
     class Deep(fx.Tracer):
         def is_leaf_module(self, m: nn.Module, name: str) -> bool:
             return False
@@ -105,7 +108,7 @@ def test_tracers_of_ones_own() -> None:
         assert calls(traced) == expected
         x, lengths = randn(5, 2, 3), torch.tensor([5, 2])
         assert torch.equal(traced(x, None, lengths)[0], model(x, None, lengths)[0])
-        # What works on a graph calls the layer with values, or with proxies again.
+        # fx.Interpreter calls the layer with values, and fx.Transformer with proxies.
         assert torch.equal(
             fx.Interpreter(traced).run(x, None, lengths)[0], model(x, None, lengths)[0]
         )
@@ -124,10 +127,10 @@ class Tagger(nn.Module):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 @pytest.mark.parametrize("dynamic", [True, False])
-def test_quantization_of_the_linear_layers_beside(dynamic: bool) -> None:
+def test_quantization_of_the_linear_layers_around(dynamic: bool) -> None:
     qconfig = default_dynamic_qconfig if dynamic else get_default_qconfig("x86")
     x = torch.randn(5, 2, 3)
-    # The mapping of the linear layers alone, and one that is for all modules.
+    # One mapping is for the linear layers, the other one for all modules.
     for mapping in (
         QConfigMapping().set_object_type(nn.Linear, qconfig),
         QConfigMapping().set_global(qconfig),
@@ -180,7 +183,7 @@ def set_forward() -> nn.Module:
         (hooked, "FusedGRU must be a leaf .* has hooks"),
     ],
 )
-def test_what_would_run_twice(make: Any, message: str) -> None:
+def test_forwards_and_hooks_that_would_run_twice(make: Any, message: str) -> None:
     class Leaves(fx.Tracer):
         def is_leaf_module(self, m: nn.Module, name: str) -> bool:
             return isinstance(m, nn.RNNBase) or super().is_leaf_module(m, name)
@@ -188,7 +191,7 @@ def test_what_would_run_twice(make: Any, message: str) -> None:
     model = nn.Sequential(make())
     with pytest.raises(RuntimeError, match=message + r".*\. Trace with a torch\.fx\.Tracer whose"):
         fx.symbolic_trace(model)
-    traced = fx.GraphModule(model, Leaves().trace(model))  # what the message says
+    traced = fx.GraphModule(model, Leaves().trace(model))  # the message advises this
     x = torch.randn(5, 2, 3)
     for a, b in zip(flat(traced(x)), flat(model(x)), strict=True):
         assert torch.equal(a, b)
@@ -200,12 +203,12 @@ def test_a_layer_alone(make: Any) -> None:
     with pytest.raises(RuntimeError, match=f"{make.__name__} must be a leaf .* holds it"):
         fx.symbolic_trace(layer)
     if make is not Doubled:
-        fx.symbolic_trace(nn.Sequential(layer))  # what the message says
+        fx.symbolic_trace(nn.Sequential(layer))  # the message advises this
 
 
 def test_a_layer_that_the_model_does_not_hold() -> None:
     layer = fusedrnn.FusedGRU(3, 4)
-    with pytest.raises(NameError, match="not installed as a submodule"):  # as for torch.nn's
+    with pytest.raises(NameError, match="not installed as a submodule"):  # as for torch.nn's layers
         fx.symbolic_trace(lambda x: layer(x))
     graph = fx.Graph()
     x = fx.Proxy(graph.placeholder("x"))
@@ -216,7 +219,7 @@ def test_a_layer_that_the_model_does_not_hold() -> None:
 
 
 @pytest.mark.parametrize("mode", ["real", "symbolic"])
-def test_make_fx_goes_on_to_the_ops(mode: str) -> None:
+def test_make_fx_traces_down_to_the_ops(mode: str) -> None:
     layer, cell = fusedrnn.FusedGRU(3, 4, dtype=torch.float64), fusedrnn.FusedGRUCell(3, 4).double()
     x = randn(5, 2, 3)
 

@@ -1,4 +1,4 @@
-"""Keras's recurrent layers as ours: the same outputs as Keras's own, on its torch backend."""
+"""Loaded Keras layers: ours compute the same as Keras's own, on its torch backend."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from torch import Tensor
 
 import fusedrnn
 import fusedrnn.keras
-from tests.helpers import error, flat
+from tests.kit.layers import error, flat
 
 os.environ["KERAS_BACKEND"] = "torch"
 keras: Any = pytest.importorskip("keras")
 
-# In Keras's own get_weights().
+# Keras's get_weights() raises this warning.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 N, T, I, H = 3, 5, 4, 6
-# Keras's products are float32 on its torch backend, whatever the dtype of the layer.
+# On its torch backend Keras computes products in float32, whatever the dtype of the layer.
 LIMIT = 1e-6
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "LSTM": ("LSTM", {}),
@@ -36,7 +36,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def build(kind: str, bidirectional: bool = False, dtype: str = "float64", **options: Any) -> Any:
-    """A layer of Keras that gives all it can; biases too are random."""
+    """A layer of Keras that returns all outputs and states. Its weights and biases are random."""
     name, own = KINDS[kind]
     options = {"return_sequences": True, "return_state": True, "dtype": dtype} | own | options
     layer = getattr(keras.layers, name)(H, **options)
@@ -62,7 +62,7 @@ def test_loaded_layers(kind: str, bidirectional: bool, use_bias: bool) -> None:
     assert ours.bias == use_bias
     x = torch.randn(N, T, I, dtype=torch.float64)
     y, *states = outputs(theirs, x)
-    # Keras's order of states: those of the forward layer, then those of the backward layer.
+    # Keras returns the states of the forward layer, then those of the backward layer.
     k = 2 if kind == "LSTM" else 1
     expected = [y, *(torch.stack(states[s::k]) for s in range(k))]
     for a, b in zip(flat(ours(x)), expected, strict=True):
@@ -81,7 +81,7 @@ def test_return_sequences_false() -> None:
 
 
 def test_from_weights_needs_no_keras() -> None:
-    """In a process that cannot import it."""
+    """It works in a process that cannot import keras."""
     program = """
 import sys
 sys.modules["keras"] = None
@@ -102,7 +102,7 @@ print(layer, tuple(layer(torch.zeros(2, 3, 4, dtype=torch.float64))[0].shape))
     assert done.stdout == "FusedGRU(4, 6, batch_first=True, bidirectional=True) (2, 3, 12)\n"
 
 
-def test_from_weights_gives_what_load_gives() -> None:
+def test_from_weights_returns_the_same_layer_as_load() -> None:
     for kind, (name, own) in KINDS.items():
         theirs = build(kind)
         options = {"nonlinearity" if k == "activation" else k: v for k, v in own.items()}
@@ -113,7 +113,7 @@ def test_from_weights_gives_what_load_gives() -> None:
             assert torch.equal(made.state_dict()[key], weight)
 
 
-def test_weights_can_be_trained_and_the_generator_is_left_alone() -> None:
+def test_weights_can_be_trained_and_the_random_generator_does_not_advance() -> None:
     theirs = build("LSTM", dtype="float32")
     before = torch.get_rng_state()
     ours = fusedrnn.keras.load(theirs)
@@ -133,7 +133,7 @@ def test_weights_can_be_trained_and_the_generator_is_left_alone() -> None:
         ("LSTM", {"stateful": True}, "stateful must be False, got True"),
     ],
 )
-def test_options_that_ours_lack(kind: str, options: dict[str, Any], message: str) -> None:
+def test_options_that_our_layers_lack(kind: str, options: dict[str, Any], message: str) -> None:
     if "stateful" in options:
         layer = keras.layers.LSTM(H, **options)
     else:
@@ -142,7 +142,7 @@ def test_options_that_ours_lack(kind: str, options: dict[str, Any], message: str
         fusedrnn.keras.load(layer)
 
 
-def test_what_a_bidirectional_layer_must_be() -> None:
+def test_bidirectional_layers_that_cannot_be_loaded() -> None:
     lstm, gru = keras.layers.LSTM, keras.layers.GRU
     bidirectional = keras.layers.Bidirectional
     with pytest.raises(ValueError, match="merge_mode must be \"concat\", got 'sum'"):
@@ -159,12 +159,12 @@ def test_dropout_is_left_out_and_named() -> None:
     theirs = build("GRU", dropout=0.25)
     with pytest.warns(UserWarning, match=r"dropout=0\.25 is left out") as warned:
         ours = fusedrnn.keras.load(theirs)
-    assert warned[0].filename == __file__  # the line to look at is the caller's
+    assert warned[0].filename == __file__  # the warning names the line of the caller
     x = torch.randn(N, T, I, dtype=torch.float64)
     assert error(ours(x)[0], outputs(theirs, x)[0]) < LIMIT
 
 
-def test_what_is_no_layer_of_keras() -> None:
+def test_layers_that_are_not_of_keras() -> None:
     class Own(keras.layers.LSTM):  # type: ignore[misc]
         pass
 
@@ -195,7 +195,7 @@ def test_weights_that_do_not_fit(kind: str, shapes: list[Any], message: str) -> 
 def test_weights_of_a_wrong_kind() -> None:
     with pytest.raises(ValueError, match=r"floating-point dtype, got \[4, 6\] of torch\.int64"):
         fusedrnn.keras.from_weights("SimpleRNN", [np.zeros((4, 6), int), np.zeros((6, 6), int)])
-    two = [np.zeros(shape) for shape in [(4, 6), (6, 6), (5, 6), (6, 6)]]  # I is 4, then 5
+    two = [np.zeros(shape) for shape in [(4, 6), (6, 6), (5, 6), (6, 6)]]  # I is 4, and then 5
     with pytest.raises(ValueError, match=r"kernel must be \[I, 1\*H\] = \[4, 6\], got \[5, 6\]"):
         fusedrnn.keras.from_weights("SimpleRNN", two, bidirectional=True)
 
@@ -216,27 +216,27 @@ def test_weights_of_a_wrong_kind() -> None:
         (lambda a: a[..., 0], "got "),
     ],
 )
-def test_arrays_that_are_no_weights(change: Any, message: str, place: int) -> None:
+def test_values_that_are_not_weights(change: Any, message: str, place: int) -> None:
     weights: list[Any] = [np.zeros(shape) for shape in ((4, 24), (6, 24), (24,))]
     weights[place] = change(weights[place])
     name = ("kernel", "recurrent_kernel", "bias")[place]
     if place == 0 and message.startswith("must have the dtype"):
-        name = "recurrent_kernel"  # the first that differs from the kernel
+        name = "recurrent_kernel"  # it is the first array whose dtype differs from the kernel's
     with pytest.raises((ValueError, TypeError), match=f"^{name} .*{message}"):
         fusedrnn.keras.from_weights("LSTM", weights)
 
 
 @pytest.mark.parametrize("weights", [None, 5])
-def test_weights_that_are_no_list(weights: Any) -> None:
+def test_weights_that_are_not_a_list(weights: Any) -> None:
     with pytest.raises(TypeError, match=r"weights must be a list of arrays, got (NoneType|int)"):
         fusedrnn.keras.from_weights("LSTM", weights)
 
 
 def test_altered_weights_give_an_error_or_the_right_layer() -> None:
-    """A bounded search: whatever is done to one array, nothing but these two comes of it."""
+    """One array is changed at random. The outcome must be an error or the right layer."""
     rng = random.Random(20250101)
     numbers = np.random.default_rng(0)
-    # Of the array, and whether the numbers stay what they are.
+    # Each entry is a change of an array, and whether its numbers stay the same.
     changes: list[tuple[Any, bool]] = [
         (lambda a: a.astype(a.dtype.newbyteorder()), True),
         (lambda a: np.flip(np.flip(a, 0).copy(), 0), True),
@@ -285,7 +285,9 @@ def test_altered_weights_give_an_error_or_the_right_layer() -> None:
         unchanged = np.shape(after) == before.shape and np.array_equal(
             np.asarray(after.detach() if isinstance(after, Tensor) else after), before
         )
-        if not unchanged:  # a square kernel has a transpose, and a kernel less a row is one
+        # A changed array can still be valid: the transpose of a square kernel, or a kernel with one
+        # row less.
+        if not unchanged:
             assert isinstance(after, np.ndarray)
             assert after.dtype == before.dtype
             assert after.ndim == before.ndim
@@ -295,7 +297,7 @@ def test_altered_weights_give_an_error_or_the_right_layer() -> None:
     assert min(outcomes.values()) > 40, outcomes
 
 
-# Rows: all steps, padding behind, none, padding in front, gaps.
+# One row each with all steps, padding at the end, no steps, padding at the start, and gaps.
 MASK = torch.tensor(
     [[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [0, 0, 0, 0, 0], [0, 0, 1, 1, 1], [0, 1, 0, 1, 0]]
 ).bool()
@@ -309,7 +311,7 @@ def test_masks(kind: str, bidirectional: bool, zero: bool) -> None:
     ours = fusedrnn.keras.load(theirs)
     x = torch.randn(len(MASK), T, I, dtype=torch.float64)
     D, k = (2 if bidirectional else 1), (2 if kind == "LSTM" else 1)
-    # Keras's order of states: those of the forward layer, then those of the backward layer.
+    # Keras takes the states of the forward layer, then those of the backward layer.
     initial = [torch.randn(len(MASK), H, dtype=torch.float64) for _ in range(k * D)]
     start = initial[0] if len(initial) == 1 else initial
     y, *states = (torch.as_tensor(t).detach() for t in theirs(x, mask=MASK, initial_state=start))
@@ -333,7 +335,7 @@ def test_the_last_output_repeated_over_the_padding() -> None:
     expected = torch.as_tensor(theirs(x, mask=MASK[:3])[0]).detach()
     assert error(fusedrnn.keras.repeat_last(y, [5, 2, 0]), expected) < LIMIT
     assert torch.equal(fusedrnn.keras.repeat_last(y, torch.tensor([5, 5, 5])), y)
-    # What the layer takes as lengths, and no more.
+    # repeat_last takes the same lengths as the layer.
     for dtype in ("uint8", "uint16", "uint32", "uint64", "int8", "int32", "float32"):
         lengths = np.array([5, 2, 0], dtype)
         assert error(fusedrnn.keras.repeat_last(y, lengths), expected) < LIMIT
@@ -347,7 +349,7 @@ def test_the_last_output_repeated_over_the_padding() -> None:
         fusedrnn.keras.repeat_last(y[0], [5])
 
 
-def test_what_with_mask_does_not_take() -> None:
+def test_arguments_that_with_mask_refuses() -> None:
     x = torch.randn(len(MASK), T, I)
     with pytest.raises(ValueError, match="layer must be batch_first"):
         fusedrnn.keras.with_mask(fusedrnn.FusedGRU(I, H), x, MASK)

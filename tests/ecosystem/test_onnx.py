@@ -1,4 +1,4 @@
-"""Export to ONNX, run by ONNX Runtime."""
+"""Export to ONNX. The files are run by ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from torch.nn.utils.rnn import pack_sequence
 
 import fusedrnn
 import fusedrnn.onnx
-from tests.helpers import CELLS, Cell, error, flat, make_states, ragged, randn
+from tests.kit.layers import CELLS, Cell, flat, make_states, ragged, randn
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 ort = pytest.importorskip("onnxruntime")
 
+from tests.ecosystem.onnx_models import assert_close, run, session
 
 pytestmark = [
-    # torch's exporter and what it stands on.
+    # Warnings of torch's exporter and of the packages that it uses.
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:# The axis name"),
@@ -31,12 +32,10 @@ pytestmark = [
 
 EXPORTED = [cell for cell in CELLS if not cell.projects]
 OPERATORS = {"lstm": "LSTM", "gru": "GRU", "gru_reset_before": "GRU"}
-# ONNX Runtime computes float32 by approximations of its own; the reference is float64.
-LIMIT = 2e-6
 
 
 class Call(nn.Module):
-    """A layer with its states and lengths as inputs of a graph, where it has them."""
+    """A layer whose states and lengths, if there are any, are inputs of the graph."""
 
     def __init__(self, layer: Any, states: int, lengths: bool) -> None:
         super().__init__()
@@ -50,27 +49,8 @@ class Call(nn.Module):
         return flat(self.rnn(x, hx, lengths=lengths))
 
 
-def session(model: Any) -> Any:
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = 1
-    source = str(model) if isinstance(model, Path) else model.SerializeToString()
-    return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-
-
-def run(session: Any, inputs: list[Tensor]) -> list[Tensor]:
-    names = [value.name for value in session.get_inputs()]
-    feed = {name: t.numpy() for name, t in zip(names, inputs, strict=True)}
-    return [torch.from_numpy(array) for array in session.run(None, feed)]
-
-
-def assert_close(actual: list[Tensor], expected: Any, limit: float = LIMIT) -> None:
-    errors = [error(a, e) for a, e in zip(actual, flat(expected), strict=True)]
-    assert max(errors) <= limit, errors
-
-
 def inputs_of(layer: Any, T: int, N: int, states: bool, lengths: bool) -> list[Tensor]:
-    """Float32 inputs of `Call`; row 0 has all steps, row 1 none."""
+    """Float32 inputs of `Call`. The first sequence has all steps, the second one has none."""
     shape = (N, T) if layer.batch_first else (T, N)
     result = [randn(*shape, layer.input_size, dtype=torch.float32)]
     if states:
@@ -88,7 +68,8 @@ FORMS = {
 }
 
 
-# What gru and rnn_relu would repeat of gru_reset_before and rnn_tanh: only an attribute differs.
+# gru and rnn_relu differ from gru_reset_before and rnn_tanh by one attribute, so these forms would
+# test the same again.
 REPEATED = {(cell, form) for cell in ("gru", "rnn_relu") for form in ("states", "lengths")}
 CASES = [(cell, form) for cell in EXPORTED for form in FORMS if (cell.name, form) not in REPEATED]
 
@@ -111,7 +92,8 @@ def test_exported_layers(cell: Cell, form: str, tmp_path: Path) -> None:
     model = onnx.load(file)
     onnx.checker.check_model(model, full_check=True)
 
-    # One node a layer, weights ready for it, and the same layer when it is read back.
+    # There is one node for each layer, its weights are stored in ONNX's layout, and load returns
+    # the same layer.
     operator = OPERATORS.get(cell.name, "RNN")
     nodes = {node.name: node for node in model.graph.node if node.op_type == operator}
     assert list(nodes) == [f"rnn_l{k}" for k in range(layer.num_layers)]
@@ -177,7 +159,7 @@ def test_a_model_of_several_layers(direct: bool) -> None:
     layers = fusedrnn.onnx.load(proto)
     if not direct:
         assert list(layers) == ["encoder_l0", "decoder_l0", "decoder_l1", "cell_l0"]
-    # Weights that are left to nodes are computed.
+    # load computes the weights that nodes of the file prepare.
     assert torch.equal(next(iter(layers.values())).weight_hh_l0, model.encoder.weight_hh_l0)
     ids = torch.randint(20, (9, 2))
     expected = model.double()(ids)
@@ -191,20 +173,22 @@ def test_a_model_of_several_layers(direct: bool) -> None:
         ({}, torch.bfloat16, r"bfloat16 has no form .* before opset 22: give opset_version=22 or"),
     ],
 )
-def test_what_has_no_form(options: dict[str, Any], dtype: torch.dtype, message: str) -> None:
+def test_layers_that_onnx_cannot_represent(
+    options: dict[str, Any], dtype: torch.dtype, message: str
+) -> None:
     layer = fusedrnn.FusedLSTM(3, 5, dtype=dtype, **options).eval()
     with pytest.raises(NotImplementedError, match=message):
         fusedrnn.onnx.export(layer, (torch.randn(4, 2, 3, dtype=dtype),))
 
 
-def test_packed_sequences_have_no_form() -> None:
+def test_packed_sequences_cannot_be_exported() -> None:
     layer = fusedrnn.FusedLSTM(3, 5).eval()
     packed = pack_sequence(ragged([4, 2], 3, torch.float32))
     with pytest.raises(NotImplementedError, match="padded batch and lengths="):
         fusedrnn.onnx.export(layer, (packed,))
 
 
-def test_what_torch_cannot_export_is_torchs_error() -> None:
+def test_an_op_without_a_translation_raises_the_error_of_torch() -> None:
     class Unknown(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             result: Tensor = torch.ops.fusedrnn._step(
@@ -265,7 +249,7 @@ def test_options_that_cannot_be_honoured(options: dict[str, Any], message: str) 
         fusedrnn.onnx.export(layer, (torch.randn(4, 2, 3),), **options)
 
 
-def test_options_of_what_is_stored(tmp_path: Path) -> None:
+def test_options_about_stored_weights(tmp_path: Path) -> None:
     layer, file = fusedrnn.FusedGRU(3, 5).eval(), tmp_path / "model.onnx"
     same_as_default: dict[str, Any] = {"dynamo": True, "do_constant_folding": True}
     for options, inputs, stored in (
@@ -280,7 +264,7 @@ def test_options_of_what_is_stored(tmp_path: Path) -> None:
 
 
 class Blocks(nn.Module):
-    """Layers that run in blocks which torch.export makes graphs of their own."""
+    """Layers that run in blocks; torch.export makes a separate graph of each block."""
 
     def __init__(self, block: str) -> None:
         super().__init__()
@@ -318,7 +302,7 @@ def test_names_of_layers_that_run_in_blocks(block: str) -> None:
     names = [node.name for node in program.model.graph.all_nodes() if node.op_type in recurrent]
     expected = ["part.encoder_l0", "decoder_l0", "decoder_l1"]
     if block == "cond":
-        expected += ["decoder_l0_2", "decoder_l1_2"]  # of the other branch
+        expected += ["decoder_l0_2", "decoder_l1_2"]  # the nodes of the other branch
     assert names == [*expected, "cell_l0"]
 
 
@@ -341,7 +325,7 @@ def test_bfloat16_from_opset_22_on() -> None:
 
 
 @pytest.mark.filterwarnings("default:fusedrnn.onnx.export. T or N is dynamic")
-def test_lengths_with_a_dynamic_size_are_warned_of() -> None:
+def test_export_warns_of_lengths_with_a_dynamic_size() -> None:
     layer = fusedrnn.FusedGRU(3, 5, num_layers=2)
     inputs = (torch.randn(4, 2, 3), torch.tensor([4, 2]))
     message = "T or N is dynamic in rnn_l0, rnn_l1, where lengths= .* OpenVINO 2026.4.1 ignores"
@@ -373,7 +357,7 @@ def test_missing_packages(package: str, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_folder_is_no_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where onnx is not installed, and files of its kind lie in a folder of its name."""
+    """onnx is not installed, and a folder named onnx, perhaps with model files, is on the path."""
     (tmp_path / "onnx").mkdir()
     monkeypatch.delitem(sys.modules, "onnx")
     monkeypatch.setattr(sys, "path", [str(tmp_path)])

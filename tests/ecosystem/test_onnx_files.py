@@ -1,4 +1,4 @@
-"""ONNX files that are broken, odd, or stored in pieces."""
+"""ONNX files that are broken or unusual, or whose tensors are stored in other files."""
 
 from __future__ import annotations
 
@@ -14,10 +14,19 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
 
-from onnx import AttributeProto, TensorProto, helper  # type: ignore[attr-defined]
+from onnx import AttributeProto, helper  # type: ignore[attr-defined]
 
-from tests.ecosystem.test_onnx_load import assert_node, make_model, make_weights, node
-from tests.ecosystem.test_onnx_values import SIZE, W_of, prepared
+from tests.ecosystem.onnx_models import (
+    SIZE,
+    W_of,
+    assert_node,
+    call,
+    external,
+    make_model,
+    make_weights,
+    node,
+    with_functions,
+)
 
 make = helper.make_node
 
@@ -61,14 +70,14 @@ def test_paths(tmp_path: Path) -> None:
         assert list(fusedrnn.onnx.load(file)) == ["it"]
 
 
-def test_onnxs_text_form_is_read_by_onnx() -> None:
-    """Its parser ends the process where a file is nested deeply."""
+def test_the_text_form_is_left_to_onnx() -> None:
+    """load refuses the text form, because onnx's parser crashes on deeply nested files."""
     with pytest.raises(ValueError, match=r"text form: give load onnx\.load\('model\.onnxtxt'\)"):
         fusedrnn.onnx.load("model.onnxtxt")
 
 
-def test_names_that_are_no_text() -> None:
-    """Names are bytes where they are not UTF-8, and name what they name all the same."""
+def test_names_that_are_not_utf_8() -> None:
+    """Such names are bytes in onnx; they still identify nodes and tensors."""
     data = lstm_file().replace(b"it", b"\xff\xfe").replace(b"\x01W", b"\x01\xfd")
     (name,) = fusedrnn.onnx.load(onnx.ModelProto.FromString(data))
     assert name == "\ufffd\ufffd"
@@ -78,7 +87,7 @@ def test_names_that_are_no_text() -> None:
         fusedrnn.onnx.load(broken)
 
 
-def test_names_that_others_would_get() -> None:
+def test_names_that_equal_generated_ones() -> None:
     nodes = [node("LSTM", "LSTM_1"), node("LSTM", ""), node("LSTM", "LSTM_1")]
     layers = fusedrnn.onnx.load(make_model(nodes, make_weights("LSTM", 1)))
     assert list(layers) == ["LSTM_1", "LSTM_1_", "LSTM_2"]
@@ -93,26 +102,11 @@ def test_recurrent_operators_of_others() -> None:
 def test_graphs_in_graphs() -> None:
     model = make_model([], make_weights("LSTM", 1))
     graph = model.graph
-    for _ in range(2000):  # a file cannot be as deep, but a ModelProto can
+    for _ in range(2000):  # a file cannot be nested so deeply, but a ModelProto can
         choice = graph.node.add(op_type="If")
         graph = choice.attribute.add(name="then_branch", type=AttributeProto.GRAPH).g
     graph.node.add().CopyFrom(node("LSTM", "deep"))
     assert list(fusedrnn.onnx.load(model)) == ["deep"]
-
-
-def with_functions(*bodies: list[Any]) -> Any:
-    """A model that calls F0; Fk has the k-th of these lists of nodes."""
-    model = make_model([make("F0", list("XWRB"), ["Y"], domain="own")], make_weights("LSTM", 1))
-    model.opset_import.append(helper.make_opsetid("own", 1))
-    versions = [helper.make_opsetid("", 20), helper.make_opsetid("own", 1)]
-    for k, body in enumerate(bodies):
-        function = helper.make_function("own", f"F{k}", list("XWRB"), ["Y"], body, versions)
-        model.functions.append(function)
-    return model
-
-
-def call(k: int) -> Any:
-    return make(f"F{k}", list("XWRB"), ["Y"], domain="own")
 
 
 def test_functions_in_functions() -> None:
@@ -121,7 +115,7 @@ def test_functions_in_functions() -> None:
     assert_node(model, layer)
 
 
-def test_functions_that_do_not_end() -> None:
+def test_functions_that_are_recursive_or_too_large() -> None:
     with pytest.raises(ValueError, match="the local function 'F0' calls itself"):
         fusedrnn.onnx.load(with_functions([call(1)], [call(0)]))
     doubling = [[call(k + 1), call(k + 1)] for k in range(60)]
@@ -136,19 +130,6 @@ def test_functions_that_do_not_end() -> None:
     many = with_functions([call(1)] * 300, [million, node("LSTM")])
     with pytest.raises(ValueError, match=r"the model has 600 nodes of 3\d{8} bytes, 2 deep"):
         fusedrnn.onnx.load(many)
-
-
-def external(folder: Path, **entries: str) -> Path:
-    """A model whose W is in a file beside it."""
-    model = prepared([], {})
-    W = model.graph.initializer[0]
-    (folder / "W.bin").write_bytes(W.raw_data)
-    W.ClearField("raw_data")
-    W.data_location = TensorProto.EXTERNAL
-    for key, text in {"location": "W.bin", **entries}.items():
-        W.external_data.add(key=key, value=text)
-    (folder / "model.onnx").write_bytes(model.SerializeToString())
-    return folder / "model.onnx"
 
 
 def test_external_data(tmp_path: Path) -> None:
@@ -172,7 +153,7 @@ def test_external_data(tmp_path: Path) -> None:
         ({"offset": "-1"}, "does not hold"),
     ],
 )
-def test_external_data_that_is_not_there(
+def test_external_data_that_is_missing_or_wrong(
     entries: dict[str, str], message: str, tmp_path: Path
 ) -> None:
     file = external(tmp_path, **entries)

@@ -1,4 +1,4 @@
-"""Recurrent nodes of ONNX files, of any exporter, as our layers."""
+"""Loading the recurrent nodes of ONNX files, from any exporter, as our layers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import fusedrnn
 import fusedrnn.onnx
-from tests.helpers import randn
+from tests.kit.layers import randn
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
@@ -25,62 +25,31 @@ pytest.importorskip("onnxruntime")
 from onnx import TensorProto, helper, numpy_helper  # type: ignore[attr-defined]
 from onnx.reference import ReferenceEvaluator
 
-from tests.ecosystem.test_onnx import assert_close, run, session
+from tests.ecosystem.onnx_models import (
+    H,
+    I,
+    N,
+    T,
+    assert_close,
+    assert_node,
+    make_model,
+    make_weights,
+    node,
+    run,
+    session,
+    state,
+    value,
+    with_states,
+)
 
 pytestmark = [
-    # torch's exporters and what they stand on.
+    # Warnings of torch's exporters and of the packages that they use.
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:# The axis name"),
     pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
     pytest.mark.filterwarnings("ignore:Exporting a model to ONNX with a batch_size other than 1"),
 ]
-
-T, N, I, H = 5, 3, 4, 6
-GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
-
-
-def value(name: str, *shape: Any, kind: int = TensorProto.FLOAT) -> Any:
-    return helper.make_tensor_value_info(name, kind, shape or None)
-
-
-def make_model(nodes: list[Any], weights: dict[str, Any], inputs: list[Any] | None = None) -> Any:
-    graph = helper.make_graph(
-        nodes,
-        "graph",
-        [value("X", T, N, I)] if inputs is None else inputs,
-        [value("Y")],
-        [numpy_helper.from_array(np.asarray(array), name) for name, array in weights.items()],
-    )
-    opset = helper.make_opsetid("", 20)
-    return helper.make_model(graph, opset_imports=[opset], ir_version=9)
-
-
-def make_weights(operator: str, D: int, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
-    G = GATES[operator]
-    shapes = {"W": (D, G * H, I), "R": (D, G * H, H), "B": (D, 2 * G * H)}
-    return {name: randn(*shape, dtype=dtype).numpy() / 2 for name, shape in shapes.items()}
-
-
-def node(
-    operator: str, name: str = "it", inputs: Any = ("X", "W", "R", "B"), **options: Any
-) -> Any:
-    options.setdefault("hidden_size", H)
-    return helper.make_node(operator, inputs, ["Y"], name, **options)
-
-
-def assert_node(model: Any, layer: Any, inputs: dict[str, Tensor] | None = None) -> None:
-    """Compares a model of one node with its layer, in float64."""
-    inputs = inputs or {}
-    x = randn(T, N, I, dtype=torch.float32)
-    (Y,) = run(session(model), [x, *inputs.values()])
-    hx: Any = [inputs[name].double() for name in ("h0", "c0") if name in inputs] or None
-    if hx is not None and layer.mode != "LSTM":
-        hx = hx[0]
-    lengths = inputs["lens"].long() if "lens" in inputs else None
-    y = layer.double()(x.double(), hx, lengths=lengths)[0]
-    D = 2 if layer.bidirectional else 1
-    assert_close([Y], [y.unflatten(-1, (D, H)).transpose(1, 2)])
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
@@ -145,7 +114,7 @@ def test_dtypes_of_weights(dtype: torch.dtype) -> None:
     for tensor in model.graph.initializer:
         tensor.CopyFrom(helper.make_tensor(tensor.name, kind, tensor.dims, weights[tensor.name]))
     layer = fusedrnn.onnx.load(model, "it")
-    # The first gate of ONNX, i, is ours.
+    # The first gate is i in ONNX's order and in ours.
     expected = torch.from_numpy(weights["W"][0, :H]).to(dtype)
     torch.testing.assert_close(layer.weight_ih_l0[:H], expected)
     assert layer.weight_hh_l0.dtype == layer.bias_ih_l0.dtype == dtype
@@ -194,13 +163,13 @@ def test_nodes_of_branches_and_functions() -> None:
     [
         ("silero_vad_16k_sequence.onnx", 1),
         ("silero_vad_16k_op15.onnx", 2),
-        ("silero_vad.onnx", 4),  # in the branches of an If, which differ in the sample rate
-        ("silero_vad_openvino_16k.onnx", 1),  # in a local function
+        ("silero_vad.onnx", 4),  # the nodes are in the branches of an If, by sample rate
+        ("silero_vad_openvino_16k.onnx", 1),  # the node is in a local function
     ],
 )
 def test_published_files(file: str, count: int) -> None:
-    """Files of two exporters that the package silero-vad ships, with one network's LSTM in them."""
-    spec = importlib.util.find_spec("silero_vad")  # not imported: it sets torch's threads
+    """Files of the package silero-vad, from two exporters, hold the LSTM of one network."""
+    spec = importlib.util.find_spec("silero_vad")  # an import would set torch's number of threads
     if spec is None or not spec.submodule_search_locations:
         pytest.skip("silero_vad is not installed")
     data = Path(spec.submodule_search_locations[0]) / "data"
@@ -261,13 +230,13 @@ def test_a_model_without_recurrent_nodes() -> None:
         fusedrnn.onnx.load(model)
 
 
-# --- layout = 1, and what a file feeds to a node besides the weights -----------------------------
+# --- layout = 1, and states and lengths that a file holds ----------------------------------------
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("operator", ["LSTM", "GRU", "RNN"])
 def test_layout_1_is_batch_first(operator: str, bidirectional: bool) -> None:
-    """Against the same node with layout = 0; ONNX Runtime and onnx itself know no more of it."""
+    """The reference is the same node with layout = 0: ONNX Runtime does not support layout = 1."""
     D = 2 if bidirectional else 1
     options = {"direction": "bidirectional"} if bidirectional else {}
     outputs = ["Y", "Y_h", "Y_c"][: 3 if operator == "LSTM" else 2]
@@ -291,8 +260,8 @@ def test_layout_1_is_batch_first(operator: str, bidirectional: bool) -> None:
     )
 
 
-def test_layout_1_of_onnx_itself() -> None:
-    """Its evaluator has layout = 1 for one step in one direction."""
+def test_layout_1_in_the_evaluator_of_onnx() -> None:
+    """onnx's evaluator supports layout = 1 for one step in one direction."""
     model = make_model([node("LSTM", layout=1)], make_weights("LSTM", 1), [value("X", N, 1, I)])
     x = randn(N, 1, I, dtype=torch.float32)
     (Y,) = ReferenceEvaluator(model).run(None, {"X": x.numpy()})
@@ -301,21 +270,6 @@ def test_layout_1_of_onnx_itself() -> None:
 
 
 REMARK = r"node 'it' \(.*\): the file holds {}\. .* passes \*\*fusedrnn\.onnx\.constants\(layer\)"
-
-
-def with_states(operator: str, D: int = 1, layout: int = 0, **states: Any) -> Any:
-    """A model whose node starts from states that are stored, computed or the graph's inputs."""
-    weights = {**make_weights(operator, D), **states}
-    wanted = ("lens", "h", "c") if operator == "LSTM" else ("lens", "h")
-    names = [name if name in states else "" for name in wanted]
-    options: dict[str, Any] = {"layout": layout} if layout else {}
-    if D == 2:
-        options["direction"] = "bidirectional"
-    return make_model([node(operator, inputs=["X", "W", "R", "B", *names], **options)], weights)
-
-
-def state(*shape: int) -> Any:
-    return randn(*shape, dtype=torch.float32).numpy()
 
 
 @pytest.mark.parametrize("D", [1, 2])
@@ -350,7 +304,7 @@ def test_stored_states_with_layout_1() -> None:
     layer(torch.randn(N, T, I), hx)
 
 
-def test_states_of_which_one_is_stored() -> None:
+def test_one_stored_state_of_two() -> None:
     for name, k in (("h", 0), ("c", 1)):
         stored = state(1, N, H)
         with pytest.warns(UserWarning, match=REMARK.format(f"initial_{name}")):
@@ -359,7 +313,8 @@ def test_states_of_which_one_is_stored() -> None:
         assert np.array_equal(hx[k], stored)
         assert not hx[1 - k].any()
         layer(torch.randn(T, N, I), hx)
-    # The other is an input of the graph: the caller's to fill in, and an error where he does not.
+    # Here the other state is an input of the graph. The caller must provide it; the layer raises an
+    # error otherwise.
     model = with_states("LSTM", h=state(1, N, H), c=state(1, N, H))
     del model.graph.initializer[-1]
     model.graph.input.append(value("c", 1, N, H))
@@ -371,7 +326,7 @@ def test_states_of_which_one_is_stored() -> None:
         layer(torch.randn(T, N, I), (h, c))
 
 
-def test_states_that_need_nothing() -> None:
+def test_stored_zeros_are_no_states() -> None:
     zeros = {"h": np.zeros((1, N, H), np.float32), "c": -np.zeros((1, N, H), np.float32)}
     layer = fusedrnn.onnx.load(with_states("LSTM", **zeros), "it")
     assert fusedrnn.onnx.constants(layer) == fusedrnn.onnx.constants(layer, 7) == {}
@@ -396,7 +351,7 @@ def test_states_that_need_nothing() -> None:
     ],
 )
 def test_states_that_cannot_be_kept(states: Any, message: str) -> None:
-    """The weights are there all the same, and nothing is dropped without a word."""
+    """The weights are loaded nevertheless, and a warning names the states."""
     with pytest.warns(UserWarning, match=message):
         layer = fusedrnn.onnx.load(with_states("LSTM", **states), "it")
     assert fusedrnn.onnx.constants(layer) == {}
@@ -415,13 +370,13 @@ def test_states_that_other_operators_compute() -> None:
         layer = fusedrnn.onnx.load(model, "it")
     h0 = numpy_helper.to_array(model.graph.initializer[3])
     assert np.array_equal(fusedrnn.onnx.constants(layer)["hx"], 2 * h0)
-    # What depends on an input of the graph is the caller's, as documented.
+    # The caller must provide a state that depends on an input of the graph, as documented.
     model.graph.node[0].input[1] = "X"
     assert fusedrnn.onnx.constants(fusedrnn.onnx.load(model, "it")) == {}
 
 
 class Learned(nn.Module):
-    """torch.nn's layer from a state that is learned, for every row of the batch."""
+    """torch.nn's GRU with a learned initial state, the same one for all sequences."""
 
     def __init__(self, repeat: bool) -> None:
         super().__init__()
@@ -445,7 +400,7 @@ def test_learned_states(dynamo: bool, repeat: bool) -> None:
     if dynamo:
         dynamic: Any = {"dynamic_shapes": ({1: torch.export.Dim("N", min=2)},)}
         if not repeat:
-            dynamic = {}  # torch 2.13 does not export it for every N
+            dynamic = {}  # torch 2.13 cannot export this model with a dynamic N
         program = torch.onnx.export(model, (x,), dynamo=True, verbose=False, **dynamic)
         assert program is not None
         proto = program.model_proto

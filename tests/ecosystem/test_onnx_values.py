@@ -1,4 +1,4 @@
-"""Weights that an ONNX file does not store ready: what may prepare them, and what is refused."""
+"""Weights that nodes of an ONNX file prepare: the operators that load computes, and refusals."""
 
 from __future__ import annotations
 
@@ -19,35 +19,29 @@ pytest.importorskip("onnxruntime")
 from onnx import TensorProto, helper, numpy_helper  # type: ignore[attr-defined]
 
 from fusedrnn._onnx_operators import OPERATORS
-from tests.ecosystem.test_onnx import run, session
-from tests.ecosystem.test_onnx_load import H, I, make_model, make_weights, node, value
-from tests.helpers import randn
-
-FLOAT, INT8 = TensorProto.FLOAT, TensorProto.INT8
-ROWS = 4 * H
-
-
-def opset(model: Any, version: int) -> Any:
-    """The model at another version of ONNX, and with ONNX Runtime's own domain."""
-    del model.opset_import[:]
-    model.opset_import.append(helper.make_opsetid("", version))
-    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
-    model.ir_version = 10 if version > 20 else 8
-    return model
-
-
-def prepared(nodes: list[Any], weights: dict[str, Any], version: int = 20) -> Any:
-    """A model whose LSTM `it` has a W that nodes prepare."""
-    weights = {**make_weights("LSTM", 1), **weights}
-    if any("W" in n.output for n in nodes):
-        del weights["W"]
-    return opset(make_model([*nodes, node("LSTM", inputs=["X", "W", "R"])], weights), version)
-
-
-def W_of(layer: Any) -> torch.Tensor:
-    """W of a loaded LSTM in ONNX's order of gates, i, o, f, c."""
-    i, f, g, o = layer.weight_ih_l0.detach().chunk(4)
-    return torch.cat([i, o, f, g])[None]
+from tests.ecosystem.onnx_models import (
+    FLOAT,
+    INT8,
+    PREPARED,
+    ROWS,
+    SIZE,
+    A,
+    H,
+    I,
+    W_of,
+    arrays,
+    make,
+    make_model,
+    make_weights,
+    node,
+    opset,
+    prepared,
+    quantized,
+    run,
+    session,
+    value,
+)
+from tests.kit.layers import randn
 
 
 def computed(model: Any, kind: int = FLOAT) -> torch.Tensor:
@@ -58,129 +52,8 @@ def computed(model: Any, kind: int = FLOAT) -> torch.Tensor:
     return run(session(model), [])[0]
 
 
-def arrays(**values: Any) -> dict[str, Any]:
-    """Integers as the operators want them."""
-    return {name: np.array(v, np.int64) for name, v in values.items()}
-
-
-make = helper.make_node
-A = randn(ROWS, I, dtype=torch.float32).numpy()  # [4H, I]
-
-PREPARED = {
-    # torch.onnx.export(dynamo=False) and Paddle2ONNX, by the version of ONNX
-    "slices, attributes": (
-        [
-            *[
-                make("Slice", ["A"], [f"s{k}"], axes=[0], starts=[k * H], ends=[k * H + H])
-                for k in range(4)
-            ],
-            make("Concat", ["s0", "s3", "s1", "s2"], ["c"], axis=0),
-            make("Unsqueeze", ["c"], ["W"], axes=[0]),
-        ],
-        {"A": A},
-        9,
-    ),
-    "slices, inputs": (
-        [
-            make("Constant", [], [str(4 * H)], value_ints=[2**62]),  # to the end
-            *[
-                make("Slice", ["A", str(k * H), str(k * H + H), "0"], [f"s{k}"])
-                for k in range(4)
-            ],
-            make("Concat", ["s0", "s3", "s1", "s2"], ["c"], axis=-2),
-            make("Unsqueeze", ["c", "0"], ["W"]),
-        ],
-        {"A": A, **arrays(**{str(k * H): [k * H] for k in range(4)})},
-        13,
-    ),
-    "a step back": (
-        [make("Slice", ["A1", "from", "to", "from", "from"], ["W"])],
-        {"A1": A[None], **arrays(**{"from": [-1], "to": [-(2**62)]})},
-        13,
-    ),
-    # `translations`
-    "reshape and gather": (
-        [
-            make("Reshape", ["A", "four"], ["g"]),
-            make("Gather", ["g", "order"], ["o"], axis=0),
-            make("Reshape", ["o", "whole"], ["W"]),
-        ],
-        {"A": A, **arrays(four=[4, -1, I], order=[0, -1, 1, 2], whole=[1, ROWS, I])},
-        18,
-    ),
-    "reshape that keeps": (
-        [make("Reshape", ["A", "s"], ["W"])],
-        {"A": A[None], **arrays(s=[0, -1, 0])},
-        13,
-    ),
-    # mx2onnx and tf2onnx
-    "split of one vector": (
-        [
-            make("Add", ["end", "zero"], ["end1"]),
-            make("Mul", ["end1", "one"], ["end2"]),
-            make("Slice", ["all", "zero", "end2"], ["flat"]),
-            make("Split", ["flat"], list("abcd")),
-            make("Concat", list("adbc"), ["iofc"], axis=0),
-            make("Reshape", ["iofc", "s"], ["W"]),
-        ],
-        {"all": np.append(A.ravel(), A.ravel())}
-        | arrays(end=[A.size], zero=[0], one=[1], s=[1, ROWS, I]),
-        13,
-    ),
-    "uneven split": (
-        [
-            make("Split", ["A1", "s"], ["a", "b"], axis=1),
-            make("Concat", ["b", "a"], ["W"], axis=1),
-        ],
-        {"A1": A[None], **arrays(s=[5, ROWS - 5])},
-        13,
-    ),
-    "split in a number": (
-        [
-            make("Split", ["A1"], list("abcde"), axis=1, num_outputs=5),
-            make("Concat", list("abcde"), ["W"], axis=1),
-        ],
-        {"A1": A[None]},
-        18,
-    ),
-    # stored as Keras has it, in float16
-    "transpose and cast": (
-        [
-            make("Transpose", ["K"], ["t"], perm=[1, 0]),
-            make("Cast", ["t"], ["f"], to=FLOAT),
-            make("Unsqueeze", ["f"], ["f1"], axes=[0]),
-            make("Squeeze", ["f1"], ["f2"]),
-            make("Identity", ["f2"], ["f3"]),
-            make("Unsqueeze", ["f3"], ["W"], axes=[-3]),
-        ],
-        {"K": A.T.astype(np.float16)},
-        11,
-    ),
-    # torch.onnx.export(do_constant_folding=False) of weight_norm
-    "weight_norm": (
-        [
-            make("ReduceL2", ["v"], ["n"], axes=[2], keepdims=1),
-            make("Div", ["v", "n"], ["u"]),
-            make("Mul", ["u", "g"], ["W"]),
-        ],
-        {"v": A[None], "g": A[None, :, :1]},
-        13,
-    ),
-    "of two tensors": (
-        [make("Sub", ["A1", "b"], ["d"]), make("Expand", ["d", "s"], ["W"])],
-        {"A1": A[None], "b": A[0, :1], **arrays(s=[1, 1, 1])},
-        13,
-    ),
-    "tiles": (
-        [make("Tile", ["q", "s"], ["W"])],
-        {"q": A[None, :H], **arrays(s=[1, 4, 1])},
-        13,
-    ),
-}  # fmt: skip
-
-
 @pytest.mark.parametrize("case", PREPARED)
-def test_prepared_weights_are_those_of_onnx_runtime(case: str) -> None:
+def test_prepared_weights_equal_those_of_onnx_runtime(case: str) -> None:
     nodes, weights, version = PREPARED[case]
     model = prepared(nodes, weights, version)
     layer = fusedrnn.onnx.load(model, "it")
@@ -188,20 +61,12 @@ def test_prepared_weights_are_those_of_onnx_runtime(case: str) -> None:
     torch.testing.assert_close(W_of(layer), computed(model), rtol=1e-6, atol=1e-7)
 
 
-def quantized(kind: int, *shape: int) -> Any:
-    low, high = {INT8: (-128, 128), TensorProto.UINT8: (0, 256), TensorProto.INT4: (-8, 8)}.get(
-        kind, (-1000, 1000)
-    )
-    values = np.random.default_rng(0).integers(low, high, shape)
-    return helper.make_tensor("q", kind, shape, values.ravel())
-
-
 @pytest.mark.parametrize("domain", ["", "com.microsoft"])
 @pytest.mark.parametrize("version", [10, 13, 17, 18, 19, 21])
 @pytest.mark.parametrize("axis", [None, 1, 2, -2])
 def test_dequantized_weights(version: int, axis: int | None, domain: str) -> None:
     if version == 10 and not domain:
-        axis = None  # the operator had none
+        axis = None  # version 10 of the operator has no axis
     for kind in (INT8, TensorProto.UINT8):
         count = [] if axis is None else [(1, ROWS, I)[axis]]
         model = prepared(
@@ -236,7 +101,7 @@ def test_dequantized_weights_of_newer_kinds(kind: int, scale: int, options: Any)
     scales = np.abs(np.random.default_rng(2).standard_normal(count)) / 100
     model.graph.initializer.append(helper.make_tensor("s", scale, count, scales.ravel()))
     model.graph.initializer.append(quantized(kind, 1, ROWS, I))
-    if scale != FLOAT:  # the other weights too
+    if scale != FLOAT:  # all weights of a node have one type
         for tensor in model.graph.initializer:
             if tensor.name == "R":
                 R = numpy_helper.to_array(tensor).astype(np.float16)
@@ -248,7 +113,7 @@ def test_dequantized_weights_of_newer_kinds(kind: int, scale: int, options: Any)
 @pytest.mark.parametrize("version", [10, 13, 21])
 @pytest.mark.parametrize("kind", [np.int8, np.uint8])
 def test_weights_between_quantize_and_dequantize(kind: Any, version: int) -> None:
-    """As quantization-aware training leaves them; some are beyond the range."""
+    """Quantization-aware training leaves such weights. Some of them are beyond the range."""
     count = [] if version == 10 else [ROWS]
     rng = np.random.default_rng(2)
     weights = {"A1": A[None], "s": rng.random(count, np.float32) * np.float32(0.02) + 1e-3}
@@ -275,7 +140,7 @@ def test_float8_weights() -> None:
 @pytest.mark.parametrize("per_channel", [False, True])
 @pytest.mark.parametrize("D", [1, 2])
 def test_dynamic_quantize_lstm(D: int, per_channel: bool, tmp_path: Path) -> None:
-    """What ONNX Runtime's quantizer makes of an LSTM; it rounds x and h too when it runs."""
+    """The node that ONNX Runtime's quantizer writes. When it runs it also rounds x and h."""
     quantization = pytest.importorskip("onnxruntime.quantization")
     direction = "bidirectional" if D == 2 else "forward"
     model = make_model([node("LSTM", direction=direction)], make_weights("LSTM", D))
@@ -314,7 +179,7 @@ def test_a_dynamic_quantize_lstm_by_hand() -> None:
     layer = fusedrnn.onnx.load(opset(make_model([lstm], weights), 17), "it")
     W = (weights["Wq"].astype(np.float32) - weights["Wz"]) * weights["Ws"]
     assert torch.equal(W_of(layer), torch.from_numpy(W).transpose(1, 2))
-    # i, o, f, c: the second block of ours is f, ONNX's third.
+    # ONNX's order of gates is i, o, f, c. In ours the second gate is f.
     f = (weights["Rq"][0, :, 2 * H : 3 * H].astype(np.float32).T - 3) * 0.25
     assert np.array_equal(layer.weight_hh_l0[H : 2 * H].detach().numpy(), f)
 
@@ -332,7 +197,6 @@ def tensor(name: str, kind: int, dims: list[int], data: bytes) -> Any:
     return TensorProto(name=name, data_type=kind, dims=dims, raw_data=data)
 
 
-SIZE = 4 * ROWS * I
 UNREADABLE = [
     (tensor("W", 99, [1, ROWS, I], bytes(SIZE)), "data of type 99"),
     (tensor("W", TensorProto.STRING, [1, ROWS, I], b""), "data of type STRING"),
@@ -376,7 +240,7 @@ def test_weights_of_other_dtypes(name: str, dtype: Any, message: str) -> None:
         fusedrnn.onnx.load(make_model([node("GRU")], weights))
 
 
-def test_infinite_and_nan_weights_are_weights_like_others() -> None:
+def test_infinite_and_nan_weights_are_loaded() -> None:
     W = A[None].copy()
     W[0, 0, :3] = np.inf, -np.inf, np.nan
     model = prepared([make("Cast", ["w"], ["W"], to=FLOAT)], {"w": W.astype(np.float64)})
@@ -463,8 +327,8 @@ def test_a_sparse_weight() -> None:
         fusedrnn.onnx.load(model)
 
 
-def test_a_name_means_what_it_means_in_its_own_graph() -> None:
-    """A branch may use a name that the graph around it uses for something else."""
+def test_names_are_resolved_in_their_own_graph() -> None:
+    """A branch may use a name that the graph around it uses for another tensor."""
     weights = make_weights("LSTM", 1)
     outer = make("Mul", ["a", "two"], ["W"])
     a = numpy_helper.from_array(np.zeros(1, np.float32), "a")

@@ -1,4 +1,4 @@
-"""Pruning and parametrizations in training; one call of each is in tests/test_state.py."""
+"""Pruning and parametrizations during training. tests/layers/test_state.py checks single calls."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
 import fusedrnn
-from tests.helpers import CELLS, TORCH_CELLS, Cell, assert_same, randn, run
+from tests.kit.layers import CELLS, TORCH_CELLS, Cell, assert_same, randn, run
 
 
 def train(module: Any, steps: int = 4) -> None:
@@ -25,7 +25,7 @@ def train(module: Any, steps: int = 4) -> None:
 
 
 def trained_alike(cell: Cell, change: Callable[[Any], None]) -> Any:
-    """Changes and trains both modules, compares what they compute then; returns ours."""
+    """Changes and trains our layer and torch.nn's, and compares their results; returns ours."""
     ours, theirs = cell.make(3, 6, num_layers=2, bidirectional=True, dtype=torch.float64)
     for module in (ours, theirs):
         torch.manual_seed(2)
@@ -38,7 +38,7 @@ def trained_alike(cell: Cell, change: Callable[[Any], None]) -> Any:
 
 @pytest.mark.parametrize("cell", CELLS, ids=str)
 def test_orthogonal(cell: Cell) -> None:
-    """The recurrent weights, H rows each gate as one matrix, stay orthogonal in training."""
+    """The recurrent weight, as one [G*H, H] matrix, keeps orthogonal columns in training."""
     ours = trained_alike(cell, lambda m: parametrizations.orthogonal(m, "weight_hh_l1_reverse"))
     w = ours.weight_hh_l1_reverse
     torch.testing.assert_close(w.T @ w, torch.eye(w.shape[1], dtype=w.dtype), rtol=0, atol=1e-10)
@@ -61,7 +61,7 @@ def test_weight_norm_in_training(cell: Cell) -> None:
 
 @pytest.mark.parametrize("cell", CELLS, ids=str)
 def test_pruning_in_training(cell: Cell) -> None:
-    """What is pruned, whole units and the least weights of all, stays zero as the rest learns."""
+    """Pruned weights stay zero while the others learn: whole units, and the smallest weights."""
 
     def change(module: nn.Module) -> None:
         prune.ln_structured(module, "weight_hh_l0", amount=2, n=2, dim=1)
@@ -90,7 +90,7 @@ def test_a_parametrized_state_dict_fits_torch_nn(cell: Cell) -> None:
 
 @pytest.mark.parametrize("name", ["LSTMCell", "GRUCell", "RNNCell"])
 def test_cells(name: str) -> None:
-    """The cells take the same things: orthogonal and normed weights, pruned ones."""
+    """Cell modules also take orthogonal, normalised and pruned weights."""
     theirs = getattr(nn, name)(3, 6, dtype=torch.float64)
     ours = getattr(fusedrnn, f"Fused{name}")(3, 6, dtype=torch.float64)
     ours.load_state_dict(theirs.state_dict())

@@ -1,4 +1,4 @@
-"""patch_torch: what its block changes and changes back, and what its docstring says."""
+"""patch_torch: the names that its block replaces and restores, and the limits in its docstring."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FUSED = {name: getattr(fusedrnn, f"Fused{name}") for name in NAMES}
 
 
 def found() -> list[Any]:
-    """What every name means now."""
+    """The classes that all the names refer to now."""
     return [getattr(module, name) for module in MODULES for name in NAMES]
 
 
@@ -45,7 +45,7 @@ def _nothing_stays() -> Iterator[None]:
 
 
 class Model(nn.Module):
-    """A program that has not heard of fusedrnn."""
+    """A model of torch.nn, which does not mention fusedrnn."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -104,7 +104,7 @@ def test_nested_blocks() -> None:
     assert found() == PLAIN_EVERYWHERE
 
 
-def test_what_another_put_there_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_class_of_another_patch_is_restored(monkeypatch: pytest.MonkeyPatch) -> None:
     other = type("LSTM", (nn.LSTM,), {})
     monkeypatch.setattr(nn, "LSTM", other)
     with patch_torch():
@@ -131,7 +131,7 @@ def test_decorator() -> None:
     assert program.__doc__ == "Builds."
 
 
-def test_decorator_of_what_runs_later() -> None:
+def test_decorator_refuses_generators_coroutines_and_classes() -> None:
     def generator() -> Iterator[int]:
         yield 1
 
@@ -153,8 +153,8 @@ def test_decorator_of_what_runs_later() -> None:
         patch_torch(generator)  # type: ignore[call-arg]
 
 
-def test_threads_see_it_until_the_last_block_ends() -> None:
-    """Blocks of two threads that overlap: the first to begin is the first to end."""
+def test_names_stay_replaced_until_the_last_block_of_all_threads_ends() -> None:
+    """Blocks of two threads overlap; the block that begins first also ends first."""
     first_is_open, second_is_open, first_ended = (threading.Event() for _ in range(3))
     seen: list[Any] = []
 
@@ -180,8 +180,12 @@ def test_threads_see_it_until_the_last_block_ends() -> None:
     assert seen == [True, True]
 
 
-def test_names_taken_before_are_not_reached(tmp_path: Path, monkeypatch: Any) -> None:
-    """Such a module keeps torch.nn's class, or for good the fused one if the block imports it."""
+def test_names_that_a_module_imported_are_not_replaced(tmp_path: Path, monkeypatch: Any) -> None:
+    """`from torch.nn import LSTM` binds the class once.
+
+    A module that is imported before a block keeps torch.nn's class; one that is imported in a block
+    keeps the fused class after it.
+    """
     for name in ("early", "late"):
         (tmp_path / f"taken_{name}.py").write_text(
             "from torch.nn import LSTM\nTABLE = {'lstm': LSTM}\n"
@@ -200,7 +204,7 @@ def test_classes_derived_in_a_block() -> None:
     with patch_torch():
 
         class Last(nn.LSTM):
-            """Overrides forward, calls torch's and looks at weights, as such classes do."""
+            """Overrides forward, and uses the base class and its weights, as users' classes do."""
 
             def __init__(self, *args: Any, **kwargs: Any) -> None:
                 super().__init__(*args, **kwargs)
@@ -225,7 +229,7 @@ class Own(nn.LSTM):
     pass
 
 
-def test_classes_derived_before_a_block_stay_torchs() -> None:
+def test_classes_derived_before_a_block_still_derive_from_torch_nn() -> None:
     with patch_torch():
         layer = Own(3, 4)
     assert isinstance(layer, nn.LSTM)
@@ -261,10 +265,10 @@ def test_conversion_in_a_block() -> None:
         assert type(fusedrnn.revert(plain)) is PLAIN["GRU"]
 
 
-# Dynamo's own, where it goes on after a break in the graph.
+# Dynamo raises this warning itself when it continues after a graph break.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 def test_compile() -> None:
-    """Dynamo looks the names up when it compiles; after the block they are torch.nn's."""
+    """Dynamo looks the names up when it compiles, so in a block it takes ours for torch.nn's."""
     x = torch.randn(2, 6, 3, dtype=torch.float64)
     try:
         with patch_torch():
@@ -294,7 +298,11 @@ def test_export_in_a_block() -> None:
 
 @pytest.mark.filterwarnings("ignore:torch.(ao.quantization|quantize_per_tensor).* deprecated")
 def test_quantization() -> None:
-    """It looks the names up as well: nothing in a block, to_torch's layers after it."""
+    """quantize_dynamic looks the names up as well.
+
+    In a block it therefore quantizes no layer. After the block it quantizes torch.nn's layers and
+    those that to_torch returns.
+    """
     quantize = torch.ao.quantization.quantize_dynamic
     plain = nn.Sequential(nn.LSTM(3, 4))
     with patch_torch():
@@ -306,7 +314,7 @@ def test_quantization() -> None:
 
 
 def test_a_whole_script(tmp_path: Path) -> None:
-    """As docs/third-party.md runs one: in a block that its imports are in as well."""
+    """The command of docs/third-party.md runs a script, with its imports, in a block."""
     script = tmp_path / "script.py"
     script.write_text(
         "import sys\nfrom torch.nn import LSTM\nprint(__name__, sys.argv[1:], LSTM(3, 4))\n"

@@ -1,4 +1,4 @@
-"""safetensors: files of fused layers and of torch.nn's are the same files."""
+"""safetensors: a fused layer and the torch.nn layer with the same weights make the same file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.helpers import CELLS, TORCH_CELLS, Cell, flat, randn
+from tests.kit.layers import CELLS, TORCH_CELLS, Cell, flat, randn
 
 safetensors = pytest.importorskip("safetensors.torch", reason="safetensors is not installed")
 
@@ -34,7 +34,7 @@ def test_a_saved_layer_is_read_back(cell: Cell, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cell", TORCH_CELLS, ids=str)
-def test_the_file_is_torch_nns(cell: Cell, tmp_path: Path) -> None:
+def test_the_file_equals_that_of_torch_nn(cell: Cell, tmp_path: Path) -> None:
     ours, theirs = cell.make(3, 5, **OPTIONS)
     for name, module in (("ours", ours), ("theirs", theirs)):
         safetensors.save_model(module, tmp_path / name)
@@ -43,7 +43,7 @@ def test_the_file_is_torch_nns(cell: Cell, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("cell", CELLS, ids=str)
 def test_shared_weights(cell: Cell, tmp_path: Path) -> None:
-    """They are stored once, and stay shared in the model that reads them."""
+    """Shared weights are stored once, and a model that shares them keeps sharing them."""
     path = tmp_path / "layer.safetensors"
 
     def make() -> Any:
@@ -59,7 +59,7 @@ def test_shared_weights(cell: Cell, tmp_path: Path) -> None:
     assert all(map(torch.equal, outputs(other), outputs(module)))
 
 
-def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
+def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
     path = tmp_path / "layer.safetensors"
     lstm = CELLS[0]
     safetensors.save_model(lstm.make(3, 5)[0], path)

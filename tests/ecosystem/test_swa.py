@@ -1,4 +1,4 @@
-"""torch.optim.swa_utils: averages of fused layers are those of torch.nn's."""
+"""torch.optim.swa_utils: averages of fused layers equal those of torch.nn's layers."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import SWALR, AveragedModel, get_ema_multi_avg_fn, update_bn
 
-from tests.helpers import CELLS, Cell, randn
+from tests.kit.layers import CELLS, Cell, randn
 
 AVERAGES = {"mean": None, "ema": get_ema_multi_avg_fn(0.9)}
 
 
 class Normalised(nn.Module):
-    """A layer with batch normalisation of its outputs, for update_bn."""
+    """A layer and batch normalisation of its last output, for update_bn."""
 
     def __init__(self, layer: nn.Module, features: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Libraries that build torch.nn.LSTM themselves, in patch_torch()'s block: the same training."""
+"""Libraries that build torch.nn.LSTM themselves train the same in a block of patch_torch()."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_unknown_program(tmp_path: Path) -> None:
     assert "invalid choice: 'dqn' (choose from ppo, deepar)" in done.stderr
 
 
-def test_the_docs_say_what_a_block_prints() -> None:
+def test_the_docs_show_what_the_code_prints() -> None:
     text = (programs.ROOT / "docs" / "third-party.md").read_text()
     (code,) = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     names: dict[str, object] = {}
@@ -42,7 +42,7 @@ def test_the_docs_say_what_a_block_prints() -> None:
 
 
 def holder(name: str, kind: str) -> type[nn.Module]:
-    """A module that runs its layer as TorchRL's does, with the name of its class."""
+    """A class that has the name of TorchRL's module and treats its layer in the same way."""
 
     class Holder(nn.Module):
         def __init__(self) -> None:
@@ -63,11 +63,11 @@ def holder(name: str, kind: str) -> type[nn.Module]:
 
 
 @pytest.mark.parametrize(("name", "kind"), [("LSTMModule", "LSTM"), ("GRUModule", "GRU")])
-def test_modules_that_ask_for_the_class_of_their_layer(name: str, kind: str) -> None:
+def test_modules_that_check_the_class_of_their_layer(name: str, kind: str) -> None:
     x, ends = torch.randn(2, 5, 3), torch.tensor([5, 2])
     cls = holder(name, kind)
-    of_ones_own = type("Policy", (cls,), {})
-    model = nn.ModuleDict({"policy": of_ones_own(), "head": getattr(nn, kind)(4, 2)})
+    subclass = type("Policy", (cls,), {})
+    model = nn.ModuleDict({"policy": subclass(), "head": getattr(nn, kind)(4, 2)})
     expected = model["policy"](x, ends)
     message = (
         rf"left 1 recurrent layer as it is:\n  policy\.layer \({kind}\): torchrl\.modules\."
@@ -78,10 +78,10 @@ def test_modules_that_ask_for_the_class_of_their_layer(name: str, kind: str) -> 
     assert type(model["head"]) is getattr(fusedrnn, f"Fused{kind}")
     assert torch.equal(model["policy"](x, ends), expected)
 
-    with fusedrnn.patch_torch():  # what the message says
+    with fusedrnn.patch_torch():  # the message advises this
         fusedrnn.convert(model)
         assert type(model["policy"].layer) is getattr(fusedrnn, f"Fused{kind}")
         torch.testing.assert_close(model["policy"](x, ends), expected)
-        assert of_ones_own()(x, ends).shape == expected.shape
+        assert subclass()(x, ends).shape == expected.shape
     with pytest.raises(TypeError, match="unexpected keyword argument 'mask'"):
         model["policy"](x, ends)

@@ -1,4 +1,4 @@
-"""Types for users: mypy --strict over a program on the installed package; docstrings."""
+"""Types and docstrings for users: mypy --strict checks a program on the installed package."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_the_program_uses_every_public_name() -> None:
 
 
 def mypy(*arguments: str | Path, folder: Path) -> str:
-    """What mypy --strict says of programs beside an installed fusedrnn, typed by its py.typed."""
+    """The output of mypy --strict for programs, in an environment with the package fusedrnn."""
     pytest.importorskip("mypy", reason="mypy is not installed")
     python, site = environment.make(folder / "environment", "numpy")
     (site / "fusedrnn").symlink_to(Path(fusedrnn.__file__).parent)
@@ -51,7 +51,10 @@ def mypy(*arguments: str | Path, folder: Path) -> str:
 
 
 def test_mypy_strict(tmp_path: Path) -> None:
-    """The types that it asserts hold, and a wrong call in it is an error (or its ignore is)."""
+    """mypy agrees with the types that the program asserts, and finds wrong calls in another one.
+
+    mypy also reports a `type: ignore` comment of the program that it does not need.
+    """
     wrong = tmp_path / "wrong.py"
     wrong.write_text(
         "import torch\n"
@@ -71,7 +74,7 @@ def test_mypy_strict(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", sorted({*fusedrnn.__all__} - {"__version__", "functional"}))
 def test_help(name: str) -> None:
-    """Every public name has a docstring with the sections that its signature calls for."""
+    """Every public name has a docstring that explains all its parameters."""
     value = getattr(fusedrnn, name)
     text = inspect.getdoc(value) or ""
     assert text.splitlines()[0].endswith(".")

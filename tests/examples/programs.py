@@ -1,4 +1,4 @@
-"""The programs of examples/, as modules and as processes."""
+"""Loads the programs of examples/ as modules, and runs them as processes."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ EXAMPLES = ROOT / "examples"
 
 
 def load(name: str) -> ModuleType:
-    """The program examples/<name>.py as a module; its folder is on the path, as when it is run."""
+    """Imports examples/<name>.py. The folder examples is added to sys.path, as if it were run."""
     if str(EXAMPLES) not in sys.path:
         sys.path.append(str(EXAMPLES))
     return importlib.import_module(name)
 
 
 def environment(**others: str) -> dict[str, str]:
-    """For a process that finds this fusedrnn and prints UTF-8."""
+    """Environment variables of a process that imports this fusedrnn and prints UTF-8."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     return {**os.environ, "PYTHONPATH": path, "PYTHONIOENCODING": "utf-8", **others}
 
@@ -31,7 +31,7 @@ def environment(**others: str) -> dict[str, str]:
 def run(
     name: str, *arguments: str, folder: Path, check: bool = True
 ) -> subprocess.CompletedProcess[str]:
-    """Runs examples/<name>.py with its plot in `folder`."""
+    """Runs examples/<name>.py as a process that writes its plot to `folder`."""
     return subprocess.run(
         [sys.executable, str(EXAMPLES / f"{name}.py"), "--out", str(folder), *arguments],
         env=environment(),
@@ -45,7 +45,7 @@ def run(
 def parse_fails(
     program: ModuleType, arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> str:
-    """What a program's command line says of arguments that it must refuse."""
+    """The error message of a program whose command line must refuse the arguments."""
     with pytest.raises(SystemExit) as caught:
         program.parse(arguments)
     assert caught.value.code == 2
@@ -53,7 +53,7 @@ def parse_fails(
 
 
 def help_of(program: ModuleType, capsys: pytest.CaptureFixture[str]) -> str:
-    """What a program prints for --help."""
+    """The text that a program prints for --help."""
     with pytest.raises(SystemExit) as caught:
         program.parse(["--help"])
     assert caught.value.code == 0

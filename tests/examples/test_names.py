@@ -1,4 +1,4 @@
-"""Names, the demo: its data, its answers, its models, and short runs of it."""
+"""examples/names.py, the demo: its data, its answers, its models, and short runs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_data(data: Any) -> None:
     locales = [locale for group in names.LOCALES.values() for locale in group]
     assert len(set(locales)) == len(locales) >= 15
     train, test = (dict(part) for part in (data.train, data.test))
-    # No name twice, none in both parts: none in two languages either.
+    # Each name occurs once, in one of the parts, and so in one language.
     assert len(train) == len(data.train)
     assert len(test) == len(data.test)
     assert not train.keys() & test.keys()
@@ -40,7 +40,7 @@ def test_data(data: Any) -> None:
     for name in [*train, *test]:
         assert name == names.normalise(name) != ""
         assert names.is_latin(name)
-    # Known owners, and known to be several languages'.
+    # A name of one language, and a name of several, which is left out.
     assert (train | test)["lehtonen"] == names.LANGUAGES.index("Finnish")
     assert "anna" not in train.keys() | test.keys()
 
@@ -164,13 +164,13 @@ def test_ask(
         ([2.0, 1.5], 0.689, False),
     ],
 )
-def test_what_agreement_is(second: list[float], accuracy: float, agree: bool) -> None:
+def test_when_runs_agree(second: list[float], accuracy: float, agree: bool) -> None:
     runs = [
         common.Run("torch", "a", None, losses=[2.0, 1.5], accuracies=[0.1, 0.7]),
         common.Run("fused", "b", None, losses=second, accuracies=[0.1, accuracy]),
     ]
     assert names.compare(*runs) is agree
-    # Only the first 50 steps count: rounding grows in a training.
+    # Only the losses of the first 50 steps are compared, because rounding errors grow in training.
     for run in runs:
         run.losses = [1.0] * 50 + run.losses
     assert names.compare(*runs) is (abs(accuracy - 0.7) <= 0.01)
@@ -182,7 +182,7 @@ def test_short_run(tmp_path: Path) -> None:
     out = done.stdout
     accuracies = [float(a) for a in re.findall(r"LSTM +(\d+\.\d)%, trained in \d+\.\d s", out)]
     assert len(accuracies) == 2, out
-    # 7 % by always giving the same answer.
+    # A program that always gives the same answer reaches 7 %.
     assert min(accuracies) > 40
     assert abs(accuracies[0] - accuracies[1]) <= 1
     assert re.search(r"most frequent language always: \d\.\d%", out)
@@ -196,7 +196,7 @@ def test_short_run(tmp_path: Path) -> None:
     assert answers.keys() == set(asked)
     assert answers["Guðmundsdóttir"].startswith("Icelandic ")
     assert all(len(re.findall(r"[A-Z][a-z]+ \d+%", text)) == 3 for text in answers.values())
-    # A progress bar for each of the two.
+    # There is a progress bar for each of the two.
     assert done.stderr.count("100%") >= 2
 
 

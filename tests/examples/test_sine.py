@@ -1,4 +1,4 @@
-"""The sine and sunspot program: its data, its forecasts, and a short run of it."""
+"""examples/sine.py, which forecasts sines and sunspots: its data, its forecasts, a short run."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_cells_and_layers_forecast_the_same(kind: str) -> None:
 
 
 @pytest.mark.parametrize("by", ["cells", "layers"])
-def test_the_future_is_what_its_own_output_leads_to(by: str) -> None:
+def test_the_future_is_computed_from_the_models_own_outputs(by: str) -> None:
     model = sine.Forecaster("fused", by, 5).double()
     x = torch.randn(7, 3, dtype=torch.float64)
     free = model(x, future=3)
@@ -42,7 +42,7 @@ def test_the_future_is_what_its_own_output_leads_to(by: str) -> None:
 def test_waves() -> None:
     torch.manual_seed(0)
     waves = sine.make_waves(300, 5)
-    # What a sine of this period, and nothing else, does.
+    # This recurrence holds for a sine of this period, and not for one of another period.
     twice = 2 * math.cos(2 * math.pi / sine.PERIOD)
     torch.testing.assert_close(waves[2:] + waves[:-2], twice * waves[1:-1])
     assert (waves.abs().amax(0) > 0.999).all()
@@ -55,7 +55,7 @@ def test_sunspots_are_those_of_the_years() -> None:
     series = sine.load_sunspots()
     assert series.years == [*range(1700, 2009)]
     known = dict(zip(series.years, series.values.tolist(), strict=True))
-    # The strongest cycle, and the ends.
+    # The year of most sunspots, and the first and last year.
     assert max(known, key=known.__getitem__) == 1957
     assert (known[1700], known[1957], known[2008]) == pytest.approx((5.0, 190.2, 2.9))
     torch.testing.assert_close(series.unscale(series.scaled), series.values, rtol=1e-4, atol=1e-4)
@@ -73,8 +73,8 @@ def test_windows_end_where_they_should() -> None:
         series.windows(1759, 1800)
 
 
-def test_nothing_is_known_before_its_year() -> None:
-    """Other values after 1980: the same training, the same forecasts of all made before."""
+def test_forecasts_do_not_use_later_years() -> None:
+    """Other values after 1980 change neither the training nor the forecasts made until 1980."""
     options = sine.parse(TINY)
     series = sine.load_sunspots()
     changed = series.values.clone()
@@ -85,18 +85,18 @@ def test_nothing_is_known_before_its_year() -> None:
         for values in (series.values, changed)
     ]
     assert runs[0].losses == runs[1].losses
-    made_before = 1980 - sine.VALIDATED + 1  # columns: made in 1949, ... 1980
+    made_before = 1980 - sine.VALIDATED + 1  # the columns of forecasts made in 1949 to 1980
     first, second = (run.forecasts for run in runs)
     assert first.shape == (sine.CYCLE, 2008 - sine.VALIDATED)
     torch.testing.assert_close(first[:, :made_before], second[:, :made_before])
     assert not torch.equal(first[:, made_before:], second[:, made_before:])
 
 
-def test_the_weights_that_were_best_are_kept() -> None:
+def test_the_best_weights_are_kept() -> None:
     series = sine.load_sunspots()
     options = sine.parse(["--short", "--sunspot-steps", "1"])
     once = sine.train_sunspots("fused", series, options)
-    # A step that makes things worse changes nothing.
+    # A second step that makes the error larger does not change the forecasts.
     real, calls = sine.take_step, 0
 
     def take_step(model: torch.nn.Module, *rest: object, **named: object) -> list[float]:
@@ -126,7 +126,7 @@ def test_forecasts_and_naive_ones_are_of_the_same_years(horizon: int) -> None:
     naive = series.naive(horizon)
     assert naive["last value"].tolist() == [at[year - horizon] for year in years]
     assert naive["11 years before"].tolist() == [at[year - 11] for year in years]
-    # A network that knew it all: row h - 1 is what comes h years after each origin.
+    # The forecasts of a perfect network: row h - 1 has the values h years after each origin.
     run = sine.Run("fused", None)
     run.forecasts = torch.full((sine.CYCLE, 2008 - sine.VALIDATED), math.nan)
     for h in range(1, sine.CYCLE + 1):
@@ -149,7 +149,7 @@ def test_the_exit_status_is_that_of_the_comparison(
 
     def agree(first: list[float], second: list[float]) -> bool:
         given.append((first, second))
-        return good or len(given) > 1  # of the two parts one is enough to fail
+        return good or len(given) > 1  # one of the two parts fails, which is enough
 
     monkeypatch.setattr(common, "agree", agree)
     assert sine.main([*TINY, "--by", "layers", "--out", str(tmp_path)]) == (0 if good else 1)

@@ -1,4 +1,4 @@
-"""The text generator: its data, its baselines, sampling, checkpoints, two processes."""
+"""examples/text.py, a text generator: data, baselines, sampling, checkpoints, two processes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_parts_and_ids() -> None:
     assert "".join(data.characters[i] for i in data.train) == "abcab" * 19
     assert data.held_out.tolist() == [1, text.UNKNOWN, 3, 3, 2]
     streams = data.streams(4)
-    assert streams.shape == (23, 4)  # 95 characters, of which 3 are left over
+    assert streams.shape == (23, 4)  # 3 of the 95 characters are left over
     assert torch.equal(streams.T.flatten(), data.train[:92])
 
 
@@ -47,12 +47,12 @@ def test_the_default_is_the_manual() -> None:
 
 
 def test_baselines() -> None:
-    # After an a comes a b and the other way round: a pair says it all, one character half.
+    # The text alternates, so pairs predict it exactly and single characters take 1 bit each.
     data = text.Text.of("ab" * 10_000)
     baselines = data.baselines()
     assert baselines["single characters"] == pytest.approx(1.0, abs=1e-3)
     assert baselines["pairs"] == pytest.approx(0.0, abs=1e-3)
-    # Chances of all characters add up to 1, whatever comes before.
+    # The probabilities of all characters add up to 1.
     data = text.Text.of("abac" * 40)
     V = len(data.characters)
     for name in baselines:
@@ -67,7 +67,7 @@ def test_baselines() -> None:
 def test_measure_is_the_cross_entropy_of_the_whole(kind: str) -> None:
     torch.manual_seed(1)
     model = text.Generator(kind, V=6, H=5, L=2, dropout=0.5)
-    ids = torch.randint(6, (2345,))  # more than two of its chunks
+    ids = torch.randint(6, (2345,))  # more than two of the chunks that measure() works in
     model.eval()
     with torch.no_grad():
         scores, _ = model(ids[:-1].unsqueeze(1), None)
@@ -77,7 +77,7 @@ def test_measure_is_the_cross_entropy_of_the_whole(kind: str) -> None:
 
 
 class Counting(torch.nn.Module):
-    """Scores that say: after i comes i + 1, e² times as likely as the rest; h counts the steps."""
+    """A model that predicts i + 1 after i, e² times as likely as any other; h counts the steps."""
 
     def forward(self, ids: torch.Tensor, h: torch.Tensor | None) -> tuple[torch.Tensor, object]:
         scores = 2.0 * torch.nn.functional.one_hot((ids + 1) % 5, 5)
@@ -87,7 +87,7 @@ class Counting(torch.nn.Module):
 def test_sample() -> None:
     data = text.Text.of("abcd" * 30)
     options = text.parse(["--prompt", "dab", "--length", "9", "--temperature", "0"])
-    # The id after the last is that of what is unknown, which is never written.
+    # After the last character the model predicts the unknown character, which is never written.
     drawn = "".join(text.sample(Counting(), data, options))
     assert drawn[:2] == "cd"
     assert len(drawn) == 9
@@ -96,7 +96,7 @@ def test_sample() -> None:
     torch.manual_seed(0)
     drawn = "c" + "".join(text.sample(Counting(), data, options))
     after_a = [second for first, second in pairwise(drawn) if first == "a"]
-    # e² to the power 1 / 2, beside three others.
+    # Temperature 2 takes the square root of e²; there are three other characters.
     assert after_a.count("b") / len(after_a) == pytest.approx(math.e / (math.e + 3), abs=0.05)
 
 
@@ -106,15 +106,15 @@ def test_a_sample_comes_character_by_character() -> None:
 
 
 def train(book: Path, *arguments: str) -> list[float]:
-    """The losses of a training."""
+    """Trains; returns the losses."""
     options = text.parse(["--text", str(book), "--rnn", "fused", *TINY, *arguments])
     kind = common.kinds(options)[0]
     return text.train(kind, text.read(options), options).losses
 
 
 @pytest.mark.parametrize("kind", common.KINDS)
-def test_a_resumed_run_is_that_without_a_break(tmp_path: Path, book: Path, kind: str) -> None:
-    """Dropout, the optimizer and the streams' states go on; step 83 begins the text again."""
+def test_a_resumed_run_equals_one_without_a_break(tmp_path: Path, book: Path, kind: str) -> None:
+    """Dropout, the optimizer and the streams' states continue. Step 83 begins the text again."""
     file = str(tmp_path / "half.pt")
     options = ["--rnn", kind, "--dropout", "0.3"]
     whole = train(book, *options, "--steps", "90")
@@ -123,19 +123,19 @@ def test_a_resumed_run_is_that_without_a_break(tmp_path: Path, book: Path, kind:
     resumed = train(book, *options, "--steps", "90", "--resume", file)
     assert half == whole[:78]
     assert resumed == whole
-    # What it is not: a run of which all losses are the same.
+    # The losses differ and fall, so the comparison means something.
     assert len(set(whole)) > 80
     assert whole[-1] < 0.9 * whole[0]
 
 
-def test_a_checkpoint_of_one_kind_goes_on_with_the_other(tmp_path: Path, book: Path) -> None:
+def test_a_checkpoint_of_one_kind_is_resumed_with_the_other(tmp_path: Path, book: Path) -> None:
     file = str(tmp_path / "half.pt")
     whole = train(book, "--steps", "12")
     train(book, "--rnn", "torch", "--steps", "8", "--save", file)
     assert train(book, "--steps", "12", "--resume", file) == pytest.approx(whole, abs=1e-5)
 
 
-def test_checkpoints_on_the_way(
+def test_checkpoints_during_training(
     tmp_path: Path, book: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "last.pt"
@@ -161,7 +161,7 @@ def test_checkpoints_on_the_way(
         (["--steps", "2"], "--steps must be more than the 2 of --resume"),
     ],
 )
-def test_what_does_not_fit_a_checkpoint(
+def test_options_that_do_not_fit_a_checkpoint(
     tmp_path: Path, book: Path, arguments: list[str], message: str
 ) -> None:
     file = str(tmp_path / "two.pt")
@@ -179,7 +179,7 @@ def test_another_text_does_not_fit_a_checkpoint(tmp_path: Path, book: Path) -> N
 
 
 def torchrun(folder: Path, *arguments: str) -> str:
-    """What two processes print."""
+    """Runs the program in two processes; returns what they print."""
     done = subprocess.run(
         [
             *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
@@ -197,23 +197,23 @@ def torchrun(folder: Path, *arguments: str) -> str:
 
 
 def test_two_processes_learn_as_one(tmp_path: Path, book: Path) -> None:
-    """Without dropout the averaged gradients are those of all streams in one process."""
+    """Without dropout the averaged gradients equal those of all streams in one process."""
     file = tmp_path / "two.pt"
     options = ["--text", str(book), "--rnn", "fused", *TINY, "--dropout", "0"]
     out = torchrun(tmp_path, *options, "--steps", "6", "--save", str(file))
     assert "; 2 processes\n" in out
-    assert out.count("held-out text") == 1  # of two processes one speaks
+    assert out.count("held-out text") == 1  # only one of the processes prints
     assert (tmp_path / "text.png").exists()
     content = torch.load(file, weights_only=True)
     alone = train(book, "--dropout", "0", "--steps", "6")
     assert content["losses"] == pytest.approx(alone, abs=1e-6)
-    # Each has read its own streams.
+    # Each process has read its own streams.
     first, second = (state["h"] for state in content["states"])
     assert first.shape == second.shape == (2, 2, 8)
     assert not torch.equal(first, second)
     with pytest.raises(SystemExit, match="made with processes 2, got 1"):
         train(book, "--dropout", "0", "--steps", "9", "--resume", str(file))
-    # And they go on together.
+    # Two processes can resume the checkpoint together.
     again = tmp_path / "four.pt"
     torchrun(tmp_path, *options, "--steps", "8", "--resume", str(file), "--save", str(again))
     resumed = torch.load(again, weights_only=True)["losses"]

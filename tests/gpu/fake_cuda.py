@@ -1,4 +1,7 @@
-"""torch.cuda's events, streams and graphs on a machine without a GPU: work is done at once."""
+"""Stand-ins for torch.cuda's events, streams and graphs on a machine without a GPU.
+
+All work is done at once, on the CPU.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ import torch
 
 
 class Event:
-    """A time at which something was enqueued, and so done."""
+    """An event, which remembers the time at which it was recorded."""
 
     def __init__(self, enable_timing: bool = False) -> None:
         assert enable_timing
@@ -30,7 +33,7 @@ class Event:
 
 
 class Stream:
-    """A stream; waits are noted."""
+    """A stream, which remembers the streams that it waited for."""
 
     def __init__(self, device: Any = None) -> None:
         self.waited: list[Stream] = []
@@ -40,7 +43,7 @@ class Stream:
 
 
 class Graph:
-    """A graph, which does nothing when it is replayed: its results stay what they are."""
+    """A graph. A replay does nothing, so the results keep their values."""
 
     def __init__(self) -> None:
         self.captured = False
@@ -52,7 +55,7 @@ class Graph:
 
 
 def use(monkeypatch: pytest.MonkeyPatch, synchronize: Callable[..., None] | None = None) -> None:
-    """Puts all of them in torch.cuda's place."""
+    """Replaces torch.cuda's names by the stand-ins."""
     default = Stream()
 
     @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""tools.gpu: which rows are timed, and how."""
+"""tools.gpu: the rows of the benchmark, and how they are timed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from tools.gpu.rows import timed_rows
 
 
 def alternative(plan: str) -> tuple[str, ...]:
-    """What a plan chose among: regime, cores, whether sequences are in several blocks."""
+    """The alternative that a plan chose.
+
+    It is the regime, the product's instruction, and whether the sequences are split over blocks.
+    """
     match = re.match(r"resident, (\S+): \d+ x (\d+) x \d+", plan)
     if match is None:
         return ("per step",)
@@ -38,11 +41,11 @@ def test_every_alternative_of_the_plan_is_timed(card: str, backward: bool) -> No
     assert found == resident | {("per step",)}
 
 
-def test_rows_have_names_of_their_own_and_the_first_ones_tell_most() -> None:
+def test_row_names_differ_and_the_most_telling_rows_come_first() -> None:
     rows = list(timed_rows())
     assert len({row.name for row in rows}) == len(rows)
     assert rows[0].name == "lstm 25,32,1024,1024 bf16"
-    # A row's other precisions come after every row's first one.
+    # Every row is timed in its first precision before any row is timed in another one.
     first = [row.row.shape.removesuffix(f" {row.row.dtype}") + row.row.cell for row in rows]
     assert first.index(first[0], 1) == len(set(first))
     assert [row.name for row in timed_rows("187,32")] == ["gru 187,32,2560,2560 bf16"]
@@ -102,7 +105,7 @@ def test_a_wrong_row_gets_no_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.usefixtures("short")
-def test_a_row_that_fails_costs_itself_alone(
+def test_a_row_that_fails_does_not_stop_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     right = bench.cases.check
@@ -140,9 +143,7 @@ def test_a_row_that_loses_the_context_ends_the_process_and_another_goes_on(
     ]
 
 
-def test_rows_that_are_not_there_are_an_error(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_unknown_rows_are_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         run_bench(tmp_path, "--rows", "zzz")
     assert stopped.value.code == 2
@@ -150,7 +151,9 @@ def test_rows_that_are_not_there_are_an_error(
 
 
 @pytest.mark.usefixtures("short")
-def test_time_that_runs_out_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_running_out_of_time_is_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     status, lines = run_bench(tmp_path, "--seconds", "0")
     assert status == 3
     assert [line["kind"] for line in lines] == ["rates"]

@@ -1,4 +1,4 @@
-"""tools.gpu: which tasks there are, what becomes of workers that fail, what checks find."""
+"""tools.gpu: the list of tasks, the restart of workers that fail, and the checks themselves."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def test_every_task_has_a_function_and_a_name_of_its_own(device: str) -> None:
     assert {task.kind for task in tasks} <= set(checks.TASKS) | set(checks.SECTIONS)
 
 
-def test_a_gpu_is_asked_for_everything() -> None:
+def test_a_gpu_runs_all_tasks() -> None:
     tasks = tasks_of(GROUPS, "cuda", quick=False)
     assert {task.kind for task in tasks} == set(checks.TASKS) - set(PLANTED) | set(checks.SECTIONS)
     parity = [task.options for task in tasks if task.kind == "parity"]
     assert {options["cell"] for options in parity} == set(CELLS)
-    # A projection has no resident kernel.
+    # Each cell in both sizes and both regimes; a layer with a projection has no resident kernel.
     assert len(parity) == 2 * (2 * len(CELLS) - 1)
-    # Smallest layers first, large ones last.
+    # The smallest layers come first and the large ones last.
     assert [task.kind for task in tasks[:3]] == ["limits", "products", "smoke"]
     large = [task for task in tasks if task.options.get("size") == "large"]
     assert large == tasks[-len(large) :]
@@ -47,7 +47,7 @@ def test_a_gpu_is_asked_for_everything() -> None:
     assert "large" not in [t.options.get("size") for t in tasks_of(GROUPS, "cuda", quick=True)]
 
 
-def test_tasks_of_processes_of_their_own() -> None:
+def test_tasks_that_need_their_own_process() -> None:
     own = {task.label: task for task in tasks_of(["surroundings"], "cuda", quick=True)}
     assert own["cold_capture"].fresh
     assert own["watchdog forward"].env == {SPIN_LIMIT: "1"}
@@ -70,7 +70,11 @@ def test_an_unknown_group_is_named(capsys: pytest.CaptureFixture[str], tmp_path:
 
 
 class FakeWorker:
-    """A worker whose words a test chooses: by kind of task, a list of events or of losses."""
+    """A worker that sends the events of a script.
+
+    `script` holds a list for each kind of task. An item is an event, an exception to raise, or a
+    function that returns an event.
+    """
 
     script: dict[str, list[Any]]
     made: list[FakeWorker]
@@ -98,7 +102,7 @@ class FakeWorker:
         self.closed = True
 
 
-def told(result: str, section: str = "parity") -> dict[str, Any]:
+def check_event(result: str, section: str = "parity") -> dict[str, Any]:
     return {
         "event": "check",
         "section": section,
@@ -114,7 +118,7 @@ LOST = {"event": "end", "lost": "CUDA error"}
 
 @pytest.fixture
 def supervise(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Supervisor, list[Any]]]:
-    """Runs tasks with fake workers; the supervisor, and the lines that it wrote."""
+    """A function that runs tasks with fake workers; it returns the supervisor and its lines."""
 
     def go(
         script: dict[str, list[Any]], tasks: list[Task], seconds: float = 100, restarts: int = 8
@@ -132,8 +136,8 @@ def supervise(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Supervisor
     return go
 
 
-def test_all_right(supervise: Any) -> None:
-    supervisor, lines = supervise({"a": [told("passed"), END]}, [Task("a"), Task("a")])
+def test_tasks_that_pass(supervise: Any) -> None:
+    supervisor, lines = supervise({"a": [check_event("passed"), END]}, [Task("a"), Task("a")])
     assert supervisor.tally.status() == 0
     assert len(FakeWorker.made) == 1
     assert [line.get("ended") for line in lines] == [None, "ok", None, "ok"]
@@ -141,8 +145,8 @@ def test_all_right(supervise: Any) -> None:
     assert "event" not in lines[0]
 
 
-def test_a_failure_is_told_and_the_next_task_done(supervise: Any, capsys: Any) -> None:
-    script = {"a": [*[told("failed")] * 5, END], "b": [told("passed"), END]}
+def test_a_failure_is_reported_and_the_next_task_runs(supervise: Any, capsys: Any) -> None:
+    script = {"a": [*[check_event("failed")] * 5, END], "b": [check_event("passed"), END]}
     supervisor, lines = supervise(script, [Task("a"), Task("b")])
     assert supervisor.tally.status() == 1
     assert supervisor.tally.wrong == ["a"]
@@ -154,11 +158,13 @@ def test_a_failure_is_told_and_the_next_task_done(supervise: Any, capsys: Any) -
 
 @pytest.mark.parametrize(
     "words",
-    [[Lost("hung: 30 s without a word")], [told("passed"), Lost("died of SIGSEGV")], [LOST]],
+    [[Lost("hung: 30 s without a word")], [check_event("passed"), Lost("died of SIGSEGV")], [LOST]],
     ids=["hung", "died", "context"],
 )
-def test_what_takes_a_worker_costs_one_task(supervise: Any, words: list[Any]) -> None:
-    script = {"a": words, "b": [told("passed"), END]}
+def test_a_task_that_loses_its_worker_does_not_stop_the_others(
+    supervise: Any, words: list[Any]
+) -> None:
+    script = {"a": words, "b": [check_event("passed"), END]}
     supervisor, lines = supervise(script, [Task("b"), Task("a"), Task("b")])
     assert supervisor.tally.wrong == ["a"]
     assert supervisor.tally.restarts == 1
@@ -169,14 +175,14 @@ def test_what_takes_a_worker_costs_one_task(supervise: Any, words: list[Any]) ->
     assert ended[1] != "ok"
 
 
-def test_a_context_that_must_be_lost_is_no_failure(supervise: Any) -> None:
-    script = {"a": [told("passed"), LOST], "b": [told("passed"), END]}
+def test_a_context_that_is_lost_as_expected_is_no_failure(supervise: Any) -> None:
+    script = {"a": [check_event("passed"), LOST], "b": [check_event("passed"), END]}
     supervisor, _ = supervise(script, [Task("a", loses_context=True), Task("b")])
     assert supervisor.tally.status() == 0
     assert len(FakeWorker.made) == 2
 
 
-def test_a_cell_in_a_regime_that_took_two_workers_is_left_alone(supervise: Any) -> None:
+def test_a_cell_that_lost_two_workers_in_a_regime_is_skipped_there(supervise: Any) -> None:
     def task(size: str, cell: str) -> Task:
         return Task("parity", {"cell": cell, "size": size, "regime": "resident"})
 
@@ -189,13 +195,13 @@ def test_a_cell_in_a_regime_that_took_two_workers_is_left_alone(supervise: Any) 
 
 
 @pytest.mark.parametrize("loss", [Lost("hung"), LOST], ids=["hung", "context"])
-def test_a_regime_that_took_three_workers_does_not_take_the_other_with_it(
+def test_a_regime_that_lost_three_workers_is_skipped_and_the_other_is_not(
     supervise: Any, loss: Any
 ) -> None:
     def tasks(regime: str) -> list[Task]:
         return [Task("a" if regime == "resident" else "b", {"regime": regime}) for _ in range(5)]
 
-    script = {"a": [loss], "b": [told("passed"), END]}
+    script = {"a": [loss], "b": [check_event("passed"), END]}
     supervisor, lines = supervise(script, [*tasks("resident"), *tasks("per_step")])
     ended = [line["ended"] for line in lines if "ended" in line]
     assert [why.split(":")[0] for why in ended[3:]] == ["left alone"] * 2 + ["ok"] * 5
@@ -203,33 +209,33 @@ def test_a_regime_that_took_three_workers_does_not_take_the_other_with_it(
     assert supervisor.tally.restarts == 3
 
 
-def test_workers_are_not_restarted_for_ever(supervise: Any) -> None:
+def test_workers_are_restarted_a_limited_number_of_times(supervise: Any) -> None:
     supervisor, _ = supervise({"a": [Lost("died")]}, [Task("a")] * 9, restarts=3)
     assert supervisor.tally.restarts == 4
     assert supervisor.tally.unreached == ["a"] * 5
 
 
-def test_another_environment_or_a_fresh_start_is_another_worker(supervise: Any) -> None:
+def test_a_task_with_another_environment_or_a_fresh_start_gets_a_new_worker(supervise: Any) -> None:
     tasks = [Task("a"), Task("a", env={"X": "1"}), Task("a", env={"X": "1"}), Task("a", fresh=True)]
-    supervise({"a": [told("passed"), END]}, tasks)
+    supervise({"a": [check_event("passed"), END]}, tasks)
     assert [worker.env for worker in FakeWorker.made] == [{}, {"X": "1"}, {}]
 
 
-def test_time_that_runs_out_in_a_task_is_not_its_fault(supervise: Any) -> None:
+def test_a_task_in_which_time_runs_out_has_not_failed(supervise: Any) -> None:
     def slow(seconds: float) -> dict[str, Any]:
         assert seconds <= 0.3
         time.sleep(seconds + 0.02)
         raise Lost("hung")
 
-    script = {"a": [told("passed"), END], "b": [slow]}
+    script = {"a": [check_event("passed"), END], "b": [slow]}
     supervisor, lines = supervise(script, [Task("a"), Task("b"), Task("a")], seconds=0.3)
     assert supervisor.tally.status() == check.UNFINISHED
     assert supervisor.tally.unreached == ["b", "a"]
     assert [line["ended"] for line in lines if "ended" in line] == ["ok"] + ["not reached"] * 2
 
 
-def test_nothing_checked_is_not_all_right(supervise: Any) -> None:
-    supervisor, _ = supervise({"a": [told("not run"), END]}, [Task("a")])
+def test_a_run_without_any_check_has_failed(supervise: Any) -> None:
+    supervisor, _ = supervise({"a": [check_event("not run"), END]}, [Task("a")])
     assert supervisor.tally.status() == 1
 
 
@@ -237,7 +243,7 @@ def test_nothing_checked_is_not_all_right(supervise: Any) -> None:
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, key: str, by: float) -> None:
-    """Makes the last value of one of our results wrong."""
+    """Makes the last value of one of our results wrong, by `by`."""
     right = cases.Call.results
 
     def wrong(self: Any, *arguments: Any, **named: Any) -> Any:
@@ -292,7 +298,7 @@ def test_offsets_move_every_tensor() -> None:
     assert moved.is_leaf and moved.requires_grad
 
 
-def test_results_that_move_fail_the_stress_check(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_that_vary_fail_the_stress_check(monkeypatch: pytest.MonkeyPatch) -> None:
     right = cases.Call.results
 
     def moving(self: Any, *arguments: Any, **named: Any) -> Any:
@@ -306,14 +312,14 @@ def test_results_that_move_fail_the_stress_check(monkeypatch: pytest.MonkeyPatch
     assert test.report.checks[0].detail == "3 of 3 differ"
 
 
-def test_two_devices_are_not_claimed_where_there_are_none() -> None:
+def test_the_check_of_two_devices_does_not_run_without_gpus() -> None:
     test = Selftest(CPU)
     checks.do("two_devices", test, {})
     (found,) = test.report.checks
     assert (found.result, found.detail) == ("not run", "there are 0 GPUs here")
 
 
-def test_what_a_process_writes_below_python_is_read(capfd: pytest.CaptureFixture[str]) -> None:
+def test_output_that_bypasses_python_is_captured(capfd: pytest.CaptureFixture[str]) -> None:
     with surroundings.said_by_process() as said:
         os.write(2, b"block [0,0,0] gave up\n")
         os.write(1, b"and more\n")
@@ -321,7 +327,7 @@ def test_what_a_process_writes_below_python_is_read(capfd: pytest.CaptureFixture
     assert "block [0,0,0] gave up" in capfd.readouterr().err
 
 
-# --- What the driver says ------------------------------------------------------------------------
+# --- Limits that the driver reports --------------------------------------------------------------
 
 FACTS = """name A card
 sms 132
@@ -330,13 +336,13 @@ kernel resident_forward_fma_f32 registers 198 shared 0 local 0 constant 264 max_
 """
 
 
-def test_facts_of_the_driver_are_read() -> None:
+def test_limits_of_the_driver_are_parsed() -> None:
     facts = limits.parse(FACTS)
     assert facts.device == {"name": "A card", "sms": "132", "shared_per_block": "232448"}
     assert facts.kernels["resident_forward_fma_f32"]["registers"] == 198
 
 
-def test_what_differs_is_named() -> None:
+def test_limits_that_differ_from_the_plan_are_named() -> None:
     believed = {"sms": "132", "shared_per_block": "166912", "registers_per_sm": "65536"}
     assert limits.differences(believed, limits.parse(FACTS).device) == [
         "shared_per_block: the plan has 166912, the driver says 232448",

@@ -1,4 +1,4 @@
-"""tools.gpu: the parts that run on a GPU alone, with something in its place."""
+"""tools.gpu: the parts that only run on a GPU, here with stand-ins for it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class CudaClock(bench.Clock):
-    """The clock of a GPU, on the CPU."""
+    """A clock that measures with torch.cuda's events, which a test replaces by stand-ins."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(device)
@@ -62,13 +62,13 @@ def test_rows_are_timed_by_events_and_as_graphs(monkeypatch: pytest.MonkeyPatch,
 
 
 @pytest.mark.usefixtures("short")
-def test_what_cannot_be_captured_has_no_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_call_that_cannot_be_captured_has_no_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     fake_cuda.use(monkeypatch)
     right, captured = CudaClock.graph, []
 
     def graph(self: bench.Clock, call: Any) -> Any:
         captured.append(call)
-        if len(captured) == 2:  # torch.nn's
+        if len(captured) == 2:  # the second call is torch.nn's
             raise RuntimeError("operation not permitted when stream is capturing\nand so on")
         return right(self, call)
 
@@ -81,7 +81,7 @@ def test_what_cannot_be_captured_has_no_graph(monkeypatch: pytest.MonkeyPatch) -
     assert "graph" not in times["torch"]
 
 
-def test_the_per_step_regime_is_asked_for_in_each_call() -> None:
+def test_the_regime_is_set_during_each_call_only() -> None:
     seen: list[str | None] = []
     call = bench.in_regime(lambda: seen.append(os.environ.get("FUSEDRNN_CUDA_REGIME")), "per_step")
     call()
@@ -163,7 +163,7 @@ NAMED = b"resident.cuh:1: resident_%s_fma_f32: block: [0,0,0], thread: [0,0,0] A
 def test_the_watchdog_must_raise_and_name_the_kernel(
     monkeypatch: pytest.MonkeyPatch, which: str, raises: bool, names: bool, detail: str
 ) -> None:
-    """The limit stands while the pass that is looked at runs, and not before."""
+    """The spin limit is set during the pass that is checked, and not during earlier ones."""
     op = f"_{which}_now"
     right, limits_seen = getattr(ops, op), []
 
@@ -271,7 +271,10 @@ def test_kernels_that_never_ran_are_named(
 
 
 class Script(Run):
-    """A run whose steps take what a test says, by the beginning of their names; none is begun."""
+    """A run that starts no process: `takes` says how many seconds each step takes.
+
+    A key of `takes` is the beginning of a step's name.
+    """
 
     def __init__(
         self,
@@ -304,7 +307,7 @@ class Script(Run):
         if not seconds:
             self.not_run(name, "no time")
             return None
-        # Without a word of it a step takes all that it may.
+        # A step that `takes` does not name uses up all the seconds that it was granted.
         takes = [t for start, t in self.takes.items() if name.startswith(start)]
         self.now += min([seconds, *takes])
         self.commands[name] = (seconds, " ".join(command), dict(env or {}))
@@ -345,13 +348,13 @@ def test_a_usual_run(tmp_path: Path) -> None:
     assert run.now <= 400
 
 
-def test_where_every_step_takes_all_it_may_the_times_are_still_measured(tmp_path: Path) -> None:
+def test_times_are_measured_even_if_every_step_uses_up_its_seconds(tmp_path: Path) -> None:
     run = Script(tmp_path, 400, {"facts": 60, "import": 60, "first calls": 8})
     names = everything(run)
     assert run.commands["times beside torch.nn"][0] >= 110
     assert any(name.startswith("profile") for name in names)
     assert run.now <= 400
-    # The programs that stop by themselves do so before they are stopped.
+    # The programs that watch the time are told to stop some seconds before they would be killed.
     for name, word in (("smallest layers", 4), ("all layers", 4), ("times beside torch.nn", 8)):
         seconds, command, _ = run.commands[name]
         assert f"--seconds {seconds - word:.0f}" in command
@@ -364,7 +367,7 @@ def test_a_short_run_checks_first(tmp_path: Path) -> None:
     assert run.now <= 200
 
 
-def test_where_numbers_are_wrong_each_launch_is_waited_for(tmp_path: Path) -> None:
+def test_wrong_numbers_lead_to_a_run_that_waits_for_each_launch(tmp_path: Path) -> None:
     run = Script(tmp_path, 400, USUAL)
     right = run.step
 
@@ -381,11 +384,13 @@ def test_where_numbers_are_wrong_each_launch_is_waited_for(tmp_path: Path) -> No
     assert names.index("all layers") < closer < names.index("times beside torch.nn")
     logged = {"CUDA_LAUNCH_BLOCKING": "1", "FUSEDRNN_LOG": "1"}
     assert run.commands[names[closer]][2].items() >= logged.items()
-    # The times are measured all the same, and then the sanitizer looks for a race.
+    # The times are measured nevertheless.
     assert run.commands["times beside torch.nn"][0] >= 60
 
 
-def test_where_a_closer_look_takes_all_it_may_some_times_are_measured(tmp_path: Path) -> None:
+def test_some_times_are_measured_even_if_the_closer_look_uses_up_its_seconds(
+    tmp_path: Path,
+) -> None:
     run = Script(tmp_path, 400, {"facts": 8, "import": 10, "first calls": 8})
     line = '{"task": "stress", "section": "stress", "name": "x", "result": "failed"}\n'
     (tmp_path / "checks.jsonl").write_text(line)
@@ -394,13 +399,13 @@ def test_where_a_closer_look_takes_all_it_may_some_times_are_measured(tmp_path: 
     assert run.now <= 400
 
 
-def test_a_first_call_that_fails_stops_nothing(tmp_path: Path) -> None:
+def test_a_first_call_that_fails_does_not_stop_the_run(tmp_path: Path) -> None:
     names = everything(Script(tmp_path, 400, USUAL, {"first calls": 1}))
     assert "build" not in names
     assert "all layers" in names
 
 
-def test_a_row_that_takes_the_process_with_it_costs_itself(tmp_path: Path) -> None:
+def test_a_row_that_ends_the_process_is_skipped_by_the_next_one(tmp_path: Path) -> None:
     takes = USUAL | {"times": 20}
     first, second, third = steps.BENCHES
     run = Script(tmp_path / "a", 400, takes, {first: 4, second: -9, third: 4})
@@ -410,13 +415,13 @@ def test_a_row_that_takes_the_process_with_it_costs_itself(tmp_path: Path) -> No
     assert [name for name in names if name.startswith("times")] == [first, second, third]
     assert " --skip 3 " in run.commands[second][1]
     assert run.commands[third][2] == {"FUSEDRNN_CUDA_REGIME": "per_step"}
-    # A wrong row, or none left to time, is no reason to begin again.
+    # The benchmark is not started again after a wrong row, a wrong argument or the end of its time.
     for code in (0, 1, 2, 3):
         run = Script(tmp_path / str(code), 400, takes, {first: code})
         assert sum(name.startswith("times") for name in everything(run)) == 1
 
 
-def test_a_tool_that_cannot_look_at_this_gpu_is_not_tried_again(tmp_path: Path) -> None:
+def test_a_tool_that_does_not_support_the_gpu_is_not_tried_again(tmp_path: Path) -> None:
     run = Script(tmp_path, 900, USUAL)
     right = run.step
 
@@ -437,7 +442,7 @@ def test_a_tool_that_cannot_look_at_this_gpu_is_not_tried_again(tmp_path: Path) 
 
 
 def test_kernels_count_once_in_a_profile() -> None:
-    """An op's event has the time of its kernels, which are events too."""
+    """The time of an op's event is that of its kernels, which have events as well."""
 
     def event(key: str, device: Any, annotation: bool = False) -> Any:
         return types.SimpleNamespace(key=key, device_type=device, is_user_annotation=annotation)

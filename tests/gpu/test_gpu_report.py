@@ -1,4 +1,4 @@
-"""tools.gpu: what reports and the documentation say of results, and the command line."""
+"""tools.gpu: the reports of a run, the page that publishes kept results, and the command line."""
 
 from __future__ import annotations
 
@@ -75,20 +75,20 @@ def failed(number: int) -> dict[str, Any]:
     }
 
 
-def test_the_last_table_fits_whatever_happened(tmp_path: Path) -> None:
+def test_the_final_table_has_a_limited_length(tmp_path: Path) -> None:
     rows = [row(f"lstm {n},32,1024,1024 2 layers bidirectional bf16", 10, 20) for n in range(200)]
     found = [failed(n) for n in range(100)]
     many = [step(f"step {n}", "failed", "x" * 500) for n in range(20)]
     text = report.final_table(load(make(tmp_path / "out", checks=found, rows=rows, steps=many)))
     assert len(text) < 12_000
-    # What is most wanted comes first; what does not fit is counted.
+    # The steps come first, then failed checks, then times. Lines that do not fit are counted.
     assert text.index("step 19") < text.index("FAILED parity: case 0") < text.index("lstm 0,32")
     assert "and 75 more, in report.md" in text
     kept = sum(line.startswith("lstm ") for line in text.splitlines())
     assert text.endswith(f"and {200 - kept} more lines, in report.md\n")
 
 
-def test_a_report_says_all_of_it(tmp_path: Path) -> None:
+def test_a_report_holds_everything(tmp_path: Path) -> None:
     passed = {"task": "a", "section": "parity", "name": "b", "result": "passed", "detail": "0 eps"}
     not_run = {**passed, "result": "not run", "detail": "no second GPU"}
     lost = {"task": "parity gru resident", "ended": "lost: hung: 30 s without a word"}
@@ -108,7 +108,9 @@ def test_a_report_says_all_of_it(tmp_path: Path) -> None:
     assert "| ncu | not run | ncu is not on PATH |" in text
     assert "- TASK parity gru resident: lost: hung: 30 s without a word" in text
     assert "- parity: b: no second GPU" in text
-    # call/graph/alone of both, ratios, microseconds a step, estimate, floor; a loss is bold.
+    # The columns: call/graph/alone of ours and of torch.nn, two ratios, microseconds of one step,
+    # the call in the per-step regime (not measured here), the estimate and the floor. A ratio below
+    # 1 is bold.
     plan = "resident, FMA: 8 x 1 x 1; per step"
     assert (
         f"| fast | training | {plan} | 20/10/30 | 40/20/60 | 2.00 | 2.00 | 0.40 |  | 50 | 12 |"
@@ -130,7 +132,7 @@ def test_a_message_of_several_lines_breaks_no_table(tmp_path: Path) -> None:
     assert "\nSearch" not in bench.as_text(bad)
 
 
-def test_what_ran_out_of_time_is_no_failure(tmp_path: Path) -> None:
+def test_a_step_that_ran_out_of_time_has_not_failed(tmp_path: Path) -> None:
     found = load(make(tmp_path / "out", steps=[step("all layers", "unfinished", "exit 3")]))
     assert "steps that failed" not in found.verdict()
     assert "out of time in: all layers" in found.verdict()
@@ -196,8 +198,8 @@ def test_when_numbers_are_wrong(line: dict[str, Any], wrong: bool) -> None:
 
 
 @pytest.fixture
-def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A place for results and a page to write on."""
+def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A page that results are published on, and an empty folder for them."""
     docs = tmp_path / "cuda.md"
     docs.write_text(f"# CUDA\n{keep.BEGIN}\n{keep.END}\nthe rest\n")
     monkeypatch.setattr(keep, "RESULTS", tmp_path / "results")
@@ -205,11 +207,9 @@ def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return docs
 
 
-def test_results_are_kept_raw_and_the_page_says_what_was_measured(
-    house: Path, tmp_path: Path
-) -> None:
+def test_results_are_kept_as_they_are_and_published_on_the_page(page: Path, tmp_path: Path) -> None:
     keep.write_docs()
-    assert keep.NOTHING in house.read_text()
+    assert keep.NOTHING in page.read_text()
     out = make(tmp_path / "out", rows=[row("fast", 10, 20)])
     report.write(out)
     (out / "run.json").chmod(0o444)
@@ -227,25 +227,25 @@ def test_results_are_kept_raw_and_the_page_says_what_was_measured(
         assert (keep.RESULTS / "gpu-h100-80gb-hbm3-2026-11-29" / file.name).read_bytes() == (
             file.read_bytes()
         )
-    text = house.read_text()
+    text = page.read_text()
     assert keep.NOTHING not in text
     assert text.startswith("# CUDA\n")
     assert text.endswith("the rest\n")
-    # The last run first.
+    # The latest run comes first.
     assert text.index("### NVIDIA H200, 2026-12-01") < text.index("### NVIDIA H100 80GB HBM3")
     assert "| fast | training |" in text
     assert "No row was timed." in text
     assert keep.write_docs(check=True) == 0
-    house.write_text(text.replace("fast", "faster"))
+    page.write_text(text.replace("fast", "faster"))
     assert keep.write_docs(check=True) == 1
 
 
-def test_the_page_says_what_was_measured() -> None:
-    """python -m tools.gpu keep"""
+def test_the_page_is_up_to_date() -> None:
+    """`python -m tools.gpu keep` updates it."""
     assert keep.write_docs(check=True) == 0
 
 
-# --- The rest ------------------------------------------------------------------------------------
+# --- Hot instructions, facts and the command line ------------------------------------------------
 
 
 def test_the_hottest_instructions() -> None:
@@ -264,7 +264,9 @@ def test_the_hottest_instructions() -> None:
     assert list(hot.hottest(["nothing of that kind"])) == []
 
 
-def test_facts_that_cannot_be_had_cost_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fact_that_cannot_be_found_does_not_stop_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("PATH", "")
     found = gather()
     assert "FileNotFoundError" in found["nvidia_smi"]["error"]
@@ -273,10 +275,8 @@ def test_facts_that_cannot_be_had_cost_no_other(monkeypatch: pytest.MonkeyPatch)
     json.dumps(found)
 
 
-def test_facts_come_through_whatever_their_length(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Of a program's output long lines are cut."""
+def test_facts_of_any_length_arrive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step cuts long lines of a program's output; that must not break the JSON of the facts."""
     monkeypatch.setenv("CUDA_OF_A_TEST", "x" * 100_000)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     run = Run(tmp_path, 100, {})
@@ -296,7 +296,7 @@ def test_facts_come_through_whatever_their_length(
         (["--seconds", "nan"], "--seconds: must be from 6 to 36000, got 'nan'"),
     ],
 )
-def test_wrong_arguments_are_named_before_anything_is_done(
+def test_wrong_arguments_are_named_before_anything_runs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     with pytest.raises(SystemExit) as stopped:
@@ -320,7 +320,7 @@ def test_a_folder_that_cannot_take_results_is_named(
     assert (tmp_path / "full" / "run.json").read_text() == "old"
 
 
-def test_facts_that_are_no_facts_end_nothing(tmp_path: Path) -> None:
+def test_output_without_facts_does_not_stop_the_run(tmp_path: Path) -> None:
     run = Run(tmp_path, 100, {})
 
     def step(*_: Any, **__: Any) -> Outcome:

@@ -1,4 +1,4 @@
-"""tools.gpu: processes with limits, the seconds of a run, what is written when."""
+"""tools.gpu: processes with limits, the seconds of a run, and the files that it writes."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def python(program: str) -> list[str]:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process still runs after the moment that being killed may take it.
+    """Whether a process still runs. It gets 5 seconds to end, because a kill takes a moment.
 
-    One that has ended and waits for its parent does not run.
+    A zombie, which has ended and waits for its parent, does not run.
     """
     for _ in range(100):
         try:
@@ -87,14 +87,14 @@ def test_a_program_that_hangs_is_gone_with_its_children(
     assert not is_alive(child)
 
 
-def test_a_child_that_keeps_the_pipe_open_does_not_keep_the_step() -> None:
+def test_a_child_that_keeps_the_pipe_open_does_not_hold_up_the_step() -> None:
     program = "import subprocess; print(subprocess.Popen(['sleep', '600']).pid)"
     done = process.run(python(program), 60)
     assert done.ok
     assert not is_alive(int(done.out.text[0]))
 
 
-def test_of_too_much_output_the_beginning_and_the_end_are_kept() -> None:
+def test_the_beginning_and_the_end_of_long_output_are_kept() -> None:
     done = process.run(python("for i in range(100_000): print('line', i)"), 60)
     assert done.ok
     assert done.out.kept <= process.KEPT_BYTES
@@ -114,7 +114,7 @@ def test_a_line_without_an_end_is_cut() -> None:
     assert "characters left out]" in done.out.text[0]
 
 
-def test_output_that_is_no_text() -> None:
+def test_output_that_is_not_utf_8() -> None:
     done = process.run(python("import os; os.write(1, b'\\xff\\n')"), 30)
     assert done.out.text == ["\ufffd"]
 
@@ -122,7 +122,7 @@ def test_output_that_is_no_text() -> None:
 # --- The seconds of a run ------------------------------------------------------------------------
 
 
-def test_what_a_step_is_granted() -> None:
+def test_seconds_that_a_step_is_granted() -> None:
     now = 100.0
     clock = Clock(400, lambda: now)
     assert clock.grant(60) == 60
@@ -159,7 +159,9 @@ def test_everything_is_written_after_each_step(tmp_path: Path) -> None:
     assert read(tmp_path)["settings"] == {"quick": True}
 
 
-def test_how_steps_end_is_said_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_how_steps_end_is_printed_and_saved(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     this = Run(tmp_path, 1000, {})
     this.step("fails", 30, python("print('out'); raise ValueError('why it failed')"))
     this.step("no time", 30, python(""), keep=1000)
@@ -170,7 +172,7 @@ def test_how_steps_end_is_said_and_kept(tmp_path: Path, capsys: pytest.CaptureFi
     assert "1000 kept for later steps" in results[1][2]
     assert results[2] == ("fine", "ok", "")
     said = capsys.readouterr().out
-    assert "   out\n   | out\n" not in said  # the end of a failed step stands under its result
+    assert "   out\n   | out\n" not in said  # a failed step's last lines follow its result, once
     assert "== fails: failed: exit 1, " in said
     assert "   | ValueError: why it failed" in said
     assert "   0\n   1\n   2\n== fine: ok" in said
@@ -183,7 +185,7 @@ def test_how_steps_end_is_said_and_kept(tmp_path: Path, capsys: pytest.CaptureFi
     assert [step.name for step in this.failed()] == ["fails"]
 
 
-def test_a_step_that_hangs_costs_itself_alone(tmp_path: Path) -> None:
+def test_a_step_that_hangs_does_not_stop_the_others(tmp_path: Path) -> None:
     this = Run(tmp_path, 60, {})
     begin = time.monotonic()
     this.step("hangs", LEAST, python("import time; print('x', flush=True); time.sleep(600)"))
@@ -211,7 +213,7 @@ def test_results_of_another_run_are_not_touched(tmp_path: Path) -> None:
     assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
 
 
-def test_a_run_that_is_stopped_tells_of_its_step(tmp_path: Path) -> None:
+def test_a_run_that_is_stopped_records_its_step(tmp_path: Path) -> None:
     this = Run(tmp_path, 60, {})
 
     def stopped(*_: Any) -> None:
@@ -249,7 +251,7 @@ def test_endings_that_are_no_failure(tmp_path: Path, program: str, result: str) 
     assert bool(this.failed()) == (result == "failed")
 
 
-def test_a_tool_that_is_missing_is_said(tmp_path: Path) -> None:
+def test_a_missing_tool_is_reported(tmp_path: Path) -> None:
     this = Run(tmp_path, 60, {})
     assert not this.has_tool("count", "no-such-program")
     assert this.has_tool("count", "sh")
@@ -265,14 +267,14 @@ def test_groups_of_steps_can_be_chosen(tmp_path: Path) -> None:
     assert not chosen.wants("ncu")
 
 
-def test_our_modules_are_found_whatever_the_folder(
+def test_our_modules_are_found_from_any_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE", "OMP_NUM_THREADS", SPIN_LIMIT):
-        monkeypatch.setenv(name, "")  # put back afterwards
+        monkeypatch.setenv(name, "")  # so that monkeypatch puts the old value back afterwards
         monkeypatch.delenv(name)
     monkeypatch.setenv("PYTHONPATH", "somewhere")
     run.prepare_environment(tmp_path)
     assert os.environ["PYTHONPATH"] == f"{tmp_path}{os.pathsep}somewhere"
-    # A barrier gives up before its worker is taken for hung.
+    # A barrier must give up before the supervisor takes its worker for hung.
     assert int(os.environ[SPIN_LIMIT]) < 1 << 27

@@ -1,6 +1,9 @@
-"""Runs layers and cells with less and less memory; a process of its own.
+"""Runs layers and cells under a limit of memory that grows until they fit.
 
-python -m tests.memory.limits
+Each run must either raise an error about memory or give the right results. It is a process of its
+own, because it limits the memory of the whole process:
+
+    python -m tests.memory.limits
 """
 
 from __future__ import annotations
@@ -14,20 +17,22 @@ import torch
 from torch import Tensor
 
 import fusedrnn
-from tests.helpers import flat, randn
+from tests.kit.layers import flat, randn
 
 
 def used() -> int:
+    """Bytes of address space that the process has."""
     return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 
 
 def limit(more: int | None) -> None:
-    """Limits the process to `more` bytes beyond those it has; None takes the limit away."""
+    """Lets the process allocate `more` bytes beyond those that it has; None removes the limit."""
     most = resource.RLIM_INFINITY if more is None else used() + more
     resource.setrlimit(resource.RLIMIT_AS, (most, resource.RLIM_INFINITY))
 
 
 def calls() -> list[tuple[str, Callable[[], list[Tensor]]]]:
+    """Names of layers and cells, each with a function that runs its forward and backward."""
     result: list[tuple[str, Callable[[], list[Tensor]]]] = []
 
     def add(name: str, module: Any, input: Tensor, autocast: bool = False) -> None:
@@ -42,7 +47,8 @@ def calls() -> list[tuple[str, Callable[[], list[Tensor]]]]:
         result.append((name, call))
 
     f32, bf16 = torch.float32, torch.bfloat16
-    # Odd sizes: bfloat16 is computed in float32. Batch first: x and the gradient of y are copied.
+    # With these odd sizes bfloat16 is computed in float32. With batch_first, x and the gradient of
+    # y are copied.
     lstm, gru = fusedrnn.FusedLSTM, fusedrnn.FusedGRU
     add("LSTM", lstm(65, 129, batch_first=True), randn(60, 100, 65, dtype=f32))
     add("LSTM bfloat16", lstm(65, 129).to(bf16), randn(100, 60, 65, dtype=bf16))
@@ -59,7 +65,7 @@ def main() -> None:
         wanted = call()
         tried = failed = 0
         step = 1 << 20
-        # Until everything fits.
+        # Each round allows one step more, until the call succeeds.
         while True:
             limit(tried * step)
             try:

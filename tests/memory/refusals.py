@@ -1,5 +1,7 @@
-"""Refuses every allocation of a call in turn; a process of its own, before which failing.so is
-loaded.
+"""Repeats a call and lets another one of its allocations fail each time.
+
+Each call must either raise an error about memory or give the right results, and the next call must
+be right. It is a process of its own, in which failing.so replaces the allocation functions:
 
     LD_PRELOAD=failing.so python -m tests.memory.refusals THREADS CALL...
 """
@@ -16,13 +18,16 @@ import torch
 from torch import Tensor
 
 import fusedrnn
-from tests.helpers import CELLS, flat, make_states, map_tensors, randn
+from tests.kit.layers import CELLS, flat, make_states, map_tensors, randn
 
 memory = ctypes.CDLL(os.environ["LD_PRELOAD"].split()[0])
 
 
 def calls() -> list[tuple[str, Callable[[], list[Tensor]]]]:
-    """Forward and backward of layers and cells; enough work for threads, by rows and by units."""
+    """Names of layers and cells, each with a function that runs its forward and backward.
+
+    The sizes are large enough for several threads; some calls are divided by rows, some by units.
+    """
     result: list[tuple[str, Callable[[], list[Tensor]]]] = []
 
     def add(name: str, module: Any, input: Any, hx: Any, **kwargs: Any) -> None:
@@ -44,7 +49,8 @@ def calls() -> list[tuple[str, Callable[[], list[Tensor]]]]:
         (6, "plain", torch.bfloat16),
     ]
     for k, cell in enumerate(CELLS):
-        for N, form, dtype in kinds if k == 0 else [kinds[k % 4]]:  # each cell, and each kind
+        # The first cell takes all four kinds of calls, every other cell one of them.
+        for N, form, dtype in kinds if k == 0 else [kinds[k % 4]]:
             module = cell.make(33, 260, bidirectional=form != "plain")[0].to(dtype)
             x = randn(5, N, 33, dtype=dtype)
             input: Any = x

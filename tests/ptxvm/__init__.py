@@ -1,7 +1,7 @@
-"""Runs the PTX that nvcc emits on the CPU and checks what it does. README.md says how and what."""
+"""A PTX interpreter, which runs CUDA kernels on the CPU and checks their accesses (README.md)."""
 
 from tests.ptxvm.build import native
-from tests.ptxvm.vm import CHECKS, KernelInfo, Memory, Program, Run, compile_ptx, nvcc
+from tests.ptxvm.vm import CHECKS, KernelInfo, Memory, Program, Run, compile_ptx
 
 __all__ = [
     "CHECKS",
@@ -11,12 +11,11 @@ __all__ = [
     "Program",
     "Run",
     "compile_ptx",
-    "nvcc",
 ]
 
 
 def __getattr__(name: str) -> type:
-    # Building waits until a fault is first asked for.
+    # The native module is built when Fault is first used, not when this package is imported.
     if name == "Fault":
         return native().Fault
     raise AttributeError(name)

@@ -1,4 +1,4 @@
-// Branches, barriers, fences, the end of a thread.
+// Handlers of branches, barriers, fences and the end of a thread.
 #include "handlers.h"
 #include "numbers.h"
 
@@ -23,7 +23,7 @@ void trap(Machine& m, Thread& t, const Instruction&) {
   m.fault("trap", t, "the kernel stopped itself");
 }
 
-// Text of the module that a parameter of a call points at.
+// The text that a parameter of a call points at; "?" if it points outside the module's variables.
 std::string text_given(Machine& m, Thread& t, const Instruction& i, Operand parameter) {
   uint64_t at = 0;
   std::memcpy(&at, m.access(t, i, t.get(parameter), sizeof(at), Use::kRead), sizeof(at));
@@ -32,7 +32,8 @@ std::string text_given(Machine& m, Thread& t, const Instruction& i, Operand para
   return "?";
 }
 
-// __assertfail(message, file, line, function, size of a character).
+// The arguments of __assertfail are the message, the file, the line, the function and the size of a
+// character.
 void failed_assert(Machine& m, Thread& t, const Instruction& i) {
   m.fault("assert", t,
           "a device assert does not hold: " + text_given(m, t, i, i.in[0]) + ", in " +
@@ -47,7 +48,8 @@ void fence(Machine& m, Thread& t, const Instruction& i) { m.order.fence(t, i.sco
 
 enum Reduction : uint8_t { kNone, kCount, kAll, kAny };
 
-// bar.sync id{, threads}; bar.red takes a predicate behind them.
+// The operands are the barrier's id, then the number of threads if there is one; the last operand
+// of bar.red is a predicate.
 void barrier(Machine& m, Thread& t, const Instruction& i) {
   const uint32_t id = i.count > 0 ? t.get(i.in[0]) : 0;
   const bool reduces = i.detail != kNone;
@@ -70,7 +72,7 @@ Handler pick_control(const Statement& s, Instruction& i) {
       i.space = Space::kParameter;
       return failed_assert;
     }
-    // printf prints nothing here.
+    // The interpreter does not print what a kernel's printf would.
     return what.find("vprintf") != std::string::npos ? nothing : called;
   }
   if (op == "membar") return fence;

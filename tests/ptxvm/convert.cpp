@@ -1,4 +1,4 @@
-// cvt.
+// Handlers of conversions (cvt).
 #include <algorithm>
 #include <cmath>
 
@@ -24,7 +24,7 @@ void integer_to_integer(Machine&, Thread& t, const Instruction& i) {
     const Wide bottom = to_signed ? -top - 1 : 0;
     v = static_cast<int64_t>(std::clamp(wide, bottom, top));
   }
-  // A register wider than the type holds a signed value with its sign.
+  // A signed value is extended to the width of its register.
   t.set(i.out, to_signed ? static_cast<uint64_t>(sign_extended(v, i.type.bits))
                          : low_bits(v, i.type.bits));
 }
@@ -82,7 +82,7 @@ uint64_t to_float(double x, const Instruction& i) {
   if (i.flags & kSaturate) x = x != x ? 0 : std::fmin(std::fmax(x, 0), 1);
   if (type.bits == 32 && i.flags & kDirected) return bits_of(rounded_to_float(x, i.flags));
   if (type.bits == 16 && i.flags & kRoundZero) {
-    // A step back where rounding to nearest went up.
+    // Rounding to nearest may have gone away from zero; then the result is the number before it.
     const uint64_t out = bits_of_number(x, type);
     const bool away = std::fabs(number_of(out, type)) > std::fabs(x);
     return away ? out - 1 : out;
@@ -102,7 +102,7 @@ void float_of_half_bits(Machine&, Thread& t, const Instruction& i) {
   t.set(i.out, bits_of(float_of_half(t.get(i.in[0]) & 0xffff)));
 }
 
-// The first number goes to the upper half.
+// Converts two floats to a pair. The first operand goes to the upper half.
 void floats_to_pair(Machine&, Thread& t, const Instruction& i) {
   const uint64_t high = to_float(float_of(t.get(i.in[0])), i);
   const uint64_t low = to_float(float_of(t.get(i.in[1])), i);
@@ -122,7 +122,7 @@ void to_tf32(Machine&, Thread& t, const Instruction& i) {
 
 Handler pick_convert(const Statement& s, Instruction& i) {
   if (s.opcode != "cvt") return nullptr;
-  // fp8 and other formats name types that are not known.
+  // The fp8 formats and other small ones are not known.
   for (const std::string& m : s.modifiers)
     if (m.rfind("e4m", 0) == 0 || m.rfind("e5m", 0) == 0 || m.rfind("e2m", 0) == 0 ||
         m.rfind("e3m", 0) == 0 || m.rfind("ue8", 0) == 0 || m == "pack")

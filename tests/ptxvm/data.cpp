@@ -1,4 +1,4 @@
-// Moves, loads, stores, atomics, asynchronous copies.
+// Handlers of moves, loads, stores, atomics and asynchronous copies.
 #include <algorithm>
 
 #include "handlers.h"
@@ -157,7 +157,7 @@ void copy_async(Machine& m, Thread& t, const Instruction& i) {
   uint64_t to = m.address(t, i);
   if (to >= kSharedWindow) to -= kSharedWindow;
   int from_bytes = bytes;
-  // The last operand: how many bytes are read, the others being zeros.
+  // The last operand, if there is one, says how many bytes are read. The other bytes become zero.
   if (i.count > 2) from_bytes = static_cast<int>(static_cast<uint32_t>(t.get(i.in[2])));
   if (from_bytes < 0 || from_bytes > bytes)
     m.fault("out of bounds", t, "an asynchronous copy that reads more than it writes");
@@ -180,7 +180,7 @@ Handler pick_move(Instruction& i) {
   if (i.type.kind == Kind::kPredicate) return move_predicate;
   if (i.type.bits > 64) return nullptr;
   if (!i.has_vectors()) return i.type.bits == 64 ? move_whole : move;
-  // {a, b} = c has its result first, and took c as the first input.
+  // {a, b} = c unpacks c, which is then an input. c = {a, b} packs, and has no scalar input.
   return i.count > 0 ? unpack : pack;
 }
 

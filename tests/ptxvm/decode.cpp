@@ -1,4 +1,4 @@
-// From an instruction as written to the function that runs it.
+// The decoder: it finds the handler of an instruction and fills in its operands.
 #include <cctype>
 #include <set>
 
@@ -57,7 +57,7 @@ Scope scope_of(const Statement& s) {
       s.opcode == "atom" || s.opcode == "red" || s.opcode == "fence" || s.opcode == "membar";
   if (s.has("volatile") || s.has("mmio")) return Scope::kDevice;
   if (!named && !s.has("relaxed") && !s.has("acquire") && !s.has("release")) return Scope::kWeak;
-  // Without clusters, a cluster is one block.
+  // The interpreter has no clusters, so a cluster is one block.
   return s.has("cta") || s.has("cluster") ? Scope::kBlock : Scope::kDevice;
 }
 
@@ -158,7 +158,7 @@ void decode(const Statement& s, Kernel& kernel, Instruction& i) {
       i.flags |= flag->second;
     }
   }
-  // Types of several numbers that are no types here: u16x2, f32x2.
+  // Vector types such as u16x2 and f32x2 are not known.
   for (const std::string& m : s.modifiers) {
     Type type;
     if (m.size() > 3 && m[m.size() - 2] == 'x' && std::isdigit(m[1]) && !type_named(m, type)) {

@@ -1,4 +1,4 @@
-// Floating-point arithmetic, comparisons and elementary functions.
+// Handlers of floating-point arithmetic, comparisons and elementary functions.
 #include <cmath>
 
 #include "handlers.h"
@@ -67,7 +67,8 @@ struct Max {
 
 uint64_t third(const Thread& t, const Instruction& i) { return i.count > 2 ? t.get(i.in[2]) : 0; }
 
-// float32 and float64 without any modifier: most of all arithmetic.
+// Arithmetic in float32 and float64 without modifiers has its own handlers, because it is the most
+// frequent.
 template <class Op>
 void plain32(Machine&, Thread& t, const Instruction& i) {
   t.set(i.out,
@@ -222,7 +223,7 @@ void elementary(Machine&, Thread& t, const Instruction& i) {
   }
 }
 
-// rcp.approx.ftz.f64 and its root work on the upper half of the mantissa alone.
+// rcp.approx.ftz.f64 and rsqrt.approx.ftz.f64 use and return only the upper 32 bits of a number.
 template <double (*f)(double)>
 void coarse64(Machine&, Thread& t, const Instruction& i) {
   t.set(i.out, bits_of(f(double_of(t.get(i.in[0]) & ~0xffffffffull))) & ~0xffffffffull);

@@ -1,5 +1,6 @@
-// What decodes an instruction of each family. Each fills in what its handler needs and returns it;
-// null where it knows no such instruction.
+// One decoder for each family of instructions. A decoder returns the handler of an instruction and
+// sets the fields of `i` that the handler reads. It returns null if the instruction is not of its
+// family or not known.
 #pragma once
 
 #include "machine.h"
@@ -14,7 +15,8 @@ Handler pick_data(const Statement& s, Instruction& i);
 Handler pick_control(const Statement& s, Instruction& i);
 Handler pick_warp(const Statement& s, Instruction& i);
 
-// The comparison a modifier names; false where it names none.
+// Sets i.detail (and i.unordered) to the comparison that a modifier names. Returns false if the
+// modifier names no comparison.
 bool comparison_named(const std::string& name, Instruction& i);
 
 template <class T>
@@ -35,7 +37,8 @@ bool compare(Compare c, T a, T b) {
   }
 }
 
-// Writes a comparison's outcome: p, or p|q, combined with a predicate where there is one.
+// Writes the result of a comparison to the predicate p, and its opposite to q if the instruction
+// has p|q. Both are combined with a third predicate if the instruction names one.
 void set_comparison(Thread& t, const Instruction& i, bool holds);
 
 }  // namespace ptxvm

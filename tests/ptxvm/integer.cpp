@@ -1,4 +1,4 @@
-// Integer arithmetic, logic and comparisons.
+// Handlers of integer arithmetic, logic and comparisons.
 #include <algorithm>
 #include <bit>
 #include <type_traits>
@@ -93,7 +93,7 @@ struct WithSum {
   }
 };
 
-// The product of two numbers in twice their bits, plus a third where there is one.
+// The product of two numbers in twice their width, plus the third operand if there is one.
 struct Wide {
   template <class T>
   static void run(Machine&, Thread& t, const Instruction& i) {
@@ -217,7 +217,7 @@ void extract_bits(Machine&, Thread& t, const Instruction& i) {
     v = sign_extended(v, w);
     const int64_t shifted = static_cast<int64_t>(v) >> std::min(at, 63);
     const int kept = std::min(length, std::max(w - at, 0));
-    // Beyond the top the sign goes on.
+    // Bits of the field above the top bit of the number are copies of the sign.
     const int64_t field = length == 0 ? 0
                           : kept <= 0 ? static_cast<int64_t>(v) >> 63
                                       : sign_extended(shifted, kept);
@@ -279,7 +279,8 @@ void logic_table(Machine&, Thread& t, const Instruction& i) {
   t.set(i.out, out);
 }
 
-// add.cc, addc, sub.cc, subc, mad.cc, madc: what sums of more than 64 bits are made of.
+// The instructions with a carry, add.cc, addc, sub.cc, subc, mad.cc and madc. The compiler uses
+// them for sums of more than 64 bits.
 struct Carry {
   template <class T>
   static void run(Machine&, Thread& t, const Instruction& i) {

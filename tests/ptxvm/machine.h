@@ -1,5 +1,5 @@
-// A grid of threads that run one kernel on the CPU: all blocks alive at once, every thread stopped
-// and resumed at any instruction in an order that a seed sets.
+// A grid of threads that run one kernel on the CPU. All blocks are alive at once. A thread can be
+// stopped and resumed at any instruction; the order in which threads run follows from a seed.
 #pragma once
 
 #include <cstdlib>
@@ -16,7 +16,7 @@
 
 namespace ptxvm {
 
-// An error that a kernel makes. `kind` is one of a fixed list, which the README gives.
+// An error in a kernel. README.md lists the values of `kind`.
 struct Fault : std::runtime_error {
   Fault(const std::string& kind, const std::string& message, int block, int thread, int ptx_line,
         const std::string& source)
@@ -27,15 +27,16 @@ struct Fault : std::runtime_error {
         ptx_line(ptx_line),
         source(source) {}
   std::string kind;
-  int block, thread, ptx_line;  // -1 where the fault is no single thread's
-  std::string source;           // "kernels.cu:12", empty without -lineinfo
+  int block, thread, ptx_line;  // -1 if the fault belongs to no single thread
+  std::string source;           // "kernels.cu:12"; empty without -lineinfo
 };
 
 // --- Shadow memory -------------------------------------------------------------------------------
 
 enum class Strength : uint8_t { kWeak, kBlock, kDevice, kNonCoherent };
 
-// One access, packed: who, in which epoch, which bytes of the cell, how strong, which instruction.
+// One access, packed into 64 bits: the thread, its epoch, which of the four bytes it touched, the
+// strength of the access, and the index of the instruction.
 struct Mark {
   uint64_t bits = 0;
 
@@ -58,8 +59,9 @@ struct Mark {
   bool same_thread_and_epoch(Mark other) const { return ((bits ^ other.bits) << 24) == 0; }
 };
 
-// Four bytes of memory: who last wrote each half, and some of those who read since.
-struct Cell {
+// The record of four bytes of memory: the last write to each 16-bit half, and up to four of the
+// reads since then.
+struct Shadow {
   Mark writers[2];
   Mark readers[4];
 };
@@ -67,23 +69,24 @@ struct Cell {
 struct FreeDeleter {
   void operator()(void* p) const { std::free(p); }
 };
-// Zeroed without touching it: most of a large buffer's cells are never used.
-using Cells = std::unique_ptr<Cell[], FreeDeleter>;
-inline Cells new_cells(uint64_t bytes) {
-  auto* cells = static_cast<Cell*>(std::calloc(bytes / 4 + 2, sizeof(Cell)));
-  if (!cells) throw std::bad_alloc();
-  return Cells(cells);
+// calloc returns zeroed pages that take no memory before their first use; most of a large buffer's
+// shadows are never used.
+using Shadows = std::unique_ptr<Shadow[], FreeDeleter>;
+inline Shadows new_shadows(uint64_t bytes) {
+  auto* shadows = static_cast<Shadow*>(std::calloc(bytes / 4 + 2, sizeof(Shadow)));
+  if (!shadows) throw std::bad_alloc();
+  return Shadows(shadows);
 }
 
-// Global memory that a kernel may touch.
+// An array in global memory that a kernel may touch.
 struct Buffer {
   std::string name;
   unsigned char* data = nullptr;
   uint64_t size = 0;
   bool writable = true;
-  // One byte for each, 1 once written; empty where all hold values from the start.
+  // One flag for each byte, 1 once it was written. Empty if all bytes hold values from the start.
   std::vector<uint8_t> written;
-  Cells cells;  // of this launch; null before the first access
+  Shadows shadows;  // the accesses of this launch; null before the first one
 
   uint64_t address() const { return reinterpret_cast<uint64_t>(data); }
 };
@@ -92,7 +95,7 @@ struct Buffer {
 
 struct Block;
 
-// cp.async: the copy is made when its group is waited for.
+// One cp.async. The bytes are copied when a thread waits for the group of the copy.
 struct AsyncCopy {
   uint64_t to, from;
   int bytes, from_bytes;
@@ -103,11 +106,11 @@ struct Thread : Actor {
 
   uint64_t* registers = nullptr;
   const uint64_t* banks[2] = {};
-  uint32_t at = 0;  // index of the instruction behind the one that runs
+  uint32_t at = 0;  // index of the instruction after the one that runs
   State state = State::kReady;
   Block* home = nullptr;
   uint32_t index = 0, lane = 0, warp = 0;
-  uint32_t members = 0;  // of the collective that it takes part in
+  uint32_t members = 0;  // mask of the lanes in the warp instruction that this thread waits at
   bool carry = false;
   std::vector<unsigned char> local, scratch;
   std::vector<uint8_t> local_written;
@@ -119,18 +122,18 @@ struct Thread : Actor {
   void set(Operand o, uint64_t value) { registers[o.index] = value; }
 };
 
-// Lanes that wait for one another at one instruction.
+// Lanes of a warp that wait for one another at one instruction; `members` and `arrived` are masks.
 struct Gathering {
   uint32_t members, arrived, at;
 };
 
 struct Barrier {
   uint32_t arrived = 0, expected = 0;
-  uint32_t at = 0;        // where the first to arrive stands
-  bool everyone = false;  // no number of threads was given
+  uint32_t at = 0;           // instruction at which the first thread arrived
+  bool whole_block = false;  // the barrier is for the whole block: the instruction gives no number
   std::vector<Thread*> waiting;
   std::vector<Order::Arrival> arrivals;
-  uint32_t sum = 0;  // threads whose predicate holds, for barrier.red
+  uint32_t sum = 0;  // number of threads whose predicate is true, for barrier.red
 };
 
 struct Block {
@@ -138,17 +141,18 @@ struct Block {
   std::vector<Thread> threads;
   std::vector<unsigned char> shared;
   std::vector<uint8_t> shared_written;
-  Cells cells;
-  std::vector<std::vector<Gathering>> gatherings;  // by warp
+  Shadows shadows;
+  std::vector<std::vector<Gathering>> gatherings;  // one list for each warp
   Barrier barriers[16];
   uint32_t exited = 0;
 };
 
 struct Options {
   uint64_t seed = 1;
-  int quantum = 64;  // instructions a thread runs at most before another's turn
+  int quantum = 64;  // most instructions that a thread runs before another thread's turn
   uint64_t max_steps = 1ull << 36;
-  uint64_t max_idle = 1ull << 25;  // instructions without any progress before a livelock is called
+  // This many instructions of all threads without progress are reported as a deadlock.
+  uint64_t max_idle = 1ull << 25;
   bool races = true, uninitialised = true, stale = true;
 };
 
@@ -166,7 +170,7 @@ struct Machine {
 
   Statistics run();
 
-  // --- What instructions call
+  // --- Called by handlers
   [[noreturn]] void fault(const std::string& kind, const Thread& thread,
                           const std::string& message) const;
   [[noreturn]] void fault_at(const std::string& kind, const Thread& thread, uint32_t place,
@@ -176,12 +180,12 @@ struct Machine {
   uint64_t address(const Thread& t, const Instruction& i) const {
     return t.get(i.address) + i.offset;
   }
-  // Plain access of `bytes` bytes at the instruction's address, checked; where they lie.
+  // Checks an access of `bytes` bytes at `address` and returns a pointer to them.
   unsigned char* access(Thread& t, const Instruction& i, uint64_t address, int bytes, Use use);
   void load(Thread& t, const Instruction& i, uint64_t address, int bytes, unsigned char* to);
   void store(Thread& t, const Instruction& i, uint64_t address, int bytes,
              const unsigned char* from);
-  // Reads, changes and writes in one; `change` gives the new value.
+  // An atomic update: `change` maps the old value to the new one. Returns the old value.
   template <class F>
   uint64_t update(Thread& t, const Instruction& i, uint64_t address, int bytes, F change) {
     unsigned char* p = access(t, i, address, bytes, Use::kBoth);
@@ -206,10 +210,11 @@ struct Machine {
     ready_.push_back(&t);
     progress();
   }
-  // True for the last of `members` to arrive, for whom the collective then runs.
+  // Called by each lane that arrives at a warp instruction with mask `members`. It returns true for
+  // the last lane, which then executes the instruction for all of them.
   bool gather(Thread& t, uint32_t members);
   void release_warp(Thread& t);
-  // `count` threads, or 0 for the whole block.
+  // A thread arrives at barrier `id` for `count` threads; 0 stands for the whole block.
   void arrive(Thread& t, uint32_t id, uint32_t count, bool wait);
   void finish_barrier(Barrier& barrier);
   void leave(Thread& t);
@@ -237,25 +242,26 @@ struct Machine {
   unsigned char* local(Thread& t, uint64_t address, int bytes, Use use);
   unsigned char* parameter(Thread& t, uint64_t address, int bytes);
   Strength strength_of(const Instruction& i) const;
-  // An access as check_order sees it.
+  // An access, as check_order needs it.
   struct Touch {
-    Cell* cells;
-    uint64_t offset;  // from the start of `cells`
-    uint64_t key;     // what strong_ knows the first byte by
+    Shadow* shadows;
+    uint64_t offset;  // in bytes, from the memory of shadows[0]
+    uint64_t key;     // the first byte's key in strong_
     int bytes;
     Use use;
     Strength strength;
     uint32_t place;
     const Buffer* buffer;  // null for shared memory
   };
-  // Whose epochs an asynchronous copy counts in.
+  // The id and epoch under which an asynchronous copy is recorded. Each thread has a second id for
+  // its copies.
   struct AsyncReader {
     uint32_t id, epoch;
   };
   void check_order(Thread& t, const Touch& touch, const AsyncReader* copier = nullptr);
   void conflict(const Thread& t, Mark before, const Touch& touch, bool wrote) const;
-  void stale_line(const Thread& t, const Cell& cell, uint32_t bytes, const Touch& touch) const;
-  void read_cell(Cell& cell, Mark mark);
+  void stale_line(const Thread& t, const Shadow& shadow, uint32_t bytes, const Touch& touch) const;
+  void note_read(Shadow& shadow, Mark mark);
   uint64_t shared_key(const Block& b, uint64_t offset) const;
   uint64_t word_key(const Thread& t, const Instruction& i, uint64_t address) const;
   void strong_load(Thread& t, const Instruction& i, uint64_t address, int bytes,
@@ -271,9 +277,9 @@ struct Machine {
   }
 
   std::vector<unsigned char> parameters_;
-  std::vector<Buffer*> buffers_;       // by address
-  std::vector<uint32_t> last_buffer_;  // by instruction
-  std::vector<Buffer> own_buffers_;    // the module's variables, the grid's barrier
+  std::vector<Buffer*> buffers_;       // sorted by address
+  std::vector<uint32_t> last_buffer_;  // the buffer that each instruction accessed last
+  std::vector<Buffer> own_buffers_;    // the module's variables and the grid's barrier
   std::vector<unsigned char> grid_workspace_;
   std::vector<uint64_t> registers_;
   std::vector<Thread*> ready_;

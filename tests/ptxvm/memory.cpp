@@ -1,4 +1,5 @@
-// Every access to memory: bounds, alignment, first use before a write, order with other threads.
+// The checks of every memory access: bounds, alignment, reads of bytes that were never written, and
+// the order with accesses of other threads.
 #include <algorithm>
 #include <sstream>
 
@@ -91,7 +92,7 @@ unsigned char* Machine::shared(Thread& t, const Instruction& i, uint64_t address
           "shared memory at " + std::to_string(address) + ", " + std::to_string(bytes) +
               " bytes, of " + std::to_string(b.shared.size()));
   if (options.races)
-    check_order(t, {b.cells.get(), address, shared_key(b, address), bytes, use, strength_of(i),
+    check_order(t, {b.shadows.get(), address, shared_key(b, address), bytes, use, strength_of(i),
                     i.place, nullptr});
   if (use != Use::kWrite && options.uninitialised && !all_set(&b.shared_written[address], bytes))
     fault("uninitialised read", t, "shared memory at " + std::to_string(address));
@@ -132,10 +133,11 @@ unsigned char* Machine::global(Thread& t, const Instruction& i, uint64_t address
   if (use != Use::kRead && !b.writable)
     fault("read-only memory", t, "a write to " + b.name + " at byte " + std::to_string(offset));
   if (options.races) {
-    if (!b.cells) b.cells = new_cells(b.size);
-    // Cells are those of aligned words, wherever the buffer begins.
-    check_order(t, {b.cells.get(), offset + (b.address() & 3), address, bytes, use, strength_of(i),
-                    i.place, &b});
+    if (!b.shadows) b.shadows = new_shadows(b.size);
+    // A shadow covers an aligned word of four bytes, also if the buffer begins in the middle of
+    // one.
+    check_order(t, {b.shadows.get(), offset + (b.address() & 3), address, bytes, use,
+                    strength_of(i), i.place, &b});
   }
   if (!b.written.empty()) {
     if (use != Use::kWrite && options.uninitialised && !all_set(&b.written[offset], bytes))
@@ -177,12 +179,13 @@ void Machine::conflict(const Thread& t, Mark before, const Touch& touch, bool wr
   fault_at("race", t, touch.place, message);
 }
 
-void Machine::read_cell(Cell& cell, Mark mark) {
-  // One entry for each of a few readers. The same warp's older entry goes first: its lanes are
-  // mostly ordered alike. A non-coherent read stays: it must not be followed by any write.
+void Machine::note_read(Shadow& shadow, Mark mark) {
+  // A shadow has room for four readers. A new reader replaces an older one of its warp, if there is
+  // one: lanes of a warp are mostly ordered in the same way. A non-coherent read is kept as far as
+  // there is room, because no write at all may follow it.
   int slot = -1;
   for (int k = 0; k < 4; ++k) {
-    const Mark reader = cell.readers[k];
+    const Mark reader = shadow.readers[k];
     if (!reader) {
       slot = k;
       break;
@@ -201,9 +204,9 @@ void Machine::read_cell(Cell& cell, Mark mark) {
   }
   if (slot < 0) {
     slot = random() & 3;
-    if (cell.readers[slot].strength() == Strength::kNonCoherent) slot = (slot + 1) & 3;
+    if (shadow.readers[slot].strength() == Strength::kNonCoherent) slot = (slot + 1) & 3;
   }
-  cell.readers[slot] = mark;
+  shadow.readers[slot] = mark;
 }
 
 void Machine::check_order(Thread& t, const Touch& touch, const AsyncReader* copier) {
@@ -217,31 +220,32 @@ void Machine::check_order(Thread& t, const Touch& touch, const AsyncReader* copi
   for (uint64_t at = touch.offset & ~3ull; at < touch.offset + touch.bytes; at += 4) {
     const uint32_t bytes =
         touch.bytes >= 4 ? 0xf : ((1u << touch.bytes) - 1) << (touch.offset - at);
-    Cell& cell = touch.cells[at / 4];
+    Shadow& shadow = touch.shadows[at / 4];
     const Mark mark(actor, epoch, bytes, touch.strength, touch.place);
-    if (cell.writers[0].bits | cell.writers[1].bits) {
-      if (touch.strength == Strength::kNonCoherent) stale_line(t, cell, bytes, touch);
-      clash(cell.writers[0], bytes, true);
-      // Both halves are mostly one write.
-      if (((cell.writers[0].bits ^ cell.writers[1].bits) & ~Mark::kBytes) != 0 || bytes != 0xf)
-        clash(cell.writers[1], bytes, true);
+    if (shadow.writers[0].bits | shadow.writers[1].bits) {
+      if (touch.strength == Strength::kNonCoherent) stale_line(t, shadow, bytes, touch);
+      clash(shadow.writers[0], bytes, true);
+      // Both halves mostly come from one write, which is then checked once.
+      if (((shadow.writers[0].bits ^ shadow.writers[1].bits) & ~Mark::kBytes) != 0 || bytes != 0xf)
+        clash(shadow.writers[1], bytes, true);
     }
     if (!writes) {
-      read_cell(cell, mark);
+      note_read(shadow, mark);
       continue;
     }
-    for (const Mark reader : cell.readers) {
+    for (const Mark reader : shadow.readers) {
       if (!reader) break;
-      if (reader.strength() == Strength::kNonCoherent) stale_line(t, cell, bytes, touch);
+      if (reader.strength() == Strength::kNonCoherent) stale_line(t, shadow, bytes, touch);
       clash(reader, bytes, false);
     }
-    // Whoever is ordered behind this write is ordered behind the reads before it.
-    if (bytes == 0xf) std::fill_n(cell.readers, 4, Mark());
+    // An access that is ordered after this write is also ordered after the reads before it, so
+    // those can be forgotten.
+    if (bytes == 0xf) std::fill_n(shadow.readers, 4, Mark());
     for (int half = 0; half < 2; ++half) {
       const uint32_t mine = bytes & (3u << 2 * half);
       if (!mine) continue;
-      Mark& writer = cell.writers[half];
-      // A plain store takes away what came with the strong one.
+      Mark& writer = shadow.writers[half];
+      // A plain store ends the synchronisation through the strong store before it.
       if (touch.strength == Strength::kWeak && is_strong(writer.strength()))
         for (int byte = 0; byte < 4; ++byte)
           strong_.erase((touch.key & ~3ull) + at - (touch.offset & ~3ull) + byte);
@@ -252,17 +256,18 @@ void Machine::check_order(Thread& t, const Touch& touch, const AsyncReader* copi
   }
 }
 
-// ld.global.nc goes through a cache that nothing in a launch brings up to date.
-void Machine::stale_line(const Thread& t, const Cell& cell, uint32_t bytes,
+// Reports an ld.global.nc of bytes that the same launch writes: it reads through a cache that is
+// not kept coherent during a launch.
+void Machine::stale_line(const Thread& t, const Shadow& shadow, uint32_t bytes,
                          const Touch& touch) const {
   const std::string what = touch.buffer->name + " at byte " + std::to_string(touch.offset);
   if (touch.use == Use::kRead) {
-    for (const Mark writer : cell.writers)
+    for (const Mark writer : shadow.writers)
       if (writer.bytes() & bytes)
         fault_at("non-coherent read", t, touch.place,
                  what + ": ld.global.nc of what this launch wrote at " + where(writer.place()));
   } else {
-    for (const Mark reader : cell.readers)
+    for (const Mark reader : shadow.readers)
       if (reader.bytes() & bytes && reader.strength() == Strength::kNonCoherent)
         fault_at("non-coherent read", t, touch.place,
                  what + ": a write of what this launch reads with ld.global.nc at " +
@@ -324,7 +329,7 @@ void Machine::strong_store(Thread& t, const Instruction& i, uint64_t address, in
   }
 }
 
-// Strong, and to memory that other threads can see.
+// Whether the access is strong and goes to memory that other threads can access.
 bool Machine::is_shareable(const Instruction& i, uint64_t address) const {
   return i.scope != Scope::kWeak && address < kLocalWindow &&
          (i.space == Space::kGlobal || i.space == Space::kShared);
@@ -346,7 +351,9 @@ void Machine::store(Thread& t, const Instruction& i, uint64_t address, int bytes
 // --- Asynchronous copies -------------------------------------------------------------------------
 
 void Machine::begin_copy(Thread& t, const Instruction& i, const AsyncCopy& copy) {
-  // Both ends stay in use until the group is waited for: they belong to a reader of its own.
+  // The source and the destination stay in use until the thread waits for the group. The copy is
+  // therefore recorded under the thread's second id, whose accesses happen before the thread's own
+  // only after the wait.
   const AsyncReader reader = {order.threads() + t.id, t.copies_begun + 1};
   Block& b = *t.home;
   if (copy.to % copy.bytes || copy.from % copy.bytes)
@@ -357,18 +364,18 @@ void Machine::begin_copy(Thread& t, const Instruction& i, const AsyncCopy& copy)
               std::to_string(b.shared.size()));
   if (options.races)
     check_order(t,
-                {b.cells.get(), copy.to, shared_key(b, copy.to), copy.bytes, Use::kWrite,
+                {b.shadows.get(), copy.to, shared_key(b, copy.to), copy.bytes, Use::kWrite,
                  Strength::kWeak, i.place, nullptr},
                 &reader);
   if (copy.from_bytes > 0) {
     Buffer& from = buffer_at(t, i, copy.from, copy.from_bytes, Use::kRead);
     const uint64_t offset = copy.from - from.address();
     if (options.races) {
-      if (!from.cells) from.cells = new_cells(from.size);
+      if (!from.shadows) from.shadows = new_shadows(from.size);
       for (int at = 0; at < copy.from_bytes; at += 4)
         check_order(
             t,
-            {from.cells.get(), offset + at + (from.address() & 3), copy.from + at,
+            {from.shadows.get(), offset + at + (from.address() & 3), copy.from + at,
              std::min(4, copy.from_bytes - at), Use::kRead, Strength::kWeak, i.place, &from},
             &reader);
     }

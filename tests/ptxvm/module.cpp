@@ -1,4 +1,5 @@
-// The interpreter for numpy: programs, memory that outlives launches, launches.
+// The Python module _ptxvm: programs, the memory of numpy arrays that their kernels may touch, and
+// launches.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -39,7 +40,7 @@ struct Memory {
     return *found->second;
   }
 
-  // Bytes that the host wrote.
+  // Marks bytes as written by the host.
   void mark_written(uint64_t address, uint64_t size) {
     const auto next = buffers.upper_bound(address);
     if (next == buffers.begin()) throw std::invalid_argument("no buffer holds this address");
@@ -86,7 +87,7 @@ py::dict launch(const Module& module, const std::string& name, const std::array<
   if (max_steps) options.max_steps = max_steps;
   options.races = races;
   options.uninitialised = uninitialised;
-  // Without the marks of accesses, nothing tells when a stale value may come.
+  // The check "stale" needs the marks of accesses, which only the check "races" makes.
   options.stale = stale && races;
   Statistics statistics;
   {
@@ -95,7 +96,7 @@ py::dict launch(const Module& module, const std::string& name, const std::array<
                     shared, std::move(parameters), std::move(buffers), options);
     statistics = machine.run();
   }
-  for (auto& [address, buffer] : memory.buffers) buffer->cells.reset();
+  for (auto& [address, buffer] : memory.buffers) buffer->shadows.reset();
   py::dict out;
   out["instructions"] = statistics.instructions;
   out["stale_loads"] = statistics.stale_loads;

@@ -1,4 +1,4 @@
-// Register bits to numbers and back.
+// Conversions between the bits of a register and numbers.
 #pragma once
 
 #include <bit>
@@ -20,12 +20,13 @@ inline float float_of_bfloat(uint64_t bits) { return float_of(bits << 16); }
 inline float float_of_half(uint64_t bits) {
   const uint32_t sign = (bits & 0x8000) << 16, rest = bits & 0x7fff;
   if (rest >= 0x7c00) return float_of(sign | 0x7f800000 | (rest & 0x3ff) << 13);
-  // 2^-24 scales a subnormal's integer; a normal one only shifts its exponent.
+  // A subnormal is an integer times 2^-24. For a normal number the exponent's bias changes.
   if (rest < 0x400) return (sign ? -1.f : 1.f) * static_cast<float>(rest) * 0x1p-24f;
   return float_of(sign | ((rest << 13) + 0x38000000));
 }
 
-// Rounded to float so that a second rounding, to 16 bits, gives what one would have given.
+// Rounds to float, to odd. If the result is then rounded to 16 bits, it is the same as if x had
+// been rounded to 16 bits at once.
 inline float round_to_odd(double x) {
   const float nearest = static_cast<float>(x);
   if (static_cast<double>(nearest) == x || x != x || std::isinf(nearest)) return nearest;
@@ -51,21 +52,21 @@ inline uint64_t half_of(float x) {
   return sign | (rest + 0xfff + (rest >> 13 & 1)) >> 13;
 }
 
-// A number of a float type (one of a pair's two) in the low bits, exactly.
+// The number in the low bits of a register, exactly. For a pair type it is the lower number.
 inline double number_of(uint64_t bits, Type type) {
   if (type.kind == Kind::kBfloat) return float_of_bfloat(bits & 0xffff);
   if (type.bits == 16) return float_of_half(bits & 0xffff);
   return type.bits == 32 ? float_of(bits) : double_of(bits);
 }
 
-// Rounds to nearest.
+// The bits of x in a float type, rounded to nearest.
 inline uint64_t bits_of_number(double x, Type type) {
   if (type.kind == Kind::kBfloat) return bfloat_of(round_to_odd(x));
   if (type.bits == 16) return half_of(round_to_odd(x));
   return type.bits == 32 ? bits_of(static_cast<float>(x)) : bits_of(x);
 }
 
-// Denormal float32 to zero of its sign.
+// A denormal float32 becomes zero of the same sign; other numbers stay as they are.
 inline uint64_t flushed(uint64_t bits) { return bits & 0x7f800000 ? bits : bits & 0x80000000; }
 
 inline uint64_t low_bits(uint64_t v, int n) { return n >= 64 ? v : v & ((1ull << n) - 1); }
@@ -73,8 +74,8 @@ inline int64_t sign_extended(uint64_t v, int n) {
   return n >= 64 ? static_cast<int64_t>(v) : static_cast<int64_t>(v << (64 - n)) >> (64 - n);
 }
 
-// Sums and products under a direction of rounding (rm, rz, rp in flags); in rounding.cpp, which is
-// compiled for a processor that may round so.
+// Arithmetic under the rounding direction in `flags` (rm, rz, rp). rounding.cpp defines these
+// functions, because it is compiled with -frounding-math.
 enum class Arithmetic : uint8_t { kAdd, kSub, kMul, kDiv, kFma };
 float rounded(Arithmetic op, float a, float b, float c, uint32_t flags);
 double rounded(Arithmetic op, double a, double b, double c, uint32_t flags);

@@ -37,12 +37,12 @@ Order::Arrival Order::publish(Actor& actor) const {
 }
 
 void Order::meet(const std::vector<Arrival>& arrivals, const std::vector<Actor*>& leaving) const {
-  const auto everyone = [&](const Stamp Arrival::* which) {
+  const auto all_arrivals = [&](const Stamp Arrival::* which) {
     auto clock = std::make_shared<std::vector<uint32_t>>(*(arrivals[0].*which).clock);
     const void* last = (arrivals[0].*which).clock.get();
     for (const Arrival& arrival : arrivals) {
       const Stamp& stamp = arrival.*which;
-      // Most threads of a block share one clock.
+      // Most threads of a block share one clock, so the same clock is not joined twice.
       if (stamp.clock.get() != last) raise_to(*clock, *stamp.clock);
       last = stamp.clock.get();
     }
@@ -56,7 +56,7 @@ void Order::meet(const std::vector<Arrival>& arrivals, const std::vector<Actor*>
     }
     return clock;
   };
-  const Clock strict = everyone(&Arrival::stamp), lenient = everyone(&Arrival::lenient);
+  const Clock strict = all_arrivals(&Arrival::stamp), lenient = all_arrivals(&Arrival::lenient);
   for (Actor* actor : leaving) {
     actor->view.known = strict;
     actor->lenient.known = lenient;
@@ -64,11 +64,12 @@ void Order::meet(const std::vector<Arrival>& arrivals, const std::vector<Actor*>
   }
 }
 
-// A thread publishes each epoch once, so to know a thread's epoch is to know all that it knew then.
+// Whether the view already includes the stamp. A thread publishes each epoch once, so a view that
+// knows a thread's epoch knows everything that the thread knew then.
 bool Order::covers(const Actor& actor, const View& view, const Stamp& stamp) const {
   if (!stamp.clock || stamp.thread == actor.id) return true;
   const std::vector<uint32_t>& known = *view.known;
-  if (stamp.thread != kNobody) return known[stamp.thread] >= stamp.epoch;
+  if (stamp.thread != kNoId) return known[stamp.thread] >= stamp.epoch;
   if (stamp.clock == view.known) return true;
   for (size_t i = 0; i < known.size(); ++i)
     if (known[i] < (*stamp.clock)[i] && i != actor.id) return false;
@@ -78,7 +79,7 @@ bool Order::covers(const Actor& actor, const View& view, const Stamp& stamp) con
 Clock Order::joined(const Clock& clock, const Stamp& stamp) const {
   auto both = std::make_shared<std::vector<uint32_t>>(*clock);
   if (stamp.clock != clock) raise_to(*both, *stamp.clock);
-  if (stamp.thread != kNobody) {
+  if (stamp.thread != kNoId) {
     (*both)[stamp.thread] = std::max((*both)[stamp.thread], stamp.epoch);
     if (copies_) {
       uint32_t& copies = (*both)[threads_ + stamp.thread];
@@ -126,7 +127,7 @@ void Order::store(Actor& actor, StrongWord& word, Scope scope, bool release, boo
   if (scope == Scope::kDevice) mine.wide = release ? now.stamp : actor.view.fenced_device;
   mine.as_written = now.lenient;
   word.before = word.now;
-  if (atomic && word.now.block != kNobody) {
+  if (atomic && word.now.block != kNoId) {
     const bool same = word.now.block == actor.block;
     mine.narrow = united(same ? word.now.narrow : word.now.wide, mine.narrow);
     mine.wide = united(word.now.wide, mine.wide);
@@ -140,7 +141,7 @@ void Order::store(Actor& actor, StrongWord& word, Scope scope, bool release, boo
 
 void Order::load(Actor& actor, const Published& published, Scope scope, bool acquire) const {
   learn(actor, actor.lenient, published.as_written);
-  if (published.block == kNobody) return;
+  if (published.block == kNoId) return;
   const bool other = published.block != actor.block;
   if (other && scope != Scope::kDevice) return;
   const Stamp& stamp = other ? published.wide : published.narrow;

@@ -1,11 +1,12 @@
-// What happened before what, after PTX's memory model.
+// The order of accesses ("happened before") under PTX's memory model.
 //
-// Each thread counts epochs: a new one begins whenever it publishes what it did so far (at a
-// barrier, a fence, a release). A clock holds, for every thread of the grid, the last epoch whose
-// accesses are known to have happened before. Two accesses to the same bytes, one of them a write,
-// must be ordered by clocks or both be strong (atomic, volatile, relaxed, acquire, release); else
-// they race, whatever values they happened to see. So a fence that is missing on either side of a
-// spin shows in every run, not only in those where a value came late.
+// Each thread counts epochs. A new epoch begins whenever the thread publishes its accesses: at a
+// barrier, a fence or a release. A clock has one entry for every thread of the grid: the last epoch
+// of that thread whose accesses are known to have happened before. Two accesses to the same bytes,
+// one of them a write, must be ordered by clocks, or both must be strong (atomic, volatile,
+// relaxed, acquire, release). Otherwise they race, whatever values were read. A fence that is
+// missing on either side of a spin loop is therefore found in every run, not only when a value
+// comes late.
 #pragma once
 
 #include <cstdint>
@@ -17,64 +18,66 @@
 
 namespace ptxvm {
 
-// Entry t is thread t's; entry threads + t that of its asynchronous copies.
+// Entry t is the epoch of thread t. Entry threads + t is the epoch of its asynchronous copies.
 using Clock = std::shared_ptr<const std::vector<uint32_t>>;
 
-constexpr uint32_t kNobody = ~0u;
+constexpr uint32_t kNoId = ~0u;  // stands for no thread, or for no block
 
-// What a thread knew when it published: its clock, and its own accesses.
+// The knowledge of a thread when it published: its clock, its own epoch and its finished copies.
 struct Stamp {
-  Clock clock;  // null: nothing published
-  uint32_t thread = kNobody;
+  Clock clock;  // null if nothing was published
+  uint32_t thread = kNoId;
   uint32_t epoch = 0, copies = 0;
 };
 
-// What one thread knows. A release by a relaxed store or atomic reaches back to the last fence; an
-// acquire by a relaxed load takes effect at the next one.
+// The knowledge of one thread. A relaxed store or atomic publishes the thread's accesses up to its
+// last fence. A relaxed load takes effect as an acquire at the thread's next fence; until then its
+// stamp waits in `observed`.
 struct View {
   Clock known;
   Stamp fenced_block, fenced_device;
   struct Observed {
     Stamp stamp;
-    bool other_block;  // takes a fence of device scope
+    bool other_block;  // the stamp is another block's, so only a fence of device scope acquires it
   };
   std::vector<Observed> observed;
 };
 
 struct Actor;
 
-// What travels with the value of a strong store, to readers in the storing block and elsewhere.
+// The stamps that a strong store publishes together with its value.
 struct Published {
-  Stamp narrow, wide;
-  Stamp as_written;  // as if the store had released
-  uint32_t block = kNobody;
+  Stamp narrow;      // for readers in the block of the storing thread
+  Stamp wide;        // for readers in other blocks
+  Stamp as_written;  // as if the store had been a release
+  uint32_t block = kNoId;
 };
 
-// Memory that a strong store wrote. A load that is not ordered behind the last store may still see
-// the value before it, until some thread has seen the new one.
+// Four bytes that a strong store wrote. A load that is not ordered after the last store may still
+// return the previous value, until some thread has read the new one.
 struct StrongWord {
   Published now, before;
   uint32_t old_value = 0;
-  uint32_t writer = kNobody, writer_epoch = 0;
+  uint32_t writer = kNoId, writer_epoch = 0;
   bool seen = true;
 };
 
 // The part of a thread that orders its accesses.
 struct Actor {
   uint32_t id = 0, block = 0;
-  const uint32_t* known = nullptr;  // view.known's entries, for quick checks
+  const uint32_t* known = nullptr;  // the entries of view.known, for quick checks
   uint32_t epoch = 1;
-  uint32_t copies_done = 0;  // groups of asynchronous copies waited for
+  uint32_t copies_done = 0;  // groups of asynchronous copies that the thread has waited for
   uint32_t copies_begun = 0;
   View view;
-  // The same, had every strong access been a release and an acquire: tells a missing fence from
-  // missing synchronisation.
+  // The view that the thread would have if every strong access were a release and an acquire. Two
+  // accesses that only this view orders lack a fence; otherwise they lack any synchronisation.
   View lenient;
 };
 
 class Order {
  public:
-  // Clocks have `entries` numbers, `threads` of them for the threads themselves.
+  // Clocks have one entry for each thread, and a second one for its copies if `copies_async`.
   void start(uint32_t threads, bool copies_async);
   void begin(Actor& actor) const;
 
@@ -83,23 +86,24 @@ class Order {
     if (thread == threads_ + actor.id) return epoch <= actor.copies_done;
     return actor.known[thread] >= epoch;
   }
-  // Under the lenient view.
+  // The same under the lenient view.
   bool would_have_happened_before(const Actor& actor, uint32_t thread, uint32_t epoch) const;
 
   uint32_t threads() const { return threads_; }
 
-  // Two stamps: under the view and under the lenient one.
+  // The stamps of a thread under its view and under its lenient view.
   struct Arrival {
     Stamp stamp, lenient;
   };
   Arrival publish(Actor& actor) const;
-  // Those who leave a barrier know what everyone who arrived there knew.
+  // The threads that leave a barrier know everything that the arriving threads knew.
   void meet(const std::vector<Arrival>& arrivals, const std::vector<Actor*>& leaving) const;
 
   void fence(Actor& actor, Scope scope) const;
-  // A strong store, or the store of an atomic: `atomic` keeps what came with the value before.
+  // A strong store, or the store of an atomic. With `atomic` the stamps of the previous value are
+  // kept and joined with the new ones.
   void store(Actor& actor, StrongWord& word, Scope scope, bool release, bool atomic) const;
-  // A strong load of `published`'s value.
+  // A strong load of a value that came with the stamps in `published`.
   void load(Actor& actor, const Published& published, Scope scope, bool acquire) const;
 
  private:

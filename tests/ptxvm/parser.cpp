@@ -1,4 +1,4 @@
-// PTX text to modules.
+// The parser: it turns the text of a PTX module into kernels and variables.
 #include <cctype>
 #include <cstring>
 #include <set>
@@ -7,128 +7,11 @@
 
 #include "program.h"
 #include "statement.h"
+#include "text.h"
 
 namespace ptxvm {
 
-bool type_named(const std::string& name, Type& type) {
-  static const std::map<std::string, Type> kTypes = {
-      {"b8", {Kind::kBits, 8}},       {"u8", {Kind::kUnsigned, 8}},
-      {"s8", {Kind::kSigned, 8}},     {"b16", {Kind::kBits, 16}},
-      {"u16", {Kind::kUnsigned, 16}}, {"s16", {Kind::kSigned, 16}},
-      {"b32", {Kind::kBits, 32}},     {"u32", {Kind::kUnsigned, 32}},
-      {"s32", {Kind::kSigned, 32}},   {"b64", {Kind::kBits, 64}},
-      {"u64", {Kind::kUnsigned, 64}}, {"s64", {Kind::kSigned, 64}},
-      {"f16", {Kind::kFloat, 16}},    {"f32", {Kind::kFloat, 32}},
-      {"f64", {Kind::kFloat, 64}},    {"f16x2", {Kind::kFloat, 16, true}},
-      {"bf16", {Kind::kBfloat, 16}},  {"bf16x2", {Kind::kBfloat, 16, true}},
-      {"tf32", {Kind::kTf32, 32}},    {"pred", {Kind::kPredicate, 1}},
-      {"b128", {Kind::kBits, 128}},
-  };
-  const auto found = kTypes.find(name);
-  if (found == kTypes.end()) return false;
-  type = found->second;
-  return true;
-}
-
 namespace {
-
-std::string trimmed(const std::string& s) {
-  const size_t first = s.find_first_not_of(" \t\r\n");
-  if (first == std::string::npos) return "";
-  return s.substr(first, s.find_last_not_of(" \t\r\n") - first + 1);
-}
-
-bool starts(const std::string& s, const char* prefix) { return s.rfind(prefix, 0) == 0; }
-
-// Splits at `separator` outside brackets; no empty part at the end.
-std::vector<std::string> split(const std::string& s, char separator) {
-  std::vector<std::string> parts;
-  std::string part;
-  int depth = 0;
-  for (char c : s) {
-    if (c == '[' || c == '{' || c == '(') ++depth;
-    if (c == ']' || c == '}' || c == ')') --depth;
-    if (c == separator && depth == 0) {
-      parts.push_back(trimmed(part));
-      part.clear();
-    } else {
-      part += c;
-    }
-  }
-  if (!trimmed(part).empty()) parts.push_back(trimmed(part));
-  return parts;
-}
-
-// Comments become spaces; line ends stay, for the line numbers.
-std::string without_comments(const std::string& text) {
-  std::string out;
-  out.reserve(text.size());
-  for (size_t i = 0; i < text.size(); ++i) {
-    if (text.compare(i, 2, "//") == 0) {
-      while (i < text.size() && text[i] != '\n') ++i;
-      out += '\n';
-    } else if (text.compare(i, 2, "/*") == 0) {
-      for (; i < text.size() && text.compare(i, 2, "*/") != 0; ++i)
-        if (text[i] == '\n') out += '\n';
-      ++i;
-    } else {
-      out += text[i];
-    }
-  }
-  return out;
-}
-
-// A declared variable: ".shared .align 16 .b8 name[64]", with its initialiser.
-struct Declaration {
-  std::string space, name, initial;
-  uint64_t align = 0, element = 4, count = 1;
-  bool open_ended = false;  // extern __shared__
-
-  uint64_t bytes() const { return element * count; }
-};
-
-Declaration declaration(const std::string& statement) {
-  Declaration d;
-  std::string left = statement;
-  if (const size_t equals = statement.find('='); equals != std::string::npos) {
-    left = statement.substr(0, equals);
-    d.initial = trimmed(statement.substr(equals + 1));
-  }
-  std::istringstream words(left);
-  std::string word;
-  Type type;
-  while (words >> word) {
-    if (word == ".align") {
-      words >> d.align;
-    } else if (word == ".shared" || word == ".global" || word == ".const" || word == ".local" ||
-               word == ".param") {
-      d.space = word.substr(1);
-    } else if (word[0] == '.') {
-      if (type_named(word.substr(1), type)) d.element = type.bytes();
-    } else {
-      d.name += word;
-    }
-  }
-  for (size_t at; (at = d.name.find('[')) != std::string::npos;) {
-    const size_t end = d.name.find(']', at);
-    const std::string size = trimmed(d.name.substr(at + 1, end - at - 1));
-    d.open_ended |= size.empty();
-    d.count *= size.empty() ? 0 : std::stoull(size);
-    d.name.erase(at, end - at + 1);
-  }
-  if (d.align == 0) d.align = d.element;
-  return d;
-}
-
-uint64_t round_up(uint64_t n, uint64_t to) { return (n + to - 1) / to * to; }
-
-uint64_t literal(const std::string& s) {
-  if (s.size() > 2 && s[0] == '0' && std::strchr("fFdD", s[1]))
-    return std::stoull(s.substr(2), nullptr, 16);
-  const std::string digits = s.back() == 'U' ? s.substr(0, s.size() - 1) : s;
-  return digits[0] == '-' ? static_cast<uint64_t>(std::stoll(digits, nullptr, 0))
-                          : std::stoull(digits, nullptr, 0);
-}
 
 class Parser {
  public:
@@ -180,7 +63,7 @@ class Parser {
     }
   }
 
-  // Directives that end with their line, without a semicolon.
+  // Whether s is a directive that ends with its line, without a semicolon.
   static bool is_line_directive(const std::string& s) {
     for (const char* name : {".version", ".target", ".address_size", ".file", ".loc"})
       if (starts(s, name)) return true;
@@ -240,7 +123,7 @@ class Parser {
     table_branches_.clear();
     tables_.clear();
     source_ = {};
-    kernel_.registers = 1;  // register 0 takes what nobody reads
+    kernel_.registers = 1;  // register 0 takes results that no instruction reads
     if (open != std::string::npos) {
       const size_t close = head.find(')', open);
       parameters(head.substr(open + 1, close - open - 1));
@@ -293,7 +176,7 @@ class Parser {
     }
   }
 
-  // One statement of a kernel's body, a label or a scope's brace.
+  // One statement of a kernel's body, or a label, or the brace of a scope.
   struct Line {
     std::string text;
     int line;
@@ -325,7 +208,7 @@ class Parser {
         continue;
       }
       braces += (c == '{') - (c == '}');
-      // Not the double colon of L1::no_allocate.
+      // A colon ends a label, unless it belongs to the double colon of L1::no_allocate.
       const bool label = c == ':' && braces == 0 && text.find_first_of(" \t.") == std::string::npos;
       if (c == ';' || label) {
         body_.push_back({text + (label ? ":" : ""), first, source_});
@@ -450,7 +333,7 @@ class Parser {
       s.arguments.push_back({});
       s.arguments.back().form = Argument::kName;
       s.arguments.back().name = rest;
-      // What it is given says why the kernel stopped; other functions are not run.
+      // The arguments of __assertfail are the message of the fault. No other function is run.
       if (const size_t open = rest.find('('); starts(rest, "__assertfail") && open < rest.size())
         for (const std::string& part : split(rest.substr(open + 1, rest.find(')') - open - 1), ','))
           s.arguments.push_back(argument(part));
@@ -462,7 +345,7 @@ class Parser {
       try {
         for (const std::string& part : split(rest, ',')) s.arguments.push_back(argument(part));
       } catch (const std::exception&) {
-        s.opcode = "?";  // decoded as an instruction that is not known
+        s.opcode = "?";  // decode() takes it for an unknown instruction
       }
     }
     add(s, line.line, line.source);
@@ -564,7 +447,7 @@ class Parser {
     return a;
   }
 
-  // Where the .param variables of calls begin, above every kernel's parameters.
+  // The .param variables of calls begin at this address, above the parameters of every kernel.
   static constexpr uint64_t kScratch = 1 << 20;
 
   std::string text_;
@@ -574,9 +457,10 @@ class Parser {
   std::map<std::string, Declaration> shared_;
   SourceLine source_;
 
-  Kernel kernel_;  // the one being read, and what belongs to it
+  // The kernel that is being read, and the names in it.
+  Kernel kernel_;
   std::vector<Line> body_;
-  std::vector<std::map<std::string, uint32_t>> registers_;  // by scope
+  std::vector<std::map<std::string, uint32_t>> registers_;  // one map for each open scope
   std::map<std::string, int> labels_;
   std::vector<std::pair<size_t, std::string>> branches_, table_branches_;
   std::map<std::string, std::vector<std::string>> tables_;

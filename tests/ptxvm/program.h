@@ -1,4 +1,4 @@
-// PTX as the interpreter holds it: modules, kernels, decoded instructions.
+// The interpreter's form of PTX: modules, kernels and decoded instructions.
 #pragma once
 
 #include <cstddef>
@@ -15,24 +15,25 @@ enum class Kind : uint8_t { kBits, kUnsigned, kSigned, kFloat, kBfloat, kTf32, k
 struct Type {
   Kind kind = Kind::kBits;
   uint8_t bits = 32;
-  bool pair = false;  // f16x2, bf16x2: two numbers in one register
+  bool pair = false;  // f16x2 and bf16x2 hold two numbers in one register
 
   int bytes() const { return bits < 8 ? 1 : bits / 8; }
   bool is_float() const { return kind == Kind::kFloat || kind == Kind::kBfloat; }
   bool is_signed() const { return kind == Kind::kSigned; }
 };
 
-// False where `name` (without its dot) names no type.
+// Returns false if `name`, which has no dot, names no type.
 bool type_named(const std::string& name, Type& type);
 
 enum class Space : uint8_t { kGlobal, kShared, kLocal, kParameter };
 
-// Generic addresses: global memory is the host's own; the others stand in windows above it.
+// Where each space begins among the generic addresses. Addresses of global memory are those of the
+// host; the other spaces have windows above them.
 constexpr uint64_t kSharedWindow = 1ull << 56;
 constexpr uint64_t kLocalWindow = 2ull << 56;
 constexpr uint64_t kParameterWindow = 3ull << 56;
 
-// Where a value is read or written. Constants are numbers of the kernel, registers of the thread.
+// An operand: the index of a register of the thread, or of a constant of the kernel.
 struct Operand {
   enum Bank : uint32_t { kRegister, kConstant };
   uint32_t index : 30 = 0;
@@ -48,10 +49,10 @@ enum Flag : uint32_t {
   kSaturate = 1 << 1,
   kRelu = 1 << 2,
   kPropagateNan = 1 << 3,
-  kRoundDown = 1 << 4,  // rm, rz, rp: of a float result
+  kRoundDown = 1 << 4,  // rm, rz, rp: rounding of a float result
   kRoundZero = 1 << 5,
   kRoundUp = 1 << 6,
-  kIntegerNearest = 1 << 7,  // rni, rzi, rmi, rpi: to an integral value
+  kIntegerNearest = 1 << 7,  // rni, rzi, rmi, rpi: rounding to an integral value
   kIntegerZero = 1 << 8,
   kIntegerDown = 1 << 9,
   kIntegerUp = 1 << 10,
@@ -68,7 +69,7 @@ enum Flag : uint32_t {
   kSequential = 1 << 21,  // fence.sc
 };
 
-// How far the order of a strong access or a fence reaches; kWeak orders nothing.
+// Which threads a strong access or a fence is ordered with; kWeak orders nothing.
 enum class Scope : uint8_t { kWeak, kBlock, kDevice };
 
 enum class Compare : uint8_t { kEq, kNe, kLt, kLe, kGt, kGe, kNum, kNan };
@@ -82,33 +83,33 @@ struct Thread;
 struct Instruction;
 using Handler = void (*)(Machine&, Thread&, const Instruction&);
 
-// What an instruction writes: nothing, `out`, or the operands of `vectors[0]`.
+// Where an instruction writes its result: nowhere, to `out`, or to the operands of vector(0).
 enum class Result : uint8_t { kNone, kScalar, kVector };
 
-// One decoded instruction, kept small: an unrolled kernel has a hundred thousand. `in` holds the
-// scalar operands behind the result; the operands of an address stand in `address` and `offset`,
-// those in braces in `vectors`.
+// One decoded instruction. It is kept small because an unrolled kernel has a hundred thousand. `in`
+// holds the scalar operands that follow the result, `address` and `offset` the operands in square
+// brackets, and `lists` the operands in braces.
 struct Instruction {
   Handler run = nullptr;
   int32_t guard = -1;  // predicate register
   bool guard_negated = false;
   Space space = Space::kGlobal;
   Scope scope = Scope::kWeak;
-  uint8_t detail = 0;  // a Compare, Atomic, Shuffle or Vote; a count; a table of lop3
+  uint8_t detail = 0;  // a Compare, Atomic, Shuffle or Vote, a count, or the truth table of lop3
   Operand out;
   Operand in[4];
   Operand address;
   int32_t offset = 0;
   uint32_t flags = 0;
-  uint32_t place = 0;  // index in the kernel's code
+  uint32_t place = 0;  // the instruction's index in the kernel's code
   Type type, from;
   Logic logic = Logic::kNone;
   Result result = Result::kNone;
-  bool unordered = false;  // a comparison that also holds for NaN
-  int8_t second_out = -1;  // index in `vectors` of a second result, -1 for none
-  uint8_t count = 0;       // scalar operands in `in`
+  bool unordered = false;  // the comparison is also true for NaN
+  int8_t second_out = -1;  // index in `lists` of a second result; -1 if there is none
+  uint8_t count = 0;       // number of scalar operands in `in`
   int32_t target = -1;
-  int32_t second_offset = 0;  // of a second address, whose base is in[0]
+  int32_t second_offset = 0;  // offset of a second address, whose base is in[0]
   std::unique_ptr<std::vector<std::vector<Operand>>> lists;
 
   bool has_vectors() const { return lists != nullptr; }
@@ -117,10 +118,10 @@ struct Instruction {
 
 struct SourceLine {
   int file = 0, line = 0;
-  int outer_file = 0, outer_line = 0;  // where the function that holds it was inlined
+  int outer_file = 0, outer_line = 0;  // the call, if the line's function was inlined
 };
 
-// What an error message says about an instruction.
+// The text and lines of an instruction, for error messages.
 struct Origin {
   std::string text;
   int ptx_line = 0;
@@ -140,12 +141,12 @@ struct Kernel {
   std::vector<std::vector<int>> branch_tables;
   std::vector<uint64_t> constants;
   uint32_t registers = 0;
-  // Special registers that hold one value for a thread's whole life: register, name.
+  // Special registers, whose value never changes during a thread: the register and its name.
   std::vector<std::pair<uint32_t, std::string>> special;
-  uint64_t shared_bytes = 0;  // static
+  uint64_t shared_bytes = 0;  // of static shared memory
   uint64_t local_bytes = 0;
-  uint64_t scratch_bytes = 0;  // .param variables of calls
-  int max_threads = 0;         // .maxntid, 0 for none
+  uint64_t scratch_bytes = 0;  // of the .param variables of calls
+  int max_threads = 0;         // .maxntid; 0 if there is none
   bool copies_async = false;
 };
 
@@ -163,15 +164,15 @@ struct Module {
   int target = 0;                    // 80 for sm_80
 };
 
-// Gives registers whose values are never needed together one place. nvcc's PTX has tens of
-// thousands of registers for each thread, few of them live at a time.
+// Lets registers share a slot if their values are never needed at the same time. nvcc's PTX has
+// tens of thousands of registers for each thread, and few of them are live at a time.
 void share_registers(Kernel& kernel);
 
-// Whether the interpreter can run it.
+// Whether the interpreter can run the instruction.
 bool is_known(const Instruction& i);
 
-// Throws std::runtime_error with the line of what it cannot read. An instruction that the
-// interpreter does not know stops only the thread that meets it.
+// Throws std::runtime_error with the line of a syntax that it cannot read. An unknown instruction
+// is no error here: it stops a thread that reaches it.
 std::unique_ptr<Module> parse(const std::string& text);
 
 }  // namespace ptxvm

@@ -1,5 +1,5 @@
-// Which registers can share a place: those whose lives, from the first write to the last read over
-// all paths, do not meet.
+// Registers share a slot if their lives do not overlap. The life of a register reaches from its
+// first write to its last read over all paths.
 #include <algorithm>
 #include <queue>
 
@@ -38,7 +38,8 @@ void each_write(const Instruction& i, F f) {
     for (Operand o : i.vector(i.second_out)) give(o);
 }
 
-// Instructions [begin, end) that run one after another.
+// Instructions [begin, end) that always run one after another: no branch leads into them or out of
+// them except at their ends. `next` holds the runs that may follow.
 struct Run {
   uint32_t begin, end;
   std::vector<uint32_t> next;
@@ -51,7 +52,7 @@ std::vector<Run> runs_of(const Kernel& kernel) {
   std::vector<bool> first(code.size() + 1, false);
   first[0] = true;
   const auto targets = [&](const Instruction& i) {
-    // A branch by table takes no other form of `target`.
+    // A branch by table has an operand, its index; a plain branch has none.
     const bool table = i.count > 0;
     return table ? kernel.branch_tables[i.target] : std::vector<int>{i.target};
   };
@@ -71,7 +72,7 @@ std::vector<Run> runs_of(const Kernel& kernel) {
     const Instruction& last = code[run.end - 1];
     if (may_jump(last))
       for (int to : targets(last)) run.next.push_back(run_at[to]);
-    // The end of a thread counts as going on: that only lengthens lives.
+    // An instruction that ends the thread is treated like any other. That can only lengthen lives.
     if ((!may_jump(last) || last.guard >= 0) && run.end < code.size())
       run.next.push_back(run_at[run.end]);
   }
@@ -82,7 +83,8 @@ using Bits = std::vector<uint64_t>;
 bool has(const Bits& bits, uint32_t k) { return bits[k / 64] >> (k % 64) & 1; }
 void put(Bits& bits, uint32_t k) { bits[k / 64] |= 1ull << (k % 64); }
 
-// Where a register is alive: reads of instruction k stand at 2 k, writes at 2 k + 1.
+// The life of a register, from its first to its last point in the code. Reads of instruction k
+// count as point 2 k and its writes as point 2 k + 1.
 struct Life {
   uint32_t from = ~0u, to = 0;
   void cover(uint32_t at) {
@@ -94,7 +96,8 @@ struct Life {
 std::vector<Life> lives_of(const Kernel& kernel) {
   const std::vector<Run> runs = runs_of(kernel);
   std::vector<Life> lives(kernel.registers);
-  // Only registers read before a write in some run live beyond one.
+  // A register lives beyond one run only if some run reads it before writing it. Only these are
+  // numbered, and followed from run to run.
   constexpr uint32_t kLocal = ~0u;
   std::vector<uint32_t> number(kernel.registers, kLocal), outer;
   std::vector<uint32_t> written_in(kernel.registers, kLocal);
@@ -110,7 +113,7 @@ std::vector<Life> lives_of(const Kernel& kernel) {
       });
       each_write(i, [&](uint32_t reg) {
         lives[reg].cover(2 * k + 1);
-        // A write under a guard may leave the value before.
+        // If its guard is false, the instruction writes nothing and the old value lives on.
         if (i.guard < 0) {
           written_in[reg] = r;
         } else if (written_in[reg] != r && number[reg] == kLocal) {
@@ -120,7 +123,7 @@ std::vector<Life> lives_of(const Kernel& kernel) {
       });
     }
   const size_t words = outer.size() / 64 + 1;
-  std::vector<Bits> reads(runs.size(), Bits(words)), writes = reads, alive = reads, behind = reads;
+  std::vector<Bits> reads(runs.size(), Bits(words)), writes = reads, alive = reads, after = reads;
   for (uint32_t r = 0; r < runs.size(); ++r)
     for (uint32_t k = runs[r].begin; k < runs[r].end; ++k) {
       const Instruction& i = kernel.code[k];
@@ -145,16 +148,16 @@ std::vector<Life> lives_of(const Kernel& kernel) {
         for (uint32_t next : runs[r].next) out |= alive[next][w];
         const uint64_t in = reads[r][w] | (out & ~writes[r][w]);
         changed |= in != alive[r][w];
-        behind[r][w] = out;
+        after[r][w] = out;
         alive[r][w] = in;
       }
   }
   for (uint32_t r = 0; r < runs.size(); ++r)
     for (uint32_t n = 0; n < outer.size(); ++n) {
       if (has(alive[r], n)) lives[outer[n]].cover(2 * runs[r].begin);
-      if (has(behind[r], n)) lives[outer[n]].cover(2 * runs[r].end - 1);
+      if (has(after[r], n)) lives[outer[n]].cover(2 * runs[r].end - 1);
     }
-  // Set before the first instruction.
+  // Special registers are set before the first instruction.
   for (const auto& special : kernel.special) lives[special.first].cover(0);
   return lives;
 }
@@ -168,25 +171,25 @@ void share_registers(Kernel& kernel) {
     if (lives[reg].from != ~0u) order.push_back(reg);
   std::sort(order.begin(), order.end(),
             [&](uint32_t a, uint32_t b) { return lives[a].from < lives[b].from; });
-  std::vector<uint32_t> place(kernel.registers, 0), free;
-  using Ending = std::pair<uint32_t, uint32_t>;  // end of a life, its place
+  std::vector<uint32_t> slot(kernel.registers, 0), free;
+  using Ending = std::pair<uint32_t, uint32_t>;  // the end of a register's life, and its slot
   std::priority_queue<Ending, std::vector<Ending>, std::greater<>> in_use;
-  uint32_t places = 1;  // 0 takes what nobody reads
+  uint32_t slots = 1;  // slot 0 takes results that no instruction reads
   for (uint32_t reg : order) {
     while (!in_use.empty() && in_use.top().first < lives[reg].from) {
       free.push_back(in_use.top().second);
       in_use.pop();
     }
-    if (free.empty()) free.push_back(places++);
-    place[reg] = free.back();
+    if (free.empty()) free.push_back(slots++);
+    slot[reg] = free.back();
     free.pop_back();
-    in_use.emplace(lives[reg].to, place[reg]);
+    in_use.emplace(lives[reg].to, slot[reg]);
   }
   const auto move = [&](Operand& o) {
-    if (o.bank == Operand::kRegister) o.index = place[o.index] & 0x3fffffff;
+    if (o.bank == Operand::kRegister) o.index = slot[o.index] & 0x3fffffff;
   };
   for (Instruction& i : kernel.code) {
-    if (i.guard >= 0) i.guard = static_cast<int32_t>(place[i.guard]);
+    if (i.guard >= 0) i.guard = static_cast<int32_t>(slot[i.guard]);
     move(i.out);
     move(i.address);
     for (Operand& o : i.in) move(o);
@@ -194,8 +197,8 @@ void share_registers(Kernel& kernel) {
       for (std::vector<Operand>& list : *i.lists)
         for (Operand& o : list) move(o);
   }
-  for (auto& special : kernel.special) special.first = place[special.first];
-  kernel.registers = places;
+  for (auto& special : kernel.special) special.first = slot[special.first];
+  kernel.registers = slots;
 }
 
 }  // namespace ptxvm

@@ -1,4 +1,4 @@
-// Arithmetic that rounds down, up or to zero. Compiled with -frounding-math.
+// Arithmetic that rounds down, up or to zero. This file is compiled with -frounding-math.
 #include <cfenv>
 #include <cmath>
 
@@ -22,7 +22,8 @@ class Direction {
 template <class T>
 T compute(Arithmetic op, T x, T y, T z, uint32_t flags) {
   const Direction direction(flags);
-  // Volatile, so that nothing is computed before the direction is set or after it is put back.
+  // The operands are volatile, so that the compiler computes nothing before the direction is set or
+  // after it is set back.
   const volatile T a = x, b = y, c = z;
   volatile T out = 0;
   switch (op) {

@@ -1,4 +1,4 @@
-// Turns of threads, barriers, and what ends a run.
+// The order in which threads run, barriers, and the end of a run.
 #include <algorithm>
 #include <bit>
 
@@ -8,7 +8,8 @@ namespace ptxvm {
 
 namespace {
 
-// cg::grid.sync() finds its counter through %envreg1 and %envreg2.
+// Size of the memory whose address is in %envreg1 and %envreg2. cg::grid.sync() has its counter
+// there.
 constexpr size_t kGridWorkspace = 4096;
 
 std::string name_of(const std::map<int, std::string>& files, int file) {
@@ -49,7 +50,7 @@ Machine::Machine(const Module& module, const Kernel& kernel, const uint32_t (&gr
     throw std::invalid_argument(kernel.name + " is limited to " +
                                 std::to_string(kernel.max_threads) + " threads a block, got " +
                                 std::to_string(threads));
-  // Thread numbers of a block begin at a whole warp.
+  // The thread ids of each block begin at a multiple of 32, so that a warp never holds two blocks.
   const uint32_t stride = (threads + 31) / 32 * 32;
   const uint64_t actors = static_cast<uint64_t>(stride) * count * (kernel.copies_async ? 2 : 1);
   if (actors > Mark::kMaxThreads)
@@ -67,7 +68,7 @@ Machine::Machine(const Module& module, const Kernel& kernel, const uint32_t (&gr
   own_buffers_.back().data = grid_workspace_.data();
   own_buffers_.back().size = kGridWorkspace;
   for (Buffer& buffer : own_buffers_) buffers_.push_back(&buffer);
-  for (Buffer* buffer : buffers_) buffer->cells.reset();
+  for (Buffer* buffer : buffers_) buffer->shadows.reset();
   std::sort(buffers_.begin(), buffers_.end(),
             [](const Buffer* a, const Buffer* b) { return a->data < b->data; });
 
@@ -84,7 +85,7 @@ Machine::Machine(const Module& module, const Kernel& kernel, const uint32_t (&gr
     home.z = b / grid[0] / grid[1];
     home.shared.assign(shared_bytes, 0xba);
     home.shared_written.assign(shared_bytes, 0);
-    home.cells = new_cells(shared_bytes);
+    home.shadows = new_shadows(shared_bytes);
     home.gatherings.resize(stride / 32);
     home.threads = std::vector<Thread>(threads);
     for (uint32_t k = 0; k < threads; ++k, registers += kernel.registers) {
@@ -245,9 +246,9 @@ void Machine::arrive(Thread& t, uint32_t id, uint32_t count, bool wait) {
   Block& b = *t.home;
   if (id >= 16) fault("barrier divergence", t, "barriers are numbered 0 to 15");
   Barrier& barrier = b.barriers[id];
-  const bool everyone = count == 0;
-  const uint32_t expected = everyone ? b.threads.size() : count;
-  if (everyone && b.exited)
+  const bool whole_block = count == 0;
+  const uint32_t expected = whole_block ? b.threads.size() : count;
+  if (whole_block && b.exited)
     fault("barrier divergence", t,
           std::to_string(b.exited) + " threads of the block exited before this barrier");
   if (count % 32)
@@ -255,12 +256,13 @@ void Machine::arrive(Thread& t, uint32_t id, uint32_t count, bool wait) {
           "a barrier takes whole warps, not " + std::to_string(count) + " threads");
   if (barrier.arrived == 0) {
     barrier.expected = expected;
-    barrier.everyone = everyone;
+    barrier.whole_block = whole_block;
     barrier.at = t.at;
   } else if (barrier.expected != expected) {
     fault("barrier divergence", t, "threads wait at this barrier for another number of threads");
-  } else if (everyone && id == 0 && barrier.at != t.at) {
-    // __syncthreads() is one place for all; a named barrier may stand in several.
+  } else if (whole_block && id == 0 && barrier.at != t.at) {
+    // All threads must wait at the same __syncthreads(). A named barrier may be used by several
+    // instructions.
     fault("barrier divergence", t, "other threads of the block wait at " + where(barrier.at - 1));
   }
   barrier.arrivals.push_back(order.publish(t));
@@ -277,7 +279,7 @@ void Machine::finish_barrier(Barrier& barrier) {
   order.meet(barrier.arrivals, leaving);
   for (Thread* waiting : barrier.waiting) {
     const Instruction& i = kernel.code[waiting->at - 1];
-    // barrier.red gives everyone the count, or whether it is all or any of them.
+    // barrier.red gives every thread the number of true predicates, or whether all or any are true.
     const uint32_t sum = barrier.sum;
     if (i.detail == 1) waiting->set(i.out, sum);
     if (i.detail == 2) waiting->set(i.out, sum == barrier.arrived);
@@ -293,7 +295,7 @@ void Machine::leave(Thread& t) {
   ++b.exited;
   progress();
   for (const Barrier& barrier : b.barriers)
-    if (barrier.arrived && barrier.everyone)
+    if (barrier.arrived && barrier.whole_block)
       fault("barrier divergence", t,
             "the thread exits while others of its block wait at " + where(barrier.at - 1));
   for (const Gathering& g : b.gatherings[t.warp])

@@ -1,4 +1,4 @@
-// One instruction as written, between the parser and the decoder.
+// An instruction as it is written in the PTX: the parser's result and the decoder's input.
 #pragma once
 
 #include <string>
@@ -12,7 +12,7 @@ struct Argument {
   enum Form { kScalar, kVector, kAddress, kName };
   Form form = kScalar;
   Operand value;
-  std::vector<Operand> list;  // {a, b}, or a|p
+  std::vector<Operand> list;  // a and b of {a, b}, or p of a|p
   int64_t offset = 0;         // [base + offset]
   std::string name;           // a label or a function
 };
@@ -30,8 +30,8 @@ struct Statement {
   }
 };
 
-// Sets everything of `instruction` but its guard and its branch target. An instruction that is not
-// known gets the handler that says so.
+// Sets all fields of `instruction` except its guard and its branch target. The handler of an
+// unknown instruction raises the fault "unsupported".
 void decode(const Statement& statement, Kernel& kernel, Instruction& instruction);
 
 }  // namespace ptxvm

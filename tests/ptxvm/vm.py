@@ -1,11 +1,10 @@
-"""Programs of PTX, memory for them, launches."""
+"""Programs of PTX, the memory that their kernels may touch, and launches."""
 
 from __future__ import annotations
 
 import ctypes
 import hashlib
 import os
-import shutil
 import subprocess
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,37 +13,34 @@ from typing import Any
 
 import numpy as np
 
+import setup_build
 from tests.ptxvm.build import native
 
 Array = np.ndarray[Any, Any]
 
-# What a launch checks beside bounds, alignment, barriers and deadlocks, which it always does.
-# "stale" lets an unordered volatile or relaxed load return the value before the last one.
+# The checks that a launch can leave out. Bounds, alignment, barriers and deadlocks are always
+# checked. "stale" lets an unordered volatile or relaxed load return the previous value.
 CHECKS = ("races", "uninitialised", "stale")
 
-# Around an array that Memory allocates: an index off by this much hits no other array.
+# Unused bytes before and after each array that Memory allocates. An index that is wrong by less
+# than this hits no other array.
 _GAP = 1 << 16
-# cudaMalloc aligns so.
+# The alignment of cudaMalloc, in bytes.
 _ALIGN = 256
-
-
-def nvcc() -> str | None:
-    """The CUDA compiler: $CUDA_HOME's, else that on PATH; None where there is neither."""
-    home = os.environ.get("CUDA_HOME", "")
-    return shutil.which("nvcc", path=f"{home}/bin") if home else shutil.which("nvcc")
 
 
 def compile_ptx(
     source: Path, out_dir: Path, *, arch: str = "compute_80", flags: Sequence[str] = ()
 ) -> str:
-    """The PTX of a .cu file, with source lines; compiled once for one source, flags and out_dir.
+    """Compiles a .cu file to PTX with source lines.
 
-    Headers that the source includes are not watched: give a fresh out_dir for each test session.
+    A second call with the same source, flags and out_dir returns the PTX of the first. A change of
+    an included header goes unnoticed, so each test session needs a fresh out_dir.
 
     Raises:
         RuntimeError: nvcc is missing or refuses the source.
     """
-    compiler = nvcc()
+    compiler = setup_build.nvcc()
     if compiler is None:
         raise RuntimeError("nvcc is not on PATH: install the CUDA toolkit")
     command = [compiler, "-ptx", "-lineinfo", "-std=c++17", f"-arch={arch}", *flags]
@@ -63,7 +59,10 @@ def compile_ptx(
 
 
 class Memory:
-    """Arrays that kernels may touch, and which of their bytes were written, over many launches."""
+    """The arrays that kernels may touch. It also knows which of their bytes were written so far.
+
+    One Memory can serve many launches.
+    """
 
     def __init__(self) -> None:
         self._native = native().Memory()
@@ -72,13 +71,13 @@ class Memory:
     def add(
         self, array: Array, name: str = "", *, written: bool = True, writable: bool | None = None
     ) -> Array:
-        """Lets kernels touch a contiguous array where it lies.
+        """Lets kernels touch a contiguous array. The array is not copied.
 
         Args:
-            array: the array, kept alive.
-            name: what error messages call it.
-            written: False where its values count as uninitialised until a kernel writes them.
-            writable: whether kernels may write it; None for what numpy says.
+            array: the array. Memory keeps it alive.
+            name: the array's name in error messages.
+            written: False if its values count as uninitialised until a kernel writes them.
+            writable: whether kernels may write it; None takes numpy's `writeable` flag.
         """
         if not (array.flags.c_contiguous or array.flags.f_contiguous):
             raise ValueError(f"{name or 'the array'} must be contiguous")
@@ -93,13 +92,16 @@ class Memory:
         return array
 
     def empty(self, shape: int | tuple[int, ...], dtype: Any, name: str = "") -> Array:
-        """A new array full of NaN-like bytes, uninitialised to kernels, far from every other."""
+        """A new array that counts as uninitialised, with unused addresses around it.
+
+        Its bytes are 0xFF, which is NaN in every floating-point type.
+        """
         array = _apart(np.empty(shape, dtype))
         array.view(np.uint8)[...] = 0xFF
         return self.add(array, name, written=False)
 
     def copy(self, array: Any, name: str = "", *, writable: bool = True) -> Array:
-        """A copy, far from every other array."""
+        """A copy of an array, with unused addresses around it."""
         values = np.asarray(array)
         out = _apart(values)
         out[...] = values
@@ -119,19 +121,22 @@ class Memory:
         return None
 
     def written(self, array: Array) -> Array:
-        """Which elements of an array given to add, empty or copy hold values: bool, its shape."""
+        """Which elements of an array were written: a bool array of the same shape.
+
+        The array must come from add, empty or copy.
+        """
         if not array.nbytes:
             return np.ones(array.shape, bool)
         flags = self._native.written(array.ctypes.data)
         return flags.reshape(-1, array.itemsize).all(-1).reshape(array.shape)
 
     def mark_written(self, array: Array) -> None:
-        """Says that the host wrote `array`, a contiguous part of one that kernels may touch."""
+        """Marks `array`, a contiguous part of an array in this Memory, as written by the host."""
         if array.nbytes:
             self._native.mark_written(array.ctypes.data, array.nbytes)
 
     def view(self, address: int, shape: int | tuple[int, ...], dtype: Any) -> Array:
-        """The array that a pointer points to, for host code that handles pointers."""
+        """The array at an address, for host code that gets pointers."""
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
         holder = self._holder(address, size)
         if holder is None:
@@ -141,7 +146,7 @@ class Memory:
 
 
 def _apart(like: Array) -> Array:
-    """An array like another, with unused addresses on both sides."""
+    """A new array of the same shape and dtype, with unused addresses on both sides."""
     raw = np.empty(like.nbytes + 2 * _GAP + _ALIGN, np.uint8)
     start = _GAP + -(raw.ctypes.data + _GAP) % _ALIGN
     return raw[start : start + like.nbytes].view(like.dtype).reshape(like.shape)
@@ -150,14 +155,14 @@ def _apart(like: Array) -> Array:
 @dataclass(frozen=True)
 class KernelInfo:
     parameter_sizes: tuple[int, ...]  # bytes
-    shared_bytes: int  # static
-    max_threads: int  # of a block, by __launch_bounds__; 0 for any
+    shared_bytes: int  # of static shared memory
+    max_threads: int  # of a block, by __launch_bounds__; 0 if there is no bound
 
 
 @dataclass(frozen=True)
 class Run:
-    instructions: int  # of all threads
-    stale_loads: int  # that returned the value before the last one
+    instructions: int  # how many instructions all threads ran together
+    stale_loads: int  # how many loads returned the previous value
 
 
 class Program:
@@ -172,14 +177,14 @@ class Program:
         }
 
     def name_of(self, *parts: str) -> str:
-        """The one kernel whose mangled name has all of `parts` in it."""
+        """The name of the one kernel whose mangled name contains all of `parts`."""
         found = [name for name in self.kernels if all(part in name for part in parts)]
         if len(found) != 1:
             raise ValueError(f"{parts} must name one kernel, found {found or 'none'}")
         return found[0]
 
     def unknown(self, name: str) -> list[str]:
-        """The instructions of a kernel that stop the thread that meets them."""
+        """The instructions of a kernel that the interpreter does not know."""
         return self._native.unknown(name)
 
     def launch(
@@ -204,18 +209,21 @@ class Program:
             grid: blocks, in up to three dimensions. All of them are alive at once.
             block: threads of a block.
             args: one for each parameter: an array for a pointer to it, None for a null pointer, a
-                number, bytes or a ctypes or numpy structure. Arrays that `memory` lacks are lent
-                for this launch.
+                number, bytes or a ctypes or numpy structure. Arrays that are not in `memory` are
+                added to it for this launch.
             shared: bytes of dynamic shared memory.
-            memory: what the kernel may touch; none but the arrays of `args` and `buffers` if None.
-            buffers: more arrays to lend, which the kernel finds through pointers in a structure.
-            seed: of the order in which threads run; 0 for turns in their own order.
-            quantum: how many instructions a thread runs at most before another's turn.
+            memory: the arrays that the kernel may touch beside those of `args` and `buffers`.
+            buffers: more arrays to add for this launch; the kernel finds them through pointers in
+                a structure.
+            seed: sets the order in which threads run; with 0 they take turns in a fixed order.
+            quantum: how many instructions a thread runs at most before another thread's turn.
             checks: some of CHECKS.
-            max_steps: of all threads together before a deadlock is called; 0 for no limit.
+            max_steps: how many instructions all threads may run together; more are reported as a
+                deadlock. 0 for the interpreter's own limit.
 
         Raises:
-            Fault: the kernel did something wrong: kind, block, thread, ptx_line, source.
+            Fault: the kernel did something wrong. The exception has the attributes kind, block,
+                thread, ptx_line and source.
         """
         info = self.kernels.get(name)
         if info is None:
@@ -254,7 +262,7 @@ def _three(size: int | Sequence[int]) -> tuple[int, int, int]:
 
 
 def _as_bytes(value: Any, size: int) -> bytes:
-    """An argument as the kernel's parameter of `size` bytes."""
+    """The bytes that an argument has as a kernel parameter of `size` bytes."""
     if value is None:
         return bytes(size)
     if isinstance(value, np.ndarray) and value.ndim > 0:

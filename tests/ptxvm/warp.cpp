@@ -1,5 +1,5 @@
-// What the lanes of a warp do together: shuffles, votes, sums, matrix loads and products. The last
-// lane to arrive does the work for all.
+// Handlers of the instructions that the lanes of a warp execute together: shuffles, votes, sums,
+// matrix loads and products. The last lane that arrives does the work for all lanes.
 #include <algorithm>
 
 #include "handlers.h"
@@ -100,7 +100,7 @@ void vote(Machine& m, Thread& t, const Instruction& i) {
   m.release_warp(t);
 }
 
-// match.any: who has my value.
+// match.any returns to each lane the mask of the lanes that have the same value.
 void match(Machine& m, Thread& t, const Instruction& i) {
   if (!m.gather(t, mask_at(t, i, 1))) return;
   uint32_t out[32] = {};
@@ -150,7 +150,8 @@ void reduce(Machine& m, Thread& t, const Instruction& i) {
   m.release_warp(t);
 }
 
-// Lanes that are at the same instruction right now; what hardware answers is not defined further.
+// activemask returns the lanes that stand at the same instruction at this moment. PTX defines no
+// more than that.
 void active_mask(Machine&, Thread& t, const Instruction& i) {
   uint32_t mask = 0;
   const uint32_t lanes = std::min<uint32_t>(32, t.home->threads.size() - t.warp * 32);
@@ -166,8 +167,9 @@ void check_whole_warp(Machine& m, const Thread& t) {
     m.fault("warp divergence", t, "a matrix instruction takes 32 lanes");
 }
 
-// ldmatrix: 8x8 matrices of 16-bit numbers; lane 8k + r points at row r of matrix k, lane l gets
-// columns 2(l % 4) and its neighbour of row l / 4, or of the transpose.
+// ldmatrix loads 8x8 matrices of 16-bit numbers. Lane 8k + r has the address of row r of matrix k.
+// Lane l gets the numbers of row l / 4 in columns 2(l % 4) and 2(l % 4) + 1, of the matrix or of
+// its transpose.
 void load_matrix(Machine& m, Thread& t, const Instruction& i) {
   check_whole_warp(m, t);
   if (!m.gather(t, ~0u)) return;
@@ -190,7 +192,8 @@ void load_matrix(Machine& m, Thread& t, const Instruction& i) {
   m.release_warp(t);
 }
 
-// The numbers of a register of A or B.
+// Number `part` of a register of the factor A or B. A register holds one tf32 or two 16-bit
+// numbers.
 template <Kind kKind>
 float entry(uint64_t bits, int part) {
   if (kKind == Kind::kTf32) return float_of(bits & 0xffffe000u);
@@ -198,9 +201,11 @@ float entry(uint64_t bits, int part) {
   return kKind == Kind::kBfloat ? float_of_bfloat(half) : float_of_half(half);
 }
 
-// D = A B + C, A 16 x K by rows, B K x 8 by columns. Lane 4g + q holds rows g and g + 8 of A, and
-// column g of B, in columns (rows) q of each block of four, or 2q and 2q + 1 of each of eight.
-// Sums in double and rounds once; hardware's order and rounding inside a product differ.
+// mma: D = A B + C, with A [16, K] stored by rows and B [K, 8] by columns. Lane 4g + q holds
+// numbers of rows g and g + 8 of A and of column g of B. K is cut into groups of four numbers for
+// tf32, of which the lane holds number q, and of eight numbers for 16-bit types, of which it holds
+// numbers 2q and 2q + 1. The sum is taken in double and rounded once; hardware sums and rounds in
+// another order.
 template <Kind kKind>
 void multiply(Machine& m, Thread& t, const Instruction& i) {
   check_whole_warp(m, t);
@@ -208,7 +213,7 @@ void multiply(Machine& m, Thread& t, const Instruction& i) {
   constexpr int kParts = kKind == Kind::kTf32 ? 1 : 2, kBlock = 4 * kParts;
   const std::vector<Operand>&d = i.vector(0), &a = i.vector(1), &b = i.vector(2), &c = i.vector(3);
   const int depth = i.detail;
-  const bool wide = d.size() == 4;  // float32 sums
+  const bool wide = d.size() == 4;  // the sums are float32, not float16
   double left[16][16], right[16][8];
   for (int l = 0; l < 32; ++l) {
     const Thread& lane = lane_of(t, l);

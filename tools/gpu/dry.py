@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+import setup_build
 
 from .facts import ROOT
 from .results import Fields, lines
@@ -26,8 +27,8 @@ FLOODS = "for i in range(300_000): print('line', i, 'x' * 80)"
 # Compiles the interpreter, the bindings over it, and the kernels' PTX.
 INTERPRETER = """
 import fusedrnn
-from tests.torch_cuda import device
-from tests.torch_cuda.build import binding, ptx
+from tests.kit import torch_device
+from tests.kit.bindings import binding, ptx
 binding(), ptx(80)
 """
 
@@ -110,7 +111,7 @@ def _as_planted(failed: list[Fields]) -> bool:
 def _interpreter(run: Run) -> Iterator[str]:
     """The same tasks with the CUDA library's own host code, its kernels in the interpreter."""
     name = "checks in the interpreter"
-    if shutil.which("nvcc") is None:
+    if setup_build.nvcc() is None:
         run.not_run(name, "no nvcc: kernels cannot be compiled")
         return
     built = run.step("the interpreter is built", 300, [sys.executable, "-c", INTERPRETER])

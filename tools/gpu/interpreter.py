@@ -27,8 +27,8 @@ class Interpreted(Selftest):
 @contextlib.contextmanager
 def interpreted() -> Iterator[Any]:
     """The ops of the CUDA library on CPU tensors, their kernels in the interpreter of the tests."""
-    from tests.torch_cuda.build import ptx
-    from tests.torch_cuda.device import TorchDevice, using
+    from tests.kit.bindings import ptx
+    from tests.kit.torch_device import TorchDevice, using
 
     device = TorchDevice(ptx(80))
     before = ops._forward_now, ops._backward_now

@@ -286,7 +286,7 @@ class Everything:
         chosen = DEVICE_TESTS if self.device == "cuda" else "test_cells"
         command = [sys.executable, "-m", "pytest", "-c", "/dev/null", "--rootdir", str(ROOT)]
         command += ["-q", "-p", "no:cacheprovider", "--maxfail=15", "-k", chosen]
-        tests = str(Path("tests") / "test_devices.py")
+        tests = str(Path("tests") / "layers" / "test_devices.py")
         self.run.step("pytest", 120, [*command, tests], 2, 8, unfinished=("out of time",))
 
 

@@ -1,4 +1,5 @@
-// One thread for each element: what the arithmetic of a kernel compiles to.
+// Kernels that compute the same functions for each element of their inputs, one thread for each
+// element. They cover the arithmetic instructions that nvcc emits.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
@@ -63,7 +64,7 @@ extern "C" __global__ void long_integers(const long long* a, const long long* b,
   out[5 * n + k] = __clzll(x) + __popcll(y);
 }
 
-// out [16, n]: the sixth to the tenth row rounded in given directions
+// out [16, n]; rows 5 to 9 are rounded in given directions.
 extern "C" __global__ void floats(const float* a, const float* b, float* out, int n) {
   const int k = element();
   if (k >= n) return;
@@ -118,7 +119,8 @@ extern "C" __global__ void doubles(const double* a, const double* b, double* out
   out[4 * n + k] = sqrt(fabs(x)) + log(fabs(y) + 1e-3);
 }
 
-// Every 16-bit number to float32, and n floats to 16 bits (nearest).
+// to_floats converts every 16-bit number to float32; from_floats rounds n floats to 16 bits, to
+// nearest.
 extern "C" __global__ void to_floats(float* halves, float* bfloats) {
   const int k = element();
   halves[k] = __half2float(__ushort_as_half(k));
@@ -135,7 +137,7 @@ extern "C" __global__ void from_floats(const float* x, uint16_t* halves, uint16_
 #endif
 }
 
-// a b + c for pairs; out [2 n] of each type
+// Products and sums of pairs of 16-bit numbers; [2 n] numbers of each type.
 extern "C" __global__ void pairs(const __half2* a, const __half2* b, __half2* half_out,
                                  const __nv_bfloat162* c, const __nv_bfloat162* d,
                                  __nv_bfloat162* bfloat_out, int n) {
@@ -159,7 +161,7 @@ extern "C" __global__ void conversions(const float* a, int* out, int n) {
   out[4 * n + k] = static_cast<int>(static_cast<long long>(x * 1e6f) >> 3);
 }
 
-// A jump table, a loop with a local array, 128-bit sums.
+// A kernel with a jump table, a loop over a local array, and 128-bit arithmetic.
 extern "C" __global__ void branches(const int* a, int* out, int n) {
   const int k = element();
   if (k >= n) return;

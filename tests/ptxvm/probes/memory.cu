@@ -1,5 +1,5 @@
-// Bounds, first use before a write, shared memory and barriers of one block. The wrong kernels
-// stand beside the right ones that they were made from.
+// Probes of bounds, of reads before a write, of shared memory and of the barriers of one block.
+// Each faulty kernel stands beside the correct kernel that it was made from.
 #include <cassert>
 #include <cstdint>
 #include <cstdio>
@@ -17,7 +17,7 @@ extern "C" __global__ void shared_index(const float* x, float* out, int by) {
 extern "C" __global__ void wide_load(const float* x, float4* out, int by) {
   out[threadIdx.x] = *reinterpret_cast<const float4*>(x + 4 * threadIdx.x + by);
 }
-// Only the first `filled` threads write.
+// Only the first `filled` threads write to the tile; all of it is read.
 extern "C" __global__ void partly_filled(const float* x, float* out, int filled) {
   __shared__ float tile[64];
   const int t = threadIdx.x;
@@ -36,7 +36,7 @@ extern "C" __global__ void sum_of(const float* x, float* work, float* out, int n
 }
 extern "C" __global__ void writes_input(float* x) { x[threadIdx.x] = 0; }
 
-// Rotates x by one through shared memory, `steps` times: out[t] = x[t + steps].
+// Rotates x by one place through shared memory, `steps` times: out[t] = x[(t + steps) % 64].
 template <bool kBefore, bool kAfter>
 __device__ void rotate(const float* x, float* out, int steps) {
   __shared__ float tile[64];
@@ -59,7 +59,7 @@ extern "C" __global__ void rotated_early_read(const float* x, float* out, int st
 extern "C" __global__ void rotated_early_write(const float* x, float* out, int steps) {
   rotate<true, false>(x, out, steps);
 }
-// Adjacent 16-bit numbers, written by two threads: no race, unless they are one number.
+// Two threads write adjacent 16-bit numbers. That is a race only if they write the same number.
 extern "C" __global__ void neighbours(const uint16_t* x, uint16_t* out, int apart) {
   __shared__ uint16_t tile[64];
   const int t = threadIdx.x;
@@ -67,7 +67,7 @@ extern "C" __global__ void neighbours(const uint16_t* x, uint16_t* out, int apar
   __syncthreads();
   out[t] = tile[t * apart % 64];
 }
-// One block through global memory.
+// The threads of one block pass numbers to each other through global memory.
 template <bool kBarrier>
 __device__ void reverse(const float* x, float* work, float* out) {
   const int t = threadIdx.x;
@@ -81,11 +81,11 @@ extern "C" __global__ void reversed(const float* x, float* work, float* out) {
 extern "C" __global__ void reversed_early(const float* x, float* work, float* out) {
   reverse<false>(x, work, out);
 }
-// Two blocks write the same places.
+// Two blocks write the same numbers if `apart` is less than the number of threads.
 extern "C" __global__ void both_blocks(float* out, int apart) {
   out[blockIdx.x * apart + threadIdx.x] = blockIdx.x;
 }
-// What a launch writes does not reach ld.global.nc.
+// ld.global.nc does not see what the same launch writes: it is an error if x and y are one array.
 extern "C" __global__ void non_coherent(const float* __restrict__ x, float* y, float* out) {
   const int t = threadIdx.x;
   y[t] = t;
@@ -96,14 +96,14 @@ extern "C" __global__ void hits(int* counts, const int* at, int n) {
   for (int k = threadIdx.x; k < n; k += blockDim.x) atomicAdd(&counts[at[k]], 1);
 }
 
-// Local memory read beyond what was written.
+// Reads any of the eight numbers in local memory, of which only `filled` were written.
 extern "C" __global__ void partly_local(const int* x, int* out, int filled) {
   int history[8];
   for (int k = 0; k < filled; ++k) history[k] = x[threadIdx.x + k];
   int v = history[x[threadIdx.x] & 7];
   out[threadIdx.x] = v;
 }
-// Cache hints change nothing: out [6, 64].
+// Loads and stores with cache hints, which change no value: out [6, 64].
 extern "C" __global__ void hints(const float* x, float* out) {
   const int t = threadIdx.x;
   const float* from = x + t;
@@ -119,7 +119,7 @@ extern "C" __global__ void hints(const float* x, float* out) {
   __stwt(out + 256 + t, v[4]);
   asm volatile("st.relaxed.sys.global.f32 [%0], %1;" ::"l"(out + 320 + t), "f"(v[5]) : "memory");
 }
-// Atomics of each kind and scope: counts [8].
+// Atomics of every operation and scope: counts [8].
 extern "C" __global__ void atomics(unsigned* counts, unsigned long long* wide, float* sum) {
   __shared__ unsigned own;
   const unsigned t = threadIdx.x;
@@ -163,7 +163,7 @@ extern "C" __global__ void half_at_barrier(const float* x, float* out) {
   if (threadIdx.x < 32) asm volatile("bar.sync 1, 64;");
   out[threadIdx.x] = x[threadIdx.x];
 }
-// One warp produces, another consumes: x [2, 32].
+// One warp produces numbers and another one consumes them, through named barriers: x [2, 32].
 template <int kArrive>
 __device__ void produce(const float* x, float* out) {
   __shared__ float tile[32];

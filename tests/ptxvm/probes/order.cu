@@ -1,9 +1,10 @@
-// Data passed between blocks. Each `exchange` is one barrier of the grid, right or wrong.
+// Probes that pass data between blocks. Each instance of `exchange` uses another barrier of the
+// grid; some are correct and some are not.
 #include <cooperative_groups.h>
 
 namespace {
 
-// Arrivals: one is added to *p.
+// Ways to arrive at a barrier: each adds 1 to *p.
 __device__ void red_release(unsigned* p) {
   asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(p) : "memory");
 }
@@ -19,7 +20,7 @@ __device__ void atom_acq_rel(unsigned* p) {
 }
 __device__ void atomic_add(unsigned* p) { atomicAdd(p, 1u); }
 
-// Polls.
+// Ways to read the counter while waiting.
 __device__ unsigned load_acquire(unsigned* p) {
   unsigned v;
   asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
@@ -42,14 +43,14 @@ __device__ unsigned atom_acquire(unsigned* p) {
   return v;
 }
 
-// Fences.
+// Fences before the arrival or after the wait.
 __device__ void fence() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
 __device__ void fence_block() { asm volatile("fence.acq_rel.cta;" ::: "memory"); }
 __device__ void fence_of_c() { __threadfence(); }
 __device__ void none() {}
 
-// Each wait(count, target) returns once all blocks have added to *count `target` times together.
-// In most, thread 0 of a block does that for the others, between two barriers of the block.
+// Each barrier's wait(count, target) arrives, and returns once all blocks together have arrived
+// `target` times. In most of them thread 0 does this for its block, between two __syncthreads().
 template <void (*kFenceBefore)(), void (*kArrive)(unsigned*), unsigned (*kPoll)(unsigned*),
           void (*kFenceBehind)(), bool kBlockBefore = true, bool kBlockBehind = true>
 struct Thread0 {
@@ -70,7 +71,7 @@ struct ReleaseAcquire : Thread0<none, red_release, load_acquire, none> {};
 struct FenceVolatile : Thread0<fence_of_c, atomic_add, load_volatile, fence_of_c> {};
 struct FenceRelaxed : Thread0<fence, red_relaxed, load_relaxed, fence> {};
 struct AtomicPoll : Thread0<none, atom_acq_rel, atom_acquire, none> {};
-// Every thread waits for itself: no barrier of the block behind the spin.
+// Every thread polls the counter itself, so no __syncthreads() is needed after the loop.
 struct EveryThreadWaits {
   static __device__ void wait(unsigned* count, unsigned target) {
     __syncthreads();
@@ -79,7 +80,7 @@ struct EveryThreadWaits {
     }
   }
 };
-// One warp waits, and hands on what it saw through a barrier of the block.
+// A thread of another warp polls the counter, and passes the order on through __syncthreads().
 struct OtherThreadWaits {
   static __device__ void wait(unsigned* count, unsigned target) {
     __syncthreads();
@@ -103,7 +104,7 @@ struct AtomicOfBlockScope : Thread0<none, red_release_block, load_acquire, none>
 struct PlainSpin : Thread0<none, red_release, load_plain, fence> {};
 struct NoBarrierBefore : Thread0<none, red_release, load_acquire, none, false, true> {};
 struct NoBarrierBehind : Thread0<none, red_release, load_acquire, none, true, false> {};
-// The fence stands before the barrier of the block, so it covers its own thread's stores alone.
+// Each thread's fence comes before __syncthreads(), so thread 0's fence covers only its own stores.
 struct FenceTooEarly {
   static __device__ void wait(unsigned* count, unsigned target) {
     fence();
@@ -121,7 +122,8 @@ struct Nothing {
 
 }  // namespace
 
-// A ring of n numbers through two buffers: x'[k] = x[k - 1] + x[k + 1], one barrier a step.
+// Each number of a ring becomes the sum of its neighbours: x'[k] = x[k - 1] + x[k + 1]. Steps
+// alternate between two buffers, with one barrier of the grid for each step.
 template <class Barrier>
 __global__ void exchange(int* x, int* y, unsigned* count, int n, int steps) {
   const int k = blockIdx.x * blockDim.x + threadIdx.x;
@@ -132,7 +134,8 @@ __global__ void exchange(int* x, int* y, unsigned* count, int n, int steps) {
     Barrier::wait(count, gridDim.x * (s + 1));
   }
 }
-// The same with the barrier in two halves and one buffer: a step late, a reader meets a writer.
+// The same with one buffer. There is no barrier between a write and the next step's reads, so they
+// race.
 template <class Barrier>
 __global__ void one_buffer(int* x, unsigned* count, int n, int steps) {
   const int k = blockIdx.x * blockDim.x + threadIdx.x;
@@ -144,7 +147,8 @@ __global__ void one_buffer(int* x, unsigned* count, int n, int steps) {
 }
 template __global__ void one_buffer<ReleaseAcquire>(int*, unsigned*, int, int);
 
-// Arrive, do other work, wait; the work's result is the block's own.
+// A barrier in two parts: the block arrives, does work that other blocks do not read, and then
+// waits.
 extern "C" __global__ void split_barrier(int* x, int* y, unsigned* count, int n, int steps) {
   const int k = blockIdx.x * blockDim.x + threadIdx.x;
   int own = 0;
@@ -162,7 +166,7 @@ extern "C" __global__ void split_barrier(int* x, int* y, unsigned* count, int n,
   }
   if (own == 123456789) x[k] = 0;
 }
-// A flag for each block: thread b waits for block b, all go on together.
+// A barrier with one flag for each block. Thread b waits for the flag of block b.
 extern "C" __global__ void flags(int* x, int* y, unsigned* flag, int n, int steps) {
   const int k = blockIdx.x * blockDim.x + threadIdx.x;
   for (int s = 0; s < steps; ++s) {
@@ -180,7 +184,8 @@ extern "C" __global__ void flags(int* x, int* y, unsigned* flag, int n, int step
     __syncthreads();
   }
 }
-// A generation counter that the last block to come raises, the other count set back by hand.
+// A barrier with two counters: the last block that arrives resets the count of arrivals and raises
+// the generation, for which the other blocks wait.
 extern "C" __global__ void generations(int* x, int* y, unsigned* count, int n, int steps) {
   const int k = blockIdx.x * blockDim.x + threadIdx.x;
   for (int s = 0; s < steps; ++s) {
@@ -206,8 +211,8 @@ extern "C" __global__ void generations(int* x, int* y, unsigned* count, int n, i
   }
 }
 
-// Block 0 passes n numbers to block 1, all accesses volatile: no race, but without fences block 1
-// may see old numbers behind the new flag.
+// Block 0 passes n numbers to block 1. All accesses are volatile, so there is no race; but without
+// fences block 1 may read old numbers after it has read the new flag.
 template <bool kFences>
 __global__ void pass_on(volatile int* x, volatile unsigned* flag, int* out, int n) {
   const int t = threadIdx.x;
@@ -231,7 +236,7 @@ __global__ void pass_on(volatile int* x, volatile unsigned* flag, int* out, int 
 template __global__ void pass_on<true>(volatile int*, volatile unsigned*, int*, int);
 template __global__ void pass_on<false>(volatile int*, volatile unsigned*, int*, int);
 
-// One warp passes 32 numbers to another through shared memory and a flag there.
+// One warp passes 32 numbers to another one through shared memory and a flag in it.
 template <bool kRelease, bool kAcquire>
 __global__ void shared_flag(const int* x, int* out) {
   __shared__ int tile[32];

@@ -1,4 +1,4 @@
-// What the lanes of a warp do together.
+// Probes of the instructions that the lanes of a warp execute together.
 #include <cuda_fp16.h>
 #include <cuda_pipeline.h>
 
@@ -15,12 +15,13 @@ extern "C" __global__ void shuffles(const int* x, int* out) {
   out[160 + lane] = __reduce_add_sync(~0u, v) + __reduce_min_sync(~0u, v);
   out[192 + lane] = __any_sync(~0u, v == 5) + 2 * __all_sync(~0u, v > -100);
   out[224 + lane] = __match_any_sync(~0u, v & 3);
-  // A part of the warp.
+  // These two involve a part of the warp each.
   if (lane < 12) out[256 + lane] = __shfl_xor_sync(0xfff, v, 1);
   if (lane >= 12) out[256 + lane] = __ballot_sync(~0xfffu, v & 2);
 }
 
-// a [16, K] by rows, b [K, 8] by columns (stored [8, K]), c and d [16, 8]; T 2 or 4 bytes wide.
+// Names for the operands of one lane in d = a b + c: a [16, K]; b [K, 8], stored as [8, K]; c and d
+// [16, 8]. A lane holds kPerLane adjacent numbers in each register of a and b.
 #define FRAGMENTS(K, kPerLane)                                                                    \
   const int g = threadIdx.x / 4, q = threadIdx.x % 4;                                             \
   const auto a_at = [&](int row, int column) {                                                    \
@@ -81,7 +82,7 @@ MMA_K16(mma_bf16_k16, "bf16")
 MMA_K8(mma_f16_k8, "f16")
 MMA_K8(mma_bf16_k8, "bf16")
 
-// Sums in float16: c and d [16, 8] halves.
+// The sums are float16: c and d [16, 8].
 extern "C" __global__ void mma_f16_sums(const uint16_t* a, const uint16_t* b, const uint16_t* c,
                                         uint16_t* d) {
   FRAGMENTS(16, 2)
@@ -95,7 +96,7 @@ extern "C" __global__ void mma_f16_sums(const uint16_t* a, const uint16_t* b, co
         "r"(b_at(at)), "r"(b_at(at + 8)), "r"(from[0]), "r"(from[32]));
 }
 
-// out [32, 4] registers: four 8x8 matrices of x [16, 16], as they are or transposed.
+// The four 8x8 matrices in x [16, 16], transposed or not: out [32, 4], each lane's four registers.
 template <bool kTransposed>
 __device__ void load_matrices(const uint16_t* x, unsigned* out) {
   __shared__ __align__(16) uint16_t tile[256];
@@ -121,7 +122,7 @@ extern "C" __global__ void matrices_transposed(const uint16_t* x, unsigned* out)
   load_matrices<true>(x, out);
 }
 
-// --- Wrong ---------------------------------------------------------------------------------------
+// --- Faulty kernels ------------------------------------------------------------------------------
 
 extern "C" __global__ void shuffle_when_diverged(const int* x, int* out) {
   const int lane = threadIdx.x;
@@ -148,8 +149,9 @@ extern "C" __global__ void warp_barrier(const int* x, int* out) {
   out[lane] = tile[31 - lane];
 }
 
-// --- Asynchronous copies of [2, 64] float4, the first stage used while the second is on its way --
+// --- Asynchronous copies -------------------------------------------------------------------------
 
+// Copies x [2, 64] in two parts; the first part is used while the second is still being copied.
 template <int kWaits, bool kBarrier>
 __device__ void two_stages(const float4* x, float* out) {
   __shared__ float4 stage[2][64];
@@ -176,7 +178,8 @@ extern "C" __global__ void copies_no_barrier(const float4* x, float* out) {
   two_stages<2, false>(x, out);
 }
 
-// A stage refilled while another warp may still read it: x [2, 64], out [2, 64].
+// Without kBarrier, `stage` is filled again while another warp may still read it: x [2, 64],
+// out [2, 64].
 template <bool kBarrier>
 __device__ void refill(const float* x, float* out) {
   __shared__ float stage[64];
@@ -193,7 +196,7 @@ __device__ void refill(const float* x, float* out) {
 extern "C" __global__ void refilled(const float* x, float* out) { refill<true>(x, out); }
 extern "C" __global__ void refilled_too_early(const float* x, float* out) { refill<false>(x, out); }
 
-// Bytes beyond `valid` arrive as zeros: x [64] float2.
+// Copies x [64]; the numbers from index `valid` on arrive as zeros.
 extern "C" __global__ void copies_with_zeros(const float2* x, float2* out, int valid) {
   __shared__ float2 stage[64];
   const int t = threadIdx.x;

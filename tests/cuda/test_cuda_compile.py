@@ -1,0 +1,154 @@
+"""What the compiler makes of the kernels: registers, shared memory, no spills, tensor cores."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import re
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+import setup_build
+from tests.kit import build
+
+pytestmark = pytest.mark.skipif(
+    setup_build.nvcc() is None, reason="no nvcc: kernels cannot be compiled"
+)
+
+DTYPES = ["f32", "f64", "f16", "bf16"]
+ARCHITECTURES = [75, 80, 90, 100, 120]
+WAYS = ("forward", "backward")
+# Registers of a thread at most: what nvcc 13.0 takes, and up to eight more, the number in which
+# they are given out. The resident kernels hold weights in them, in one block of 256 threads on a
+# multiprocessor, which has 65,536: those for tensor cores need all that a thread can have, and
+# what holds them is that nothing spills. On sm_75 they stop at once.
+#                   sm_75, 80, 90, 100, 120
+BUDGETS = {
+    "resident_fma": (232, 232, 248, 248, 248),
+    "resident_mma": (112, 255, 255, 255, 255),
+    "step": (56, 56, 56, 56, 56),
+    "sum_rows": (64, 48, 48, 48, 56),
+    "round": (24, 16, 16, 16, 16),
+    "write_numbers": (48, 32, 40, 40, 40),
+}
+KERNELS = {
+    **{f"step_{way}_{dtype}": "step" for way in WAYS for dtype in DTYPES},
+    **{f"sum_rows_{dtype}": "sum_rows" for dtype in DTYPES},
+    **{f"round_{dtype}": "round" for dtype in ("f16", "bf16")},
+    "write_numbers": "write_numbers",
+    **{
+        f"resident_{way}_{cores}_{dtype}": f"resident_{cores}"
+        for way in WAYS
+        for cores, dtypes in (("fma", ("f32", "f16", "bf16")), ("mma", ("tf32", "f16", "bf16")))
+        for dtype in dtypes
+    },
+}
+
+
+@functools.cache
+def assembled(arch: int) -> dict[str, build.Kernel]:
+    """The kernels as ptxas makes them for an architecture, from the PTX of the tests."""
+
+    def assemble(path: Path) -> dict[str, build.Kernel]:
+        return build.kernels_of(
+            build.compile_kernel(
+                path, Path("/dev/null"), f"-arch=sm_{arch}", "-cubin", "-Xptxas=-v"
+            )
+        )
+
+    with ThreadPoolExecutor(setup_build.jobs()) as pool:
+        parts = list(pool.map(assemble, build.ptx(min(arch, 80))))
+    return {name: kernel for part in parts for name, kernel in part.items()}
+
+
+def bodies(path: Path) -> dict[str, str]:
+    """The text of each kernel in a file of PTX."""
+    parts = path.read_text().split(".entry ")[1:]
+    return {part.split("(")[0].strip(): part for part in parts}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_registers_and_spills(arch: int) -> None:
+    kernels = assembled(arch)
+    assert kernels.keys() == KERNELS.keys()
+    assert len(kernels) <= 40
+    for name, kernel in kernels.items():
+        budget = BUDGETS[KERNELS[name]][ARCHITECTURES.index(arch)]
+        assert 0 < kernel.registers <= budget, (name, kernel)
+        assert kernel.spills == 0, (name, kernel)
+        assert kernel.stack == 0, (name, kernel)
+        # Nothing but sum_rows has shared memory of its own: the plan counts the rest.
+        sums = 8 * 32 * (8 if name.endswith("f64") else 4)
+        assert kernel.shared == (sums if name.startswith("sum_rows") else 0), (name, kernel)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_the_grids_fit(arch: int) -> None:
+    """With the registers that the kernels have, blocks of a resident launch run together."""
+    device = build.host().device(f"sm_{arch}")
+    resident = 0
+    for cores, dtype, way, H, N, D in itertools.product(
+        ["fma", "mma"], ["f32", "f16", "bf16"], WAYS, [64, 512, 1024], [4, 32], [1, 2]
+    ):
+        name = f"resident_{way}_{cores}_{'tf32' if (cores, dtype) == ('mma', 'f32') else dtype}"
+        kernel = assembled(arch)[name]
+        plan = build.host().plan(
+            *("lstm", dtype, [150, N, H, H, H, D], f"sm_{arch}"),
+            backward=way == "backward",
+            allow_tf32=True,
+            registers=kernel.registers,
+        )
+        if plan["regime"] == "per_step" or plan["cores"] != cores:
+            continue
+        resident += 1
+        shared = kernel.shared + plan["shared_bytes"]
+        assert shared <= device["shared_per_block"], (name, plan)
+        together = build.host().blocks_per_sm(f"sm_{arch}", kernel.registers, shared)
+        x, y, z = plan["grid"]
+        assert x * y * z <= together * device["sms"], (name, plan)
+    assert resident > (15 if arch == 75 else 40)
+
+
+def test_tensor_cores_are_used_where_the_plan_says_so() -> None:
+    instructions = {
+        "mma_tf32": "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32",
+        "mma_f16": "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32",
+        "mma_bf16": "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32",
+    }
+    found = {name: body for path in build.ptx(80) for name, body in bodies(path).items()}
+    assert found.keys() == KERNELS.keys()
+    for name, body in found.items():
+        wanted = next((i for cores, i in instructions.items() if name.endswith(cores)), None)
+        used = set(re.findall(r"mma\.sync\S*", body))
+        assert used == ({wanted} if wanted and "mma" in name else set()), name
+
+
+def test_the_barrier_is_what_it_should_be() -> None:
+    """One arrival and one poll with the order they need, and no fence of the whole system."""
+    for path in build.ptx(80):
+        for name, body in bodies(path).items():
+            resident = name.startswith("resident")
+            assert ("red.release.gpu.global.add.u32" in body) == resident, name
+            assert ("ld.acquire.gpu.global.u32" in body) == resident, name
+            assert "membar" not in body, name
+            assert "fence" not in body, name
+
+
+def test_it_compiles_for_the_oldest_gpu() -> None:
+    """sm_75 has no bfloat16 and no TF32 tensor cores: its kernels that use them stop at once."""
+    found = {name: body for path in build.ptx(75) for name, body in bodies(path).items()}
+    assert found.keys() == KERNELS.keys()
+    for name, body in found.items():
+        assert "mma.sync" not in body
+        assert ("trap" in body) == ("_mma_" in name), name
+
+
+def test_the_table_of_kernels_is_complete() -> None:
+    listed = set()
+    for source in build.kernel_sources():
+        listed |= set(re.findall(r"FUSEDRNN_KERNEL\((\w+)\)", source.read_text()))
+    assert listed == KERNELS.keys()

@@ -1,0 +1,292 @@
+"""The checks fire on our own kernels: each test takes one thing out of them, or moves it."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+import setup_build
+from tests.kit import build
+from tests.kit.device import Device
+from tests.kit.device_cases import DeviceCase, assert_right, run_on
+from tests.ptxvm import Fault
+
+pytestmark = pytest.mark.skipif(
+    setup_build.nvcc() is None, reason="no nvcc: kernels cannot be compiled"
+)
+
+FMA = DeviceCase("gru", 3, 3, 18, 18, 1, True, (3, 3, 2, 1))
+MMA = DeviceCase("lstm", 9, 3, 18, 18, 1, True, (9, 9, 4), "bf16")
+# Only what a case runs is compiled: other lines of the file are taken out.
+KEPT = {
+    "resident_fma.cu": "fma_f32",
+    "resident_mma.cu": "mma_bf16",
+    "around_loop.cu": "",
+    "step.cu": "",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Mutation:
+    """In `header`, which `kernels` includes, the one `old` becomes `new`; `sign` is what shows it.
+
+    A sign is a kind of fault, or "numbers" for wrong results.
+    """
+
+    name: str
+    kernels: str
+    header: str
+    old: str
+    new: str
+    sign: tuple[str, ...]
+    case: DeviceCase
+
+
+ARRIVE = """    __syncthreads();
+    if (threadIdx.x == 0)
+      asm volatile("red.release"""
+MUTATIONS = [
+    Mutation(
+        "arrives before all threads of the block have written",
+        "resident_fma.cu",
+        "barrier.cuh",
+        ARRIVE,
+        ARRIVE.replace("    __syncthreads();\n", ""),
+        ("race", "weak memory"),
+        FMA,
+    ),
+    Mutation(
+        "no release before the arrival",
+        "resident_fma.cu",
+        "barrier.cuh",
+        "red.release.gpu",
+        "red.relaxed.gpu",
+        ("weak memory",),
+        FMA,
+    ),
+    Mutation(
+        "no acquire after the spin",
+        "resident_fma.cu",
+        "barrier.cuh",
+        "ld.acquire.gpu",
+        "ld.relaxed.gpu",
+        ("weak memory",),
+        FMA,
+    ),
+    Mutation(
+        "no barrier after the spin",
+        "resident_fma.cu",
+        "barrier.cuh",
+        "    }\n    __syncthreads();\n",
+        "    }\n",
+        ("race", "weak memory"),
+        FMA,
+    ),
+    Mutation(
+        "waits for all blocks but one",
+        "resident_fma.cu",
+        "barrier.cuh",
+        "while (arrived < expected_ &&",
+        "while (arrived + 1 < expected_ &&",
+        ("race",),
+        FMA,
+    ),
+    Mutation(
+        "one buffer instead of two",
+        "resident_fma.cu",
+        "resident_forward.cuh",
+        "s == kLast ? turn ^ 1 : turn",
+        "turn",
+        ("race",),
+        FMA,
+    ),
+    Mutation(
+        "sums before the source is in shared memory",
+        "resident_fma.cu",
+        "product_fma.cuh",
+        "      __syncthreads();\n      sum<s>",
+        "      sum<s>",
+        ("race", "uninitialised read"),
+        FMA,
+    ),
+    Mutation(
+        "reads sums before they are complete",
+        "resident_fma.cu",
+        "product_fma.cuh",
+        "      sum<s>(begin, count);\n      __syncthreads();\n",
+        "      sum<s>(begin, count);\n",
+        ("race", "uninitialised read"),
+        FMA,
+    ),
+    Mutation(
+        "hands on a neighbour's unit",
+        "resident_fma.cu",
+        "resident_forward.cuh",
+        "turn ^ 1 : turn, j, u) = Product::exchanged(value)",
+        "turn ^ 1 : turn, j, u + 1) = Product::exchanged(value)",
+        ("race", "numbers", "out of bounds"),
+        FMA,
+    ),
+    Mutation(
+        "one sequence too many",
+        "resident_fma.cu",
+        "resident.cuh",
+        "if (j < n && place.first_u + u < a.H)",
+        "if (j <= n && place.first_u + u < a.H)",
+        ("race", "numbers", "out of bounds", "uninitialised read"),
+        FMA,
+    ),
+    Mutation(
+        "leaves out a slice of K",
+        "resident_fma.cu",
+        "shared_memory.cuh",
+        "for (int slice = 0; slice < tile.slices; ++slice)",
+        "for (int slice = 1; slice < tile.slices; ++slice)",
+        ("numbers",),
+        FMA,
+    ),
+    Mutation(
+        "takes the gradient of sequences that are not there yet",
+        "resident_fma.cu",
+        "resident_backward.cuh",
+        "      pending = step.n;\n",
+        "      pending = place.rows;\n",
+        ("numbers",),
+        dataclasses.replace(FMA, cell="lstm"),
+    ),
+    Mutation(
+        "reads sums of tensor cores before they are complete",
+        "resident_mma.cu",
+        "product_mma.cuh",
+        "sum<s>(source, begin, n);\n    __syncthreads();\n",
+        "sum<s>(source, begin, n);\n",
+        ("race", "uninitialised read"),
+        MMA,
+    ),
+    Mutation(
+        "a fragment of the wrong row",
+        "resident_mma.cu",
+        "product_mma.cuh",
+        "f.high = packed(weight, rt * 16 + quad() + 8, k)",
+        "f.high = packed(weight, rt * 16 + quad() + 7, k)",
+        ("numbers",),
+        MMA,
+    ),
+    Mutation(
+        "operands that do not agree on the order of K",
+        "resident_mma.cu",
+        "product_mma.cuh",
+        "{f.low.z, f.high.z, f.low.w, f.high.w}",
+        "{f.low.w, f.high.w, f.low.z, f.high.z}",
+        ("numbers",),
+        MMA,
+    ),
+    Mutation(
+        "adds sums of warps before they are there",
+        "around_loop.cu",
+        "around_loop.cu",
+        "  __syncthreads();\n",
+        "",
+        ("race", "uninitialised read"),
+        FMA,
+    ),
+    Mutation(
+        "a unit beyond the last",
+        "step.cu",
+        "step.cu",
+        "i < n * width;",
+        "i <= n * width;",
+        ("race", "out of bounds", "read-only memory"),
+        FMA,
+    ),
+]
+
+
+def mutated(csrc: Path, mutation: Mutation) -> Path:
+    """A copy of the sources with the change, and of kernels and cells only what its case runs."""
+    shutil.copytree(build.CSRC, csrc, ignore=shutil.ignore_patterns("*.cpp", "*.inl"))
+    header = csrc / "cuda" / mutation.header
+    text = header.read_text()
+    assert text.count(mutation.old) == 1, f"{mutation.old!r} must stand once in {header.name}"
+    header.write_text(text.replace(mutation.old, mutation.new))
+    kinds = {"lstm": "kLstm, Lstm", "gru": "kGru, Gru"}
+    storage = csrc / "cuda" / "storage.cuh"
+    all_cells, one_cell = "FUSEDRNN_CELLS(FUSEDRNN_CASE)", kinds[mutation.case.cell]
+    assert all_cells in storage.read_text()
+    storage.write_text(storage.read_text().replace(all_cells, f"FUSEDRNN_CASE({one_cell})"))
+    source = csrc / "cuda" / mutation.kernels
+    kept = KEPT[mutation.kernels]
+    lines = source.read_text().split("\nconst std::vector")[0].splitlines(keepends=True)
+    source.write_text(
+        "".join(line for line in lines if not line.startswith("FUSEDRNN_RESIDENT") or kept in line)
+    )
+    return source
+
+
+def judge(mutation: Mutation, ptx: list[Path]) -> str:
+    """What shows first over some orders of threads: a kind of fault, "numbers", or nothing: ""."""
+    return next(filter(None, (sign_of(mutation, ptx, seed) for seed in range(3))), "")
+
+
+def sign_of(mutation: Mutation, ptx: list[Path], seed: int) -> str:
+    regime = "per_step" if mutation.kernels == "step.cu" else "resident"
+    try:
+        assert_right(run_on(mutation.case, Device(ptx, seed), regime=regime), mutation.case)
+    except Fault as fault:
+        return str(fault.kind)
+    except AssertionError:
+        return "numbers"
+    return ""
+
+
+def compiled(mutation: Mutation, tmp_path: Path) -> list[Path]:
+    """All kernels, with the change."""
+    source = mutated(tmp_path / "csrc", mutation)
+    output = tmp_path / f"{source.stem}.ptx"
+    build.compile_kernel(source, output, "-arch=compute_80", "-ptx")
+    return [*(path for path in build.ptx(80) if path.name != output.name), output]
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda m: m.name)
+def test_is_caught(mutation: Mutation, tmp_path: Path) -> None:
+    assert judge(mutation, compiled(mutation, tmp_path)) in mutation.sign
+
+
+@pytest.mark.parametrize(
+    "mutation", [MUTATIONS[0], MUTATIONS[12], MUTATIONS[15], MUTATIONS[16]], ids=lambda m: m.kernels
+)
+def test_nothing_is_caught_without_a_change(mutation: Mutation, tmp_path: Path) -> None:
+    same = dataclasses.replace(mutation, new=mutation.old)
+    assert judge(same, compiled(same, tmp_path)) == ""
+
+
+@pytest.mark.parametrize("way", ["forward", "backward"])
+@pytest.mark.parametrize("case", [FMA, MMA], ids=["fma_f32", "mma_bf16"])
+def test_a_block_that_never_arrives_ends_in_an_error(
+    case: DeviceCase, way: str, tmp_path: Path
+) -> None:
+    """The others stop looking, and the error names the kernel and a way out."""
+    cores = "mma" if case is MMA else "fma"
+    block = f"if (threadIdx.x == 0 && (blockIdx.x != 1 || kernel_[9] != '{way[0]}'))"
+    absent = Mutation(
+        "a block never arrives",
+        f"resident_{cores}.cu",
+        "barrier.cuh",
+        ARRIVE,
+        ARRIVE.replace("if (threadIdx.x == 0)", block),
+        ("assert",),
+        case,
+    )
+    device = Device(compiled(absent, tmp_path))
+    with pytest.raises(Fault) as failed:
+        run_on(case, device, regime="resident", spin_limit=1 << 12)
+    kernel = f"resident_{way}_{cores}_{case.dtype}"
+    assert device.launches[-1] == kernel
+    assert failed.value.kind == "assert"
+    assert re.search(
+        rf"arrive; FUSEDRNN_CUDA_REGIME=per_step .*, in {kernel}$", failed.value.args[0], re.M
+    )

@@ -1,0 +1,223 @@
+"""Every instruction set forced in turn, in its own process, and what the library says of them."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import fusedrnn
+from fusedrnn import _reference
+from fusedrnn._library import CELLS, LIBRARY
+from tests.kit.arguments import LayerArguments, make_arguments
+from tests.kit.build import native
+from tests.kit.layers import error
+
+ROOT = Path(__file__).resolve().parents[2]
+ISAS = ["portable", "avx2", "avx512", "avx512_bf16"]
+THREADS = 1  # of the processes that tests start
+# The last is packed too; what multiplies pairs of bfloat16 needs even sizes.
+BATCHES = ["plain", "packed", "lengths", "even sizes"]
+
+# Runs every cell, forward and backward, and saves what came out under argv[1].
+SCRIPT = """
+import sys, torch
+from tests.kernels.test_isa import BATCHES, CELLS, LIBRARY, run
+from fusedrnn import ops
+dtypes = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+results = {
+    (cell, batch, dtype): run(ops.layer, cell, batch, dtype)
+    for cell in CELLS for batch in BATCHES for dtype in dtypes
+}
+torch.save({"isa": LIBRARY.isa, "results": results}, sys.argv[1])
+"""
+
+
+def python(
+    *arguments: str, isa: str | None = None, cwd: Path = ROOT
+) -> subprocess.CompletedProcess[str]:
+    environment = {k: v for k, v in os.environ.items() if k != "FUSEDRNN_ISA"}
+    environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(THREADS)}
+    if isa is not None:
+        environment["FUSEDRNN_ISA"] = isa
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def make(cell: str, batch: str, dtype: torch.dtype) -> LayerArguments:
+    """Arguments of ops.layer, bidirectional, the same in every dtype but for rounding."""
+    torch.manual_seed(list(CELLS).index(cell))
+    even = batch == "even sizes"
+    I, H = (6, 36) if even else (5, 37)
+    form = "packed" if even else batch
+    return make_arguments(cell, form, 6, 7, I, H, dtype=dtype, exact_in=torch.bfloat16)
+
+
+def run(layer, cell: str, batch: str, dtype: torch.dtype) -> list[Tensor]:
+    """Outputs, then the gradients of every input."""
+    arguments = make(cell, batch, dtype)
+    outputs = arguments.run(layer)
+    torch.manual_seed(0)
+    loss = sum((t * torch.randn(t.shape, dtype=torch.float64).to(dtype)).sum() for t in outputs)
+    return [t.detach() for t in (*outputs, *torch.autograd.grad(loss, arguments.leaves))]
+
+
+@functools.cache
+def results(isa: str, folder: Path) -> dict:
+    path = folder / f"{isa}.pt"
+    done = python("-c", SCRIPT, str(path), isa=isa)
+    assert done.returncode == 0, done.stderr
+    saved = torch.load(path)
+    assert saved["isa"] == isa
+    return saved["results"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("isa")
+
+
+@functools.cache
+def expected(cell: str, batch: str) -> list[Tensor]:
+    return run(_reference.layer, cell, batch, torch.float64)
+
+
+# --- Results -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("isa", ISAS)
+def test_each_meets_the_float64_reference(isa: str, cell: str, folder: Path) -> None:
+    if not LIBRARY.compiled[isa]:
+        pytest.skip(f"this processor has no {isa}")
+    # float16 and bfloat16 compute in float32: theirs is the rounding of inputs kept exact and of
+    # outputs, of the loss's terms, and where pairs of bfloat16 are multiplied of h in between.
+    limits = {
+        torch.float64: 1e-14,
+        torch.float32: 2e-6,
+        torch.float16: 2e-3,
+        torch.bfloat16: 1.6e-2,
+    }
+    for batch in BATCHES:
+        wanted = expected(cell, batch)
+        for dtype, limit in limits.items():
+            got = results(isa, folder)[cell, batch, dtype]
+            assert len(got) == len(wanted)
+            for k, (g, w) in enumerate(zip(got, wanted, strict=True)):
+                assert g.dtype == dtype
+                assert error(g, w) <= limit, (k, batch, dtype)
+
+
+def test_all_agree(folder: Path) -> None:
+    here = [isa for isa in ISAS if LIBRARY.compiled[isa]]
+    first = results(here[0], folder)
+    for isa in here[1:]:
+        for key, wanted in first.items():
+            limit = {torch.float64: 1e-14, torch.float32: 2e-6}.get(key[2], 1.6e-2)
+            for g, w in zip(results(isa, folder)[key], wanted, strict=True):
+                assert error(g, w) <= limit, (isa, key)
+
+
+def test_fma_shows_that_other_code_ran(folder: Path) -> None:
+    """Portable code rounds products: were one table used for all, every bit would agree."""
+    if not LIBRARY.compiled["avx2"]:
+        pytest.skip("this processor has no avx2")
+    key = ("lstm", "plain", torch.float32)
+    pairs = zip(results("portable", folder)[key], results("avx2", folder)[key], strict=True)
+    assert not all(torch.equal(a, b) for a, b in pairs)
+
+
+# --- The choice ----------------------------------------------------------------------------------
+
+
+def test_the_best_is_chosen() -> None:
+    best = next(isa for isa in reversed(ISAS) if LIBRARY.compiled[isa])
+    script = "from fusedrnn._library import LIBRARY; print(LIBRARY.isa)"
+    for nothing in (None, ""):
+        done = python("-c", script, isa=nothing)
+        assert done.stdout == best + "\n", done.stderr
+
+
+@pytest.mark.parametrize("name", ["sse9", "AVX2", "avx512 "])
+def test_an_unknown_name_is_an_error_at_import(name: str) -> None:
+    done = python("-c", "import fusedrnn", isa=name)
+    assert done.returncode != 0
+    choices = ", ".join(isa for isa in reversed(ISAS) if LIBRARY.compiled[isa])
+    last_line = done.stderr.strip().splitlines()[-1]
+    assert f"FUSEDRNN_ISA must be one of {choices}, got '{name}'" in last_line, done.stderr
+
+
+def test_on_a_processor_without_avx512(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library's own choice, compiled with another answer to what the processor has."""
+    monkeypatch.delenv("FUSEDRNN_ISA", raising=False)
+    named = native().old_processor_kernels_named
+    assert named("") == "avx2"
+    assert named("avx2") == "avx2"
+    assert named("portable") == "portable"
+    with pytest.raises(
+        RuntimeError,
+        match=r"^FUSEDRNN_ISA must be one of avx2, portable, got 'avx512': this processor lacks "
+        r"one of avx512f avx512bw avx512dq avx512vl$",
+    ):
+        named("avx512")
+    with pytest.raises(RuntimeError, match=r"lacks one of avx512f .* avx512_bf16$"):
+        named("avx512_bf16")
+    with pytest.raises(RuntimeError, match=r"must be one of avx2, portable, got 'x'$"):
+        named("x")
+    monkeypatch.setenv("FUSEDRNN_ISA", "portable")
+    assert named("") == "portable"
+    monkeypatch.setenv("FUSEDRNN_ISA", "avx512")
+    with pytest.raises(RuntimeError, match="this processor lacks one of avx512f"):
+        named("")
+
+
+def test_all_are_compiled() -> None:
+    assert list(LIBRARY.compiled) == list(reversed(ISAS))
+    assert LIBRARY.compiled["portable"]
+    flags = set(re.findall(r"^flags.*", Path("/proc/cpuinfo").read_text(), re.M)[0].split())
+    assert LIBRARY.compiled["avx2"] == ({"avx2", "fma"} <= flags)
+    needed = {"avx512f", "avx512bw", "avx512dq", "avx512vl"}
+    assert LIBRARY.compiled["avx512"] == (needed <= flags)
+    assert LIBRARY.compiled["avx512_bf16"] == (needed | {"avx512_bf16"} <= flags)
+
+
+# --- What it says --------------------------------------------------------------------------------
+
+
+def check_config(text: str, isa: str, threads: int, forced: bool) -> None:
+    facts = dict(re.split(r" {2,}", line, maxsplit=1) for line in text.strip().splitlines())
+    assert facts["fusedrnn"] == fusedrnn.__version__
+    assert facts["torch"].split()[0] == torch.__version__
+    for name in ISAS:
+        assert name in facts["instruction sets compiled"]
+    assert facts["instruction set chosen"].split()[0] == isa
+    assert ("FUSEDRNN_ISA" in facts["instruction set chosen"]) == forced
+    assert int(facts["threads"].split()[0]) == threads
+    # Whether the library was built or not, a torch without CUDA has no use for it.
+    loaded = r"sm_\d+.*, CUDA runtime \d|" if torch.version.cuda else ""
+    assert re.match(f"{loaded}not loaded: .", facts["CUDA library"])
+
+
+def test_show_config(capsys: pytest.CaptureFixture[str]) -> None:
+    fusedrnn.show_config()
+    forced = bool(os.environ.get("FUSEDRNN_ISA"))
+    check_config(capsys.readouterr().out, LIBRARY.isa, torch.get_num_threads(), forced)
+
+
+def test_python_m_fusedrnn(tmp_path: Path) -> None:
+    done = python("-m", "fusedrnn", isa="portable", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    check_config(done.stdout, "portable", THREADS, True)

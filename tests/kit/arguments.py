@@ -1,0 +1,123 @@
+"""Arguments of `ops.layer` for the tests below the modules: every cell, every form of batch."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fusedrnn._library import CELLS
+
+FORMS = ("plain", "packed", "lengths")
+
+
+@dataclasses.dataclass
+class LayerArguments:
+    """Arguments of `ops.layer`, leaves that require grad."""
+
+    x: Tensor
+    h0: Tensor | None
+    c0: Tensor | None
+    weights: list[Tensor]
+    options: dict[str, Any]
+    batch: int
+
+    @property
+    def leaves(self) -> list[Tensor]:
+        return [t for t in (self.x, self.h0, self.c0, *self.weights) if t is not None]
+
+    def with_leaves(self, leaves: Sequence[Tensor]) -> LayerArguments:
+        """The same call on other tensors, in the order of `leaves`."""
+        rest = iter(leaves)
+        x, h0, c0 = (None if t is None else next(rest) for t in (self.x, self.h0, self.c0))
+        assert x is not None
+        return dataclasses.replace(self, x=x, h0=h0, c0=c0, weights=list(rest))
+
+    def run(self, layer: Any) -> list[Tensor]:
+        """Outputs of `ops.layer` or of another function of its signature."""
+        result = layer(self.x, self.h0, self.c0, self.weights, **self.options)
+        return [t for t in result if t is not None]
+
+    def op_arguments(self, keep: bool = True) -> tuple[Any, ...]:
+        """Arguments of `torch.ops.fusedrnn.forward`."""
+        o = self.options
+        return (
+            *(self.x, self.h0, self.c0, self.weights, o["batch_sizes"], o["lengths"]),
+            *(self.batch, o["cell"], o["bidirectional"], keep),
+        )
+
+
+def other_memory(t: Tensor) -> list[Tensor]:
+    """The same values in memory of another kind: strided, and at odd places of the machine."""
+    strided = torch.stack([t, t.neg() if t.is_floating_point() else t], -1)[..., 0]
+    late = t.new_empty(1 + t.numel())[1:].view(t.shape).copy_(t)
+    raw = bytearray(t.numel() * t.itemsize + 1)
+    unaligned = torch.frombuffer(raw, dtype=t.dtype, offset=1, count=t.numel()).view(t.shape)
+    unaligned.copy_(t)
+    assert not strided.is_contiguous() and unaligned.data_ptr() % 2
+    return [strided, late, unaligned]
+
+
+def make_arguments(
+    cell: str,
+    form: str = "plain",
+    T: int = 5,
+    N: int = 3,
+    I: int = 4,
+    H: int = 6,
+    D: int = 2,
+    bias: bool = True,
+    states: bool = True,
+    dtype: torch.dtype = torch.float64,
+    requires_grad: bool = True,
+    device: torch.device | None = None,
+    exact_in: torch.dtype | None = None,
+) -> LayerArguments:
+    """Random arguments, from torch's seed; P is H / 2 where the cell projects.
+
+    Args:
+        form: one of FORMS; with "packed" the rows are packed and sorted by length, with "lengths"
+            they are padded.
+        exact_in: a dtype that every number is rounded to first, so that all wider dtypes hold the
+            same numbers.
+    """
+    spec = CELLS[cell]
+    P = max(1, H // 2) if spec.projects else H
+    G = spec.gates
+
+    def leaf(*shape: int, scale: float = 1) -> Tensor:
+        values = scale * torch.randn(*shape, dtype=torch.float64)
+        rounded = values if exact_in is None else values.to(exact_in)
+        return rounded.to(device, dtype).requires_grad_(requires_grad)
+
+    # Large weights make a chaotic system, in which nothing can be compared after a few steps.
+    scale = H**-0.5
+    weights: list[Tensor] = []
+    for _ in range(D):
+        weights += [leaf(G * H, I), leaf(G * H, P, scale=scale)]
+        weights += [leaf(G * H), leaf(G * H)] if bias else []
+        weights += [leaf(P, H, scale=scale)] if spec.projects else []
+    options: dict[str, Any] = {"cell": cell, "bidirectional": D == 2}
+    options |= {"batch_sizes": None, "lengths": None}
+    picked = random.Random(T * 100 + N)
+    lengths = [T, *(picked.randint(0, T) for _ in range(N - 1))] if N else []
+    picked.shuffle(lengths)
+    if form == "packed":
+        lengths = sorted((max(1, length) for length in lengths), reverse=True)
+        sizes = [sum(length > t for length in lengths) for t in range(lengths[0])]
+        options["batch_sizes"] = torch.tensor(sizes)
+        x = leaf(sum(lengths), I)
+    else:
+        x = leaf(T, N, I)
+        if form == "lengths":
+            options["lengths"] = torch.tensor(lengths, dtype=torch.int64)
+    h0 = leaf(D, N, P) if states else None
+    c0 = leaf(D, N, H) if states and spec.has_c else None
+    return LayerArguments(x, h0, c0, weights, options, N)
+
+
+CELLS_AND_FORMS = [(cell, form) for cell in CELLS for form in FORMS]

@@ -1,0 +1,86 @@
+"""Builds the tests' modules of the CUDA bindings, and compiles the kernels they start to PTX."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+import setup_build
+from tests.kit import build
+from tests.kit.build import (
+    CSRC,
+    KIT,
+    ROOT,
+    compile_kernel,
+    extension_flags,
+    load,
+    turn,
+)
+
+SOURCES = KIT / "torch_cuda"
+BUILD_DIR = ROOT / "build" / "cuda_binding"
+RUNTIME_DIR = ROOT / "build" / "cuda_runtime"
+OPS = ("forward", "backward", "_step", "_step_backward")
+
+
+def _flags() -> list[str]:
+    # pybind11's folder first: torch 2.11 has a pybind11 of its own, which refuses the stable ABI.
+    return [*extension_flags(), *setup_build.torch_flags()]
+
+
+def _link_flags() -> list[str]:
+    return ["-shared", f"-L{setup_build.torch_dir() / 'lib'}", "-ltorch_cpu"]
+
+
+@functools.cache
+def binding() -> ModuleType:
+    """The module; torch.ops.fusedrnn_gpu has the ops of torch.ops.fusedrnn from then on."""
+    # All of the bindings but what needs the CUDA runtime.
+    sources = [CSRC / "torch_cuda" / "torch_launcher.cpp", SOURCES / "module.cpp"]
+    units = dict.fromkeys([*sorted((CSRC / "cuda").glob("*.cpp")), *sources], ())
+    with turn(BUILD_DIR):
+        path = setup_build.ninja_build(
+            BUILD_DIR, "_cuda_binding.so", units, _flags(), _link_flags()
+        )
+    library = torch.library.Library("fusedrnn_gpu", "DEF")
+    for op in OPS:
+        schema = str(getattr(torch.ops.fusedrnn, op).default._schema)
+        library.define(schema.removeprefix("fusedrnn::"))
+    module = load(path)
+    module.library = library  # its ops live as long
+    return module
+
+
+def runtime() -> ModuleType:
+    """The module of runtime.cpp, with nothing loaded yet: what runs CUDA kernels on no GPU."""
+    compiler = setup_build.nvcc()
+    assert compiler is not None
+    includes, _ = setup_build.cuda_folders(compiler)
+    sources = [
+        CSRC / "torch_cuda" / "cuda_launcher.cpp",
+        CSRC / "torch_cuda" / "torch_launcher.cpp",
+    ]
+    units = dict.fromkeys((*sources, SOURCES / "runtime.cpp"), includes)
+    flags = [*_flags(), '-DFUSEDRNN_CUDA_ARCHITECTURES="90"']
+    with turn(RUNTIME_DIR):
+        path = setup_build.ninja_build(RUNTIME_DIR, "_cuda_runtime.so", units, flags, _link_flags())
+    return load(path)
+
+
+@functools.cache
+def ptx(arch: int) -> tuple[Path, ...]:
+    """The kernels of the engine and of the bindings."""
+    folder = BUILD_DIR / f"ptx_{arch}"
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = list(build.ptx(arch))
+    for source in sorted((CSRC / "torch_cuda").glob("*.cu")):
+        output = folder / f"{source.stem}.ptx"
+        partial = output.with_suffix(".partial")
+        with turn(BUILD_DIR):
+            compile_kernel(source, partial, f"-arch=compute_{arch}", "-ptx")
+            partial.rename(output)
+        paths.append(output)
+    return tuple(paths)

@@ -1,0 +1,165 @@
+"""Builds the C++ of the tests: modules on the CPU engine and on the CUDA engine's host side, and
+the CUDA kernels as PTX. The compilers and their flags are those of setup_build.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import hashlib
+import importlib.util
+import re
+import shutil
+import subprocess
+import sysconfig
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+import pybind11
+
+import setup_build
+
+KIT = Path(__file__).resolve().parent
+ROOT, CSRC = setup_build.ROOT, setup_build.CSRC
+CUDA_DIR = ROOT / "build" / "cuda_tests"
+NATIVE_DIR = ROOT / "build" / "native"
+
+
+def pybind_flags() -> list[str]:
+    """Where the headers of pybind11 and Python are, which are not ours to keep free of warnings."""
+    headers = [pybind11.get_include(), sysconfig.get_path("include")]
+    return [word for path in headers for word in ("-isystem", path)]
+
+
+@contextmanager
+def turn(build_dir: Path) -> Iterator[None]:
+    """Test processes that run side by side take turns in a folder, which is made where missing."""
+    build_dir.mkdir(parents=True, exist_ok=True)
+    with open(build_dir / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def load(path: Path) -> ModuleType:
+    """Imports a module named as its file."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def extension_flags() -> list[str]:
+    """The flags of every source of a module that Python imports."""
+    return [*setup_build.common_flags(), *pybind_flags()]
+
+
+@functools.cache
+def native() -> ModuleType:
+    """The module of kit/native on the CPU engine, built first where a source is newer."""
+    isas = setup_build.isa_flags()
+    units = setup_build.engine_units()
+    for source in sorted((KIT / "native").glob("*.cpp")):
+        units[source] = isas.get(source.stem.removeprefix("vecmath_"), [])
+    with turn(NATIVE_DIR):
+        path = setup_build.ninja_build(
+            NATIVE_DIR, "_native.so", units, extension_flags(), ["-shared"]
+        )
+    return load(path)
+
+
+def nvcc_flags() -> list[str]:
+    """The flags of every kernel; a warning is an error with and without FUSEDRNN_WERROR."""
+    strict = "-Werror=all-warnings"
+    return [*(flag for flag in setup_build.nvcc_flags() if flag != strict), strict]
+
+
+@functools.cache
+def host() -> ModuleType:
+    """The module of kit/cuda on the host side of the CUDA engine, built where a source is newer."""
+    sources = [*sorted((CSRC / "cuda").glob("*.cpp")), KIT / "cuda" / "module.cpp"]
+    units = {source: [] for source in sources}
+    with turn(CUDA_DIR):
+        path = setup_build.ninja_build(
+            CUDA_DIR, "_cuda_host.so", units, extension_flags(), ["-shared"]
+        )
+    return load(path)
+
+
+def kernel_sources(csrc: Path = CSRC) -> list[Path]:
+    return sorted((csrc / "cuda").glob("*.cu"))
+
+
+def _digest(csrc: Path) -> str:
+    """Of every file that a kernel may be made of."""
+    digest = hashlib.sha256(" ".join(nvcc_flags()).encode())
+    for path in sorted(csrc.rglob("*")):
+        if path.suffix in (".cu", ".cuh", ".h"):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def compile_kernel(source: Path, output: Path, *flags: str) -> str:
+    """Runs nvcc on one file of kernels; what it printed."""
+    compiler = setup_build.nvcc()
+    assert compiler is not None
+    # The headers beside the source come first: it may be a changed copy of the tree.
+    command = [compiler, f"-I{source.parent.parent}", *nvcc_flags(), *flags]
+    done = subprocess.run(
+        [*command, str(source), "-o", str(output)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}{done.stderr}"
+    return done.stdout + done.stderr
+
+
+class Kernel(NamedTuple):
+    """What ptxas says of a kernel; bytes but for the registers."""
+
+    registers: int  # of a thread
+    shared: int  # static
+    stack: int
+    spills: int
+
+
+def kernels_of(said: str) -> dict[str, Kernel]:
+    """The kernels in what ptxas printed under -v, at least one."""
+    kernels = {}
+    for entry in said.split("Compiling entry function '")[1:]:
+
+        def number(pattern: str, absent: int | None = None, text: str = entry) -> int:
+            found = re.search(pattern, text)
+            assert found is not None or absent is not None, f"no {pattern!r} in:\n{text}"
+            return int(found[1]) if found else int(absent or 0)
+
+        kernels[entry.split("'")[0]] = Kernel(
+            registers=number(r"Used (\d+) registers"),
+            # What there is none of is not mentioned.
+            shared=number(r"(\d+) bytes smem", absent=0),
+            stack=number(r"(\d+) bytes stack frame"),
+            spills=number(r"(\d+) bytes spill stores") + number(r"(\d+) bytes spill loads"),
+        )
+    assert kernels, f"ptxas names no kernel:\n{said}"
+    return kernels
+
+
+def ptx(arch: int, csrc: Path = CSRC, build_dir: Path = CUDA_DIR) -> list[Path]:
+    """The kernels' PTX for an architecture (80 is sm_80), one file for each source."""
+    folder = build_dir / f"ptx_{arch}_{_digest(csrc)}"
+    with turn(CUDA_DIR):
+        if not folder.exists():
+            partial = folder.with_suffix(".partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+
+            def compile_one(source: Path) -> None:
+                output = partial / f"{source.stem}.ptx"
+                compile_kernel(source, output, f"-arch=compute_{arch}", "-ptx")
+
+            with ThreadPoolExecutor(setup_build.jobs()) as pool:
+                list(pool.map(compile_one, kernel_sources(csrc)))
+            partial.rename(folder)
+    return sorted(folder.glob("*.ptx"))

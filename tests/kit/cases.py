@@ -1,0 +1,116 @@
+"""Calls of whole layers by the CPU engine without torch, beside numpy in float64."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fusedrnn._library import CELLS
+from tests.kit import numpy_reference
+from tests.kit.build import native
+from tests.kit.numpy_reference import WEIGHTS, Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One layer call; everything in it follows from these."""
+
+    cell: str
+    N: int
+    I: int
+    H: int
+    P: int
+    D: int
+    bias: bool
+    batch_sizes: tuple[int, ...]
+
+    @functools.cached_property
+    def inputs(self) -> dict[str, Any]:
+        """The arguments of numpy_reference.layer, in float64 but exact in float32."""
+        rng = np.random.default_rng([len(self.batch_sizes), *dataclasses.astuple(self)[1:7]])
+
+        def normal(*shape: int) -> Array:
+            return rng.normal(size=shape).astype(np.float32).astype(np.float64)
+
+        spec = CELLS[self.cell]
+        GH, scale = spec.gates * self.H, np.float32(1 / np.sqrt(self.H))
+
+        def weight(*shape: int) -> Array:
+            return (rng.uniform(-1, 1, size=shape) * scale).astype(np.float32).astype(np.float64)
+
+        return {
+            "cell": self.cell,
+            "x": normal(sum(self.batch_sizes), self.I),
+            "weights": [
+                [
+                    weight(GH, self.I),
+                    weight(GH, self.P),
+                    weight(GH) if self.bias else None,
+                    weight(GH) if self.bias else None,
+                    weight(self.P, self.H) if spec.projects else None,
+                ]
+                for _ in range(self.D)
+            ],
+            "batch_sizes": list(self.batch_sizes),
+            "h0": normal(self.D, self.N, self.P),
+            "c0": normal(self.D, self.N, self.H) if spec.has_c else None,
+        }
+
+    @functools.cached_property
+    def loss_weights(self) -> dict[str, Array]:
+        """Gradients of the outputs, exact in float32."""
+        rng = np.random.default_rng(0)
+        outputs = numpy_reference.layer(**self.inputs)
+        return {
+            name: rng.normal(size=output.shape).astype(np.float32).astype(np.float64)
+            for name, output in outputs.items()
+        }
+
+    @functools.cached_property
+    def expected(self) -> dict[str, Array]:
+        """Outputs of the numpy layer, gradients of the portable float64 kernels."""
+        gradients = run(self, "portable", np.float64)
+        return gradients | numpy_reference.layer(**self.inputs)
+
+
+def cast(value: Any, dtype: type) -> Any:
+    if isinstance(value, list):
+        return [cast(v, dtype) for v in value]
+    return value.astype(dtype) if isinstance(value, np.ndarray) else value
+
+
+def run(case: Case, isa: str, dtype: type, **how: Any) -> dict[str, Array]:
+    """Outputs and gradients by their names in numpy_reference, gradients with "d_" before."""
+    inputs = {name: cast(value, dtype) for name, value in case.inputs.items()}
+    d_out = {name: cast(value, dtype) for name, value in case.loss_weights.items()}
+    x, weights, batch_sizes = inputs["x"], inputs["weights"], inputs["batch_sizes"]
+    y, h, c, reserve = native().layer_forward(isa, **inputs, keep=True, **how)
+    before = reserve.copy()
+    d_x, d_h0, d_c0, d_weights = native().layer_backward(
+        isa,
+        case.cell,
+        x,
+        weights,
+        batch_sizes,
+        reserve,
+        *(d_out["y"], d_out["h_n"], d_out.get("c_n")),
+        **how,
+    )
+    np.testing.assert_array_equal(reserve, before)
+    result = {"y": y, "h_n": h, "c_n": c, "d_x": d_x, "d_h0": d_h0, "d_c0": d_c0}
+    for d, gradients in enumerate(d_weights):
+        result |= {f"d_{name} {d}": g for name, g in zip(WEIGHTS, gradients, strict=True)}
+    return {name: value for name, value in result.items() if value is not None}
+
+
+each_dtype = pytest.mark.parametrize("dtype", [np.float32, np.float64])
+
+
+def assert_same_bits(actual: dict[str, Array], expected: dict[str, Array], where: object) -> None:
+    assert actual.keys() == expected.keys()
+    wrong = [name for name in expected if actual[name].tobytes() != expected[name].tobytes()]
+    assert not wrong, f"{wrong} differ: {where}"

@@ -1,0 +1,254 @@
+// The host side of the CUDA engine for Python: memory and launches come from an object of the
+// tests. Pointers are integers, 0 where absent. Built by tests/kit/build.py; no part of the
+// package.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "cuda/estimate.h"
+#include "cuda/layer.h"
+#include "device.h"
+#include "layer/reserve.h"
+
+namespace fusedrnn_test {
+namespace {
+
+namespace py = pybind11;
+using namespace fusedrnn;
+using namespace fusedrnn::cuda;
+
+using Address = uintptr_t;
+
+// Passes everything on to a Python object with methods of the same names.
+class PythonLauncher final : public Launcher {
+ public:
+  explicit PythonLauncher(py::object object)
+      : object_(std::move(object)), device_(fusedrnn_test::device_of(object_)) {}
+
+  const Device& device() const override { return device_; }
+
+  int registers_of(const std::string& kernel) override {
+    return object_.attr("registers_of")(kernel).cast<int>();
+  }
+
+  void launch(const Launch& l) override {
+    object_.attr("launch")(l.kernel, py::make_tuple(l.grid.x, l.grid.y, l.grid.z),
+                           py::make_tuple(l.block.x, l.block.y, l.block.z), l.shared_bytes,
+                           py::bytes(static_cast<const char*>(l.args), l.args_bytes),
+                           l.cooperative);
+  }
+
+  void multiply(const Product& p) override {
+    // In memory, then as the product takes it.
+    const auto operand = [](const auto& m) {
+      return py::make_tuple(reinterpret_cast<Address>(m.data), m.transposed ? m.columns : m.rows,
+                            m.transposed ? m.rows : m.columns, m.ld, m.transposed);
+    };
+    object_.attr("multiply")(name_of(p.dtype), name_of(p.c_dtype), operand(p.a), operand(p.b),
+                             operand(p.c), p.accumulate);
+  }
+
+  void zero(void* p, size_t bytes) override {
+    object_.attr("zero")(reinterpret_cast<Address>(p), bytes);
+  }
+
+  void* scratch(size_t bytes) override {
+    return reinterpret_cast<void*>(object_.attr("scratch")(bytes).cast<Address>());
+  }
+
+ private:
+  py::object object_;
+  Device device_ = {};
+};
+
+CellKind cell_of(const std::string& name) {
+  const CellKind cell = cell_named(name.c_str());
+  if (cell == CellKind::kCount) throw std::invalid_argument("no cell is named " + name);
+  return cell;
+}
+
+// regime: "per_step", "resident", or empty for what fits.
+Options options_of(const std::string& regime, bool allow_tf32, int64_t gates_bytes,
+                   unsigned spin_limit) {
+  Options options;
+  options.gates_bytes = gates_bytes;
+  options.allow_tf32 = allow_tf32;
+  options.spin_limit = spin_limit;
+  options.regime = regime_named(regime);
+  return options;
+}
+
+py::dict device_dict(const Device& d) {
+  py::dict out;
+  out["capability"] = d.capability;
+  out["sms"] = d.sms;
+  out["threads_per_sm"] = d.threads_per_sm;
+  out["registers_per_sm"] = d.registers_per_sm;
+  out["shared_per_block"] = d.shared_per_block;
+  out["shared_per_sm"] = d.shared_per_sm;
+  out["shared_reserved"] = d.shared_reserved;
+  return out;
+}
+
+py::dict plan(const std::string& cell, const std::string& dtype, const std::vector<int64_t>& sizes,
+              const std::string& arch, bool backward, bool allow_tf32, const std::string& regime,
+              int registers) {
+  PlanRequest q = request_named(cell_of(cell), dtype, sizes, arch, backward, allow_tf32, regime);
+  q.registers_fma = q.registers_mma = registers;
+  const Plan plan = make_plan(q);
+  const Card& card = card_named(arch);
+  const Estimate e = estimate(q, plan, card);
+  py::dict out;
+  out["regime"] = plan.regime == Regime::kResident ? "resident" : "per_step";
+  out["why_per_step"] = plan.why_per_step;
+  out["cores"] = plan.cores == Cores::kMma ? "mma" : "fma";
+  out["grid"] = py::make_tuple(plan.grid.x, plan.grid.y, plan.grid.z);
+  out["blocks_per_sm"] = plan.blocks_per_sm;
+  out["units"] = plan.shape.units;
+  out["rows"] = plan.shape.rows;
+  out["rows_pad"] = plan.shape.rows_pad;
+  out["shared_bytes"] = plan.shape.shared_bytes;
+  out["workspace_bytes"] = plan.workspace_bytes();
+  py::list tiles;
+  for (int s = 0; s < info_of(q.cell).stages; ++s) {
+    const ResidentTile& tile = plan.shape.tile[s];
+    py::dict t;
+    t["R"] = tile.R;
+    t["ld"] = tile.ld;
+    t["slices"] = tile.slices;
+    t["steps"] = tile.steps;
+    t["K_pad"] = tile.K_pad;
+    t["weights"] = tile.weights;
+    tiles.append(t);
+  }
+  out["tiles"] = tiles;
+  out["partials"] = plan.shape.partials;
+  out["staged"] = plan.shape.staged;
+  out["bias"] = plan.shape.bias;
+  out["step_us"] = e.step();
+  out["total_us"] = e.total();
+  out["limit"] = e.limit();
+  out["text"] = to_text(q, plan, card);
+  return out;
+}
+
+// Sizes of a call.
+struct Call {
+  std::string cell;
+  int64_t N, I, H, P, D;
+  Sequences sequences;
+
+  Call(const std::string& name, const std::vector<int64_t>& batch_sizes, int64_t n, int64_t i,
+       int64_t h, int64_t p, int64_t d)
+      : cell(name),
+        N(n),
+        I(i),
+        H(h),
+        P(p),
+        D(d),
+        sequences(fusedrnn::from_batch_sizes(batch_sizes, n)) {}
+  Layer layer() const { return {cell_of(cell), I, H, P, D, sequences}; }
+};
+
+// For each direction an address for each parameter, 0 where it is absent.
+using Addresses = std::vector<std::array<Address, kParameterCount>>;
+
+template <class Stored>
+Stored* at(Address address) {
+  return reinterpret_cast<Stored*>(address);
+}
+
+template <class Stored>
+void read_weights(const Addresses& addresses, Parameters<Stored>* w) {
+  if (addresses.size() > 2) throw std::invalid_argument("weights must be of one or two directions");
+  for (size_t d = 0; d < addresses.size(); ++d) {
+    for (int i = 0; i < kParameterCount; ++i)
+      w[d][static_cast<Parameter>(i)] = at<Stored>(addresses[d][i]);
+  }
+}
+
+template <class Stored>
+void forward(py::object launcher_object, const Call& call, Address x, const Addresses& weights,
+             Address h, Address c, Address y, Address reserve, const std::string& regime,
+             bool allow_tf32, int64_t gates_bytes, unsigned spin_limit) {
+  PythonLauncher launcher(std::move(launcher_object));
+  LayerForward<Stored> args = {};
+  args.x = at<Stored>(x);
+  read_weights(weights, args.w);
+  args.h = at<Real<Stored>>(h);
+  args.c = at<Real<Stored>>(c);
+  args.y = at<Stored>(y);
+  args.reserve = at<void>(reserve);
+  layer_forward<Stored>(call.layer(), launcher,
+                        options_of(regime, allow_tf32, gates_bytes, spin_limit), args);
+}
+
+template <class Stored>
+void backward(py::object launcher_object, const Call& call, Address x, const Addresses& weights,
+              Address reserve, Address d_y, Address d_h, Address d_c, Address d_x,
+              const Addresses& d_weights, const std::string& regime, bool allow_tf32,
+              int64_t gates_bytes, unsigned spin_limit) {
+  PythonLauncher launcher(std::move(launcher_object));
+  LayerBackward<Stored> args = {};
+  args.x = at<Stored>(x);
+  read_weights(weights, args.w);
+  args.reserve = at<void>(reserve);
+  args.d_y = at<Stored>(d_y);
+  args.d_h = at<Real<Stored>>(d_h);
+  args.d_c = at<Real<Stored>>(d_c);
+  args.d_x = at<Stored>(d_x);
+  read_weights(d_weights, args.d_w);
+  layer_backward<Stored>(call.layer(), launcher,
+                         options_of(regime, allow_tf32, gates_bytes, spin_limit), args);
+}
+
+template <class Stored>
+void define_for(py::module_& m, const std::string& dtype) {
+  m.def(("layer_forward_" + dtype).c_str(), forward<Stored>);
+  m.def(("layer_backward_" + dtype).c_str(), backward<Stored>);
+  m.def(("reserve_bytes_" + dtype).c_str(), [](const Call& call) {
+    return reserve_bytes<Stored>(call.layer(), call.sequences.rows());
+  });
+}
+
+}  // namespace
+}  // namespace fusedrnn_test
+
+PYBIND11_MODULE(_cuda_host, m) {
+  using namespace fusedrnn_test;
+  namespace py = pybind11;
+  py::class_<Call>(m, "Call").def(py::init<const std::string&, const std::vector<int64_t>&, int64_t,
+                                           int64_t, int64_t, int64_t, int64_t>(),
+                                  py::arg("cell"), py::arg("batch_sizes"), py::arg("N"),
+                                  py::arg("I"), py::arg("H"), py::arg("P"), py::arg("D"));
+  m.def("cards", [] {
+    py::list names;
+    for (const Card& card : kCards) names.append(card.name);
+    return names;
+  });
+  // The limits of a card, by its name or as in sm_90.
+  m.def("device", [](const std::string& name) { return device_dict(card_named(name).device); });
+  m.def("bandwidth", [](const std::string& name) { return card_named(name).hbm_gb_s; });
+  // TFLOPS of a whole device: float32, 16-bit and TF32 and float64 products.
+  m.def("peaks", [](const std::string& name) {
+    const Card& card = card_named(name);
+    const double clocks = card.device.sms * card.ghz * 1e-3;
+    return py::make_tuple(clocks * card.fma_flops, clocks * card.half_flops,
+                          clocks * card.tf32_flops, clocks * card.double_flops);
+  });
+  m.def("plan", plan, py::arg("cell"), py::arg("dtype"), py::arg("sizes"), py::arg("arch"),
+        py::kw_only(), py::arg("backward") = false, py::arg("allow_tf32") = false,
+        py::arg("regime") = "", py::arg("registers") = 255);
+  m.attr("SPIN_LIMIT") = Options().spin_limit;
+  m.def("blocks_per_sm", [](const std::string& arch, int registers, size_t shared) {
+    return blocks_per_sm(card_named(arch).device, registers, shared);
+  });
+  define_for<float>(m, "f32");
+  define_for<double>(m, "f64");
+  define_for<Half>(m, "f16");
+  define_for<Bf16>(m, "bf16");
+}

@@ -1,0 +1,338 @@
+"""What the tests share: pairs of our module and torch.nn's, inputs, runs with gradients, errors."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.rnn import RNNCellBase
+from torch.nn.utils.rnn import PackedSequence, pack_sequence, pad_packed_sequence, pad_sequence
+
+import fusedrnn
+from fusedrnn import functional as F
+from fusedrnn._library import CELLS as SPECS
+from fusedrnn._library import cuda_problem, torch_lacks_cuda
+
+Tensors = dict[str, Tensor]
+
+
+def why_not_on_cuda() -> str:
+    """Why no test runs on a GPU; "" where they do."""
+    if lacks := torch_lacks_cuda():
+        return lacks
+    if not torch.cuda.is_available():
+        return "torch finds no GPU"
+    return cuda_problem(torch.cuda.current_device())
+
+
+# What the `device` of a test may be.
+DEVICES = ["cpu"] if why_not_on_cuda() else ["cpu", "cuda"]
+
+
+class NaiveGRUResetBefore(nn.GRU):
+    """The GRU that torch.nn does not have: Cho et al. 2014, step by step.
+
+    The partner of FusedGRU(reset_after=False) in the tests; written after the formula and
+    independent of fusedrnn._reference. Computes in its own dtype, as torch.nn's GRU does.
+    """
+
+    def forward(self, input: Any, hx: Tensor | None = None) -> Any:  # type: ignore[override]
+        packed = isinstance(input, PackedSequence)
+        unbatched = not packed and input.dim() == 2
+        if packed:
+            padded, lengths = pad_packed_sequence(input)
+        else:
+            padded = input.unsqueeze(1) if unbatched else input
+            padded = padded.transpose(0, 1) if self.batch_first and not unbatched else padded
+            lengths = torch.full((padded.size(1),), padded.size(0))
+        D = 2 if self.bidirectional else 1
+        if hx is None:
+            hx = padded.new_zeros(self.num_layers * D, padded.size(1), self.hidden_size)
+        elif unbatched:
+            hx = hx.unsqueeze(1)
+        # Groups of rows that run together: all of a plain batch, each alone of a packed one.
+        N = padded.size(1)
+        groups = [slice(n, n + 1) for n in range(N)] if packed else [slice(0, N)]
+        rows = [padded[: int(lengths[g][0]) if packed else None, g] for g in groups]
+        finals = []
+        for layer in range(self.num_layers):
+            if layer > 0 and self.training and self.dropout > 0:
+                assert not packed
+                rows = [nn.functional.dropout(rows[0], self.dropout)]
+            halves = []
+            for d in range(D):
+                h0 = hx[layer * D + d]
+                runs = [
+                    self._sequences(row, h0[g], layer, d == 1)
+                    for row, g in zip(rows, groups, strict=True)
+                ]
+                halves.append([y for y, _ in runs])
+                finals.append(torch.cat([h for _, h in runs]))
+            rows = [torch.cat(both, dim=-1) for both in zip(*halves, strict=True)]
+        h_n = torch.stack(finals)
+        if packed:
+            sequences = [row.squeeze(1) for row in rows]
+            return pack_sequence(sequences, enforce_sorted=input.unsorted_indices is None), h_n
+        y = rows[0]
+        if unbatched:
+            return y.squeeze(1), h_n.squeeze(1)
+        return y.transpose(0, 1) if self.batch_first else y, h_n
+
+    def _sequences(self, x: Tensor, h: Tensor, layer: int, reverse: bool) -> tuple[Tensor, Tensor]:
+        """Runs sequences of one length: x [T, N, I], h [N, H]."""
+        suffix = f"_l{layer}{'_reverse' if reverse else ''}"
+        H = self.hidden_size
+
+        def thirds(name: str) -> list[Tensor]:
+            # Slices, not chunk(): they may be changed in place between forward and backward.
+            p = getattr(self, name + suffix)
+            return [p[:H], p[H : 2 * H], p[2 * H :]]
+
+        W_r, W_z, W_n = thirds("weight_ih")
+        U_r, U_z, U_n = thirds("weight_hh")
+        b_r = b_z = b_n = c_r = c_z = c_n = x.new_zeros(())
+        if self.bias:
+            b_r, b_z, b_n = thirds("bias_ih")
+            c_r, c_z, c_n = thirds("bias_hh")
+        y: list[Tensor] = []
+        for t in reversed(range(len(x))) if reverse else range(len(x)):
+            r = torch.sigmoid(x[t] @ W_r.T + b_r + h @ U_r.T + c_r)
+            z = torch.sigmoid(x[t] @ W_z.T + b_z + h @ U_z.T + c_z)
+            n = torch.tanh(x[t] @ W_n.T + b_n + (r * h) @ U_n.T + c_n)
+            h = (1 - z) * n + z * h
+            y.append(h)
+        return torch.stack(y[::-1] if reverse else y), h
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """A cell of the ops, our layer for it and torch.nn's (or the naive one)."""
+
+    name: str
+    ours: type[nn.RNNBase]
+    theirs: type[nn.RNNBase]
+    options: tuple[tuple[str, Any], ...] = ()  # for both constructors
+    ours_only: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def has_c(self) -> bool:
+        return SPECS[self.name].has_c
+
+    @property
+    def projects(self) -> bool:
+        return SPECS[self.name].projects
+
+    def make(
+        self, I: int, H: int, device: torch.device | None = None, **kwargs: Any
+    ) -> tuple[Any, Any]:
+        """Makes ours and theirs with the same weights; theirs decides, from torch's seed.
+
+        Ours is on the device, theirs on the CPU.
+        """
+        if self.projects:
+            kwargs["proj_size"] = max(1, H // 2)
+        kwargs = dict(self.options) | kwargs
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="dropout option adds dropout")
+            theirs = self.theirs(I, H, **kwargs)
+            ours = self.ours(I, H, **kwargs, **dict(self.ours_only))
+        ours.load_state_dict(theirs.state_dict())
+        return ours.to(device), theirs
+
+    def __str__(self) -> str:
+        return self.name
+
+
+CELLS = [
+    Cell("lstm", fusedrnn.FusedLSTM, nn.LSTM),
+    Cell("lstm_proj", fusedrnn.FusedLSTM, nn.LSTM),
+    Cell("gru", fusedrnn.FusedGRU, nn.GRU),
+    Cell(
+        "gru_reset_before",
+        fusedrnn.FusedGRU,
+        NaiveGRUResetBefore,
+        ours_only=(("reset_after", False),),
+    ),
+    Cell("rnn_tanh", fusedrnn.FusedRNN, nn.RNN),
+    Cell("rnn_relu", fusedrnn.FusedRNN, nn.RNN, options=(("nonlinearity", "relu"),)),
+]
+
+# The functions of fusedrnn.functional with the options that choose a cell, by the cell.
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "lstm": F.lstm,
+    "lstm_proj": F.lstm,
+    "gru": partial(F.gru, reset_after=True),
+    "gru_reset_before": partial(F.gru, reset_after=False),
+    "rnn_tanh": partial(F.rnn, nonlinearity="tanh"),
+    "rnn_relu": partial(F.rnn, nonlinearity="relu"),
+}
+# Our modules of one step, by the cell of the ops.
+CELL_MODULES: dict[str, Callable[..., Any]] = {
+    "lstm": fusedrnn.FusedLSTMCell,
+    "gru": fusedrnn.FusedGRUCell,
+    "gru_reset_before": lambda *a, **k: fusedrnn.FusedGRUCell(*a, reset_after=False, **k),
+    "rnn_tanh": fusedrnn.FusedRNNCell,
+    "rnn_relu": lambda *a, **k: fusedrnn.FusedRNNCell(*a, nonlinearity="relu", **k),
+}
+BY_NAME = {cell.name: cell for cell in CELLS}
+# Those that torch.nn has itself.
+TORCH_CELLS = [cell for cell in CELLS if cell.theirs is not NaiveGRUResetBefore]
+
+
+def randn(
+    *shape: int,
+    dtype: torch.dtype = torch.float64,
+    seed: int | None = None,
+    device: torch.device | None = None,
+) -> Tensor:
+    """Normal numbers, drawn in float64 on the CPU: the same for every dtype and device, rounded."""
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, dtype=torch.float64, generator=generator).to(device, dtype)
+
+
+def make_states(module: nn.RNNBase, N: int | None, dtype: torch.dtype) -> Any:
+    """Makes hx for a module: (h_0, c_0) or h_0, without the batch if N is None."""
+    LD = module.num_layers * (2 if module.bidirectional else 1)
+    batch = () if N is None else (N,)
+    device = device_of(module)
+    h = randn(LD, *batch, module.proj_size or module.hidden_size, dtype=dtype, device=device)
+    if not next(cell for cell in CELLS if isinstance(module, (cell.ours, cell.theirs))).has_c:
+        return h
+    return h, randn(LD, *batch, module.hidden_size, dtype=dtype, device=device)
+
+
+def flat(result: Any) -> list[Tensor]:
+    """Makes a list of the tensors of a module's result (or of hx)."""
+    if result is None:
+        return []
+    if isinstance(result, PackedSequence):
+        return [result.data]
+    if isinstance(result, Tensor):
+        return [result]
+    return [t for part in result for t in flat(part)]
+
+
+def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """Applies a function to each tensor of an input or a state, keeping the structure."""
+    if value is None:
+        return None
+    if isinstance(value, PackedSequence):
+        return PackedSequence(function(value.data), *value[1:])
+    if isinstance(value, Tensor):
+        return function(value)
+    return tuple(map_tensors(function, part) for part in value)
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a module's parameters are."""
+    return next(module.parameters()).device
+
+
+def on(device: torch.device, value: Any) -> Any:
+    """Moves a tensor, a PackedSequence, or a tuple of them; None stays."""
+    if value is None:
+        return None
+    if isinstance(value, tuple) and not isinstance(value, PackedSequence):
+        return tuple(on(device, part) for part in value)
+    return value.to(device)
+
+
+def run(module: nn.Module, input: Any, hx: Any = None, seed: int = 0, **kwargs: Any) -> Tensors:
+    """Runs forward and backward; returns outputs, and gradients of inputs, states, weights.
+
+    The loss is a weighted sum of all outputs with random weights that depend on the seed alone.
+    torch's generator is seeded before forward, for dropout. All of it is on the module's device,
+    what is returned on the CPU.
+    """
+    device = device_of(module)
+
+    def leaf(t: Tensor) -> Tensor:
+        return t.detach().clone().requires_grad_()
+
+    input, hx = (map_tensors(leaf, on(device, value)) for value in (input, hx))
+    module.zero_grad()
+    torch.manual_seed(seed)
+    outputs = flat(module(input, hx, **kwargs))
+    names = ["h_n", "c_n"] if isinstance(module, RNNCellBase) else ["y", "h_n", "c_n"]
+    result = dict(zip(names, outputs, strict=False))
+    weights = [randn(*o.shape, seed=1000 + k).to(o) for k, o in enumerate(outputs)]
+    torch.autograd.backward(outputs, weights)
+    for name, leaves in (("d_x", [input]), ("d_h0", flat(hx)[:1]), ("d_c0", flat(hx)[1:])):
+        for t in leaves:
+            gradient = t.data.grad if isinstance(t, PackedSequence) else t.grad
+            assert gradient is not None, name
+            result[name] = gradient
+    for name, parameter in module.named_parameters():
+        assert parameter.grad is not None, name
+        result["d_" + name] = parameter.grad
+    assert all(t.device == device for t in result.values())
+    return {name: t.detach().clone().cpu() for name, t in result.items()}
+
+
+def assert_close(actual: Tensor, expected: Tensor, limit: float = 1e-12, **options: Any) -> None:
+    """Asserts that values agree, on whatever devices they are."""
+    torch.testing.assert_close(actual.cpu(), expected.cpu(), rtol=limit, atol=limit, **options)
+
+
+def error(actual: Tensor, reference: Tensor) -> float:
+    """Largest absolute difference over the reference's largest absolute value."""
+    assert actual.shape == reference.shape, (actual.shape, reference.shape)
+    if reference.numel() == 0:
+        return 0.0
+    scale = reference.double().abs().max().item()
+    difference = (actual.double() - reference.double()).abs().max().item()
+    return difference / scale if scale > 0 else difference
+
+
+def assert_same(actual: Tensors, expected: Tensors, limit: float = 1e-12) -> None:
+    """Asserts that all tensors of two runs agree to a relative error."""
+    assert actual.keys() == expected.keys()
+    errors = {name: error(actual[name], expected[name]) for name in expected}
+    wrong = {name: e for name, e in errors.items() if not e <= limit}
+    assert not wrong, f"errors above {limit}: {wrong}"
+
+
+def ragged(
+    lengths: Sequence[int],
+    I: int,
+    dtype: torch.dtype = torch.float64,
+    device: torch.device | None = None,
+) -> list[Tensor]:
+    """Makes sequences of these lengths."""
+    return [randn(T, I, dtype=dtype, device=device) for T in lengths]
+
+
+def pad(sequences: list[Tensor], T: int, fill: float, batch_first: bool = False) -> Tensor:
+    """Pads sequences to T steps with a number; nan shows who reads padding."""
+    x = pad_sequence(sequences, padding_value=fill)
+    if x.size(0) < T:
+        x = torch.cat([x, x.new_full((T - x.size(0), *x.shape[1:]), fill)])
+    return x.transpose(0, 1) if batch_first else x
+
+
+def options(**axes: Sequence[Any]) -> Iterator[dict[str, Any]]:
+    """All combinations of keyword arguments."""
+    combinations: list[dict[str, Any]] = [{}]
+    for name, values in axes.items():
+        combinations = [{**c, name: v} for c in combinations for v in values]
+    yield from combinations
+
+
+LENGTHS = [3, 7, 6, 1, 6]  # steps of five sequences
+
+
+def make_input(form: str, sequences: list[Tensor], fill: float = 0.0) -> tuple[Any, dict[str, Any]]:
+    """Sequences of LENGTHS as input and keyword arguments of a module; a plain batch has 7 steps,
+
+    where the shorter ones begin again.
+    """
+    if form == "plain":
+        return torch.stack([s.repeat(7, 1)[:7] for s in sequences], 1), {}
+    if form == "packed":
+        return torch.nn.utils.rnn.pack_sequence(sequences, enforce_sorted=False), {}
+    return pad(sequences, 9, fill), {"lengths": torch.tensor(LENGTHS)}

@@ -1,0 +1,128 @@
+"""The layers in numpy, as simply as they can be written, and their derivatives.
+
+Serves float32, float64 and complex numbers: a step of 1e-100 along the imaginary axis gives an
+exact derivative in any direction (Squire & Trapp 1998), so that no gradient is derived by hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+# Of each direction: w_ih [G*H, I], w_hh [G*H, P], b_ih, b_hh [G*H], w_hr [P, H]; None if absent.
+Weights = list[list["Array | None"]]
+
+WEIGHTS = ("w_ih", "w_hh", "b_ih", "b_hh", "w_hr")
+
+
+def sigmoid(x: Array) -> Array:
+    return 1 / (1 + np.exp(-x))
+
+
+def relu(x: Array) -> Array:
+    return np.where(x.real > 0, x, 0 * x)
+
+
+def products(v: Array, weight: Array, bias: Array | None, gates: int) -> list[Array]:
+    """v Wᵀ + b, one array [n, H] for each gate."""
+    product = v @ weight.T
+    return np.split(product if bias is None else product + bias, gates, axis=1)
+
+
+def lstm(x: Array, h: Array, c: Array, w: list[Any]) -> tuple[Array, Array]:
+    w_ih, w_hh, b_ih, b_hh, w_hr = w
+    from_x, from_h = products(x, w_ih, b_ih, 4), products(h, w_hh, b_hh, 4)
+    i, f, g, o = (a + b for a, b in zip(from_x, from_h, strict=True))
+    c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
+    h = sigmoid(o) * np.tanh(c)
+    return h if w_hr is None else h @ w_hr.T, c
+
+
+def gru(x: Array, h: Array, c: None, w: list[Any]) -> tuple[Array, None]:
+    w_ih, w_hh, b_ih, b_hh, _ = w
+    from_x, from_h = products(x, w_ih, b_ih, 3), products(h, w_hh, b_hh, 3)
+    r = sigmoid(from_x[0] + from_h[0])
+    z = sigmoid(from_x[1] + from_h[1])
+    n = np.tanh(from_x[2] + r * from_h[2])
+    return (1 - z) * n + z * h, None
+
+
+def gru_reset_before(x: Array, h: Array, c: None, w: list[Any]) -> tuple[Array, None]:
+    w_ih, w_hh, b_ih, b_hh, _ = w
+    from_x = products(x, w_ih, b_ih, 3)
+    W_r, W_z, W_n = np.split(w_hh, 3)
+    b_r, b_z, b_n = np.split(np.zeros(len(w_hh), x.dtype) if b_hh is None else b_hh, 3)
+    r = sigmoid(from_x[0] + h @ W_r.T + b_r)
+    z = sigmoid(from_x[1] + h @ W_z.T + b_z)
+    n = np.tanh(from_x[2] + (r * h) @ W_n.T + b_n)
+    return (1 - z) * n + z * h, None
+
+
+def rnn(x: Array, h: Array, w: list[Any]) -> Array:
+    """The argument of the activation."""
+    w_ih, w_hh, b_ih, b_hh, _ = w
+    return products(x, w_ih, b_ih, 1)[0] + products(h, w_hh, b_hh, 1)[0]
+
+
+# One step of each cell: (x [n, I], h [n, P], c [n, H], weights) -> (h, c).
+STEPS: dict[str, Callable[..., tuple[Array, Any]]] = {
+    "lstm": lstm,
+    "lstm_proj": lstm,
+    "gru": gru,
+    "gru_reset_before": gru_reset_before,
+    "rnn_tanh": lambda x, h, c, w: (np.tanh(rnn(x, h, w)), None),
+    "rnn_relu": lambda x, h, c, w: (relu(rnn(x, h, w)), None),
+}
+
+
+def layer(
+    cell: str, x: Array, weights: Weights, batch_sizes: list[int], h0: Array, c0: Array | None
+) -> dict[str, Array]:
+    """y [S, D*P], h_n [D, N, P] and c_n [D, N, H] of packed rows x [S, I]."""
+    h, c = h0.copy(), None if c0 is None else c0.copy()
+    first = np.concatenate([[0], np.cumsum(batch_sizes)]).astype(int)
+    P = h0.shape[2]
+    y = np.empty((len(x), len(weights) * P), x.dtype)
+    for d, w in enumerate(weights):
+        steps = range(len(batch_sizes))
+        for t in reversed(steps) if d == 1 else steps:
+            n = batch_sizes[t]
+            rows = slice(first[t], first[t] + n)
+            c_t = None if c is None else c[d, :n]
+            h[d, :n], c_t = STEPS[cell](x[rows], h[d, :n], c_t, w)
+            if c is not None:
+                c[d, :n] = c_t
+            y[rows, d * P : (d + 1) * P] = h[d, :n]
+    return {"y": y, "h_n": h} | ({} if c is None else {"c_n": c})
+
+
+def derivative(
+    inputs: dict[str, Any], name: str, direction: Array, loss_weights: dict[str, Array]
+) -> float:
+    """d/ds of Σ outputs · loss_weights, for the input `name` moved by s times a direction.
+
+    Args:
+        inputs: the arguments of `layer`.
+        name: one of x, h0, c0, or a name of WEIGHTS and the number of its direction, "w_ih 1".
+        direction: the shape of that input.
+        loss_weights: for each output of `layer`.
+    """
+    tiny = 1e-100
+
+    def moved(array: Array | None, own_name: str) -> Array | None:
+        if array is None:
+            return None
+        return array + 1j * tiny * direction if own_name == name else array + 0j
+
+    changed = dict(inputs)
+    for own_name in ("x", "h0", "c0"):
+        changed[own_name] = moved(inputs[own_name], own_name)
+    changed["weights"] = [
+        [moved(a, f"{own_name} {d}") for own_name, a in zip(WEIGHTS, w, strict=True)]
+        for d, w in enumerate(inputs["weights"])
+    ]
+    outputs = layer(**changed)
+    return sum(float(np.sum(outputs[k].imag * v)) for k, v in loss_weights.items()) / tiny

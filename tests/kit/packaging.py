@@ -1,0 +1,47 @@
+"""What the tests of the build and of the wheel share: commands, and a compiler that is made up."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import setup_build
+
+ROOT = setup_build.ROOT
+LIBRARY = ROOT / "fusedrnn" / "_C.so"
+# Replaces torch's LSTM by ours, in a process that knows nothing but the unpacked wheel.
+SMOKE_TEST = """
+import sys
+site = sys.argv[1]
+sys.path.insert(0, site)
+import torch
+import fusedrnn
+assert fusedrnn.__file__.startswith(site), fusedrnn.__file__
+torch.manual_seed(0)
+theirs = torch.nn.LSTM(3, 5, bidirectional=True)
+ours = fusedrnn.FusedLSTM(3, 5, bidirectional=True)
+ours.load_state_dict(theirs.state_dict())
+x = torch.randn(7, 2, 3)
+for layer in (theirs, ours):
+    layer(x)[0].square().sum().backward()
+torch.testing.assert_close(ours(x)[0], theirs(x)[0])
+torch.testing.assert_close(ours.weight_hh_l0.grad, theirs.weight_hh_l0.grad)
+print(torch.__version__, fusedrnn.__version__)
+fusedrnn.show_config()
+"""
+
+
+def run(*command: str | Path, **options) -> str:
+    """What `command` prints; fails with all that it printed where it exits with an error."""
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout}"
+    return done.stdout
+
+
+def make_nvcc(folder: Path, says: str) -> None:
+    """A CUDA_HOME with an nvcc of which nothing is there but what it says of its version."""
+    (folder / "bin").mkdir()
+    (folder / "bin" / "nvcc").write_text(f"#!/bin/sh\necho '{says}'\n")
+    (folder / "bin" / "nvcc").chmod(0o755)

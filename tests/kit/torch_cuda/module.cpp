@@ -1,0 +1,124 @@
+// The ops of csrc/torch_cuda on CPU tensors: kernels are started in the PTX interpreter, through an
+// object of the tests; torch gives memory and products as on a GPU. Built by
+// tests/kit/bindings.py; no part of the package.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "../cuda/device.h"
+#include "torch/passes.h"
+#include "torch_cuda/gpu_engine.h"
+
+namespace fusedrnn_test {
+namespace {
+
+namespace py = pybind11;
+using namespace fusedrnn;
+
+// The device, with the methods of tests.kit.torch_device.TorchDevice; None where no test runs.
+PyObject* current = nullptr;
+// What was allocated since then: the interpreter may touch it until the test ends.
+std::vector<Tensor> allocated;
+// Products since then: rows of the result, dtype of the factors, dtype of the result.
+std::vector<std::tuple<int64_t, std::string, std::string>> products;
+size_t product_limit = cuda::kProductBytes;
+
+py::object device_object() {
+  check(current, "no test has chosen a device");
+  return py::reinterpret_borrow<py::object>(current);
+}
+
+class InterpreterLauncher final : public cuda::TorchLauncher {
+ public:
+  explicit InterpreterLauncher(const Tensor& x) : TorchLauncher(x) {
+    check_device(x, "x");
+    product_limit_ = product_limit;
+    const py::gil_scoped_acquire gil;
+    device_ = fusedrnn_test::device_of(device_object());
+  }
+
+  void check_device(const Tensor& t, const char* name) const {
+    check(t.is_cpu(), name, " must be on the CPU");
+  }
+
+  const cuda::Device& device() const override { return device_; }
+
+  int registers_of(const std::string& kernel) override {
+    const py::gil_scoped_acquire gil;
+    return device_object().attr("registers_of")(kernel).cast<int>();
+  }
+
+  void launch(const cuda::Launch& l) override {
+    const py::gil_scoped_acquire gil;
+    device_object().attr("launch")(l.kernel, py::make_tuple(l.grid.x, l.grid.y, l.grid.z),
+                                   py::make_tuple(l.block.x, l.block.y, l.block.z), l.shared_bytes,
+                                   py::bytes(static_cast<const char*>(l.args), l.args_bytes),
+                                   l.cooperative);
+  }
+
+  void zero(void* p, size_t bytes) override {
+    const py::gil_scoped_acquire gil;
+    device_object().attr("zero")(reinterpret_cast<uintptr_t>(p), bytes);
+  }
+
+ protected:
+  // Full of NaN, so that what nobody wrote spreads.
+  Tensor allocate(Sizes sizes, ScalarType dtype) override {
+    {
+      const py::gil_scoped_acquire gil;
+      if (device_object().attr("full").cast<bool>()) throw TorchSaysNothing();
+    }
+    const Tensor t = TorchLauncher::allocate(sizes, dtype);
+    std::memset(t.data_ptr(), 0xff, bytes_of(t));
+    allocated.push_back(t);
+    const py::gil_scoped_acquire gil;
+    device_object().attr("lend")(reinterpret_cast<uintptr_t>(t.data_ptr()), bytes_of(t), true);
+    return t;
+  }
+
+  Memory memory() const override {
+    const py::gil_scoped_acquire gil;
+    const auto [free, total] =
+        device_object().attr("memory_left")().cast<std::pair<size_t, size_t>>();
+    return {free, total};
+  }
+
+  void mm(const Tensor& a, const Tensor& b, const Tensor& out) override {
+    const ScalarType dtype = out.scalar_type();
+    products.emplace_back(a.size(0), fusedrnn::name_of(a.scalar_type()), fusedrnn::name_of(dtype));
+    // On a CPU the bits of torch's products depend on where its factors begin; clones begin alike.
+    if (dtype == a.scalar_type())
+      return TorchLauncher::mm(torch::stable::clone(a), torch::stable::clone(b), out);
+    // On a CPU torch has no product into another dtype.
+    Tensor to = out;
+    torch::stable::copy_(
+        to, torch::stable::matmul(torch::stable::to(a, dtype), torch::stable::to(b, dtype)));
+  }
+
+ private:
+  cuda::Device device_ = {};
+};
+
+using Engine = GpuEngine<InterpreterLauncher>;
+
+}  // namespace
+}  // namespace fusedrnn_test
+
+STABLE_TORCH_LIBRARY_IMPL(fusedrnn_gpu, CPU, m) {
+  m.impl("forward", &fusedrnn::boxed<&fusedrnn::forward<fusedrnn_test::Engine>>);
+  m.impl("backward", &fusedrnn::boxed<&fusedrnn::backward<fusedrnn_test::Engine>>);
+  m.impl("_step", &fusedrnn::boxed<&fusedrnn::step<fusedrnn_test::Engine>>);
+  m.impl("_step_backward", &fusedrnn::boxed<&fusedrnn::step_backward<fusedrnn_test::Engine>>);
+}
+
+PYBIND11_MODULE(_cuda_binding, m) {
+  // The caller keeps the device alive until it chooses another, or None.
+  m.def("use", [](const pybind11::object& device) {
+    fusedrnn_test::current = device.is_none() ? nullptr : device.ptr();
+    fusedrnn_test::allocated.clear();
+    fusedrnn_test::products.clear();
+  });
+  m.def("products", [] { return fusedrnn_test::products; });
+  m.attr("PRODUCT_BYTES") = fusedrnn::cuda::kProductBytes;
+  m.def("limit_products", [](size_t bytes) { fusedrnn_test::product_limit = bytes; });
+  m.def("slice_rows", fusedrnn::cuda::slice_rows);
+}

@@ -1,0 +1,56 @@
+"""What a training step keeps for backward is at most what torch.nn's layer keeps."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence, pack_sequence
+
+from benchmarks.memory import kept
+from fusedrnn._library import LIBRARY
+from tests.kit.layers import BY_NAME, TORCH_CELLS, Cell, ragged, randn
+
+T, N, I, H = 20, 8, 24, 32
+LENGTHS = (T, 18, 17, 12, 9, 5, 5, 1)
+
+
+def make_input(form: str, dtype: torch.dtype) -> Tensor | PackedSequence:
+    if form == "plain":
+        return randn(T, N, I, dtype=dtype)
+    return pack_sequence(ragged(LENGTHS, I, dtype))
+
+
+def sizes_of(form: str) -> int:
+    """Bytes of batch_sizes, a copy; torch.nn's has them in its nodes, of which it makes T."""
+    return T * 8 if form == "packed" else 0
+
+
+DTYPES = [torch.float32, torch.float64]
+if LIBRARY.multiplies_pairs:  # others keep the layer's float32
+    DTYPES.append(torch.bfloat16)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("form", ["plain", "packed"])
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("cell", TORCH_CELLS, ids=str)
+def test_layer_keeps_at_most_what_torch_keeps(
+    cell: Cell, bidirectional: bool, layers: int, form: str, dtype: torch.dtype
+) -> None:
+    ours, theirs = cell.make(I, H, bidirectional=bidirectional, num_layers=layers, dtype=dtype)
+    x = make_input(form, dtype)
+    limit = kept(theirs, x)
+    assert limit > 0
+    assert kept(ours, x) <= limit + sizes_of(form)
+
+
+@pytest.mark.parametrize("form", ["plain", "packed"])
+@pytest.mark.parametrize("name", ["rnn_tanh", "rnn_relu"])
+def test_rnn_keeps_h_once(name: str, form: str) -> None:
+    """h after every step, and before the first."""
+    ours, _ = BY_NAME[name].make(I, H, dtype=torch.float64)
+    rows = T * N if form == "plain" else sum(LENGTHS)
+    expected = (rows + N) * H * 8 + sizes_of(form)
+    assert kept(ours, make_input(form, torch.float64)) == expected
