@@ -38,7 +38,16 @@ def as_markdown(before: Result, after: Result) -> str:
         lines.append([*start, *times, text, f"{drift - 1:+.1%}"])
     if not lines:
         return "The two runs have no row in common."
-    header = ["", "T,N,I,H", "", "threads", "before, ms", "after, ms", "change", "torch.nn's"]
+    header = [
+        "cell",
+        "T,N,I,H",
+        "mode",
+        "threads",
+        "before, ms",
+        "after, ms",
+        "change",
+        "torch.nn's",
+    ]
     parts = [f"Before: {_name(before)}", f"After: {_name(after)}", "", table(header, lines, left=3)]
     if _where(before) != _where(after):
         parts.insert(0, "**Different machines or instruction sets: the times do not compare.**\n")

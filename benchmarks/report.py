@@ -193,7 +193,7 @@ def machine_table(one: Group) -> str:
 def _made_by(paths: Sequence[Path], docs: Path) -> str:
     """Says which command made the file, with links to the raw numbers."""
     links = ", ".join(f"[{path.name}]({os.path.relpath(path, docs.parent)})" for path in paths)
-    return f"Made by `python -m benchmarks report` from {links}; do not edit."
+    return f"`python -m benchmarks report` made this page from {links}; do not edit it."
 
 
 def _replace(readme: Path, one: Group) -> None:
@@ -209,10 +209,11 @@ def _replace(readme: Path, one: Group) -> None:
     shown = pictures.show("core-ratio", "torch.nn's time over ours", plots.ratio(one, "core"))
     rivals = [version for version in one.rival_versions.values() if version]
     where = (
-        f"torch.nn's median time over ours, float32, {machine['date'][:10]}, {machine['cpu']} "
-        f"({machine['isa']}, {machine['cores']} cores), fusedrnn {machine['fusedrnn']}, torch "
-        f"{machine['torch']}{''.join(', ' + version for version in rivals)}. Forward is inference, "
-        "training is forward and backward; **bold** is a loss."
+        "The table has torch.nn's median time over ours in float32. It was measured on "
+        f"{machine['date'][:10]} on {machine['cpu']} ({machine['isa']}, {machine['cores']} cores), "
+        f"with fusedrnn {machine['fusedrnn']}, torch {machine['torch']}"
+        f"{''.join(', ' + version for version in rivals)}. Forward is inference, and training is "
+        "forward and backward; **bold** is a loss."
     )
     parts = ["", where, "", tables.ratios(one, "core"), "", tables.verdict(rows), *shown, ""]
     replacement = "\n".join([START, *parts, END])

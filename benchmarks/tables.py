@@ -129,7 +129,7 @@ def figures(group: Group, name: str, threads: int) -> str:
                 _percent(peak),
             ]
         )
-    header = ["", "T,N,I,H", "", "ours, ms", "torch.nn, ms", "ratio", "GFLOP/s"]
+    header = ["cell", "T,N,I,H", "mode", "ours, ms", "torch.nn, ms", "ratio", "GFLOP/s"]
     return table([*header, "floor, ms", "of floor", "of peak"], lines, left=3)
 
 
@@ -153,7 +153,7 @@ def rivals(group: Group, name: str, mode: str, threads: int) -> str | None:
         return None
     blank = [NOTHING] * (len(there) + 2)
     lines.append(["geometric mean", "", *blank, ratio_text(geometric_mean(best))])
-    header = ["", "T,N,I,H", "ours", "torch.nn", *(RIVALS[rival][1] for rival in there)]
+    header = ["cell", "T,N,I,H", "ours", "torch.nn", *(RIVALS[rival][1] for rival in there)]
     return table([*header, "best of them over ours"], lines, left=2)
 
 
@@ -179,7 +179,7 @@ def rates(group: Group) -> str:
             if read["rate"]:
                 what = f"reading {read['bytes'] / 1024:,.0f} KiB again and again"
                 lines.append([_threads(threads), what, f"{number(read['rate'] / 1e9)} GB/s"])
-    return table(["", "what", "rate"], lines, left=2)
+    return table(["threads", "what", "rate"], lines, left=2)
 
 
 def memory(group: Group) -> str:
@@ -198,7 +198,7 @@ def memory(group: Group) -> str:
         columns = [pair(training, key) for key in ("kept", "allocated", "resident")]
         columns.append(pair(forward, "beyond_outputs"))
         lines.append([CELL_TITLES[cell], shape, *(" / ".join(column) for column in columns)])
-    header = ["", "T,N,I,H", "kept for backward", "peak of a training step"]
+    header = ["cell", "T,N,I,H", "kept for backward", "peak of a training step"]
     header += ["the same, resident", "inference, beyond outputs"]
     return table(header, lines, left=2)
 
@@ -218,7 +218,7 @@ def contention(group: Group) -> str:
                 slower = sides[side]["worst"] / idle[side]["median"]
                 columns += [ms(sides[side]["median"]), ms(sides[side]["worst"]), f"{slower:.1f}"]
             lines.append([*start, company, *columns])
-    header = ["", "T,N,I,H", "", "beside", "ours, ms", "worst", "worst over idle"]
+    header = ["cell", "T,N,I,H", "mode", "beside", "ours, ms", "worst", "worst over idle"]
     return table([*header, "torch.nn, ms", "worst", "worst over idle"], lines, left=4)
 
 

@@ -162,7 +162,7 @@ class Run:
 
         Args:
             name: the name of the step.
-            limit: the seconds that it may take, if the run has so many left.
+            limit: the seconds that it may take, or less if the run has less left.
             command: the program and its arguments.
             keep: the seconds that it leaves to later steps.
             lines: how many lines of its standard output are printed when they come.
