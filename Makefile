@@ -1,17 +1,17 @@
-# make demo   trains the demo: names -> languages     make demo SHORT=1; make demo NAMES="Garcia Müller"
+# make demo   learns the languages of names           make demo SHORT=1; make demo NAMES="Garcia Müller"
 # make test   runs the tests                          make test ARGS="-k gru"; make test WORKERS=2
-# make bench  times against torch.nn and rivals       make bench BENCH="--set packed"; make bench-report
-# make docs   builds the documentation's site into build/site (open index.html there)
-# make gpu-dry    rehearses the run on a GPU where there is none; make gpu is that run (docs/gpu-run.md)
+# make bench  compares times with torch.nn and rivals make bench BENCH="--set packed"; make bench-report
+# make docs   builds the documentation as a site in build/site (open index.html there)
+# make gpu    checks and times the library on a GPU (docs/gpu-run.md); make gpu-dry rehearses it without
 # make selftest   checks and times every layer, and writes a report   make selftest DEVICE=cuda
 # make lint, make sanitize, make build, make environment, make clean
 #
-# Everything runs in the environment VENV. A VENV that does not exist is made and gets the pinned
-# requirements; one that is there keeps its torch and gets only the packages that it lacks.
+# Everything runs in the environment VENV. If VENV does not exist, it is made and gets the pinned
+# requirements. If it exists, it keeps its torch and gets only the packages that it lacks.
 
 VENV ?= .venv
 PYTHON ?= python3
-# Test processes; 0 runs the tests in pytest's own.
+# The number of test processes; with 0 the tests run in pytest's own process.
 WORKERS ?= 0
 
 PY := $(VENV)/bin/python
@@ -19,15 +19,15 @@ STATE := $(VENV)/.fusedrnn
 PYTEST_FLAGS := -q -p no:cacheprovider --durations=15 $(if $(filter-out 0,$(WORKERS)),-n $(WORKERS))
 BENCH ?= --set core --rivals torch,ort,openvino,jax
 RESULTS ?= benchmarks/results/core.json
-# The tests also run the programs of examples/ and the tools that people use with torch.nn's layers.
+# The tests also run the programs of examples/, and tools that people use with torch.nn's layers.
 TEST_REQUIREMENTS = $(addprefix $(STATE)/requirements,-dev -examples -ecosystem -docs)
 CXX_FILES = $(shell find csrc tests benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh')
 
-# Of the selftest, and the folder of its report.
+# The device of the selftest, and the folder for its report.
 DEVICE ?= cuda
 REPORT ?= build
 
-# Of the run on a GPU: its seconds, and the folder of what it found.
+# The seconds of the run on a GPU, and the folder for its results.
 GPU_SECONDS ?= 400
 GPU_OUT ?= build/gpu-$(shell date +%Y%m%d-%H%M%S)
 
@@ -40,7 +40,7 @@ build: $(STATE)/requirements
 
 demo test bench bench-report gpu gpu-dry: export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
-# NAMES goes through the environment: O'Brien is not for the shell to read.
+# NAMES goes through the environment, because the shell would misread a name like O'Brien.
 demo: export NAMES := $(NAMES)
 demo: build
 	set -f; $(PY) examples/names.py $(if $(filter-out 0,$(SHORT)),--short) $$NAMES
@@ -64,7 +64,7 @@ selftest: build
 gpu: build
 	$(PY) -m tools.gpu run --out $(GPU_OUT) --seconds $(GPU_SECONDS) --keep
 
-# The kernels are compiled for the interpreter of the tests, which takes pybind11 and numpy.
+# The kernels are compiled for the interpreter of the tests, which needs pybind11 and numpy.
 gpu-dry: build $(STATE)/requirements-dev
 	rm -rf build/gpu-dry
 	$(PY) -m tools.gpu dry --out build/gpu-dry
@@ -89,7 +89,7 @@ $(PY):
 	@mkdir -p $(STATE)
 	@touch $(STATE)/made-by-make
 
-# The tools of requirements-dev.txt stand on requirements.txt.
+# The tools of requirements-dev.txt need those of requirements.txt.
 $(STATE)/requirements-dev: $(STATE)/requirements
 $(STATE)/requirements-bench $(STATE)/requirements-examples $(STATE)/requirements-ecosystem \
   $(STATE)/requirements-docs: $(STATE)/requirements-dev

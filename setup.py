@@ -1,4 +1,4 @@
-"""Builds fusedrnn/_C.so and _cuda.so and tags the wheel; the metadata stands in pyproject.toml."""
+"""Builds fusedrnn/_C.so and _cuda.so and tags the wheel. The metadata is in pyproject.toml."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from setuptools.command.build_ext import build_ext
 from setuptools.command.dist_info import dist_info
 from setuptools.errors import BaseError
 
-# A PEP 517 build does not put this folder on the path.
+# A PEP 517 build does not put this folder on Python's path.
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import setup_build
 
@@ -27,10 +27,10 @@ CUDA_LIBRARY = "fusedrnn._cuda"
 
 
 class NinjaBuild(build_ext):
-    """build_ext whose compiling and linking is setup_build's."""
+    """build_ext that lets setup_build compile and link."""
 
     def get_ext_filename(self, fullname: str) -> str:
-        # The library serves every Python, so its name says nothing of one.
+        # The library serves every Python, so its name has no Python version.
         return os.path.join(*fullname.split(".")) + ".so"
 
     def run(self) -> None:
@@ -57,9 +57,10 @@ class NinjaBuild(build_ext):
 
 
 class EarlyCheck(dist_info):
-    """The metadata, which pip asks for before it downloads what they require: torch, for minutes.
+    """Checks for torch when pip asks for the metadata.
 
-    The wheel is built before any of that is installed, so without a torch it cannot be.
+    pip does so before it downloads the requirements, which takes minutes for torch. The wheel is
+    built before they are installed, so without torch the build would fail after the download.
     """
 
     def run(self) -> None:
@@ -71,7 +72,7 @@ class EarlyCheck(dist_info):
 
 
 class AnyPythonWheel(bdist_wheel):
-    """A wheel for every Python 3 on one platform: the library has no Python symbol."""
+    """A wheel for every Python 3 on one platform, since the library uses no symbol of Python."""
 
     def get_tag(self) -> tuple[str, str, str]:
         return "py3", "none", super().get_tag()[2]

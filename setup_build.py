@@ -1,7 +1,7 @@
 """Compiles csrc/ with ninja, a C++ compiler and, for the CUDA library, nvcc.
 
-setup.py builds fusedrnn/_C.so and fusedrnn/_cuda.so with it; several tests build binaries of their
-own from the same sources and flags. It needs neither setuptools nor an import of torch.
+setup.py builds fusedrnn/_C.so and fusedrnn/_cuda.so with it, and several tests build other binaries
+from the same sources and flags. It needs neither setuptools nor an import of torch.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ CSRC = ROOT / "csrc"
 BUILD_DIR = ROOT / "build" / "library"
 CUDA_BUILD_DIR = ROOT / "build" / "cuda"
 
-# The oldest torch that the library is tested with; what it lacks of later ones the sources declare
-# weak (csrc/torch/tensors.h).
+# The oldest torch with which the library is tested. The sources declare functions of later versions
+# as weak symbols (csrc/torch/tensors.h).
 OLDEST_TORCH = (2, 11)
-# The version of the stable ABI that it asks for, 2.10: as low as has the calls it makes.
+# The version of the stable ABI that the library needs: 2.10 is the lowest that has all its calls.
 TORCH_TARGET_VERSION = "0x020a000000000000"
 
 _AVX2 = ["-mavx2", "-mfma", "-mf16c"]
@@ -41,24 +41,24 @@ _X86_ISAS = {
 
 EXPORTS = CSRC / "torch" / "exports.map"
 
-# What FUSEDRNN_CUDA_ARCH is by default: machine code for each generation of GPUs, and PTX from
-# which the driver makes it for those to come.
+# The default of FUSEDRNN_CUDA_ARCH: machine code for each generation of GPUs, and PTX, from which
+# the driver makes machine code for future generations.
 RELEASE_ARCHITECTURES = "75;80;90;100;120+PTX"
-# The first generation that the kernels' instructions exist on.
+# The first generation of GPUs that has the kernels' instructions.
 OLDEST_ARCHITECTURE = 75
 # The first nvcc that compiles for all of RELEASE_ARCHITECTURES.
 OLDEST_NVCC = (12, 8)
 
-# What gets compiled: each source file and the flags that it alone gets.
+# The source files to compile, each with the flags for it alone.
 Units = Mapping[Path, Iterable[str]]
 
 
 class BuildError(RuntimeError):
-    """The build cannot go on; the message says what to change."""
+    """The build cannot continue; the message says what to change."""
 
 
 def _switch(name: str) -> bool | None:
-    """The environment variable `name` as a switch; None where it is unset or empty."""
+    """The environment variable `name` as a switch, or None if it is unset or empty."""
     value = os.environ.get(name, "")
     if value not in ("", "0", "1"):
         raise BuildError(f"{name} must be 0 or 1, got {value!r}")
@@ -66,10 +66,10 @@ def _switch(name: str) -> bool | None:
 
 
 def isa_flags() -> dict[str, list[str]]:
-    """The instruction sets this machine's architecture can be compiled for, and their flags.
+    """The instruction sets for which the library is compiled on this architecture, with flags.
 
-    `csrc/cpu/kernels_<name>.cpp` is compiled with the flags of `name`, whatever this CPU itself
-    supports: the library chooses when it is loaded.
+    `csrc/cpu/kernels_<name>.cpp` is compiled with the flags of `name`, even if this CPU does not
+    support them, because the library chooses an instruction set when it is loaded.
     """
     isas = _X86_ISAS if platform.machine() in ("x86_64", "AMD64") else {"portable": []}
     return {isa: list(flags) for isa, flags in isas.items()}
@@ -79,9 +79,9 @@ def common_flags() -> list[str]:
     """The flags of every source file, in the library and in the tests' binaries."""
     return [
         *("-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden"),
-        # A multiply-add is fused only where the source says so, whatever the instruction set.
+        # A multiply-add is fused only where the source says so, with every instruction set.
         *("-ffp-contract=off", "-fno-math-errno"),
-        # g++ 12 takes C++20's std::string for overlapping copies (GCC bug 105329).
+        # g++ 12 warns wrongly about overlapping copies in C++20's std::string (GCC bug 105329).
         *("-Wall", "-Wextra", "-Wno-restrict"),
         *(["-Werror"] if _switch("FUSEDRNN_WERROR") else []),
         f"-I{CSRC}",
@@ -90,12 +90,12 @@ def common_flags() -> list[str]:
 
 
 def _is_isolated() -> bool:
-    """Whether pip, build or uv runs this in an environment made for this build alone."""
+    """Whether pip, build or uv made an environment for this build alone."""
     return any(re.search(r"build-env-|/builds-v\d", folder) for folder in (sys.prefix, *sys.path))
 
 
 def torch_dir() -> Path:
-    """Where torch is installed, found without importing it."""
+    """The folder where torch is installed, found without importing torch."""
     spec = find_spec("torch")
     if spec is None or not spec.submodule_search_locations:
         if _is_isolated():
@@ -116,7 +116,7 @@ def torch_dir() -> Path:
 
 
 def engine_units() -> dict[Path, list[str]]:
-    """The CPU engine, which knows no torch: every file of csrc/cpu."""
+    """The files of the CPU engine, csrc/cpu, which does not know torch."""
     isas = isa_flags()
     units: dict[Path, list[str]] = {}
     for source in sorted((CSRC / "cpu").glob("*.cpp")):
@@ -136,19 +136,19 @@ def torch_flags() -> list[str]:
     include = torch_dir() / "include"
     return [
         f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}",
-        # torch's headers are not ours to keep free of warnings.
+        # Warnings in torch's headers are not shown.
         *("-isystem", str(include)),
         f"-ffile-prefix-map={include}/=",
     ]
 
 
 def torch_units() -> dict[Path, list[str]]:
-    """The bindings: every file of csrc/torch, on torch's stable ABI."""
+    """The files of the bindings, csrc/torch, which use torch's stable ABI."""
     return dict.fromkeys(sorted((CSRC / "torch").glob("*.cpp")), torch_flags())
 
 
 def nvcc() -> str | None:
-    """The CUDA compiler: $CUDA_HOME's, else that on PATH; None where there is neither."""
+    """The CUDA compiler in $CUDA_HOME, or else on PATH; None if there is none."""
     home = os.environ.get("CUDA_HOME", "")
     return shutil.which("nvcc", path=f"{home}/bin") if home else shutil.which("nvcc")
 
@@ -162,7 +162,7 @@ def _nvcc_says(compiler: str, *arguments: str) -> str:
 
 
 def nvcc_version(compiler: str) -> tuple[int, int]:
-    """Its version, (13, 0) for 13.0; raises BuildError where it does not say one."""
+    """The version of nvcc, (13, 0) for 13.0; raises BuildError if it does not print one."""
     said = _nvcc_says(compiler, "--version")
     found = re.search(r"release (\d+)\.(\d+)", said)
     if found is None:
@@ -171,7 +171,7 @@ def nvcc_version(compiler: str) -> tuple[int, int]:
 
 
 def _nvcc_problem() -> str:
-    """What keeps the CUDA library from being built here; "" where nothing does."""
+    """The reason why the CUDA library cannot be built here, or "" if it can."""
     compiler = nvcc()
     if compiler is None:
         home = os.environ.get("CUDA_HOME")
@@ -187,7 +187,7 @@ def _nvcc_problem() -> str:
 
 
 def cuda_choice() -> tuple[bool, str]:
-    """Whether the CUDA library is built, and why."""
+    """Returns whether the CUDA library is built, and why."""
     asked = _switch("FUSEDRNN_CUDA")
     if asked is False:
         return False, "FUSEDRNN_CUDA=0"
@@ -205,7 +205,7 @@ def cuda_choice() -> tuple[bool, str]:
 
 
 def architectures() -> tuple[list[int], int | None]:
-    """What FUSEDRNN_CUDA_ARCH asks for: architectures of machine code, and that of the PTX."""
+    """The architectures of machine code, and that of the PTX, that FUSEDRNN_CUDA_ARCH names."""
     value = os.environ.get("FUSEDRNN_CUDA_ARCH") or RELEASE_ARCHITECTURES
     like = f'FUSEDRNN_CUDA_ARCH must be like "80;90" or "8.0;9.0+PTX", got {value!r}'
     codes: list[int] = []
@@ -230,7 +230,7 @@ def architectures() -> tuple[list[int], int | None]:
 
 
 def cuda_folders(compiler: str) -> tuple[list[str], list[str]]:
-    """Where this nvcc finds headers and libraries, as compiler and as linker flags."""
+    """The folders of nvcc's headers and libraries, as compiler flags and as linker flags."""
     said = _nvcc_says(compiler, "--dryrun", "-c", "none.cu")
     found = {
         name: shlex.split(text) for name, text in re.findall(r"#\$ (INCLUDES|LIBRARIES)=(.*)", said)
@@ -242,15 +242,15 @@ def cuda_folders(compiler: str) -> tuple[list[str], list[str]]:
 
 
 def nvcc_flags() -> list[str]:
-    """The flags of every kernel, but for its architectures."""
+    """The flags of every kernel, without those for the architectures."""
     return [
         *("-std=c++20", "-O3", "-lineinfo"),
-        # Cells' constants are constexpr functions.
+        # The cells' constants are constexpr functions, which device code may then call.
         "--expt-relaxed-constexpr",
         # A multiply-add is fused only where the source says so, as on the CPU.
         "-fmad=false",
         *("-Xcompiler", "-fPIC,-fvisibility=hidden"),
-        # Registers hold weights for a whole sequence: a spill would read memory at every step.
+        # Registers hold weights for a whole sequence, so a spill would read memory at every step.
         "-Xptxas=-warn-spills",
         *(["-Werror=all-warnings"] if _switch("FUSEDRNN_WERROR") else []),
         f"-I{CSRC}",
@@ -258,7 +258,7 @@ def nvcc_flags() -> list[str]:
 
 
 def architecture_flags() -> list[str]:
-    """The flags by which nvcc knows of FUSEDRNN_CUDA_ARCH."""
+    """The flags that tell nvcc the architectures of FUSEDRNN_CUDA_ARCH."""
     codes, ptx = architectures()
     targets = [f"arch=compute_{code},code=sm_{code}" for code in codes]
     if ptx is not None:
@@ -267,16 +267,16 @@ def architecture_flags() -> list[str]:
 
 
 def compression_flags(version: tuple[int, int]) -> list[str]:
-    """The flags by which nvcc of `version` packs device code most tightly.
+    """The flags with which nvcc of `version` compresses device code.
 
-    From 13.0 on every driver that can run the code can unpack it. What 12.8 and 12.9 pack so,
-    drivers before 550 refuse, though they run the rest (nvcc's manual, --compress-mode).
+    Every driver that can run the code of nvcc 13.0 and later can decompress it. Drivers before 550
+    can run code of 12.8 and 12.9, but cannot decompress it (nvcc's manual, --compress-mode).
     """
     return ["--compress-mode=size"] if version >= (13, 0) else []
 
 
 def cuda_units(compiler: str, includes: list[str]) -> dict[Path, list[str]]:
-    """The CUDA engine, its kernels, and its bindings: csrc/cuda and csrc/torch_cuda."""
+    """The files of the CUDA engine, kernels and bindings: csrc/cuda and csrc/torch_cuda."""
     codes, ptx = architectures()
     compiled = ";".join(f"{code}+PTX" if code == ptx else str(code) for code in codes)
     bindings = [*torch_flags(), *includes, f'-DFUSEDRNN_CUDA_ARCHITECTURES="{compiled}"']
@@ -293,7 +293,7 @@ def cuda_units(compiler: str, includes: list[str]) -> dict[Path, list[str]]:
 
 
 def compiler() -> list[str]:
-    """The C++ compiler's command: $CXX, else g++."""
+    """The C++ compiler's command: $CXX, or else g++."""
     command = shlex.split(os.environ.get("CXX", "")) or ["g++"]
     if shutil.which(command[0]) is None:
         raise BuildError(f"no C++ compiler: {command[0]!r} is not on PATH; install g++ or set CXX")
@@ -301,7 +301,7 @@ def compiler() -> list[str]:
 
 
 def ninja() -> str:
-    """The ninja program: on PATH, or where this Python's ninja package put it."""
+    """The ninja program, on PATH or from this Python's ninja package."""
     found = shutil.which("ninja") or shutil.which("ninja", path=sysconfig.get_path("scripts"))
     if found is None:
         raise BuildError(f"no ninja: install it with `{sys.executable} -m pip install ninja`")
@@ -309,7 +309,7 @@ def ninja() -> str:
 
 
 def jobs() -> int:
-    """How many compilers run at once: MAX_JOBS, else the CPUs this process may use."""
+    """How many compilers run at once: MAX_JOBS, or else as many as this process may use CPUs."""
     value = os.environ.get("MAX_JOBS", "")
     if not value:
         return len(os.sched_getaffinity(0))
@@ -319,21 +319,21 @@ def jobs() -> int:
 
 
 def _escape(text: object) -> str:
-    """`text` as a path in a line of build.ninja."""
+    """Writes `text` as a path in a line of build.ninja."""
     return str(text).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
 
 
 def _variable(words: Iterable[str]) -> str:
-    """`words` as the value of a variable in build.ninja that becomes part of a shell command."""
+    """Writes `words` as a variable of build.ninja that becomes part of a shell command."""
     return shlex.join(words).replace("$", "$$")
 
 
 def _time_needed(sources: Iterable[Path]) -> str:
-    """How many files there are to compile, and about how long that takes here."""
+    """Says how many files are to be compiled, and about how long that takes here."""
     codes, ptx = architectures()
     targets = len(codes) + (ptx is not None)
     seconds = []
-    # Measured on a core of an AMD EPYC, with g++ 12 and nvcc 13.
+    # These seconds were measured on a core of an AMD EPYC, with g++ 12 and nvcc 13.
     for source in sources:
         if source.suffix == ".cu":
             seconds.append(targets * (40 if source.stem.startswith("resident") else 2))
@@ -347,7 +347,7 @@ def _time_needed(sources: Iterable[Path]) -> str:
 
 
 def _architectures_in_words() -> str:
-    """What FUSEDRNN_CUDA_ARCH asks for."""
+    """The architectures of FUSEDRNN_CUDA_ARCH, for people."""
     codes, ptx = architectures()
     return ", ".join([f"sm_{code}" for code in codes] + ([f"PTX of {ptx}"] if ptx else []))
 
@@ -364,14 +364,14 @@ def ninja_build(
     """Compiles `units` with `flags` and links them into `build_dir / target`, incrementally.
 
     Args:
-        build_dir: holds build.ninja and `<folder>/<name>.o` for each source.
-        target: file name of the result.
-        units: the sources, each with flags of its own; a .cu file is nvcc's, with these alone.
-        flags: compiler flags for all sources of C++.
+        build_dir: the folder for build.ninja and for `<folder>/<name>.o` of each source.
+        target: the file name of the result.
+        units: the sources, each with its own flags; nvcc compiles a .cu file with these alone.
+        flags: compiler flags for all C++ sources.
         link_flags: flags that follow the objects in the link command, libraries included.
-        link_inputs: files besides the objects whose change means a new link.
-        what: what this is, to print how much there is to compile and how long that takes; "" says
-            nothing.
+        link_inputs: other files than objects that cause a new link when they change.
+        what: a name for the result; with it, the number of files to compile and the time that this
+            takes are printed. "" prints nothing.
 
     Returns:
         The path of the result, brought up to date.
@@ -424,7 +424,7 @@ def ninja_build(
         made = {line.split("compile ")[-1] for line in lines if "compile " in line}
         if sources := [source for source, object_file in objects.items() if object_file in made]:
             print(f"fusedrnn: compiling {what}: {_time_needed(sources)}")
-    # Flushed, so that what was printed so far stands before ninja's own lines.
+    # Flush, so that the lines printed so far come before ninja's own lines.
     sys.stdout.flush()
     if subprocess.run(command, cwd=build_dir).returncode != 0:
         raise BuildError(f"{target} was not built: the compiler's messages stand above")
@@ -432,13 +432,13 @@ def ninja_build(
 
 
 def library_link_flags() -> list[str]:
-    """Linker flags of both libraries."""
+    """The linker flags of both libraries."""
     return [
-        # Python needs no symbol of them: their initialisers register the ops.
+        # They need not export symbols for Python, since their initialisers register the ops.
         *("-shared", f"-Wl,--version-script={EXPORTS}"),
         *("-Wl,--no-undefined", "-Wl,--as-needed", "-pthread"),
-        # No rpath: torch is always loaded before these libraries.
-        # libstdc++ first: torch offers some of its functions too, without their version.
+        # There is no rpath, because torch is always loaded before these libraries. libstdc++ comes
+        # first, because torch also has some of its functions, without their version.
         *(f"-L{torch_dir() / 'lib'}", "-lstdc++", "-ltorch_cpu"),
     ]
 
@@ -456,7 +456,7 @@ def build_library() -> Path:
 
 
 def build_cuda_library() -> Path:
-    """Compiles and links the shared library of the CUDA engine; no GPU is needed for it."""
+    """Compiles and links the shared library of the CUDA engine, which does not need a GPU."""
     compiler = nvcc()
     assert compiler is not None, "cuda_choice() says whether there is one"
     includes, libraries = cuda_folders(compiler)
@@ -468,7 +468,7 @@ def build_cuda_library() -> Path:
         common_flags(),
         [
             *library_link_flags(),
-            # The CUDA runtime comes along: torch's is another version's on many a machine.
+            # The CUDA runtime is linked in, because torch's runtime may have another version.
             *(*libraries, "-lcudart_static", "-ldl", "-lrt", "-lpthread"),
             "-Wl,--exclude-libs,ALL",
         ],

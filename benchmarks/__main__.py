@@ -29,7 +29,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--rivals",
         default="torch",
-        help="torch (always), ort, openvino, jax, compile; one that is not installed is listed",
+        help="torch (always), ort, openvino, jax, compile; the results list those not installed",
     )
     run.add_argument("--threads", default="1,2", help="default: %(default)s")
     run.add_argument("--rows", default="", metavar="TEXT", help="only rows whose name has TEXT")
@@ -37,13 +37,13 @@ def _parser() -> argparse.ArgumentParser:
         "--seconds",
         type=float,
         default=3.0,
-        help="for each row and mode, shared by both libraries; default: %(default)s",
+        help="time for each row and mode, shared by both libraries; default: %(default)s",
     )
     run.add_argument("--isa", choices=["avx2"], help="keep ours and torch.nn on AVX2")
     run.add_argument("--quiet", action="store_true", help="no progress bar")
     run.add_argument(
         "--device",
-        help="cuda or cuda:N: on a GPU, beside torch.nn (cuDNN) alone; without threads or floors",
+        help="cuda or cuda:N: measure on a GPU, compared only with torch.nn (cuDNN); no floors",
     )
     run.add_argument("--out", type=Path, required=True, metavar="FILE.json")
 
@@ -58,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("before", type=Path, metavar="A.json")
     compare.add_argument("after", type=Path, metavar="B.json")
 
-    # What `run` starts; not for people.
+    # `run` starts these two commands; they are not for people.
     commands.add_parser("worker").set_defaults(command=_worker)
     commands.add_parser("machine").set_defaults(command=_machine)
     return parser

@@ -1,7 +1,8 @@
-"""Builds what a row names: torch.nn's layer and ours with the same weights, and their input.
+"""Builds the layers of a row, torch.nn's and ours with the same weights, and their input.
 
-Everything comes from one seed, so that every process has the same numbers. Parity is judged here
-too: the error against torch.nn in the next wider dtype, as a multiple of torch.nn's own.
+Everything comes from one seed, so that every process has the same numbers. This module also judges
+parity: it compares both layers with torch.nn in the next wider dtype and relates our error to
+torch.nn's own.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 import fusedrnn
 
-from .measure import Call
+from .measure import TimedCall
 from .shapes import FORWARD, TRAINING, Row
 
 Layer = nn.Module
 Tensors = dict[str, Tensor]
 
-# (torch.nn's, ours): the layer, and the cell for rows of one call.
+# torch.nn's class and ours, by the cell and by whether a row is one call of a cell module.
 LAYERS: dict[tuple[str, bool], tuple[type[Layer], type[Layer]]] = {
     ("lstm", False): (nn.LSTM, fusedrnn.FusedLSTM),
     ("gru", False): (nn.GRU, fusedrnn.FusedGRU),
@@ -42,19 +43,19 @@ _WIDER = {
     torch.bfloat16: torch.float32,
     torch.float16: torch.float32,
 }
-# Roundings that ours may differ by beside twice torch.nn's error. float64 has only torch.nn's own
-# float64 to be compared with, whose error counts as none.
+# Ours may differ by this many roundings in addition to twice torch.nn's error. float64 can only be
+# compared with torch.nn in float64, so torch.nn's error counts as zero there.
 _ROUNDINGS = {torch.float64: 256, torch.float32: 16, torch.bfloat16: 2, torch.float16: 2}
 
 
 @dataclass
 class Case:
-    """A row made real."""
+    """The layers, the input and the gradient of the output of a row."""
 
     row: Row
     torch: Layer
     ours: Layer
-    x: Any  # [T, N, I], a PackedSequence of that, or [N, I] for one cell call
+    x: Any  # [T, N, I], a PackedSequence of it, or [N, I] for one call of a cell module
     d_y: Tensor  # the gradient of y, in y's form: [T, N, D*P], [S, D*P] or [N, H]
 
 
@@ -88,7 +89,7 @@ def build(row: Row) -> Case:
 
 
 def there(case: Case, device: torch.device) -> Case:
-    """The case with everything on a device."""
+    """Returns the case with its layers and tensors on a device."""
     return replace(
         case,
         torch=case.torch.to(device),
@@ -99,7 +100,7 @@ def there(case: Case, device: torch.device) -> Case:
 
 
 def run(layer: Layer, x: Any) -> tuple[Tensor, list[Tensor]]:
-    """Runs a layer or cell. Returns y (of a packed input its data) and the final states."""
+    """Runs a layer or cell module. Returns y (its data, if packed) and the final states."""
     result = layer(x)
     if isinstance(result, Tensor):
         return result, [result]
@@ -113,14 +114,14 @@ def run(layer: Layer, x: Any) -> tuple[Tensor, list[Tensor]]:
 
 @contextmanager
 def mode_of(layer: Layer, mode: str) -> Iterator[None]:
-    """The surroundings in which a mode is timed: inference_mode and eval, or grad and train."""
+    """The context in which a mode is timed: inference_mode and eval, or gradients and train."""
     layer.train(mode == TRAINING)
     with _quiet(), torch.inference_mode(mode == FORWARD):
         yield
 
 
-def step(layer: Layer, x: Any, d_y: Tensor, mode: str) -> Call:
-    """One call to time, to run within `mode_of`."""
+def step(layer: Layer, x: Any, d_y: Tensor, mode: str) -> TimedCall:
+    """Returns the function that is timed; it must be called within `mode_of`."""
     if mode == FORWARD:
         return lambda: layer(x)
     x, leaf = with_grad(x)
@@ -135,7 +136,7 @@ def step(layer: Layer, x: Any, d_y: Tensor, mode: str) -> Call:
 
 
 def with_grad(x: Any) -> tuple[Any, Tensor]:
-    """The input as a leaf that takes a gradient, and that leaf."""
+    """Returns the input as a leaf that takes a gradient, and that leaf's tensor."""
     if not isinstance(x, PackedSequence):
         leaf = x.detach().requires_grad_()
         return leaf, leaf
@@ -152,7 +153,7 @@ def padded(case: Case) -> tuple[Tensor, Tensor]:
 
 
 def live(case: Case, padded: Tensor) -> Tensor:
-    """[T, N, ·] as a PackedSequence's data where the row is packed; else as it is."""
+    """Returns [T, N, ·] as a PackedSequence's data if the row is packed, else unchanged."""
     if not case.row.packed:
         return padded
     order, sizes = case.x.sorted_indices, case.x.batch_sizes.tolist()
@@ -166,7 +167,7 @@ class Parity:
     ours: float
     torch: float
     limit: float
-    worst: str  # the tensor where ours comes nearest to its limit, or passes it
+    worst: str  # the name of the tensor whose error is nearest to its limit, or above it
     right: bool
     seconds: float  # the faster one of the two runs
 
@@ -201,7 +202,7 @@ def check(case: Case, mode: str) -> Parity:
 
 
 def expected(case: Case, mode: str) -> Tensors:
-    """What torch.nn gives in the next wider dtype: outputs, final states and gradients."""
+    """Returns torch.nn's outputs, final states and gradients in the next wider dtype."""
     dtype = _WIDER[case.row.torch_dtype]
     wide = copy.deepcopy(case.torch).to(dtype)
     return tensors(wide, case.x.to(dtype), case.d_y.to(dtype), mode)
@@ -216,7 +217,7 @@ def error(actual: Tensor, expected: Tensor) -> float:
 
 
 def tensors(layer: Layer, x: Any, d_y: Tensor, mode: str) -> Tensors:
-    """All that a run gives: y, final states, and in training the gradients."""
+    """Runs a layer and returns y, the final states and, in training, the gradients."""
     with mode_of(layer, mode):
         leaf = None
         if mode == TRAINING:
@@ -236,7 +237,7 @@ def tensors(layer: Layer, x: Any, d_y: Tensor, mode: str) -> Tensors:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without torch.nn's warning that the first projected LSTM of a process gives."""
+    """Suppresses the warning that torch.nn gives for the first projected LSTM of a process."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="LSTM with projections")
         yield

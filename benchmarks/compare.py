@@ -1,19 +1,20 @@
-"""Two runs of the same rows, usually two commits on one machine."""
+"""Compares two runs of the same rows, usually of two commits on one machine."""
 
 from __future__ import annotations
 
 from .results import Group, Result, geometric_mean
 from .tables import CELL_TITLES, ms, status_text, table
 
-# Less than this is noise, whatever the percentiles say.
+# A smaller change is noise, whatever the percentiles say.
 NOISE = 0.03
 
 
 def as_markdown(before: Result, after: Result) -> str:
-    """A line per row that both runs have.
+    """Makes a table with a line for each row that both runs have.
 
-    A change counts (bold) where it is larger than the noise and the two medians lie outside of each
-    other's 10th to 90th percentile. torch.nn's change stands beside it: it is the machine's.
+    A change counts (bold) if it is larger than the noise and each median lies outside the other
+    run's 10th to 90th percentile. Another column has torch.nn's change, which shows how much the
+    machine has changed.
     """
     old, new = Group(), Group()
     old.add(before)
@@ -37,7 +38,16 @@ def as_markdown(before: Result, after: Result) -> str:
         lines.append([*start, *times, text, f"{drift - 1:+.1%}"])
     if not lines:
         return "The two runs have no row in common."
-    header = ["", "T,N,I,H", "", "threads", "before, ms", "after, ms", "change", "torch.nn's"]
+    header = [
+        "cell",
+        "T,N,I,H",
+        "mode",
+        "threads",
+        "before, ms",
+        "after, ms",
+        "change",
+        "torch.nn's",
+    ]
     parts = [f"Before: {_name(before)}", f"After: {_name(after)}", "", table(header, lines, left=3)]
     if _where(before) != _where(after):
         parts.insert(0, "**Different machines or instruction sets: the times do not compare.**\n")

@@ -1,7 +1,7 @@
-"""The same step beside processes that take the cores away.
+"""Times a step while other processes use the cores.
 
-A thread that the scheduler has stopped must cost its time and no more. torch's threads meet at
-every step of a sequence and wait for each other, so one that is not running stops all.
+If the scheduler stops a thread, the call should lose only that thread's time. torch's threads meet
+at every step of a sequence and wait for each other, so one stopped thread stops all of them.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import Any
 
 from . import cases
 from .machine import ROOT
-from .measure import Call, elapsed
+from .measure import TimedCall, elapsed
 from .shapes import Row
 
 TRIALS = 5
-# What runs beside: its name, and how many processes of which kind.
+# The processes that run at the same time: a name, their number and their kind.
 COMPANY = {
     "nothing": (0, "busy"),
     "1 busy process": (1, "busy"),
@@ -48,7 +48,7 @@ _LEAST_CALLS, _MOST_CALLS = 3, 200
 
 
 def events(rows: list[Row], job: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Five trials of each row beside each company, new processes in every trial."""
+    """Makes five trials of each row with each company; every trial starts new processes."""
     for row in rows:
         for mode in row.modes:
             yield {"event": "start", "row": row.name, "mode": mode}
@@ -65,7 +65,7 @@ def events(rows: list[Row], job: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def _beside_all(
     case: cases.Case, mode: str, seconds: float, threads: int
 ) -> dict[str, dict[str, Any]]:
-    """For every company and layer the medians of the trials, in seconds."""
+    """Returns the medians of the trials for every company and layer, in seconds."""
     layers = {"ours": case.ours, "torch": case.torch}
     steps = {name: cases.step(layer, case.x, case.d_y, mode) for name, layer in layers.items()}
     found: dict[str, dict[str, Any]] = {}
@@ -93,8 +93,8 @@ def _beside_all(
     return found
 
 
-def _trial(step: Call, seconds: float) -> float:
-    """The median of the calls in `seconds`, of three at least."""
+def _trial(step: TimedCall, seconds: float) -> float:
+    """Returns the median time of the calls made in `seconds`, of at least three calls."""
     times: list[float] = []
     end = time.monotonic() + seconds
     while len(times) < _LEAST_CALLS or (time.monotonic() < end and len(times) < _MOST_CALLS):
@@ -104,7 +104,7 @@ def _trial(step: Call, seconds: float) -> float:
 
 @contextmanager
 def processes(count: int, kind: str, limit: float, threads: int) -> Iterator[list[int]]:
-    """Runs processes beside; they are killed at the end, and end by themselves after `limit` s."""
+    """Runs other processes. They are killed at the end, or end by themselves after `limit` s."""
     code = {"busy": _BUSY, "training": _TRAINING}[kind].format(limit=limit, threads=threads)
     started: list[subprocess.Popen[bytes]] = []
     try:

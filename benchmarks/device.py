@@ -1,7 +1,7 @@
-"""Rows on a GPU: ours beside torch.nn's, which is cuDNN there.
+"""Measures rows on a GPU, for `run --device cuda`: ours and torch.nn's, which is cuDNN there.
 
-One process, no floors, no threads: what `run --device cuda` measures. Each call ends with a wait
-for the device, so that its time is that of the work and not of its start.
+There is one process, no floor and no number of threads. Each call ends with a wait for the device,
+so that the time is that of the whole work and not only of its launch.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from typing import Any
 import torch
 
 from . import cases, machine, runner
-from .measure import Call, alternate
+from .measure import TimedCall, alternate
 from .shapes import Row
 from .worker import LONGEST_STEP, NOT_RUN, OK, RED
 
 
 def run(options: runner.Options, device: torch.device) -> dict[str, Any]:
-    """Measures every row and mode there and returns what goes into the file."""
+    """Measures every row and mode on the device and returns the content of the file."""
     sets, _ = runner.plan(options)
     return {
         "device": _describe(device),
@@ -29,7 +29,7 @@ def run(options: runner.Options, device: torch.device) -> dict[str, Any]:
 
 
 def as_markdown(found: dict[str, Any]) -> str:
-    """The table of a run."""
+    """Returns the table of a run."""
     lines = [
         f"{found['device']['name']}, {found['device']['library']}, torch {torch.__version__}. "
         "Medians in µs; spread is the 90th percentile of ours over its 10th.",
@@ -74,7 +74,7 @@ def _measure(row: Row, device: torch.device, seconds: float) -> Iterator[dict[st
         yield fields | times | {"ratio": timings["torch"].median / timings["ours"].median}
 
 
-def _to_the_end(step: Call, device: torch.device) -> Call:
+def _to_the_end(step: TimedCall, device: torch.device) -> TimedCall:
     if device.type != "cuda":
         return step
 

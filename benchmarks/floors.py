@@ -2,10 +2,10 @@
 
     floor = max(FLOPs / rate of matrix products, bytes of U read at every step / bandwidth)
 
-FLOPs and rates of the input product and of the recurrent one stand apart, each at its own shape.
-A slow library must not make a low floor, so a rate is the best of what torch.mm, oneDNN's linear
-layer on packed weights and both on large squares reached. The floor at the own shapes' rates alone
-is kept too, and the peak of the multiply-add units beside them.
+The input product and the recurrent product have separate FLOPs and rates, each at its own shape. A
+slow library must not make the floor high, so a rate is the best of those that torch.mm, oneDNN's
+linear layer with packed weights, and both on large squares reach. The results also keep the floor
+with the rates of the row's own shapes alone, and the peak of the multiply-add units.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ import torch
 import setup_build
 from fusedrnn._library import LIBRARY
 
-from .measure import Call, elapsed
+from .measure import TimedCall, elapsed
 from .shapes import TRAINING, Row
 
 SOURCE = Path(__file__).with_name("native.cpp")
 VECTOR_BYTES = {"avx512_bf16": 64, "avx512": 64, "avx2": 32}
-# Enough rows for a product to reach its rate; a thousand times more would only take longer.
+# A product reaches its full rate with this many rows; more rows would only take longer.
 MOST_ROWS = 4096
 SQUARES = (512, 1024, 2048)
-# The native loops run in short parts, of which the best counts: one of them goes undisturbed.
+# The native loops run in this many short parts, and the best counts: at least one is undisturbed.
 SLICES = 10
 
 
 @cache
 def native() -> ctypes.CDLL | None:
-    """The compiled native.cpp; None where there is no compiler for it."""
+    """Returns the compiled native.cpp, or None if there is no compiler for it."""
     isa = LIBRARY.isa
     flags = [*setup_build.isa_flags().get(isa, []), f"-DVECTOR_BYTES={VECTOR_BYTES.get(isa, 16)}"]
-    # Unlike the library's kernels this may fuse a * b + c.
+    # Unlike the library's kernels, this code may fuse a * b + c.
     flags += ["-O3", "-std=c++17", "-shared", "-fPIC", "-ffp-contract=fast"]
     key = hashlib.sha256((SOURCE.read_text() + " ".join(flags)).encode()).hexdigest()[:12]
     target = setup_build.ROOT / "build" / "benchmarks" / f"native-{key}.so"
@@ -64,7 +64,7 @@ def native() -> ctypes.CDLL | None:
 
 
 class Rates:
-    """What this machine reaches with some threads. Everything is measured once, when asked for."""
+    """The rates of this machine with some threads. Each is measured once, when it is needed."""
 
     def __init__(self, threads: int, seconds: float) -> None:
         """Measures each rate for about `seconds`."""
@@ -73,7 +73,7 @@ class Rates:
         self._known: dict[tuple[Any, ...], Any] = {}
 
     def product(self, M: int, K: int, N: int, dtype: torch.dtype) -> dict[str, float]:
-        """FLOP/s of [M, K] x [K, N], by library."""
+        """Returns the FLOP/s of [M, K] x [K, N] by library."""
         M = min(M, MOST_ROWS)
         key = ("product", M, K, N, dtype)
         rates: dict[str, float] = self._once(key, lambda: self._product(M, K, N, dtype))
@@ -83,17 +83,17 @@ class Rates:
         """The best FLOP/s of any library on a large square product."""
         sizes = [n for n in SQUARES if n <= 1024 or self.seconds >= 0.1]
         best = max(max(self.product(n, n, n, dtype).values()) for n in sizes)
-        # oneDNN has no float64, but the units have: half of float32's rate.
+        # oneDNN has no float64 products, but the units compute them at half of float32's rate.
         return max(best, self.square(torch.float32) / 2) if dtype == torch.float64 else best
 
     def peak(self, dtype: torch.dtype) -> float | None:
-        """FLOP/s of the multiply-add units; known for float32, and float64 at half of it."""
+        """FLOP/s of the multiply-add units, for float32 and for float64 (half as many)."""
         if dtype not in (torch.float32, torch.float64):
             return None
         rate = self._once(("peak",), self._peak)
         if rate is None:
             return None
-        # Nothing is faster than the peak, unless the machine was disturbed when it was measured.
+        # No product is faster than the peak, unless the measurement of the peak was disturbed.
         return max(float(rate) / (2 if dtype == torch.float64 else 1), self.square(dtype))
 
     def bandwidth(self, size: int) -> float | None:
@@ -124,7 +124,7 @@ class Rates:
         generator = torch.Generator().manual_seed(3)
         x, w = (torch.randn(*s, generator=generator).to(dtype) for s in ((M, K), (N, K)))
         w_t = w.t().contiguous()
-        calls: dict[str, Call] = {
+        calls: dict[str, TimedCall] = {
             "torch.mm": lambda: torch.mm(x, w_t),
             "torch.mm, transposed": lambda: torch.mm(x, w.t()),
         }
@@ -135,7 +135,7 @@ class Rates:
                 calls["oneDNN"] = lambda: mkldnn._linear_pointwise(x, packed, None, "none", [], "")
             return {name: 2 * M * K * N / self._fastest(call) for name, call in calls.items()}
 
-    def _fastest(self, call: Call) -> float:
+    def _fastest(self, call: TimedCall) -> float:
         call()
         best, end = elapsed(call), time.perf_counter() + self.seconds
         while time.perf_counter() < end:
@@ -152,7 +152,7 @@ class Rates:
         library = native()
         if library is None:
             return None
-        # Each thread has its part, as each has its units' rows of U.
+        # Each thread reads its own part, as it reads its own units' rows of U in a layer.
         part = max(512, size // self.threads // 512 * 512)
         memory = [torch.ones(part + 64, dtype=torch.uint8) for _ in range(self.threads)]
 
@@ -163,7 +163,7 @@ class Rates:
         return self._on_all_threads(read)
 
     def _on_all_threads(self, body: Callable[[int], float]) -> float:
-        """The best sum over all threads. ctypes lets go of the interpreter's lock."""
+        """Returns the best sum over all threads, which run at once: ctypes releases the GIL."""
         time.sleep(0.02)  # until torch's threads, which spin when idle, have gone to sleep
         barrier = threading.Barrier(self.threads)
 
@@ -176,12 +176,13 @@ class Rates:
 
 
 def floor(row: Row, mode: str, rates: Rates) -> dict[str, Any]:
-    """The floors of a row in seconds, and the rates behind them.
+    """Computes the floors of a row in seconds, and the rates from which they follow.
 
     Returns:
-        seconds: the floor, from the best rates. own: the floor at the own shapes' rates alone.
-        memory: the part of U's bytes; None without a C++ compiler. peak: FLOPs at the peak of
-        the multiply-add units. rate, bandwidth: of products and of reading U, for display.
+        seconds: the floor with the best rates. own: the floor with only the rates of the row's own
+        shapes. compute: the time of the products with the best rates. memory: the time to read U;
+        None without a C++ compiler. peak: the time of the FLOPs at the peak of the multiply-add
+        units. rate, bandwidth: the rates of products and of reading U, for display.
     """
     dtype = row.torch_dtype
     best, own = _products(row, mode, rates, rates.square(dtype)), _products(row, mode, rates, 0)
@@ -201,7 +202,7 @@ def floor(row: Row, mode: str, rates: Rates) -> dict[str, Any]:
 
 
 def _products(row: Row, mode: str, rates: Rates, at_least: float) -> float:
-    """Seconds of all products, none of them slower than `at_least` FLOP/s."""
+    """Seconds of all products, if none of them is slower than `at_least` FLOP/s."""
     S, GH, dtype = sum(row.lengths()), row.G * row.H, row.torch_dtype
 
     def rate(M: int, K: int) -> float:
@@ -212,5 +213,5 @@ def _products(row: Row, mode: str, rates: Rates, at_least: float) -> float:
     h_u = row.step_flops()
     if mode != TRAINING:
         return x_w + h_u / at_step
-    # dx and dW are products over all time as x W is, dU is another; dh goes step by step.
+    # Like x W, dx, dW and dU are products over all steps at once; dh is computed step by step.
     return 3 * x_w + 2 * h_u / at_step + h_u / over_time

@@ -1,4 +1,4 @@
-"""The header of a result file: where, with what and in which state something was measured."""
+"""The header of a result file: the machine, its state and the versions of a measurement."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fusedrnn._library import LIBRARY
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("numpy", "onnx", "onnxruntime", "openvino", "jax", "jaxlib")
-# The flags that decide which kernels run.
+# The processor's flags that decide which kernels run.
 FLAGS = (
     *("sse4_2", "avx", "avx2", "fma", "f16c", "avx_vnni"),
     *("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni", "avx512_bf16", "avx512_fp16"),
@@ -29,7 +29,7 @@ VARIABLES = re.compile(
     r"(OMP|GOMP|KMP|MKL|ONEDNN|DNNL|ATEN|FUSEDRNN|MALLOC|OPENBLAS|XLA|TORCHINDUCTOR)_|"
     r"LD_PRELOAD$|GLIBC_TUNABLES$"
 )
-# What keeps torch.nn, and everything else, on AVX2.
+# These environment variables keep torch.nn and the other libraries on AVX2.
 AVX2 = {
     "FUSEDRNN_ISA": "avx2",
     "ATEN_CPU_CAPABILITY": "avx2",
@@ -39,7 +39,7 @@ AVX2 = {
 
 
 def describe() -> dict[str, Any]:
-    """Machine, versions, commit and settings of this process."""
+    """Returns the machine, versions, commit and settings of this process."""
     config = torch.__config__.show()
     cpu = _cpuinfo()
     return {
@@ -72,7 +72,7 @@ def now() -> str:
 
 
 def _cpuinfo() -> dict[str, str]:
-    """The first processor in /proc/cpuinfo."""
+    """Returns the entry of the first processor in /proc/cpuinfo."""
     try:
         text = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
     except OSError:
@@ -82,7 +82,7 @@ def _cpuinfo() -> dict[str, str]:
 
 
 def _caches() -> dict[str, int]:
-    """Bytes of each cache that the first core sees: L1d, L2, L3."""
+    """Returns the size in bytes of each cache of the first core: L1d, L2, L3."""
     found = {}
     for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
         try:

@@ -1,4 +1,4 @@
-"""Times calls by turns, so that all of them see the same machine, and says how they spread."""
+"""Times several functions alternately, so that all run in the same state of the machine."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-Call = Callable[[], Any]
+TimedCall = Callable[[], Any]  # a function whose calls are timed
 
-# A turn runs one call for this long (or once), so that most calls find their weights in cache, as
-# a loop of a user's does.
+# In a turn one function is called for this long (or once), so that most calls find their weights in
+# the cache, as in a user's loop.
 TURN = 0.01  # seconds
 LEAST_TURNS = 3
 WARM_UP = 2
@@ -31,7 +31,7 @@ class Timing:
 
     @classmethod
     def of(cls, seconds: list[float]) -> Timing:
-        """What a list of times amounts to."""
+        """Summarizes a list of times."""
         ordered = sorted(seconds)
         last = len(ordered) - 1
         return cls(
@@ -47,17 +47,17 @@ class Timing:
         return asdict(self)
 
 
-def elapsed(call: Call) -> float:
-    """Seconds of one call."""
+def elapsed(call: TimedCall) -> float:
+    """Returns the seconds that one call takes."""
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
 
 
-def alternate(calls: Mapping[str, Call], seconds: float) -> dict[str, Timing]:
-    """Times every call in turn, A B A B, for `seconds` in all, warm-up not counted.
+def alternate(calls: Mapping[str, TimedCall], seconds: float) -> dict[str, Timing]:
+    """Times the functions in turn, A B A B, for `seconds` in all, not counting the warm-up.
 
-    Each call alone is timed. There are at least three turns, however long they take.
+    Each call is timed by itself. There are at least three turns, however long they take.
     """
     length: dict[str, int] = {}
     for name, call in calls.items():

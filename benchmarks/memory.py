@@ -1,4 +1,4 @@
-"""How much memory a step takes: what training keeps, its peak, and what inference allocates."""
+"""Measures the memory of a step: what training keeps, the peak, and what inference allocates."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from torch.autograd.profiler import profile
 from torch.nn.utils.rnn import PackedSequence
 
 from . import cases
-from .measure import Call
+from .measure import TimedCall
 from .shapes import TRAINING, Row
 
 _LIBC = ctypes.CDLL(None)
 
 
 def events(rows: list[Row], job: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Measures ours and torch.nn's for all rows; nothing is timed."""
+    """Measures our layer and torch.nn's for all rows. Nothing is timed."""
     for row in rows:
         for mode in row.modes:
             yield {"event": "start", "row": row.name, "mode": mode}
@@ -34,11 +34,12 @@ def events(rows: list[Row], job: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _layer(case: cases.Case, layer: cases.Layer, mode: str) -> dict[str, Any]:
-    """Bytes of one step.
+    """Measures the bytes of one step.
 
-    allocated is the peak of what torch's allocator has given out, resident that of the process's
-    memory, which sees other allocators too; both over what there was before. outputs are y and the
-    final states. kept is what autograd holds after forward, beside input and parameters.
+    allocated is the peak of the memory from torch's allocator, and resident is the peak of the
+    process's memory, which includes other allocators; both are counted from the start of the step.
+    outputs are y and the final states. kept is the memory that autograd holds after forward, beside
+    the input and the parameters. beyond_outputs is allocated without the outputs.
     """
     step = cases.step(layer, case.x, case.d_y, mode)
     with cases.mode_of(layer, mode):
@@ -58,7 +59,10 @@ def _layer(case: cases.Case, layer: cases.Layer, mode: str) -> dict[str, Any]:
 
 
 def kept(layer: cases.Layer, x: Any) -> int:
-    """Bytes that autograd keeps for backward, each storage once, without input and parameters."""
+    """Bytes that autograd keeps for backward, without the input and the parameters.
+
+    Each storage counts once.
+    """
     x, leaf = cases.with_grad(x)
     storages: dict[int, int] = {}
 
@@ -76,15 +80,15 @@ def kept(layer: cases.Layer, x: Any) -> int:
     return sum(storages.values())
 
 
-def _allocated(call: Call) -> int:
-    """The peak of what torch's allocator gives out during a call.
+def _allocated(call: TimedCall) -> int:
+    """The peak of the memory that torch's allocator hands out during a call.
 
-    The largest of three: a profile was seen that had lost its events.
+    It is the largest of three measurements, because a profile can lose events.
     """
     return max(_profiled(call) for _ in range(3))
 
 
-def _profiled(call: Call) -> int:
+def _profiled(call: TimedCall) -> int:
     with profile(profile_memory=True) as recorded:
         result = call()
     del result
@@ -96,8 +100,8 @@ def _profiled(call: Call) -> int:
     return peak
 
 
-def _resident(call: Call) -> int | None:
-    """The peak of the process's resident memory during a call; None where Linux does not tell."""
+def _resident(call: TimedCall) -> int | None:
+    """The peak of the process's resident memory during a call; None if Linux does not tell it."""
     gc.collect()
     _LIBC.malloc_trim(0)
     try:

@@ -1,6 +1,6 @@
-// The two limits of a processor that no library shows plainly: how fast it multiplies and adds in
-// registers, and how fast it reads an array again and again from the cache that holds it.
-// floors.py compiles this with the flags of the instruction set that fusedrnn runs on.
+// Measures two limits of a processor: how fast it multiplies and adds in registers, and how fast it
+// reads an array again and again from the cache that holds the array. floors.py compiles this file
+// with the flags of the instruction set that fusedrnn uses.
 #include <algorithm>
 #include <chrono>
 #include <cstddef>
@@ -17,9 +17,9 @@ double now() {
 
 }  // namespace
 
-// Floating-point operations a second of one thread, a multiply-add counted as two.
+// Returns the floating-point operations per second of one thread; a multiply-add counts as two.
 extern "C" double multiply_add_rate(double seconds) {
-  // Two units with four or five cycles of latency are busy with ten independent sums.
+  // Ten independent sums keep two units with four or five cycles of latency busy.
   constexpr int kSums = 12;
   constexpr long kSteps = 10000;
   Vec sums[kSums] = {};
@@ -34,7 +34,7 @@ extern "C" double multiply_add_rate(double seconds) {
 #pragma GCC unroll 12
       for (int k = 0; k < kSums; ++k) {
         sums[k] = sums[k] * a + b;
-        asm volatile("" : "+v"(sums[k]));  // or the loop would be summed up in advance
+        asm volatile("" : "+v"(sums[k]));  // so that the compiler keeps the loop
       }
     }
     steps += kSteps;
@@ -43,8 +43,8 @@ extern "C" double multiply_add_rate(double seconds) {
   return 2.0 * kLanes * kSums * steps / elapsed;
 }
 
-// Bytes a second that one thread reads from data[0 .. bytes), pass after pass; bytes is a multiple
-// of 8 vectors and data aligned to one.
+// Returns the bytes per second that one thread reads from data[0 .. bytes), pass after pass. bytes
+// is a multiple of the size of 8 vectors, and data is aligned to a vector.
 extern "C" double read_rate(const char* data, size_t bytes, double seconds) {
   const Vec* vectors = reinterpret_cast<const Vec*>(data);
   const size_t n = bytes / sizeof(Vec);
@@ -54,7 +54,7 @@ extern "C" double read_rate(const char* data, size_t bytes, double seconds) {
       for (size_t k = 0; k < 8; ++k) asm volatile("" : : "v"(vectors[i + k]));
     }
   };
-  // Between two looks at the clock at least a megabyte is read.
+  // At least a megabyte is read each time before the clock is read.
   const size_t passes = std::max<size_t>(1, (size_t{1} << 20) / bytes);
   pass();
   double read = 0, elapsed;

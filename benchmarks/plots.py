@@ -1,4 +1,4 @@
-"""Results as pictures. Each function draws one figure, or returns None where there is no data."""
+"""Draws results. Each function returns one figure, or None if there is no data."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _GRID: dict[str, Any] = {"color": "#d8d8d8", "linewidth": 0.6}
 
 
 def ratio(group: Group, name: str) -> Figure | None:
-    """torch.nn's time over ours for each shape of a set, a panel per cell, a dot per median."""
+    """Draws torch.nn's time over ours for each shape: a panel per cell, a dot per median."""
     rows = [row for row in group.of_set(name) if row["status"] == "ok"]
     figure = _by_shape(rows, lambda row: row["ratio"], _mode_style(rows), group)
     if figure:
@@ -33,7 +33,7 @@ def ratio(group: Group, name: str) -> Figure | None:
 
 
 def part_of_floor(group: Group, name: str) -> Figure | None:
-    """The part of the floor that ours reaches, for each shape of a set."""
+    """Draws the floor over our time for each shape of a set."""
     rows = [row for row in group.of_set(name) if row["status"] == "ok"]
     figure = _by_shape(rows, lambda row: row["part_of_floor"], _mode_style(rows), group)
     if figure:
@@ -46,7 +46,7 @@ def part_of_floor(group: Group, name: str) -> Figure | None:
 
 
 def rivals(group: Group, name: str) -> Figure | None:
-    """Every rival's time over ours, inference, with the most threads there are."""
+    """Draws every rival's time over ours in inference, with the largest number of threads."""
     threads = max(group.threads(), default=1)
     rows = []
     for row in group.of_set(name):
@@ -73,7 +73,7 @@ def rivals(group: Group, name: str) -> Figure | None:
 
 
 def scaling(group: Group) -> Figure | None:
-    """Time against T, N and H, with the others of the scaling set kept."""
+    """Draws the time of the scaling set against T, N and H, with the other sizes fixed."""
     rows = [row for row in group.of_set("scaling") if row["status"] == "ok"]
     if not rows:
         return None
@@ -100,7 +100,7 @@ def scaling(group: Group) -> Figure | None:
 
 
 def memory(group: Group) -> Figure | None:
-    """What training keeps for backward, and what inference allocates beyond its outputs."""
+    """Draws the memory kept for backward, and that of inference beyond its outputs."""
     rows = list(group.memory.values())
     training = [row for row in rows if row["mode"] == TRAINING and row["status"] == "ok"]
     along_T = [
@@ -138,7 +138,7 @@ def _by_shape(
     style: Callable[[Result], dict[str, Any]],
     group: Group,
 ) -> Figure | None:
-    """A panel per cell, its shapes below each other, a dot per row."""
+    """Draws a panel per cell with its shapes below each other and a dot per row."""
     cells = [cell for cell in CELLS if any(row["cell"] == cell for row in rows)]
     if not cells:
         return None
@@ -158,7 +158,7 @@ def _by_shape(
 
 
 def _mode_style(rows: Sequence[Result]) -> Callable[[Result], dict[str, Any]]:
-    """Colour by mode; the most threads are filled, fewer are hollow."""
+    """Colours by mode, with filled markers for the most threads and hollow ones for fewer."""
     most = max((row["threads"] for row in rows), default=1)
 
     def style(row: Result) -> dict[str, Any]:
@@ -177,7 +177,7 @@ def _mode_style(rows: Sequence[Result]) -> Callable[[Result], dict[str, Any]]:
 def _curves(
     axes: Any, rows: Iterable[Result], size: str, value: Callable[[Result, str], float]
 ) -> None:
-    """Ours and torch.nn's against a size, both axes logarithmic, a colour per cell."""
+    """Draws our values and torch.nn's against a size, on logarithmic axes, a colour per cell."""
     rows = sorted(rows, key=lambda row: row[size])
     for cell in CELLS:
         chosen = [row for row in rows if row["cell"] == cell]
@@ -207,7 +207,7 @@ def _shape_axis(axes: Any, shapes: Sequence[str], labels: bool = True) -> None:
 
 
 def _log_ratio_axis(axes: Any) -> None:
-    """A logarithmic axis with a line at 1 and plain numbers."""
+    """Makes a logarithmic axis with a line at 1 and plain numbers."""
     values = [float(line.get_xdata()[0]) for line in axes.lines]
     low, high = min(0.7, 0.9 * min(values)), max(1.5, 1.1 * max(values))
     axes.set_xscale("log")
@@ -223,7 +223,7 @@ def _log_ratio_axis(axes: Any) -> None:
 
 
 def _finish(figure: Figure, title: str, group: Group, source: Any = None) -> None:
-    """Title, where and when it was measured, and one legend for all panels."""
+    """Adds the title, the machine and date of the measurement, and one legend for all panels."""
     machine = group.machine
     when = f"{machine['date'][:10]}, {machine['cpu']}, {machine['isa']}, torch {machine['torch']}"
     figure.suptitle(f"{title}\n{when}", fontsize=10)

@@ -1,4 +1,4 @@
-"""Writes docs/benchmarks.md with its pictures, and the part of the README that is measured."""
+"""Writes docs/benchmarks.md with its pictures, and the measured part of the README."""
 
 from __future__ import annotations
 
@@ -23,25 +23,26 @@ TITLES = {
     "overhead": "One call",
 }
 _HOW = """\
-A ratio is torch.nn's median time over ours: above 1 ours is faster, and **bold** is a loss (below
-0.97). torch.nn and ours take turns in one process; every other library runs alone in a process of
-its own, with the same weights and input. Forward is inference, training is forward and backward to
-all parameters and the input. Before a row is timed its outputs and gradients are compared with
-torch.nn in the next wider dtype; 🔴 is a row that failed, which has no time. In parentheses stand
-the 10th and 90th percentile.
+A ratio is torch.nn's median time over ours. Above 1 our layer is faster; **bold** is a loss (below
+0.97). torch.nn and our layer take turns in one process. Every other library runs alone in its own
+process, with the same weights and input. Forward is inference; training is forward, and backward to
+all parameters and the input. Before a row is timed, its outputs and gradients are compared with
+torch.nn in the next wider dtype; 🔴 marks a row that failed, which has no time. The numbers in
+parentheses are the 10th and the 90th percentile.
 
-The floor is the larger one of two times: FLOPs at the best rate of a matrix product seen in the
-same process (torch.mm and oneDNN at the row's own shapes, and on large squares), and the bytes of U
-that each step reads at the bandwidth measured for an array of that size."""
+The floor is the larger of two times. One is the time of the row's FLOPs at the best rate of any
+matrix product in the same process (torch.mm and oneDNN, at the row's own shapes and on large
+squares). The other is the time of reading the bytes of U at each step, at the bandwidth measured
+for an array of that size."""
 
 
 def write(paths: Sequence[Path], docs: Path | None, readme: Path | None) -> None:
     """Renders result files.
 
     Args:
-        paths: of the result files; of two results for a row the later one counts.
+        paths: the result files; if two have results for a row, the later one counts.
         docs: the Markdown file to write; pictures go to images/ beside it.
-        readme: the file in which the part between the two comments is replaced.
+        readme: the file in which the part between two comments is replaced.
 
     Raises:
         SystemExit: a result file or the README is not what it should be.
@@ -77,7 +78,7 @@ class _Pictures:
 
 
 def _group(one: Group, pictures: _Pictures) -> str:
-    """All sections of one machine."""
+    """Makes all sections of one machine."""
     parts = [f"## {one.title}", "", machine_table(one)]
     for name in [name for name in SETS if name in one.sets()]:
         rows = one.of_set(name)
@@ -107,22 +108,22 @@ def _group(one: Group, pictures: _Pictures) -> str:
 
 
 _MEMORY = """\
-Ours / torch.nn's, in MB. Kept for backward is what autograd holds after forward, beside input and
-parameters. A peak is over what there was before the step: of torch's allocator, and of the whole
-process's resident memory."""
+The table has our memory / torch.nn's, in MB. Kept for backward is the memory that autograd holds
+after forward, beside the input and the parameters. A peak is counted from the start of the step; it
+is that of torch's allocator, and of the whole process's resident memory."""
 
 
 def _contention(one: Group) -> str:
     threads = {row["threads"] for row in one.contention.values()}
     return (
-        f"{max(threads)} threads, beside processes that are not pinned to a core. Each figure is "
-        "the median or the worst of five trials, each with new processes; the last column is the "
-        "worst over the median of the idle machine."
+        f"The layers ran with {max(threads)} threads beside other processes, which were not pinned "
+        "to a core. Each figure is the median or the worst of five trials, and each trial had new "
+        "processes. The last column is the worst time over the median time on the idle machine."
     )
 
 
 def _rivals(one: Group, name: str, pictures: _Pictures) -> list[str]:
-    """Tables and picture of the other libraries."""
+    """Makes the tables and the picture of the other libraries."""
     parts: list[str] = []
     for mode in BOTH:
         for threads in one.threads():
@@ -156,12 +157,12 @@ def _list(title: str, rows: Sequence[Result]) -> list[str]:
 
 
 def _folded(title: str, text: str) -> list[str]:
-    """A part that GitHub shows when it is asked to."""
+    """Makes a part that is folded until the reader opens it."""
     return ["", f"<details><summary>{title}</summary>", "", text, "", "</details>"]
 
 
 def machine_table(one: Group) -> str:
-    """Where, when and with what, a column per run."""
+    """Makes the table of machines, dates and versions, with a column per run."""
     facts: dict[str, Callable[[Result], str]] = {
         "date": lambda m: m["date"][:16].replace("T", " "),
         "commit": lambda m: (m["commit"] or "?")[:12] + " and changes" * bool(m["changed_files"]),
@@ -180,7 +181,7 @@ def machine_table(one: Group) -> str:
     seconds = [f"{run['settings']['seconds']:g}" for run in one.runs]
     lines = [["sets", *sets], ["seconds a row and mode", *seconds]]
     lines += [[name, *(fact(machine) for machine in machines)] for name, fact in facts.items()]
-    # What is the same in all runs stands once.
+    # A value that is the same as in run 1 is not repeated.
     lines = [
         [line[0], line[1], *("as run 1" if text == line[1] else text for text in line[2:])]
         for line in lines
@@ -190,13 +191,13 @@ def machine_table(one: Group) -> str:
 
 
 def _made_by(paths: Sequence[Path], docs: Path) -> str:
-    """Which command made the file, and links to the raw numbers."""
+    """Says which command made the file, with links to the raw numbers."""
     links = ", ".join(f"[{path.name}]({os.path.relpath(path, docs.parent)})" for path in paths)
-    return f"Made by `python -m benchmarks report` from {links}; do not edit."
+    return f"`python -m benchmarks report` made this page from {links}; do not edit it."
 
 
 def _replace(readme: Path, one: Group) -> None:
-    """Puts table and picture of the core set between the comments."""
+    """Puts the table and the picture of the core set between the comments."""
     text = readme.read_text()
     if text.count(START) != 1 or text.count(END) != 1 or text.index(START) > text.index(END):
         raise SystemExit(f"error: {readme} must have {START} and after it {END}, once each")
@@ -208,10 +209,11 @@ def _replace(readme: Path, one: Group) -> None:
     shown = pictures.show("core-ratio", "torch.nn's time over ours", plots.ratio(one, "core"))
     rivals = [version for version in one.rival_versions.values() if version]
     where = (
-        f"torch.nn's median time over ours, float32, {machine['date'][:10]}, {machine['cpu']} "
-        f"({machine['isa']}, {machine['cores']} cores), fusedrnn {machine['fusedrnn']}, torch "
-        f"{machine['torch']}{''.join(', ' + version for version in rivals)}. Forward is inference, "
-        "training is forward and backward; **bold** is a loss."
+        "The table has torch.nn's median time over ours in float32. It was measured on "
+        f"{machine['date'][:10]} on {machine['cpu']} ({machine['isa']}, {machine['cores']} cores), "
+        f"with fusedrnn {machine['fusedrnn']}, torch {machine['torch']}"
+        f"{''.join(', ' + version for version in rivals)}. Forward is inference, and training is "
+        "forward and backward; **bold** is a loss."
     )
     parts = ["", where, "", tables.ratios(one, "core"), "", tables.verdict(rows), *shown, ""]
     replacement = "\n".join([START, *parts, END])

@@ -1,4 +1,4 @@
-"""Result files: written so that git can show a change, read and put together for the report."""
+"""Writes result files so that git can show a change, and reads and combines them for reports."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any
 FORMAT = 1
 Result = dict[str, Any]
 Key = tuple[str, str, int]  # row name, mode, threads
-# Below this a median counts as slower than torch.nn: what two equal layers may differ by.
+# Below this ratio our layer counts as slower: two equal layers may differ by as much.
 LOSS = 0.97
 
 
 def save(found: Result, path: Path) -> None:
-    """Writes a run: each row on a line of its own, six digits."""
+    """Writes a run with one line per row and six digits per number."""
     parts = []
     for key, value in found.items():
         if isinstance(value, list) and value:
@@ -33,7 +33,7 @@ def load(path: Path) -> Result:
     """Reads a run.
 
     Raises:
-        ValueError: not a file of this format.
+        ValueError: the file does not have this format.
     """
     found = json.loads(path.read_text())
     if not isinstance(found, dict) or found.get("format") != FORMAT:
@@ -51,11 +51,14 @@ def _rounded(value: Any) -> Any:
 
 @dataclass
 class Group:
-    """All runs on one processor with one instruction set; of two results the later one counts."""
+    """All runs on one processor with one instruction set.
+
+    If two runs have results for a row, the later one counts.
+    """
 
     runs: list[Result] = field(default_factory=list)
     rows: dict[Key, Result] = field(default_factory=dict)
-    # rival, row name, mode, threads
+    # The keys are rival, row name, mode and threads.
     rivals: dict[tuple[str, str, str, int], Result] = field(default_factory=dict)
     memory: dict[Key, Result] = field(default_factory=dict)
     contention: dict[Key, Result] = field(default_factory=dict)
@@ -70,7 +73,7 @@ class Group:
 
     @property
     def title(self) -> str:
-        """What the group is called."""
+        """The heading of the group."""
         machine = self.machine
         return f"{machine['cpu']}, {machine['cores']} cores, {machine['isa']}"
 
@@ -103,7 +106,7 @@ class Group:
 
 
 def group(runs: Iterable[Result]) -> list[Group]:
-    """Runs of the same processor and instruction set together, in the order they were made."""
+    """Groups runs by processor and instruction set, each group in the order of its dates."""
     together: dict[tuple[str, str], list[Result]] = {}
     for run in runs:
         machine = run["machine"]
@@ -117,7 +120,7 @@ def group(runs: Iterable[Result]) -> list[Group]:
 
 
 def geometric_mean(values: Sequence[float]) -> float | None:
-    """The geometric mean; None of nothing."""
+    """The geometric mean, or None if there are no values."""
     return math.exp(sum(map(math.log, values)) / len(values)) if values else None
 
 

@@ -1,4 +1,4 @@
-"""Runs jobs one after another, each in a process of its own, and collects what they report."""
+"""Runs jobs one after another, each in its own process, and collects their results."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from .results import FORMAT
 from .rivals import RIVALS
 from .shapes import CELLS, SETS, TIMED, Row, merge, select
 
-# Seconds without a word from a worker after which it is killed: a row of a set, or of a rival.
+# A worker that reports nothing for this many seconds is killed; the limit depends on its kind.
 PATIENCE = {"pair": 600, "rival": 300, "memory": 600, "contention": 1800}
 
 
 @dataclass(frozen=True)
 class Options:
-    """What `python -m benchmarks run` was asked for."""
+    """The options of `python -m benchmarks run`."""
 
     sets: Sequence[str]
     cells: Sequence[str] = CELLS
@@ -41,7 +41,7 @@ class Options:
 
 @dataclass
 class Job:
-    """What one process does."""
+    """The work of one process."""
 
     kind: str  # pair, rival, memory or contention
     threads: int
@@ -52,7 +52,7 @@ class Job:
 
     @property
     def label(self) -> str:
-        """What the progress bar calls it."""
+        """The name of the job in the progress bar."""
         what = self.rival or {"pair": "torch.nn"}.get(self.kind, self.kind)
         return f"{what}, {self.threads} thread{'s' * (self.threads > 1)}"
 
@@ -62,7 +62,7 @@ class Job:
         return [key for key in every if key not in self.done]
 
     def as_json(self) -> str:
-        """What the worker reads."""
+        """The text that the worker reads."""
         left = {name for name, _ in self.open()}
         rows = [
             row.as_dict() | {"modes": [mode for name, mode in self.open() if name == row.name]}
@@ -74,7 +74,7 @@ class Job:
 
 
 def plan(options: Options) -> tuple[dict[Row, list[str]], list[Job]]:
-    """The rows with the sets they are in, and the jobs in their order."""
+    """Returns the timed rows with the sets they are in, and the jobs in their order."""
 
     def rows_of(name: str) -> list[Row]:
         return select(name, options.cells, options.rows)
@@ -94,7 +94,7 @@ def plan(options: Options) -> tuple[dict[Row, list[str]], list[Job]]:
 
 
 def run(options: Options, show_progress: bool = True) -> dict[str, Any]:
-    """Runs everything and returns what goes into the file."""
+    """Runs everything and returns the content of the result file."""
     if options.isa == "avx2":
         os.environ.update(machine.AVX2)
     sets, jobs = plan(options)
@@ -119,7 +119,7 @@ def run(options: Options, show_progress: bool = True) -> dict[str, Any]:
         try:
             for job in jobs:
                 if job.rival:
-                    # What was not timed, wrong or too long, has nothing to be compared with.
+                    # A rival runs only rows for which our time is known.
                     job.done |= set(job.open()) - _timed(found, job.threads)
                 for event in _events(job):
                     if event["event"] == "start":
@@ -135,7 +135,7 @@ def run(options: Options, show_progress: bool = True) -> dict[str, Any]:
 
 
 def _timed(found: dict[str, Any], threads: int) -> set[tuple[str, str]]:
-    """Rows and modes of which ours was timed with so many threads."""
+    """Returns the rows and modes in which our layer was timed with `threads` threads."""
     rows = (row for row in found["rows"] if (row["threads"], row["status"]) == (threads, "ok"))
     return {(row["name"], row["mode"]) for row in rows}
 
@@ -164,7 +164,10 @@ def _store(
 
 
 def _events(job: Job) -> Iterator[dict[str, Any]]:
-    """The events of a job. A row whose process dies or hangs has failed; the next ones go on."""
+    """Yields the events of a job.
+
+    If the process dies or hangs, its row has failed, and a new process runs the rows after it.
+    """
     while job.open():
         current: dict[str, Any] | None = None
         with _Worker(job) as worker:
@@ -178,7 +181,7 @@ def _events(job: Job) -> Iterator[dict[str, Any]]:
             if worker.ended_well():
                 return
             why = worker.why()
-        # Dead outside of a row, it would be dead again: all that is left has failed.
+        # A process that dies outside of a row would die again, so all remaining rows have failed.
         left = [current] if current else [{"row": n, "mode": m} for n, m in job.open()]
         for names in left:
             job.done.add((names["row"], names["mode"]))
@@ -186,10 +189,10 @@ def _events(job: Job) -> Iterator[dict[str, Any]]:
 
 
 class _Worker:
-    """A process that runs a job, in a session of its own so that its children end with it."""
+    """A process that runs a job. It has its own session, so that its children end with it."""
 
     def __init__(self, job: Job) -> None:
-        """Starts it."""
+        """Starts the process."""
         number = str(job.threads)
         threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NPROC"), number)
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed by __exit__)
@@ -218,7 +221,7 @@ class _Worker:
         self.errors.close()
 
     def events(self, patience: float) -> Iterator[dict[str, Any]]:
-        """What it reports, until it ends or is silent for too long."""
+        """Yields what the process reports, until it ends or is silent for too long."""
         lines: queue.Queue[str | None] = queue.Queue()
 
         def read() -> None:
@@ -241,11 +244,11 @@ class _Worker:
             yield json.loads(line)
 
     def ended_well(self) -> bool:
-        """Whether it came to its end and reported success."""
+        """Whether the process has ended with success."""
         return not self.late and self.process.wait() == 0
 
     def why(self) -> str:
-        """What went wrong, in a line."""
+        """Says in one line what went wrong."""
         if self.late:
             return f"no result after {self.patience:.0f} s"
         self.errors.seek(0)
@@ -256,7 +259,10 @@ class _Worker:
 
 
 def _describe(isa: str | None) -> dict[str, Any]:
-    """The machine as a worker sees it: this process has loaded its kernels before `isa` was set."""
+    """Describes the machine as a worker sees it.
+
+    A new process does it if `isa` is given, because this process has chosen its kernels already.
+    """
     if isa is None:
         return machine.describe()
     command = [sys.executable, "-m", "benchmarks", "machine"]
@@ -266,7 +272,7 @@ def _describe(isa: str | None) -> dict[str, Any]:
 
 
 def known_rivals(names: Sequence[str]) -> list[str]:
-    """The rivals of --rivals that run in processes of their own; torch is always there."""
+    """Returns the rivals of --rivals that run in separate processes: all but torch."""
     for name in names:
         if name != "torch" and name not in RIVALS:
             raise ValueError(f"rivals must be of torch, {', '.join(RIVALS)}, got {name!r}")
@@ -274,7 +280,7 @@ def known_rivals(names: Sequence[str]) -> list[str]:
 
 
 def known_sets(names: Sequence[str]) -> list[str]:
-    """The sets of --set."""
+    """Checks the names of --set and returns them."""
     for name in names:
         if name not in SETS:
             raise ValueError(f"set must be of {', '.join(SETS)}, got {name!r}")

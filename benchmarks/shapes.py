@@ -1,4 +1,4 @@
-"""What is measured: rows (a layer, its sizes, a dtype) and the sets that they form."""
+"""The rows that are measured (a layer, its sizes and a dtype), and the sets of rows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BOTH = (FORWARD, TRAINING)
 
 @dataclass(frozen=True)
 class Row:
-    """One layer, or one cell call, on one input.
+    """One layer, or one call of a cell module, on one input.
 
     Forward is inference; training is forward, and backward to all parameters and the input.
     """
@@ -36,12 +36,12 @@ class Row:
 
     @property
     def name(self) -> str:
-        """The text that stands for the row in tables, results and --rows."""
+        """The name of the row in tables, in results and for --rows."""
         return f"{self.cell} {self.shape}"
 
     @property
     def shape(self) -> str:
-        """The name without the cell: T,N,I,H and whatever is not usual."""
+        """The name without the cell: T,N,I,H and every option that is not the default."""
         words = [f"{self.T},{self.N},{self.I},{self.H}"]
         words += [f"{self.L} layers"] if self.L > 1 else []
         words += ["bidirectional"] if self.D > 1 else []
@@ -60,12 +60,12 @@ class Row:
 
     @property
     def G(self) -> int:
-        """Gates: weight_ih is [G*H, I]."""
+        """The number of gates: weight_ih is [G*H, I]."""
         return GATES[self.cell]
 
     @property
     def out(self) -> int:
-        """Size of h: P with projection, else H."""
+        """The size of h: P with projection, else H."""
         return self.P or self.H
 
     def lengths(self) -> list[int]:
@@ -80,12 +80,12 @@ class Row:
         return [self.I] + [self.D * self.out] * (self.L - 1)
 
     def u_bytes(self) -> int:
-        """Bytes that a step of one direction must read: weight_hh, and weight_hr if there is."""
+        """Bytes that a step of one direction must read: weight_hh, and weight_hr if any."""
         size = torch.finfo(self.torch_dtype).bits // 8
         return (self.G * self.H * self.out + self.P * self.H) * size
 
     def input_flops(self) -> int:
-        """Operations of x W over all steps, layers and directions; a multiply-add counts two."""
+        """Operations of x W over all steps, layers and directions; a multiply-add is two."""
         S = sum(self.lengths())
         return sum(2 * S * I * self.G * self.H * self.D for I in self.inputs())
 
@@ -95,7 +95,10 @@ class Row:
         return 2 * S * (self.G * self.H * self.out + self.P * self.H) * self.D * self.L
 
     def flops(self, mode: str) -> int:
-        """Operations of the products; training has three times forward's (dx and dh, dW and dU)."""
+        """Operations of the products. Training has three times as many as forward.
+
+        Beside x W and h U it has dx and dh, and dW and dU.
+        """
         return (self.input_flops() + self.step_flops()) * (3 if mode == TRAINING else 1)
 
     def as_dict(self) -> dict[str, Any]:
@@ -143,7 +146,7 @@ def _bf16(cell: str) -> list[Row]:
 
 
 def _deepbench(cell: str) -> list[Row]:
-    """Baidu's DeepBench, H = I. A list entry is H, T and the N it is run with."""
+    """The rows of Baidu's DeepBench, where H = I. An entry is H, T and the values of N."""
     training: list[tuple[int, int, tuple[int, ...]]]
     inference: list[tuple[int, int, tuple[int, ...]]]
     if cell == "lstm":
@@ -167,7 +170,7 @@ def _deepbench(cell: str) -> list[Row]:
 
 
 def _scaling(cell: str) -> list[Row]:
-    """One size varies, the others stay: T, then N, then H."""
+    """Rows in which one size varies and the others are fixed: T, then N, then H."""
     rows = [Row(cell, T, 1, 64, 64) for T in (1, 10, 100, 1000, 10_000)]
     rows.append(Row(cell, 100_000, 1, 64, 64, modes=(FORWARD,)))
     rows += [Row(cell, 100, N, 256, 256) for N in (1, 2, 4, 8, 16, 32, 64)]
@@ -201,7 +204,7 @@ SETS: dict[str, Callable[[str], list[Row]]] = {
     "memory": _memory,
     "contention": _contention,
 }
-# Sets whose rows are timed alone on the machine, against torch.nn and rivals.
+# The sets whose rows are timed, with torch.nn and rivals, while nothing else runs.
 TIMED = ("core", "deepbench", "packed", "bf16", "scaling", "overhead")
 
 
@@ -211,7 +214,7 @@ def select(name: str, cells: Sequence[str], substring: str = "") -> list[Row]:
 
 
 def merge(sets: Iterable[tuple[str, Sequence[Row]]]) -> dict[Row, list[str]]:
-    """Every row once, with the sets that it is in; its modes are those of all of them."""
+    """Returns every row once, with the modes and the names of all sets that contain it."""
     found: dict[str, tuple[Row, list[str]]] = {}
     for name, rows in sets:
         for row in rows:

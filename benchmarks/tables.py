@@ -1,4 +1,4 @@
-"""Results as Markdown tables."""
+"""Makes Markdown tables of results."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ NOTHING = "–"
 
 
 def table(header: Sequence[str], lines: Iterable[Sequence[Any]], left: int = 1) -> str:
-    """A table whose first `left` columns are text and the others numbers."""
+    """Makes a table whose first `left` columns are text and the others numbers."""
     rule = [":--"] * left + ["--:"] * (len(header) - left)
     rows = [header, rule, *lines]
     return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows)
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """Three significant digits, without an exponent."""
+    """Writes a number with `digits` significant digits and without an exponent."""
     if value is None:
         return NOTHING
     if abs(value) >= 10 ** (digits - 1):
@@ -30,31 +30,34 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def ms(seconds: float | None) -> str:
-    """Seconds as milliseconds."""
+    """Writes seconds as milliseconds."""
     return NOTHING if seconds is None else number(1e3 * seconds)
 
 
 def ratio_text(value: float | None) -> str:
-    """A ratio; bold if it is a loss."""
+    """Writes a ratio, in bold if it is a loss."""
     if value is None:
         return NOTHING
     return f"**{value:.2f}**" if value < LOSS else f"{value:.2f}" if value < 10 else f"{value:.1f}"
 
 
 def status_text(row: Result | None) -> str | None:
-    """What stands in place of a number for a row that was not timed."""
+    """The text in place of a number for a row that was not timed, or None."""
     if row is None:
         return NOTHING
     return {"ok": None, "red": "🔴 wrong", "failed": "🔴 failed"}.get(row["status"], row["status"])
 
 
 def shapes_of(rows: Iterable[Result]) -> list[str]:
-    """The shapes of some rows, each once."""
+    """Returns the shapes of some rows, each once."""
     return list(dict.fromkeys(row["shape"] for row in rows))
 
 
 def ratios(group: Group, name: str) -> str:
-    """Ratios of a set: a line per shape, a column per cell and mode, all threads in one place."""
+    """Makes the table of a set's ratios: a line per shape, a column per cell and mode.
+
+    A field has the ratios for each number of threads.
+    """
     rows = group.of_set(name)
     threads = sorted({row["threads"] for row in rows})
     found = {(r["shape"], r["cell"], r["mode"], r["threads"]): r for r in rows}
@@ -72,7 +75,7 @@ def ratios(group: Group, name: str) -> str:
     for shape in shapes_of(rows):
         cells = [[text(found.get((shape, *column, n))) for n in threads] for column in columns]
         if {t for c in cells for t in c} <= {NOTHING, "not run"}:
-            continue  # it stands in the list of what was not run
+            continue  # the list of rows that were not run has it
         lines.append([shape, *(" / ".join(c) if len(set(c)) > 1 else c[0] for c in cells)])
     means = []
     for cell, mode in columns:
@@ -90,7 +93,7 @@ def timed_ratios(rows: Iterable[Result]) -> list[float]:
 
 
 def verdict(rows: Sequence[Result]) -> str:
-    """Geometric mean, losses and red rows in a sentence."""
+    """Says in a sentence the geometric mean and the numbers of losses and of red rows."""
     values = timed_ratios(rows)
     losses = sum(value < LOSS for value in values)
     red = sum(row["status"] in ("red", "failed") for row in rows)
@@ -103,7 +106,7 @@ def verdict(rows: Sequence[Result]) -> str:
 
 
 def figures(group: Group, name: str, threads: int) -> str:
-    """Every figure of a set's timed rows with some threads."""
+    """Makes the table of all figures of a set's rows with `threads` threads."""
     lines = []
     for row in group.of_set(name):
         if row["threads"] != threads or row["status"] == "not run":
@@ -126,12 +129,12 @@ def figures(group: Group, name: str, threads: int) -> str:
                 _percent(peak),
             ]
         )
-    header = ["", "T,N,I,H", "", "ours, ms", "torch.nn, ms", "ratio", "GFLOP/s"]
+    header = ["cell", "T,N,I,H", "mode", "ours, ms", "torch.nn, ms", "ratio", "GFLOP/s"]
     return table([*header, "floor, ms", "of floor", "of peak"], lines, left=3)
 
 
 def rivals(group: Group, name: str, mode: str, threads: int) -> str | None:
-    """Ours and every library, in ms; None where no rival has a result."""
+    """Makes the table of our times and every library's, or None if no rival has a result."""
     there = [rival for rival in RIVALS if any(key[0] == rival for key in group.rivals)]
     lines, best = [], []
     for row in group.of_set(name):
@@ -150,12 +153,12 @@ def rivals(group: Group, name: str, mode: str, threads: int) -> str | None:
         return None
     blank = [NOTHING] * (len(there) + 2)
     lines.append(["geometric mean", "", *blank, ratio_text(geometric_mean(best))])
-    header = ["", "T,N,I,H", "ours", "torch.nn", *(RIVALS[rival][1] for rival in there)]
+    header = ["cell", "T,N,I,H", "ours", "torch.nn", *(RIVALS[rival][1] for rival in there)]
     return table([*header, "best of them over ours"], lines, left=2)
 
 
 def rates(group: Group) -> str:
-    """The rates behind the floors: products, the multiply-add units, and reading U."""
+    """Makes the table of the floors' rates: products, multiply-add units, reading U."""
     lines = []
     for threads, found in sorted(group.rates.items()):
         if found.get("peak"):
@@ -176,11 +179,11 @@ def rates(group: Group) -> str:
             if read["rate"]:
                 what = f"reading {read['bytes'] / 1024:,.0f} KiB again and again"
                 lines.append([_threads(threads), what, f"{number(read['rate'] / 1e9)} GB/s"])
-    return table(["", "what", "rate"], lines, left=2)
+    return table(["threads", "what", "rate"], lines, left=2)
 
 
 def memory(group: Group) -> str:
-    """What training keeps for backward, and the peaks, in MB, ours against torch.nn's."""
+    """Makes the table of memory kept for backward, and of peaks, in MB: ours / torch.nn's."""
 
     def pair(row: Result | None, key: str) -> list[str]:
         if row is None or row["status"] != "ok":
@@ -195,13 +198,13 @@ def memory(group: Group) -> str:
         columns = [pair(training, key) for key in ("kept", "allocated", "resident")]
         columns.append(pair(forward, "beyond_outputs"))
         lines.append([CELL_TITLES[cell], shape, *(" / ".join(column) for column in columns)])
-    header = ["", "T,N,I,H", "kept for backward", "peak of a training step"]
+    header = ["cell", "T,N,I,H", "kept for backward", "peak of a training step"]
     header += ["the same, resident", "inference, beyond outputs"]
     return table(header, lines, left=2)
 
 
 def contention(group: Group) -> str:
-    """Slowdowns beside other processes: the worst and the median trial over idle."""
+    """Makes the table of times beside other processes, with the worst over the idle median."""
     lines = []
     for row in group.contention.values():
         start = [CELL_TITLES[row["cell"]], row["shape"], row["mode"]]
@@ -215,7 +218,7 @@ def contention(group: Group) -> str:
                 slower = sides[side]["worst"] / idle[side]["median"]
                 columns += [ms(sides[side]["median"]), ms(sides[side]["worst"]), f"{slower:.1f}"]
             lines.append([*start, company, *columns])
-    header = ["", "T,N,I,H", "", "beside", "ours, ms", "worst", "worst over idle"]
+    header = ["cell", "T,N,I,H", "mode", "beside", "ours, ms", "worst", "worst over idle"]
     return table([*header, "torch.nn, ms", "worst", "worst over idle"], lines, left=4)
 
 

@@ -1,7 +1,7 @@
 """A quick look with pytest-benchmark: `pytest benchmarks --benchmark-only -k core`.
 
-Ours and torch.nn's stand below each other in a group; parity is checked before either is timed.
-The runner (`python -m benchmarks run`) lets them take turns instead, and keeps more.
+A group has a line for our layer and one for torch.nn's. Parity is checked before either is timed.
+The runner (`python -m benchmarks run`) times them alternately instead, and keeps more figures.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def _parameters(name: str) -> list[Any]:
 
 
 def _id(row: Row, mode: str, side: str) -> str:
-    """Without what -k cannot read: rnn-100x16x128x128-forward-ours."""
+    """Makes a name without the characters that -k cannot read: rnn-100x16x128x128-forward-ours."""
     return f"{row.name} {mode} {side}".replace(",", "x").replace(" ", "-")
 
 

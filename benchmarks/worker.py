@@ -1,7 +1,8 @@
-"""The process in which things are timed: reads a job, writes a line of JSON for each event.
+"""The process that times rows. It reads a job and writes a line of JSON for each event.
 
-An event is {"event": "start", "row": ..., "mode": ...} before a row and mode that may take long or
-die, and {"event": "result", ...} after it. What libraries print goes to standard error.
+It writes {"event": "start", "row": ..., "mode": ...} before each row and mode, which may take long
+or end the process, and {"event": "result", ...} after it. The output of libraries goes to standard
+error.
 """
 
 from __future__ import annotations
@@ -20,16 +21,17 @@ from .measure import alternate
 from .shapes import Row, row_from
 
 Event = dict[str, Any]
-# What can become of a row.
+# The possible results of a row.
 OK = "ok"
 RED = "red"  # its numbers are wrong, so it is not timed
 NOT_RUN = "not run"
 UNSUPPORTED = "unsupported"  # the rival has no such layer
 FAILED = "failed"
-# Rows whose step (of training, where there is any) takes both ours and torch.nn longer than this
-# are listed, not timed.
+# A row is listed and not timed if a step takes longer than this in our layer and in torch.nn's. If
+# the row has training, its training step decides.
 LONGEST_STEP = 2.0  # seconds
-# The largest error of a rival against torch.nn in the next wider dtype. Rivals may approximate.
+# The largest allowed error of a rival, compared with torch.nn in the next wider dtype. Rivals may
+# approximate.
 RIVAL_LIMITS = {"float64": 1e-10, "float32": 1e-4, "bfloat16": 0.1, "float16": 0.1}
 
 
@@ -48,7 +50,7 @@ def main() -> None:
     if job["kind"] == "rival":
         if job["rival"] == "jax":
             _bind(job["threads"])
-        # torch only computes what is expected here; its threads would wait for work and spin.
+        # torch computes only the expected values; more threads would spin while they wait for work.
         torch.set_num_threads(job["threads"] if job["rival"] == "compile" else 1)
     else:
         torch.set_num_threads(job["threads"])
@@ -57,12 +59,12 @@ def main() -> None:
 
 
 def pair(rows: list[Row], job: dict[str, Any]) -> Iterator[Event]:
-    """torch.nn and ours by turns, with the floors measured in between."""
+    """Times torch.nn's layer and ours alternately, and measures the floors in between."""
     rates = Rates(job["threads"], min(0.1, job["seconds"] / 10))
     for row in rows:
         needs = row.flops(row.modes[-1]) / rates.square(row.torch_dtype)
         why = f"a step needs at least {needs:.1f} s here" if needs > LONGEST_STEP else ""
-        # Training first: it decides whether the row is run at all.
+        # Training comes first, because it decides whether the row is run at all.
         for mode in reversed(row.modes):
             yield {"event": "start", "row": row.name, "mode": mode}
             result: Event = {"status": NOT_RUN, "why": why}
@@ -74,7 +76,7 @@ def pair(rows: list[Row], job: dict[str, Any]) -> Iterator[Event]:
 
 
 def measure(case: cases.Case, mode: str, seconds: float, rates: Rates) -> Event:
-    """Checks parity, times ours and torch.nn's, and puts the floor beside it."""
+    """Checks parity, times our layer and torch.nn's, and adds the floor."""
     parity = cases.check(case, mode)
     result: Event = {"status": OK, "why": "", "parity": parity.as_dict()}
     if not parity.right:
@@ -99,7 +101,7 @@ def measure(case: cases.Case, mode: str, seconds: float, rates: Rates) -> Event:
 
 
 def rival(rows: list[Row], job: dict[str, Any]) -> Iterator[Event]:
-    """One other library on its own."""
+    """Times the rows with one other library."""
     try:
         library = rivals.load(job["rival"])
     except ModuleNotFoundError as error:
@@ -121,7 +123,7 @@ def _measure_rival(
         found = ready.read(ready.step())
     except rivals.Unsupported as reason:
         return {"status": UNSUPPORTED, "why": str(reason)}
-    except Exception as error:  # whatever another library raises is its row's result
+    except Exception as error:  # any error of another library is the row's result
         return {"status": FAILED, "why": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
     exact = cases.expected(case, mode)
     worst, name = max((cases.error(tensor, exact[name]), name) for name, tensor in found.items())
@@ -136,6 +138,6 @@ def _measure_rival(
 
 
 def _bind(threads: int) -> None:
-    """Binds the process to as many cores as it has threads: JAX takes no number."""
+    """Binds the process to `threads` cores, because JAX has no option for its threads."""
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, cores[:threads])

@@ -1,4 +1,4 @@
-"""How Sphinx builds the documentation's site: `make docs`, without a network, into build/site."""
+"""Settings of Sphinx for the documentation's site. `make docs` builds it in build/site, offline."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from sphinx.application import Sphinx
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import fusedrnn  # noqa: E402 (from here, not from where it is installed)
+import fusedrnn  # noqa: E402 (the one in this repository, not an installed one)
 
 project = "fusedrnn"
 author = copyright = "The fusedrnn authors"
 version = release = fusedrnn.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-# A name in single backticks is a link where the name is known.
+# A name in single backticks becomes a link if the name is known.
 default_role = "py:obj"
 html_theme = "furo"
 html_title = f"fusedrnn {version}"
@@ -49,12 +49,12 @@ napoleon_google_docstring = True
 napoleon_use_ivar = True
 napoleon_use_rtype = False
 
-# Of the drawn formulas, in the units of their drawing.
+# The size of an em of the formulas, in the units of their drawing.
 EM = 16
-ziamath.config.svg2 = False  # every formula whole in itself
+ziamath.config.svg2 = False  # no formula refers to glyphs of another
 ziamath.config.math.color = "currentColor"
 
-# Files of the repository that a page includes, and the page.
+# The files of the repository that a page includes, with the page.
 INCLUDED = {
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
@@ -67,7 +67,7 @@ _LINK = re.compile(r"(?<=\]\()([^)#\s:]+\.md)")
 
 
 def _lead_to_pages(app: Sphinx, docname: str, source: list[str]) -> None:
-    """Links to a file that a page includes lead to the page."""
+    """Makes links to a file that a page includes lead to the page."""
     folder = Path(app.srcdir, docname).parent
 
     def page(match: re.Match[str]) -> str:
@@ -79,7 +79,7 @@ def _lead_to_pages(app: Sphinx, docname: str, source: list[str]) -> None:
 
 
 def _name_the_rest(app: Sphinx, docname: str, source: list[str]) -> None:
-    """What fusedrnn exports and the API's page does not name yet comes at the page's end."""
+    """Adds the exported names that the API's page lacks to the end of the page."""
     if docname != "api":
         return
     named = set(re.findall(r"^\.\. auto\w+:: fusedrnn\.(\w+)", source[0], re.M))
@@ -101,7 +101,7 @@ def _name_the_rest(app: Sphinx, docname: str, source: list[str]) -> None:
 def _part_names(
     app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: list[str]
 ) -> None:
-    """Two attributes in one line become two lines: Sphinx would take the first for a type."""
+    """Splits a line of two attributes in two, because Sphinx would take the first for a type."""
     parted = []
     for line in lines:
         names, colon, text = line.removeprefix(":ivar ").partition(":")
@@ -133,7 +133,7 @@ def _formula(self: Any, node: nodes.Element, inline: bool) -> None:
 
 
 def _take_in_pictures(app: Sphinx, doctree: nodes.document, docname: str) -> None:
-    """An SVG becomes part of its page, so that it takes the page's colours, light or dark."""
+    """Puts an SVG into its page, so that it takes the page's light or dark colours."""
     if app.builder.format != "html":
         return
     for image in list(doctree.findall(nodes.image)):
@@ -148,19 +148,19 @@ def _take_in_pictures(app: Sphinx, doctree: nodes.document, docname: str) -> Non
 def _name_the_language(
     app: Sphinx, pagename: str, template: str, context: dict[str, Any], doctree: Any
 ) -> None:
-    """A page may say its own language in its head: `lang: pt-BR`."""
+    """Sets a page's language, which its head may give: `lang: pt-BR`."""
     meta = app.env.metadata.get(pagename, {})
     context["language"] = meta.get("lang", "en")
 
 
 def setup(app: Sphinx) -> None:
-    """Adds to Sphinx what is above."""
+    """Connects the functions above to Sphinx."""
     app.connect("source-read", _lead_to_pages)
     app.connect("source-read", _name_the_rest)
     app.connect("autodoc-process-docstring", _part_names, priority=900)
     app.connect("doctree-resolved", _take_in_pictures)
     app.connect("html-page-context", _name_the_language)
-    # Formulas are drawn here, in a font that comes with ziamath: the pages need no script for them.
+    # Formulas are drawn in a font of ziamath when the site is built, so the pages need no script.
     app.add_html_math_renderer(
         "ziamath",
         (lambda self, node: _formula(self, node, inline=True), None),

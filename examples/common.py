@@ -1,7 +1,7 @@
-"""What the programs share: the two kinds of layers, the common options, the bar, the comparison.
+"""Code that the programs share: the kinds of layers, options, the progress bar, the comparison.
 
-What a program cannot do without is asked for before it trains: packages, fusedrnn, the folder of
-the plot.
+Before a program trains, this module checks what it needs: packages, fusedrnn, and a folder for the
+plot.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn
 
-# Threads that spin while they wait slow a small model tenfold on a machine that is busy. OpenMP
-# reads this when torch loads it: import this module before torch.
+# On a busy machine threads that spin while they wait can slow a small model tenfold. OpenMP reads
+# this variable when torch loads it, so this module must be imported before torch.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 ROOT = Path(__file__).resolve().parents[1]
-# `make` compiles fusedrnn in the repository and installs it nowhere.
+# `make` compiles fusedrnn in the repository and does not install it.
 if importlib.util.find_spec("fusedrnn") is None:
     sys.path.append(str(ROOT))
 
 
 def stop(text: str) -> NoReturn:
-    """Ends the program with the exit status of a command line that is wrong."""
+    """Ends the program with the exit status of a wrong command line."""
     print(f"{Path(sys.argv[0]).name}: {text}", file=sys.stderr)
     raise SystemExit(2)
 
@@ -60,7 +60,7 @@ except ModuleNotFoundError as error:
 
 KINDS = ("torch", "fused")
 TITLES = {"torch": "torch.nn", "fused": "fusedrnn"}
-# Of a plot's lines: colour and width, the second on top of the first.
+# The colour and width of a plot's lines; the second line is drawn on top of the first.
 STYLES = {"torch": ("#f2a541", 3.5), "fused": ("#1f4e79", 1.2)}
 
 
@@ -75,18 +75,18 @@ def layers(kind: str) -> Any:
 
 
 def kinds(options: argparse.Namespace) -> list[str]:
-    """The kinds of layers that the command line asks for."""
+    """Returns the kinds of layers that the command line asks for."""
     return [kind for kind in KINDS if options.rnn in (kind, "both")]
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
-    """A parser with a program's docstring as its help, and the options of every program."""
+    """Makes a parser with a program's docstring as its help and the common options."""
     result = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = result.add_argument
     add("--rnn", choices=[*KINDS, "both"], default="both", help="what to train (both, compared)")
-    add("--seed", type=int, default=0, help="of the split, the weights and the batches (0)")
+    add("--seed", type=int, default=0, help="seed of the split, the weights and the batches (0)")
     add("--short", action="store_true", help="a small model and few steps: done in seconds")
     out = ROOT / "demo-output"
     add("--out", type=Path, default=out, metavar="DIR", help="folder for the plot (demo-output)")
@@ -94,7 +94,7 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
 
 
 def check_folder(option: str, folder: Path) -> None:
-    """Ends the program where no file can be written in a folder."""
+    """Ends the program if no file can be written in a folder."""
     try:
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
@@ -102,7 +102,7 @@ def check_folder(option: str, folder: Path) -> None:
 
 
 def begin(options: argparse.Namespace) -> None:
-    """Ends the program where fusedrnn is asked for and not there, or the plot has no place."""
+    """Ends the program if fusedrnn is needed and missing, or if the plot cannot be written."""
     if "fused" in kinds(options):
         try:
             layers("fused")
@@ -116,7 +116,7 @@ def begin(options: argparse.Namespace) -> None:
 
 
 def progress(total: int, title: str, shown: bool = True) -> tqdm[Any]:
-    """A progress bar on stderr; a log file gets few lines of it."""
+    """Makes a progress bar on stderr, which writes only few lines to a log file."""
     pause = 0.2 if sys.stderr.isatty() else 10  # seconds
     return tqdm(total=total, desc=f"{title:18}", mininterval=pause, disable=not shown)
 
@@ -124,7 +124,7 @@ def progress(total: int, title: str, shown: bool = True) -> tqdm[Any]:
 def agree(
     first: Sequence[float], second: Sequence[float], steps: int = 50, limit: float = 1e-4
 ) -> bool:
-    """Prints how far the first losses of two trainings are apart, and whether that is `limit`."""
+    """Compares the first losses of two trainings, and returns whether they agree to `limit`."""
     both = torch.tensor([first[:steps], second[:steps]], dtype=torch.float64)
     apart = (both[0] - both[1]).abs().max().item()
     good = apart <= limit
@@ -137,14 +137,14 @@ def agree(
 
 @dataclass
 class Run:
-    """What one training left behind."""
+    """The results of one training."""
 
-    kind: str  # of KINDS
+    kind: str  # one of KINDS
     title: str
     model: nn.Module
-    losses: list[float] = field(default_factory=list)  # of every step
-    accuracies: list[float] = field(default_factory=list)  # on what is held out, after every epoch
-    seconds: float = 0.0  # training alone
+    losses: list[float] = field(default_factory=list)  # one for each step
+    accuracies: list[float] = field(default_factory=list)  # on held-out data, after each epoch
+    seconds: float = 0.0  # the time of training alone
 
 
 def fit(
@@ -160,8 +160,8 @@ def fit(
 ) -> None:
     """Trains `run.model` with AdamW, gradients clipped to norm 1, and fills in the rest of `run`.
 
-    `loss` gets the indices of a batch; all `samples` are dealt out anew in every epoch. `rate` is
-    the learning rate; with `one_cycle` it rises to there and falls again.
+    `loss` gets the indices of a batch; in every epoch all `samples` are shuffled into batches.
+    `rate` is the learning rate; with `one_cycle` it rises to this value and falls again.
     """
     model = run.model
     steps = epochs * -(-samples // batch)
@@ -191,25 +191,25 @@ def fit(
 
 
 def threads() -> str:
-    """How many threads torch has, in words."""
+    """Says in words how many threads torch has."""
     number = torch.get_num_threads()
     return "1 thread" if number == 1 else f"{number} threads"
 
 
 def smoothed(losses: Sequence[float], steps: int) -> tuple[range, Tensor]:
-    """Numbers of steps, from 1, and the mean loss of each and of the `steps` - 1 before it."""
+    """Returns step numbers and the mean loss of each step and the `steps` - 1 before it."""
     return range(steps, len(losses) + 1), torch.tensor(losses).unfold(0, steps, 1).mean(1)
 
 
 def show_zero(axes: Axes) -> None:
-    """Begins the y axis at 0, unless half of the plot were empty then."""
+    """Begins the y axis at 0, unless half of the plot would be empty then."""
     low, high = axes.get_ylim()
     if low < high / 2:
         axes.set_ylim(0, high)
 
 
 def plot_losses(axes: Axes, runs: Sequence[Run]) -> None:
-    """The training losses, smoothed: means of 25 steps, in short runs of fewer."""
+    """Plots the training losses as means of 25 steps, or of fewer in short runs."""
     steps = min(25, max(1, len(runs[0].losses) // 10))
     for run in runs:
         colour, width = STYLES[run.kind]
@@ -221,7 +221,7 @@ def plot_losses(axes: Axes, runs: Sequence[Run]) -> None:
 
 
 def plot_accuracies(axes: Axes, runs: Sequence[Run]) -> None:
-    """The accuracies after every epoch, in per cent."""
+    """Plots the accuracies after every epoch, in per cent."""
     for run in runs:
         colour, width = STYLES[run.kind]
         percent = [100 * a for a in run.accuracies]
@@ -232,7 +232,7 @@ def plot_accuracies(axes: Axes, runs: Sequence[Run]) -> None:
 
 
 def plot_times(axes: Axes, runs: Sequence[Run]) -> None:
-    """A bar for the time of each training."""
+    """Plots a bar for the time of each training."""
     for i, run in enumerate(runs):
         axes.barh(i, run.seconds, color=STYLES[run.kind][0], height=0.5)
         text = "white" if run.kind == "fused" else "black"
@@ -243,7 +243,7 @@ def plot_times(axes: Axes, runs: Sequence[Run]) -> None:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Prints rows below a head, the first column to the left and the others to the right."""
+    """Prints a head and rows, with the first column aligned left and the others right."""
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     for row in (head, *rows):
         first, *rest = (text.rjust(width) for text, width in zip(row, widths, strict=True))

@@ -1,11 +1,12 @@
-"""Which language does a name come from? A recurrent network learns it, twice.
+"""Which language does a name come from? A recurrent network learns it, once with each library.
 
-The data are the first and last names that the `faker` package ships for 35 locales (30 languages)
-in Latin script. A name is read character by character: embedding, an LSTM (or GRU, or RNN) by its
-layer on packed sequences (names differ in length) or by its cell in a loop, linear layer on the
-last hidden state. That is trained with torch.nn and with fusedrnn, from one seed on the same
-batches, and the two are compared: first losses, accuracy on names that were never trained on, time.
-The exit status is 1 if they do not agree.
+The data are the first and last names that the `faker` package contains for 35 locales (30
+languages) in Latin script. The network reads a name character by character. It is an embedding, an
+LSTM (or GRU, or RNN) and a linear layer on the last hidden state. Names differ in length, so the
+LSTM is either a layer on packed sequences, or a cell module in a loop. The network is trained with
+torch.nn and with fusedrnn, from one seed on the same batches. The program compares the first
+losses, the accuracy on names that were not used in training, and the times. The exit status is 1
+if the two do not agree.
 """
 
 from __future__ import annotations
@@ -49,38 +50,41 @@ PREFIXES = {"torch": "torch.nn.", "fused": "fusedrnn.Fused"}
 
 @dataclass
 class Data:
-    """Names with the index of their language. No name is in both parts."""
+    """Names with the indices of their languages. No name is in both parts."""
 
     train: list[tuple[str, int]] = field(default_factory=list)
     test: list[tuple[str, int]] = field(default_factory=list)
-    characters: dict[str, int] = field(default_factory=dict)  # those of the training names
+    characters: dict[str, int] = field(default_factory=dict)  # the ids of training characters
     found: int = 0
     ambiguous: int = 0
 
     def encode(self, names: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Character ids [N, T], padded, and lengths [N]."""
+        """Returns padded character ids [N, T] and lengths [N]."""
         rows = [torch.tensor([self.characters.get(c, UNKNOWN) for c in name]) for name in names]
         lengths = torch.tensor([len(row) for row in rows])
         return pad_sequence(rows, batch_first=True, padding_value=PADDING), lengths
 
     def baseline(self) -> float:
-        """Accuracy of always naming the language that has the most training names."""
+        """The accuracy of a program that always gives the most frequent language."""
         most = Counter(label for _, label in self.train).most_common(1)[0][0]
         return sum(label == most for _, label in self.test) / len(self.test)
 
 
 def normalise(name: str) -> str:
-    """Lower case, single spaces, and one spelling for every accented letter."""
+    """Makes the name lower case, with single spaces and one spelling for accented letters."""
     return unicodedata.normalize("NFC", " ".join(name.split()).replace("İ", "i").lower())
 
 
 def is_latin(name: str) -> bool:
-    """Whether all letters are Latin ones, accented or not."""
+    """Whether all letters are Latin letters, with or without accents."""
     return all(c in " -'’" or unicodedata.name(c, "").startswith("LATIN") for c in name)
 
 
 def load(seed: int) -> Data:
-    """Reads faker's lists. A name of several languages has no one right answer and is left out."""
+    """Reads faker's lists.
+
+    A name that occurs in several languages has no single right answer and is left out.
+    """
     owners: dict[str, set[int]] = {}
     for label, language in enumerate(LANGUAGES):
         for locale in LOCALES[language]:
@@ -103,7 +107,7 @@ def load(seed: int) -> Data:
 
 
 class ByLayers(nn.Module):
-    """Embedded names [N, T, E] and lengths [N] to last hidden states [N, H], by a packed layer."""
+    """From embedded names [N, T, E] and lengths [N] to last hidden states [N, H], by a layer."""
 
     def __init__(self, kind: str, cell: str, H: int, L: int) -> None:
         super().__init__()
@@ -118,7 +122,7 @@ class ByLayers(nn.Module):
 
 
 class ByCells(nn.Module):
-    """The same in a loop: L cells read one character of every name in each step."""
+    """Does the same in a loop: in each step L cells read one character of every name."""
 
     def __init__(self, kind: str, cell: str, H: int, L: int) -> None:
         super().__init__()
@@ -134,7 +138,7 @@ class ByCells(nn.Module):
                 states[k] = state = cell(self.dropout(h) if k else h, states[k])
                 h = state[0] if isinstance(state, tuple) else state
             outputs.append(h)
-        # What a cell makes of the padding behind a name is not looked at.
+        # The outputs for the padding after a name are not used.
         return torch.stack(outputs)[lengths - 1, torch.arange(len(lengths))]
 
 
@@ -142,7 +146,7 @@ READERS = {"layers": ByLayers, "cells": ByCells}
 
 
 class NameClassifier(nn.Module):
-    """Character ids [N, T] and lengths [N] to a score for every language [N, languages]."""
+    """From character ids [N, T] and lengths [N] to scores of the languages [N, languages]."""
 
     def __init__(self, kind: str, cell: str, by: str, characters: int, H: int, L: int) -> None:
         super().__init__()
@@ -179,13 +183,13 @@ def train(kind: str, data: Data, options: argparse.Namespace) -> Run:
 
 
 def answers(model: nn.Module, data: Data) -> Tensor:
-    """The likeliest language of every held-out name."""
+    """Returns the most probable language of every held-out name."""
     with torch.no_grad():
         return model.eval()(*data.encode([name for name, _ in data.test])).argmax(1)
 
 
 def compare(first: Run, second: Run) -> bool:
-    """Prints how well two runs agree, and whether that is well enough."""
+    """Prints how closely two runs agree, and returns whether that is close enough."""
     agree = common.agree(first.losses, second.losses)
     points = 100 * abs(first.accuracies[-1] - second.accuracies[-1])
     mark = "ok    " if points <= 1 else "FAILED"
@@ -194,7 +198,7 @@ def compare(first: Run, second: Run) -> bool:
 
 
 def plot(runs: list[Run], data: Data, path: Path) -> None:
-    """Losses, their difference, accuracies, times, and what is mistaken for what."""
+    """Plots losses, their difference, accuracies, times, and which languages are confused."""
     figure = Figure(figsize=(15, 8.2), layout="constrained")
     grid = figure.add_gridspec(2, 3, width_ratios=[1, 1, 2.1])
     loss, apart, accuracy, bars = (figure.add_subplot(grid[i // 2, i % 2]) for i in range(4))
@@ -227,7 +231,7 @@ def plot(runs: list[Run], data: Data, path: Path) -> None:
 
 
 def predict(model: nn.Module, data: Data, names: Sequence[str]) -> list[list[tuple[str, float]]]:
-    """The three likeliest languages of every name, with their probabilities."""
+    """Returns the three most probable languages of every name, with their probabilities."""
     ids, lengths = data.encode([normalise(name) for name in names])
     with torch.no_grad():
         chances, best = model.eval()(ids, lengths).softmax(1).topk(3)
@@ -238,7 +242,7 @@ def predict(model: nn.Module, data: Data, names: Sequence[str]) -> list[list[tup
 
 
 def answer(model: nn.Module, data: Data, names: Sequence[str]) -> None:
-    """Prints the three likeliest languages of every name."""
+    """Prints the three most probable languages of every name."""
     parts = {n: "trained on" for n, _ in data.train} | {n: "held out" for n, _ in data.test}
     for name, guesses in zip(names, predict(model, data, names), strict=True):
         text = ", ".join(f"{language} {chance:.0%}" for language, chance in guesses)
@@ -246,7 +250,7 @@ def answer(model: nn.Module, data: Data, names: Sequence[str]) -> None:
 
 
 def ask(model: nn.Module, data: Data) -> None:
-    """Answers names that are typed in, until an empty line or the end of the input."""
+    """Reads names until an empty line or the end of the input, and prints their languages."""
     while True:
         try:
             name = input("a name, or nothing to end: ")
@@ -258,13 +262,13 @@ def ask(model: nn.Module, data: Data) -> None:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Reads the command line."""
     parser = common.parser(__doc__)
     add = parser.add_argument
-    add("names", nargs="*", default=NAMES, help="names to answer in the end")
-    add("--ask", action="store_true", help="then ask for more names")
-    add("--cell", choices=["rnn", "gru", "lstm"], default="lstm", help="what reads (lstm)")
-    add("--by", choices=READERS, default="layers", help="a layer, or cells in a loop (layers)")
+    add("names", nargs="*", default=NAMES, help="names whose language is guessed at the end")
+    add("--ask", action="store_true", help="at the end, ask for more names")
+    add("--cell", choices=["rnn", "gru", "lstm"], default="lstm", help="the kind of network (lstm)")
+    add("--by", choices=READERS, default="layers", help="use a layer, or cells in a loop (layers)")
     add("--epochs", type=int, help="passes over the data (10; 2 with --short)")
     add("--hidden", type=int, help="hidden size (256; 64 with --short)")
     add("--layers", type=int, default=1, help="number of layers (1)")
@@ -281,7 +285,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Trains, compares, plots and answers; 1 if the two do not agree."""
+    """Trains, compares, plots and guesses; returns 1 if the two do not agree."""
     options = parse(arguments)
     common.begin(options)
     data = load(options.seed)

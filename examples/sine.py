@@ -1,19 +1,19 @@
 """Forecasting, many to many: sine waves, and sunspots, by two LSTMs and a linear layer.
 
-Part one: waves of one frequency and random phase. At every step the network reads a value and
-answers the next one. Trained by LBFGS in float64, with noise on its inputs, it then runs on its own
-output for `--future` steps, on waves that it was never trained on.
+Part one is about waves of one frequency and random phases. At every step the network reads a value
+and predicts the next one. It is trained by LBFGS in float64 with noise on its inputs. Then it reads
+its own output for `--future` steps, on waves that it was not trained on.
 
-Part two: the number of sunspots of each year, 1700 to 2008, which the statsmodels package ships.
-The network learns from the years up to 1899; of all steps the one that did best on 1900 to 1949 is
-kept. The years 1950 to 2008 are looked at once, in the end: each is forecast from the 60 years that
-end 1 to 11 years before it, beside two naive forecasts (the last year's value; the value of one
-solar cycle of 11 years before).
+Part two is about the yearly numbers of sunspots from 1700 to 2008, which the statsmodels package
+contains. The network learns from the years up to 1899, and the weights that did best on 1900 to
+1949 are kept. The years 1950 to 2008 are used once, at the end. Each is forecast from 60 years that
+end 1 to 11 years before it. The errors are compared with two naive forecasts: the last year's
+value, and the value of one solar cycle (11 years) earlier.
 
-Both are trained with torch.nn and with fusedrnn, from one seed; the exit status is 1 if the first
-losses do not agree. `--by cells` calls two LSTMCells a step, in a Python loop, as one must where an
-output is the next input. `--by layers` makes one call of an LSTM of two layers for all steps: the
-same numbers from the same weights, and faster.
+Both parts are trained with torch.nn and with fusedrnn, from one seed. The exit status is 1 if the
+first losses do not agree. `--by cells` calls two LSTMCells per step in a Python loop, which is
+necessary if an output is the next input. `--by layers` makes one call of an LSTM of two layers for
+all steps, which gives the same numbers with the same weights in less time.
 """
 
 from __future__ import annotations
@@ -35,21 +35,22 @@ from torch import Tensor, nn
 sunspots = common.need("statsmodels.datasets.sunspots")
 
 WAVES, WAVES_HELD_OUT = 40, 3
-PERIOD = 40 * math.pi  # of a wave, in steps
-NOISE = 0.1  # on the inputs in training: a network fed with its own errors must not let them grow
-WARM_UP = 20  # steps of a wave without a loss: from few noisy values nobody knows its phase
-WINDOW, CYCLE = 60, 11  # years that a forecast sees; years of a solar cycle
-TRAINED, VALIDATED = 1899, 1949  # last years of the two parts; what follows is held out
-PRINTED = (1, 5)  # horizons (how many years ahead) of the table
+PERIOD = 40 * math.pi  # the period of a wave in steps
+# Training adds noise to the inputs, so that the network learns not to let its own errors grow.
+NOISE = 0.1
+WARM_UP = 20  # steps of a wave without a loss: a few noisy values do not determine its phase
+WINDOW, CYCLE = 60, 11  # years that a forecast reads; years of a solar cycle
+TRAINED, VALIDATED = 1899, 1949  # the last years of two parts; later years are held out
+PRINTED = (1, 5)  # the horizons (years ahead) in the table
 
 
 class Forecaster(nn.Module):
-    """Values [T, N] to forecasts [T + future, N], each of the value one step later."""
+    """From values [T, N] to forecasts [T + future, N], each of the next value."""
 
     def __init__(self, kind: str, by: str, H: int) -> None:
         super().__init__()
         make = common.layers(kind)
-        # From one seed the layer draws the numbers that the two cells do.
+        # With the same seed the layer gets the same random numbers as the two cells.
         if by == "cells":
             self.first, self.second = make.LSTMCell(1, H), make.LSTMCell(H, H)
             self.run = self.by_cells
@@ -67,7 +68,7 @@ class Forecaster(nn.Module):
         return torch.cat(forecasts)
 
     def by_cells(self, x: Tensor, state: tuple | None) -> tuple[Tensor, tuple]:
-        first, second = state or (None, None)  # (h, c) of each
+        first, second = state or (None, None)  # (h, c) of each cell
         outputs = []
         for x_t in x:
             first = self.first(x_t, first)
@@ -81,18 +82,18 @@ class Forecaster(nn.Module):
 
 @dataclass
 class Run:
-    """What one training left behind."""
+    """The results of one training."""
 
     kind: str
     model: Forecaster
     losses: list[float] = field(default_factory=list)
     seconds: float = 0.0
-    forecasts: Tensor | None = None  # of what was held out
+    forecasts: Tensor | None = None  # of the held-out data
 
 
 @dataclass
 class Sunspots:
-    """The sunspots of each year, and as the network sees them: square roots, standardised."""
+    """The sunspots of each year, and their standardised square roots, which the network reads."""
 
     years: list[int]
     values: Tensor  # [years]
@@ -100,14 +101,14 @@ class Sunspots:
     def __post_init__(self) -> None:
         roots = self.values.sqrt()
         known = roots[: self.years.index(TRAINED) + 1]
-        self.mean, self.deviation = known.mean(), known.std()  # of the years to train on, alone
+        self.mean, self.deviation = known.mean(), known.std()  # of the training years only
         self.scaled = (roots - self.mean) / self.deviation
 
     def unscale(self, scaled: Tensor) -> Tensor:
         return (scaled * self.deviation + self.mean).clamp(min=0) ** 2
 
     def windows(self, first: int, last: int) -> tuple[Tensor, Tensor]:
-        """Inputs and targets [WINDOW, n]; the last target is of the year first, ... or last."""
+        """Inputs and targets [WINDOW, n]; the last targets are the years first to last."""
         start, end = self.years.index(first) - WINDOW, self.years.index(last) + 1
         if start < 0:
             raise ValueError(f"first must be {self.years[WINDOW]} or later, got {first}")
@@ -115,11 +116,11 @@ class Sunspots:
         return windows[:-1], windows[1:]
 
     def truth(self, horizon: int) -> Tensor:
-        """The held-out values that a forecast from VALIDATED or later can be for."""
+        """The held-out values for which there is a forecast from VALIDATED or later."""
         return self.values[self.years.index(VALIDATED) + horizon :]
 
     def naive(self, horizon: int) -> dict[str, Tensor]:
-        """What forecasts of truth(horizon) say that repeat a value."""
+        """The naive forecasts of truth(horizon), which repeat an earlier value."""
         first, end = self.years.index(VALIDATED), len(self.years)
         return {
             "last value": self.values[first : end - horizon],
@@ -128,20 +129,20 @@ class Sunspots:
 
 
 def load_sunspots() -> Sunspots:
-    """The yearly numbers that statsmodels ships."""
+    """Reads the yearly numbers that statsmodels contains."""
     data = sunspots.load_pandas().data
     return Sunspots(data["YEAR"].astype(int).to_list(), torch.tensor(data["SUNACTIVITY"].to_list()))
 
 
 def make_waves(length: int, count: int) -> Tensor:
-    """Sine waves [length, count] of random phase, by torch's seed."""
+    """Makes sine waves [length, count] with random phases from torch's generator."""
     phases = 2 * math.pi * torch.rand(count, dtype=torch.float64)
     steps = torch.arange(length, dtype=torch.float64).unsqueeze(1)
     return torch.sin(2 * math.pi * steps / PERIOD + phases)
 
 
 def errors(forecasts: Tensor, truth: Tensor) -> tuple[float, float]:
-    """Mean absolute error, and root of the mean squared error."""
+    """Returns the mean absolute error and the root of the mean squared error."""
     gap = forecasts - truth
     return gap.abs().mean().item(), gap.square().mean().sqrt().item()
 
@@ -149,7 +150,7 @@ def errors(forecasts: Tensor, truth: Tensor) -> tuple[float, float]:
 def take_step(
     model: Forecaster, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, skipped: int
 ) -> list[float]:
-    """One step on inputs and targets [T, N]; the losses, of which LBFGS looks at several."""
+    """Takes one step on inputs and targets [T, N]; returns the losses (LBFGS computes several)."""
     losses = []
 
     def evaluate() -> Tensor:
@@ -164,10 +165,10 @@ def take_step(
 
 
 def train_waves(kind: str, waves: Tensor, options: argparse.Namespace) -> Run:
-    """Trains on all but the last waves; waves [length + future, WAVES]."""
+    """Trains on all but the last waves; `waves` is [length + future, WAVES]."""
     torch.manual_seed(options.seed)
     run = Run(kind, Forecaster(kind, options.by, options.hidden).to(waves.dtype))
-    # Without a line search LBFGS can jump so far that all is lost.
+    # Without a line search LBFGS can take a step so large that training fails.
     optimizer = torch.optim.LBFGS(run.model.parameters(), line_search_fn="strong_wolfe")
     known, new = waves[: options.length].split([WAVES - WAVES_HELD_OUT, WAVES_HELD_OUT], dim=1)
     x, y = known[:-1] + NOISE * torch.randn_like(known[:-1]), known[1:]
@@ -178,7 +179,7 @@ def train_waves(kind: str, waves: Tensor, options: argparse.Namespace) -> Run:
             run.seconds += time.perf_counter() - start
             bar.set_postfix(loss=f"{run.losses[-1]:.1e}", refresh=False)
             bar.update()
-    with torch.no_grad():  # the answer to the last value that is given is the first free one
+    with torch.no_grad():  # the output for the last given value is the first forecast
         run.forecasts = run.model(new, options.future - 1)
     return run
 
@@ -203,7 +204,7 @@ def train_sunspots(kind: str, series: Sunspots, options: argparse.Namespace) -> 
             bar.set_postfix(loss=f"{run.losses[-1]:.3f}", error=f"{error:.3f}", refresh=False)
             bar.update()
     run.model.load_state_dict(best)
-    # One forecast from each year on, VALIDATED the first, of the CYCLE years after it.
+    # From each year, beginning with VALIDATED, the next CYCLE years are forecast.
     given, _ = series.windows(VALIDATED + 1, series.years[-1])
     with torch.no_grad():
         run.forecasts = series.unscale(run.model(given, CYCLE - 1)[WINDOW - 1 :])  # [CYCLE, years]
@@ -211,13 +212,13 @@ def train_sunspots(kind: str, series: Sunspots, options: argparse.Namespace) -> 
 
 
 def ahead(run: Run, horizon: int) -> Tensor:
-    """Of the forecasts of sunspots those of truth(horizon)."""
+    """Returns the forecasts of truth(horizon)."""
     row = run.forecasts[horizon - 1]
     return row[: len(row) - horizon + 1]
 
 
 def report_waves(runs: list[Run], truth: Tensor) -> None:
-    """Prints errors and times; truth [future, WAVES_HELD_OUT]."""
+    """Prints errors and times; `truth` is [future, WAVES_HELD_OUT]."""
     print(f"{f'waves, {len(truth)} steps on its own output':40}    MAE     RMSE   training")
     for run in runs:
         mae, rmse = errors(run.forecasts[-len(truth) :], truth)
@@ -241,7 +242,7 @@ def report_sunspots(runs: list[Run], series: Sunspots) -> None:
 
 
 def plot(runs: dict[str, list[Run]], truth: Tensor, series: Sunspots, path: Path) -> None:
-    """A wave, the losses, the sunspots, and the errors by horizon; truth [future, held out]."""
+    """Plots a wave, the losses, the sunspots and the errors; `truth` is [future, held out]."""
     figure = Figure(figsize=(13, 7), layout="constrained")
     (wave, loss), (spots, horizons) = figure.subplots(2, 2, width_ratios=[2, 1])
     grey, width = {"color": "#c4c4c4"}, 6
@@ -279,15 +280,15 @@ def plot(runs: dict[str, list[Run]], truth: Tensor, series: Sunspots, path: Path
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Reads the command line."""
     parser = common.parser(__doc__)
     add = parser.add_argument
     add("--by", choices=["cells", "layers"], default="cells", help="how to run the LSTMs (cells)")
     add("--length", type=int, help="steps of a wave to train on (400; 40 with --short)")
     add("--future", type=int, help="steps on its own output (1000; 40 with --short)")
     add("--hidden", type=int, help="hidden size of both LSTMs (51; 8 with --short)")
-    add("--steps", type=int, help="of LBFGS, of up to 25 evaluations (6; 1 with --short)")
-    add("--sunspot-steps", type=int, help="of AdamW on the sunspots (200; 10 with --short)")
+    add("--steps", type=int, help="LBFGS steps, of up to 25 evaluations (6; 1 with --short)")
+    add("--sunspot-steps", type=int, help="AdamW steps on the sunspots (200; 10 with --short)")
     options = parser.parse_args(arguments)
     defaults = {"length": (400, 40), "future": (1000, 40), "hidden": (51, 8), "steps": (6, 1)}
     for name, pair in (defaults | {"sunspot_steps": (200, 10)}).items():
@@ -301,7 +302,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Trains, reports, plots; 1 if the two kinds of layers do not agree."""
+    """Trains, reports and plots; returns 1 if the two kinds of layers do not agree."""
     options = parse(arguments)
     common.begin(options)
     torch.manual_seed(options.seed)

@@ -1,15 +1,16 @@
-"""Where may a word be hyphenated? A bidirectional LSTM tags every letter of it.
+"""Where may a word be hyphenated? A bidirectional LSTM tags every letter of the word.
 
-The words are the commonest that the wordfreq package ships, Portuguese and English, of four letters
-and more. The tags are what the pyphen package answers from its hyphenation dictionaries: whether a
-hyphen may stand behind a letter. They are the output of rules (Liang's patterns of letters), not of
-people, so the accuracy says how well the network has found the rules; where it differs from
-them, now and then the rules are wrong.
+The words are the most common Portuguese and English words of the wordfreq package that have at
+least four letters. A tag says whether a hyphen may follow a letter. The tags come from the
+hyphenation dictionaries of the pyphen package. Rules (Liang's patterns of letters) made them, not
+people, so the accuracy says how well the network has found the rules. If the network differs from
+them, the rules are sometimes wrong.
 
-Synchronous many to many: embedding, LSTM layers in both directions on packed sequences, a linear
-layer on the output of every step. One word in ten is held out, and words that begin with the same
-five letters (hyphen, hyphens, hyphenate) are all on one side. It is trained with torch.nn and with
-fusedrnn, from one seed on the same batches; the exit status is 1 if the first losses do not agree.
+This is synchronous many to many: an embedding, LSTM layers in both directions on packed sequences,
+and a linear layer on the output of every step. One word in ten is held out, and words that begin
+with the same five letters (hyphen, hyphens, hyphenate) are all in the same part. The network is
+trained with torch.nn and with fusedrnn, from one seed on the same batches. The exit status is 1 if
+the first losses do not agree.
 """
 
 from __future__ import annotations
@@ -35,11 +36,11 @@ pyphen, wordfreq = common.need("pyphen"), common.need("wordfreq")
 
 @dataclass
 class Language:
-    """Where words and hyphens come from."""
+    """A language, and its names in the packages with words and hyphens."""
 
     name: str
-    words: str  # wordfreq's
-    hyphens: str  # pyphen's
+    words: str  # its name in wordfreq
+    hyphens: str  # its name in pyphen
     letters: str
 
 
@@ -47,22 +48,22 @@ LANGUAGES = {
     "pt": Language("Portuguese", "pt", "pt_BR", "abcdefghijklmnopqrstuvwxyzáâãàéêíóôõúüç"),
     "en": Language("English", "en", "en_US", "abcdefghijklmnopqrstuvwxyz"),
 }
-SHORTEST, STEM = 4, 5  # letters of a word; first letters that words on either side do not share
+SHORTEST, STEM = 4, 5  # least letters of a word; words that share STEM first letters stay together
 TEST_SHARE = 0.1
-PADDING = 0  # letter id; the letters follow
+PADDING = 0  # the id of padding; the letters follow
 EMBEDDING, BATCH, LEARNING_RATE, DROPOUT = 32, 64, 5e-3, 0.2
 
 
 @dataclass
 class Part:
-    """Words [samples], their letter ids and tags, each [T]: 1 where a hyphen may stand behind."""
+    """Words [samples], and letter ids and tags [T] of each; tag 1 means a hyphen may follow."""
 
     words: list[str]
     ids: list[Tensor]
     tags: list[Tensor]
 
     def batch(self, indices: Tensor) -> tuple[PackedSequence, PackedSequence]:
-        """Ids and tags of the words of these indices."""
+        """Returns the ids and tags of the words with these indices."""
         ids, tags = (
             pack_sequence([rows[i] for i in indices.tolist()], enforce_sorted=False)
             for rows in (self.ids, self.tags)
@@ -71,7 +72,7 @@ class Part:
 
 
 def load(language: Language, number: int, seed: int) -> tuple[Part, Part]:
-    """Training and held-out words of the `number` commonest; none with foreign letters."""
+    """Divides the `number` most common words, except those with foreign letters, in two parts."""
     dictionary = pyphen.Pyphen(lang=language.hyphens)
     letters = {letter: i for i, letter in enumerate(language.letters, start=PADDING + 1)}
     words = [
@@ -93,13 +94,13 @@ def load(language: Language, number: int, seed: int) -> tuple[Part, Part]:
 
 
 def hyphenate(word: str, tags: Tensor) -> str:
-    """The word with its hyphens: banana, [0, 1, 0, 1, 0, 0] to ba-na-na."""
+    """Returns the word with its hyphens: ba-na-na for banana and [0, 1, 0, 1, 0, 0]."""
     pairs = zip(word, tags.tolist(), strict=True)
     return "".join(letter + "-" * int(tag) for letter, tag in pairs)
 
 
 class Tagger(nn.Module):
-    """Packed letter ids to a score for every one of them; above 0 is a hyphen."""
+    """From packed letter ids to a score for each letter; a score above 0 means a hyphen."""
 
     def __init__(self, kind: str, letters: int, H: int, L: int) -> None:
         super().__init__()
@@ -115,13 +116,13 @@ class Tagger(nn.Module):
 
 
 def like(packed: PackedSequence, data: Tensor) -> PackedSequence:
-    """Other data, for every step of the same sequences."""
+    """Returns a PackedSequence of the same sequences with other data."""
     return PackedSequence(data, packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices)
 
 
 @torch.no_grad()
 def tag(model: nn.Module, part: Part) -> list[Tensor]:
-    """The network's tags of all words."""
+    """Returns the network's tags of all words."""
     ids, _ = part.batch(torch.arange(len(part.words)))
     scores = model.eval()(ids)
     return unpack_sequence(like(scores, (scores.data > 0).float()))
@@ -157,7 +158,7 @@ def per_word(expected: Sequence[Tensor], got: Sequence[Tensor]) -> float:
 
 
 def plot(results: dict[str, tuple[list[Run], Part]], path: Path) -> None:
-    """Losses, accuracies and times, and how the accuracy depends on a word's length."""
+    """Plots losses, accuracies, times, and how the accuracy depends on a word's length."""
     figure = Figure(figsize=(15, 3.9 * len(results)), layout="constrained")
     for row, (name, (runs, held_out)) in zip(
         figure.subplots(len(results), 4, squeeze=False), results.items(), strict=True
@@ -167,7 +168,7 @@ def plot(results: dict[str, tuple[list[Run], Part]], path: Path) -> None:
         common.plot_accuracies(accuracy, runs)
         common.plot_times(times, runs)
         loss.set(ylabel=name)
-        if runs[-1].losses[-1] < 0.2:  # where it begins, at 0.7, is of no interest
+        if runs[-1].losses[-1] < 0.2:  # the beginning, at 0.7, is cut off
             loss.set_ylim(0, 0.5)
         accuracy.set(title="held-out words all right, %")
         wrong: dict[int, list[bool]] = {}
@@ -182,16 +183,16 @@ def plot(results: dict[str, tuple[list[Run], Part]], path: Path) -> None:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Reads the command line."""
     parser = common.parser(__doc__)
     add = parser.add_argument
     choices = {"nargs": "+", "choices": LANGUAGES, "default": list(LANGUAGES)}
     add("--language", **choices, metavar="CODE", help="pt, en (both)")
-    add("--words", type=int, help="the commonest to choose from (30000; 3000 with --short)")
+    add("--words", type=int, help="number of most common words (30000; 3000 with --short)")
     add("--epochs", type=int, help="passes over the words (4; 2 with --short)")
     add("--hidden", type=int, help="hidden size of a direction (96; 32 with --short)")
     add("--layers", type=int, default=2, help="number of layers (2)")
-    add("--wrong", type=int, default=12, help="words to show that it gets wrong (12)")
+    add("--wrong", type=int, default=12, help="number of wrong answers to show (12)")
     options = parser.parse_args(arguments)
     for name, short, full in (("words", 3000, 30_000), ("epochs", 2, 4), ("hidden", 32, 96)):
         if getattr(options, name) is None:
@@ -206,7 +207,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Trains, compares and plots for every language; 1 if the kinds do not agree."""
+    """Trains, compares and plots for each language; returns 1 if the kinds do not agree."""
     options = parse(arguments)
     common.begin(options)
     results, agree = {}, True

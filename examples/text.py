@@ -1,21 +1,23 @@
-"""Text generation, character by character: embedding, GRU of several layers with dropout, linear.
+"""Generates text by characters, with an embedding, a GRU of several layers and a linear layer.
 
-The text is cut into streams that are read side by side, chunk after chunk; a stream's state goes
-from chunk to chunk, gradients do not (truncated backpropagation through time). What the network
-learned is measured in bits per character on the end of the text, which it never saw, beside what
-the frequencies of single characters and of pairs give. Then it writes: a sample, as it comes.
+The text is cut into streams, which the network reads side by side, one chunk after another. A
+stream's state is handed on from chunk to chunk, but gradients are not (truncated backpropagation
+through time). The result is measured in bits per character on the end of the text, which is not
+used in training. It is compared with the frequencies of single characters and of pairs. Then the
+network writes a sample, which is printed character by character.
 
-By default the text is that of Python's own manual topics (`pydoc_data.topics`, what `help("yield")`
-prints); `--text FILE` reads any other. Trained with torch.nn and with fusedrnn, from one seed on
-the same chunks; the exit status is 1 if the first losses do not agree.
+By default the text is that of Python's own manual topics (`pydoc_data.topics`, which
+`help("yield")` prints); `--text FILE` reads another text. The network is trained with torch.nn and
+with fusedrnn, from one seed on the same chunks. The exit status is 1 if the first losses do not
+agree.
 
-Several processes, each with its own streams, the gradients averaged:
+Several processes can share the work. Each has its own streams, and the gradients are averaged:
 
     torchrun --standalone --nproc-per-node 2 examples/text.py
 
-`--save FILE` writes a checkpoint every 100 steps and at the end; `--resume FILE` goes on from one
-as if there had been no break, with as many processes. Both need one kind of layers: `--rnn fused`.
-A checkpoint of one kind can be resumed with the other.
+`--save FILE` writes a checkpoint every 100 steps and at the end. `--resume FILE` continues from a
+checkpoint as if there had been no break; it needs as many processes as before. Both options need
+one kind of layers, such as `--rnn fused`. A checkpoint of one kind can be resumed with the other.
 """
 
 from __future__ import annotations
@@ -40,18 +42,18 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-HELD_OUT = 0.05  # share of the text, at its end
+HELD_OUT = 0.05  # the share of the text, at its end, that is held out
 UNKNOWN = 0  # the id of characters that the training part lacks
 EMBEDDING, LEARNING_RATE, CLIP = 64, 3e-3, 1.0
 SAVE_EVERY = 100  # steps
-CHECKPOINT = {"settings", "model", "optimizer", "losses", "states"}  # what is in one
+CHECKPOINT = {"settings", "model", "optimizer", "losses", "states"}  # the keys of a checkpoint
 
 
 @dataclass
 class Text:
     """Character ids of the two parts of a text."""
 
-    characters: list[str]  # of each id; those of the training part
+    characters: list[str]  # the characters of the training part, by id
     train: Tensor
     held_out: Tensor
 
@@ -68,12 +70,12 @@ class Text:
         return torch.tensor([ids.get(c, UNKNOWN) for c in text])
 
     def streams(self, count: int) -> Tensor:
-        """The training part as `count` stretches side by side [length, count]."""
+        """The training part as `count` streams side by side, [length, count]."""
         length = len(self.train) // count
         return self.train[: length * count].view(count, length).T
 
     def baselines(self) -> dict[str, float]:
-        """Bits per held-out character by the training part's counts (0.1 added to each)."""
+        """Bits per held-out character by the counts in the training part, with 0.1 added."""
         V = len(self.characters)
         singles = torch.bincount(self.train, minlength=V) + 0.1
         pairs = torch.bincount(self.train[:-1] * V + self.train[1:], minlength=V * V) + 0.1
@@ -84,12 +86,12 @@ class Text:
 
 
 def bits(chances: Tensor) -> float:
-    """Mean of -log2."""
+    """Returns the mean of -log2."""
     return -chances.log2().mean().item()
 
 
 class Generator(nn.Module):
-    """Character ids [T, N] to scores [T, N, V] of the character after each, and the state."""
+    """From character ids [T, N] to the state and scores [T, N, V] of each next character."""
 
     def __init__(self, kind: str, V: int, H: int, L: int, dropout: float) -> None:
         super().__init__()
@@ -105,36 +107,36 @@ class Generator(nn.Module):
 
 @dataclass
 class Run:
-    """A network and what its training left behind."""
+    """A network and the results of its training."""
 
     kind: str
     model: Generator
-    losses: list[float] = field(default_factory=list)  # nats, of each step
-    trained: int = 0  # characters, of this process, since it started
+    losses: list[float] = field(default_factory=list)  # nats per character, for each step
+    trained: int = 0  # characters that were trained on since the process started
     seconds: float = 0.0
     bits: float = math.nan
-    sampled: float = math.nan  # characters a second
+    sampled: float = math.nan  # characters per second
 
 
 def rank() -> int:
-    """Which of the processes this is."""
+    """The number of this process."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def processes() -> int:
-    """How many of them there are."""
+    """The number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def mean(value: Tensor) -> float:
-    """The mean of all processes' values."""
+    """Returns the mean of the processes' values."""
     if dist.is_initialized():
         dist.all_reduce(value)
     return value.item() / processes()
 
 
 def settings(options: argparse.Namespace, text: Text) -> dict[str, Any]:
-    """What must not change between a checkpoint and the run that resumes it."""
+    """Returns the settings that must be the same in a checkpoint and in a run that resumes it."""
     names = ("hidden", "layers", "dropout", "streams", "chunk", "seed")
     result = {f"--{name}": getattr(options, name) for name in names}
     checksum = zlib.crc32(text.train.numpy().tobytes())
@@ -148,7 +150,7 @@ def save(
     text: Text,
     options: argparse.Namespace,
 ) -> None:
-    """Writes the checkpoint: what all processes share, and the state and dropout's of each."""
+    """Writes the checkpoint: the shared model, and each process's state and random state."""
     states: list[Any] = [{"h": h, "random": torch.get_rng_state()}]
     if dist.is_initialized():
         states = states * processes()
@@ -163,13 +165,13 @@ def save(
             "states": states,
         }
         torch.save(content, new)
-        os.replace(new, options.save)  # a process that is stopped leaves a whole file
+        os.replace(new, options.save)  # the file is complete even if the process is stopped
 
 
 def resume(
     run: Run, optimizer: torch.optim.Optimizer, text: Text, options: argparse.Namespace
 ) -> Tensor:
-    """Puts back what save() wrote; the state of this process's streams."""
+    """Restores the checkpoint of save(), and returns the state of this process's streams."""
     try:
         content = torch.load(options.resume, weights_only=True)
     except OSError as error:
@@ -198,12 +200,12 @@ def resume(
 
 
 def train(kind: str, text: Text, options: argparse.Namespace) -> Run:
-    """Trains for `options.steps` steps, those of a resumed checkpoint included."""
+    """Trains for `options.steps` steps, including the steps of a resumed checkpoint."""
     torch.manual_seed(options.seed)
     V = len(text.characters)
     run = Run(kind, Generator(kind, V, options.hidden, options.layers, options.dropout))
     optimizer = torch.optim.Adam(run.model.parameters(), lr=LEARNING_RATE)
-    torch.manual_seed(options.seed + 1 + rank())  # each process drops its own units
+    torch.manual_seed(options.seed + 1 + rank())  # each process has its own dropout
     h = resume(run, optimizer, text, options) if options.resume else None
     model = DistributedDataParallel(run.model) if dist.is_initialized() else run.model
     streams = text.streams(options.streams).chunk(processes(), dim=1)[rank()]  # this process's
@@ -214,7 +216,7 @@ def train(kind: str, text: Text, options: argparse.Namespace) -> Run:
             start = time.perf_counter()
             first = step % chunks * options.chunk
             if first == 0:
-                h = None  # from the start of the text again
+                h = None  # the streams begin again
             window = streams[first : first + options.chunk + 1]
             scores, h = model(window[:-1], h)
             h = h.detach()
@@ -235,7 +237,7 @@ def train(kind: str, text: Text, options: argparse.Namespace) -> Run:
 
 @torch.no_grad()
 def measure(model: Generator, ids: Tensor) -> float:
-    """Bits per character of a text [T] whose first character is given."""
+    """Returns the bits per character of a text [T] whose first character is given."""
     model.eval()
     h, total = None, 0.0
     for given, wanted in zip(ids[:-1].split(1000), ids[1:].split(1000), strict=True):
@@ -246,7 +248,7 @@ def measure(model: Generator, ids: Tensor) -> float:
 
 @torch.no_grad()
 def sample(model: Generator, text: Text, options: argparse.Namespace) -> Iterator[str]:
-    """Characters after the prompt, each as soon as it is drawn; drawn by torch's seed."""
+    """Yields characters after the prompt, each as soon as it is drawn with torch's generator."""
     model.eval()
     ids, h = text.encode(options.prompt).unsqueeze(1), None
     for _ in range(options.length):
@@ -262,7 +264,7 @@ def sample(model: Generator, text: Text, options: argparse.Namespace) -> Iterato
 
 
 def write(run: Run, text: Text, options: argparse.Namespace) -> None:
-    """Prints a sample as it comes."""
+    """Prints a sample character by character."""
     torch.manual_seed(options.seed)
     print(
         f"--- {common.TITLES[run.kind]}, temperature {options.temperature}\n{options.prompt}",
@@ -276,7 +278,7 @@ def write(run: Run, text: Text, options: argparse.Namespace) -> None:
 
 
 def report(runs: list[Run], baselines: dict[str, float]) -> None:
-    """Prints what the held-out text costs, and the speeds."""
+    """Prints the bits per character of the held-out text, and the speeds."""
     print(f"{'held-out text':20} bits/character   training   trained     sampled")
     for run in runs:
         speed = run.trained / run.seconds
@@ -289,12 +291,12 @@ def report(runs: list[Run], baselines: dict[str, float]) -> None:
 
 
 def plot(runs: list[Run], baselines: dict[str, float], path: Path) -> None:
-    """The training loss beside the baselines, and characters a second."""
+    """Plots the training loss with the baselines, and the characters per second."""
     figure = Figure(figsize=(12, 4), layout="constrained")
     loss, trained, sampled = figure.subplots(1, 3, width_ratios=[2, 1, 1])
     for name, value in baselines.items():
         loss.axhline(value, color="grey", lw=1, ls=":")
-        # Beside the axes: in a short run the curves end where the baselines are.
+        # The text is beside the axes, because the curves of a short run end at the baselines.
         beside = loss.get_yaxis_transform()
         loss.text(1.01, value, name.replace(" ", "\n"), va="center", transform=beside)
     for i, run in enumerate(runs):
@@ -314,26 +316,26 @@ def plot(runs: list[Run], baselines: dict[str, float], path: Path) -> None:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Reads the command line."""
     parser = common.parser(__doc__)
     add = parser.add_argument
-    add("--text", type=Path, metavar="FILE", help="what to learn from, UTF-8 (Python's topics)")
+    add("--text", type=Path, metavar="FILE", help="the text to learn, in UTF-8 (Python's topics)")
     add("--steps", type=int, help="chunks to train on (300; 40 with --short)")
     add("--hidden", type=int, help="hidden size of the GRU (256; 32 with --short)")
     add("--layers", type=int, default=2, help="layers of the GRU (2)")
-    add("--dropout", type=float, default=0.1, help="between layers and behind them (0.1)")
-    add("--streams", type=int, default=32, help="stretches of text read side by side (32)")
+    add("--dropout", type=float, default=0.1, help="dropout between layers and after them (0.1)")
+    add("--streams", type=int, default=32, help="parts of the text that are read side by side (32)")
     add("--chunk", type=int, help="characters between two updates (100; 25 with --short)")
-    add("--prompt", default="The ", help="what a sample begins with ('The ')")
+    add("--prompt", default="The ", help="the beginning of a sample ('The ')")
     add("--length", type=int, help="characters of a sample (500; 60 with --short)")
     add(
         "--temperature",
         type=float,
         default=0.7,
-        help="1: as learned; 0: always the likeliest (0.7)",
+        help="1: as learned; 0: always the most probable character (0.7)",
     )
     add("--save", type=Path, metavar="FILE", help="write a checkpoint")
-    add("--resume", type=Path, metavar="FILE", help="go on from a checkpoint")
+    add("--resume", type=Path, metavar="FILE", help="continue from a checkpoint")
     options = parser.parse_args(arguments)
     defaults = {"steps": (300, 40), "hidden": (256, 32), "chunk": (100, 25), "length": (500, 60)}
     for name, pair in defaults.items():
@@ -356,7 +358,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def read(options: argparse.Namespace) -> Text:
-    """The text, checked against the options."""
+    """Reads the text and checks it against the options."""
     try:
         raw = options.text.read_text("utf-8") if options.text else "\n".join(topics.values())
     except (OSError, UnicodeDecodeError) as error:
@@ -376,7 +378,7 @@ def read(options: argparse.Namespace) -> Text:
 
 
 def work(options: argparse.Namespace) -> int:
-    """Trains in every process; measures, writes, reports and plots in the first."""
+    """Trains in every process; the first process then measures, writes, reports and plots."""
     text = read(options)
     if rank() == 0:
         print(
@@ -399,12 +401,12 @@ def work(options: argparse.Namespace) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs alone, or as one of torchrun's processes; 1 if the two kinds do not agree."""
+    """Runs alone or as a process of torchrun; returns 1 if the two kinds do not agree."""
     options = parse(arguments)
     common.begin(options)
     if options.save:
         common.check_folder("--save", options.save.parent)
-    if "WORLD_SIZE" in os.environ:  # torchrun's
+    if "WORLD_SIZE" in os.environ:  # torchrun started this process
         dist.init_process_group("gloo")
     try:
         return work(options)
@@ -416,8 +418,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 if __name__ == "__main__":
     code = main()
     if "WORLD_SIZE" in os.environ:
-        # gloo's threads may still hold Python objects, and abort at the interpreter's end:
-        # docs/distributed.md.
+        # gloo's threads may still hold Python objects, and an ordinary exit of the interpreter may
+        # abort then; see docs/distributed.md.
         sys.stdout.flush()
         os._exit(code)
     sys.exit(code)

@@ -1,13 +1,14 @@
-"""Programs of others, unchanged but for one line: fusedrnn.patch_torch().
+"""Runs two other libraries with fused layers, by one added line: fusedrnn.patch_torch().
 
-Each trains with a library that builds torch.nn.LSTM inside, where nobody passes a layer in:
+Both libraries build torch.nn.LSTM themselves and do not let a program pass a layer in:
 
-  ppo     sb3-contrib's RecurrentPPO balances a pole (CartPole-v1), one LSTM for the policy and one
-          for the value; most calls are single steps of one environment
-  deepar  GluonTS' DeepAR forecasts twenty seasonal series, two LSTM layers with dropout
+  ppo     sb3-contrib's RecurrentPPO balances a pole (CartPole-v1) with one LSTM for the policy and
+          one for the value; most calls are single steps of one environment
+  deepar  GluonTS' DeepAR forecasts twenty seasonal series with two LSTM layers with dropout
 
-and runs twice from the same seed, the second time in patch_torch()'s block. Printed are how far the
-two curves of the training loss are apart, and the seconds that the trainings took as a whole.
+Each trains twice from the same seed, the second time in a block of patch_torch(). The program
+prints how far the two curves of the training loss are apart, and the seconds of the whole
+trainings.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ Report = Callable[[float], None]  # called with the loss after each update
 
 
 def ppo(updates: int, seed: int, report: Report) -> Any:
-    """RecurrentPPO on CartPole-v1; 128 steps of the environment for each update."""
+    """Trains RecurrentPPO on CartPole-v1, with 128 steps of the environment for each update."""
     from sb3_contrib import RecurrentPPO
     from stable_baselines3.common.callbacks import BaseCallback
 
@@ -45,13 +46,13 @@ def ppo(updates: int, seed: int, report: Report) -> Any:
                 report(loss)
 
     model = RecurrentPPO("MlpLstmPolicy", "CartPole-v1", n_steps=128, seed=seed, device="cpu")
-    # The losses of an update are there when the next one's steps begin.
+    # The losses of an update are known when the steps for the next update begin.
     model.learn(128 * (updates + 1), callback=Losses())
     return model.policy.lstm_actor
 
 
 def deepar(updates: int, seed: int, report: Report) -> Any:
-    """DeepAR on hourly series with the period of a day, phases and noise of their own."""
+    """Trains DeepAR on hourly series with the period of a day, random phases and noise."""
     import lightning.pytorch as pl
     from gluonts.dataset.common import ListDataset
     from gluonts.torch.model.deepar import DeepAREstimator
@@ -93,13 +94,13 @@ def deepar(updates: int, seed: int, report: Report) -> Any:
 
 @dataclass(frozen=True)
 class Program:
-    """A training of others."""
+    """A training with another library."""
 
     train: Callable[[int, int, Report], Any]  # (updates, seed, report) -> its recurrent layer
     updates: int
     short: int
-    modules: tuple[str, ...]  # that it needs
-    packages: str  # which have them
+    modules: tuple[str, ...]  # the modules that it needs
+    packages: str  # the packages with these modules
 
 
 PROGRAMS = {
@@ -110,7 +111,7 @@ PROGRAMS = {
 
 @dataclass
 class Run:
-    """What one training left behind."""
+    """The results of one training."""
 
     losses: list[float]
     layer: Any
@@ -138,7 +139,7 @@ def run(name: str, kind: str, updates: int, seed: int) -> Run:
 
 
 def table(results: dict[str, dict[str, Run]]) -> str:
-    """One row a program, in Markdown."""
+    """Makes a Markdown table with a row for each program."""
     rows = [
         "| program | layer | updates | first 50 losses differ by | all by "
         "| torch.nn | fusedrnn | ratio |",
@@ -157,7 +158,7 @@ def table(results: dict[str, dict[str, Run]]) -> str:
 
 
 def plot(results: dict[str, dict[str, Run]], path: Path) -> None:
-    """The curves of each program, both kinds on top of each other."""
+    """Plots the curves of each program, with both kinds in one picture."""
     figure = Figure(figsize=(6 * len(results), 4), layout="constrained")
     axes = figure.subplots(1, len(results), squeeze=False)[0]
     for ax, (name, runs) in zip(axes, results.items(), strict=True):
@@ -171,7 +172,7 @@ def plot(results: dict[str, dict[str, Run]], path: Path) -> None:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Reads the command line."""
     parser = common.parser(__doc__)
     parser.add_argument("programs", nargs="*", metavar="PROGRAM", help="ppo, deepar (both)")
     options = parser.parse_args(arguments)
@@ -183,10 +184,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Trains, compares and plots; 1 if two curves are not the same."""
+    """Trains, compares and plots; returns 1 if two curves are not the same."""
     options = parse(arguments)
     common.begin(options)
-    # The libraries' own, of torch 2.13 and of what they would like to have installed.
+    # The libraries warn about torch 2.13, and about packages that they would like to have.
     warnings.filterwarnings("ignore", module=r"gluonts|lightning|stable_baselines3")
     for name in options.programs:
         for module in PROGRAMS[name].modules:

@@ -1,16 +1,17 @@
 #!/usr/bin/env bash
-# torch 2.11.0: a size of a tensor times a bool fails where the size is symbolic.
+# torch 2.11.0: the product of a tensor's size and a bool fails if the size is symbolic.
 #
-# One would guess that `x.shape[0] * keep` is a size whatever `keep` is: a bool is an int in Python, and
-# the line works on real tensors. In a fake implementation under torch.export (or torch.compile with
+# One would expect `x.shape[0] * keep` to be a size for any `keep`: a bool is an int in Python, and the
+# line works on real tensors. But in a fake implementation under torch.export (or torch.compile with
 # dynamic shapes) the size is a SymInt, and the product raises
 #     TypeError: BooleanAtom not allowed in this context.
-# With int(keep) it works. torch 2.13.0 and 2.14.1 take the bool too. Seen on Linux, x86-64, Python 3.12:
+# With int(keep) it works. torch 2.13.0 and 2.14.1 accept the bool too. On Linux, x86-64, Python 3.12, the
+# script prints:
 #     eager: [5]
 #     export, int(keep): ok
 #     export, keep: TypeError: BooleanAtom not allowed in this context.
 #
-# Exits with 0 where that is so, with 1 where it has changed.
+# The script exits with 0 if this is still so, and with 1 if it has changed.
 set -eu
 
 folder=$(mktemp -d)
@@ -28,7 +29,7 @@ logging.disable(logging.ERROR)  # torch logs the error that the program prints
 
 
 def define(name, number_of):
-    """An op whose result has a row for each row of x, or none."""
+    """Defines an op whose result has as many rows as x, or none."""
 
     @torch.library.custom_op(f"findings::{name}", mutates_args=())
     def op(x: torch.Tensor, keep: bool) -> torch.Tensor:

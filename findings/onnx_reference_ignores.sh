@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # onnx 1.23.2: the ReferenceEvaluator ignores sequence_lens, clip, activations and input_forget of LSTM and GRU.
 #
-# One would guess that onnx's own evaluator computes what onnx's specification says of a node, so that another
-# runtime can be judged by it. It takes these parts of a node and then computes as if they were absent,
-# without a word: the outputs are equal bit for bit. No public report of it was found; onnx/onnx#7935 mended
-# the same of `direction`. Seen on Linux, x86-64, Python 3.12; "off by" is the distance of Y_h from the
-# specification's equations in numpy:
+# One would expect onnx's own evaluator to compute a node as onnx's specification says, so that other runtimes
+# can be compared with it. But it accepts these parts of a node and computes as if they were absent, without
+# an error: the outputs are equal bit for bit. We found no public report of this; onnx/onnx#7935 fixed the same
+# fault of `direction`. On Linux, x86-64, Python 3.12, the script prints the following, where "off by" is the
+# distance of Y_h from the specification's equations in numpy:
 #     LSTM as it is: off by 3e-08
 #     LSTM sequence_lens: bits unchanged, off by 4e-01
 #     LSTM clip: bits unchanged, off by 4e-01
@@ -16,7 +16,7 @@
 #     GRU clip: bits unchanged, off by 1e+00
 #     GRU activations: bits unchanged, off by 1e+00
 #
-# Exits with 0 where that is so, with 1 where it has changed.
+# The script exits with 0 if this is still so, and with 1 if it has changed.
 set -eu
 
 folder=$(mktemp -d)

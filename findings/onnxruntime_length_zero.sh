@@ -1,19 +1,20 @@
 #!/usr/bin/env bash
-# onnxruntime 1.31.1, CPU: Y_h and Y_c of a row whose length is 0 are zero, not its initial state.
+# onnxruntime 1.31.1, CPU: Y_h and Y_c of a sequence of length 0 are zero, not its initial state.
 #
-# One would guess that a row of no steps ends where it began: at its row of initial_h and initial_c. That is
-# what a stream cut into pieces needs, where a row may have nothing in one piece. LSTM, GRU and RNN give
-# zeros for it, and its state is lost without an error. A row of length 1 beside it shows that the initial
-# states are read. The specification is silent: sequence_lens are "lengths of the sequences", Y_h is "the last
-# output value of the hidden", and a row of no steps has none. onnx/onnx#1674 asked for a definition, and says
-# that TensorFlow gives the initial state; it was closed as stale. microsoft/onnxruntime#749 let lengths of 0
-# in. (torch has no answer: its pack_padded_sequence refuses them.) Who needs the state puts a Where behind
-# the node. Seen on Linux, x86-64, Python 3.12, with initial states of 0.5:
+# One would expect a sequence without steps to end in its initial state, initial_h and initial_c. A stream
+# that is cut into pieces needs this, because a sequence may have no step in one piece. But LSTM, GRU and RNN
+# give zeros, and the state is lost without an error. A second sequence, of length 1, shows that the initial
+# states are read. The specification does not define this case: sequence_lens are "lengths of the sequences",
+# Y_h is "the last output value of the hidden", and a sequence without steps has no output. onnx/onnx#1674
+# asked for a definition, and says that TensorFlow gives the initial state; it was closed as stale.
+# microsoft/onnxruntime#749 allowed lengths of 0. (In torch, pack_padded_sequence refuses them.) To keep the
+# state, add a Where after the node. On Linux, x86-64, Python 3.12, with initial states of 0.5, the script
+# prints:
 #     LSTM length 0: Y_h 0.0, Y_c 0.0   length 1: off the equations' by 7e-08
 #     GRU  length 0: Y_h 0.0   length 1: off the equations' by 9e-10
 #     RNN  length 0: Y_h 0.0   length 1: off the equations' by 4e-08
 #
-# Exits with 0 where that is so, with 1 where it has changed.
+# The script exits with 0 if this is still so, and with 1 if it has changed.
 set -eu
 
 folder=$(mktemp -d)
@@ -33,7 +34,7 @@ START = np.full((1, N, H), 0.5, np.float32)  # every element of the initial stat
 
 
 def file_of(op):
-    """A node without bias, all of whose weights are inputs of the file."""
+    """Makes a file of one node without bias; all weights are inputs of the file."""
     names = ["X", "W", "R", "", "lengths", "initial_h"] + ["initial_c"] * (op == "LSTM")
     final = ["Y_h"] + ["Y_c"] * (op == "LSTM")
     rows = GATES[op] * H
@@ -60,7 +61,7 @@ def sigmoid(v):
 
 
 def one_step(op):
-    """Y_h and Y_c after one step, where x is zero, W too, and R the identity for every gate."""
+    """Y_h and Y_c after one step if x and W are zero and R is the identity for every gate."""
     h = c = 0.5
     if op == "LSTM":
         c = sigmoid(h) * c + sigmoid(h) * np.tanh(h)

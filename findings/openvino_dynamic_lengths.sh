@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# openvino 2026.4.1, CPU: sequence_lens of an ONNX GRU, LSTM or RNN is ignored where T or N is dynamic.
+# openvino 2026.4.1, CPU: sequence_lens of an ONNX GRU, LSTM or RNN is ignored if T or N is dynamic.
 #
-# One would guess that a size left open in the file changes nothing but which inputs fit. With [T, N, I] fixed,
-# OpenVINO keeps to the lengths, as onnxruntime 1.31.1 does. With T or N open the same file and the same
-# inputs give what no lengths at all give: Y_h is the state after the padding, without an error or a warning.
-# `reshape` to fixed sizes before the model is compiled puts it right. No public report of it was found; since
-# openvinotoolkit/openvino#10710 the CPU plugin no longer takes such a node apart where sizes are dynamic.
-# Seen on Linux, x86-64, Python 3.12: the largest difference of Y_h from onnxruntime's with the lengths,
-# then from onnxruntime's with every length T:
+# One would expect a dynamic size in the file to change only which inputs are allowed. With fixed [T, N, I]
+# OpenVINO respects the lengths, as onnxruntime 1.31.1 does. With a dynamic T or N the same file and the same
+# inputs give the results without lengths: Y_h is the state after the padding, without an error or a warning.
+# `reshape` to fixed sizes before the model is compiled corrects this. We found no public report of it; since
+# openvinotoolkit/openvino#10710 the CPU plugin no longer decomposes such a node if sizes are dynamic. On
+# Linux, x86-64, Python 3.12, the script prints the largest difference of Y_h from onnxruntime's with the
+# lengths, and then from onnxruntime's with every length T ("open" means dynamic):
 #     GRU   fixed: 2e-07 6e-01   T open: 6e-01 2e-07   N open: 6e-01 2e-07   reshaped: 2e-07 6e-01
 #     LSTM  fixed: 6e-08 2e-01   T open: 2e-01 9e-08   N open: 2e-01 9e-08   reshaped: 6e-08 2e-01
 #     RNN   fixed: 1e-07 1e+00   T open: 1e+00 4e-07   N open: 1e+00 4e-07   reshaped: 1e-07 1e+00
 #
-# Exits with 0 where that is so, with 1 where it has changed.
+# The script exits with 0 if this is still so, and with 1 if it has changed.
 set -eu
 
 folder=$(mktemp -d)
@@ -30,11 +30,11 @@ from onnx import TensorProto, checker, helper, numpy_helper
 T, N, I, H = 6, 3, 4, 5
 GATES = {"GRU": 3, "LSTM": 4, "RNN": 1}
 X = np.random.default_rng(0).normal(size=(T, N, I)).astype(np.float32)
-LENGTHS = np.array([6, 2, 3], np.int32)  # what follows in rows 1 and 2 is padding
+LENGTHS = np.array([6, 2, 3], np.int32)  # sequences 1 and 2 have padding after their lengths
 
 
 def file_of(op, t, n):
-    """One node of that kind, the sizes t and n in its file: an int, or the name of an open size."""
+    """Makes a file of one node, with sizes t and n: an int, or the name of a dynamic size."""
     random = np.random.default_rng(1)
     rows = GATES[op] * H
     weights = [

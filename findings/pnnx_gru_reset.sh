@@ -1,19 +1,20 @@
 #!/usr/bin/env bash
-# pnnx 20261020: an ONNX GRU becomes the same ncnn GRU whatever linear_before_reset says.
+# pnnx 20261020: an ONNX GRU becomes the same ncnn GRU for both values of linear_before_reset.
 #
-# One would guess that a converter keeps an attribute that decides between two different equations, or refuses
-# the value that its target has no layer for. ncnn's GRU is the one of linear_before_reset = 1, torch's. A
-# node with 0, which is ONNX's default and Keras's reset_after=False, is converted without a word to byte for
-# byte the same files, and ncnn 1.0.20261020 computes another network. A second surprise: where both Y and
-# Y_h are asked for, B is taken for initial_h: the layer has no bias and starts from the first H elements
-# of B. No public report of either was found (Tencent/ncnn#5553 brought the conversion). Seen on Linux,
-# x86-64, Python 3.12; the errors of Y are those from ONNX's equations in numpy:
+# One would expect a converter to keep an attribute that decides between two different equations, or to refuse
+# a value for which its target has no layer. ncnn's GRU is torch's, with linear_before_reset = 1. But a node
+# with 0, which is ONNX's default and Keras's reset_after=False, is converted without an error to exactly the
+# same files, and ncnn 1.0.20261020 computes other results. There is a second fault: if both Y and Y_h are
+# outputs, the converter takes B for initial_h, so the layer has no bias and starts from the first H elements
+# of B. We found no public report of either (Tencent/ncnn#5553 introduced the conversion). On Linux, x86-64,
+# Python 3.12, the script prints the following, where the errors of Y are differences from ONNX's equations in
+# numpy:
 #     files equal for linear_before_reset = 0 and 1: True
 #     linear_before_reset = 0: error 5e-01
 #     linear_before_reset = 1: error 7e-08
 #     linear_before_reset = 1, Y and Y_h: error 8e-01, from a GRU without B that starts at B[:H] 7e-08
 #
-# Exits with 0 where that is so, with 1 where it has changed.
+# The script exits with 0 if this is still so, and with 1 if it has changed.
 set -eu
 
 folder=$(mktemp -d)
@@ -21,7 +22,7 @@ trap 'rm -rf "$folder"' EXIT
 "${PYTHON:-python3}" -m venv "$folder/venv"
 "$folder/venv/bin/python" -m pip install --quiet --disable-pip-version-check \
   onnx==1.23.2 numpy==2.2.6
-# Without what they ask for: torch, which converting a file of ONNX does not need, and packages for downloads.
+# --no-deps leaves out torch, which the conversion of an ONNX file does not need, and packages for downloads.
 "$folder/venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps \
   pnnx==20261020 ncnn==1.0.20261020
 
@@ -37,7 +38,7 @@ from onnx import TensorProto, checker, helper, numpy_helper
 
 T, I, H = 5, 4, 6
 FOLDER = pathlib.Path(sys.argv[1])
-# The program itself: the package imports torch.
+# The program is called directly, because the Python package imports torch.
 PNNX = pathlib.Path(importlib.util.find_spec("pnnx").submodule_search_locations[0]) / "pnnx"
 random = np.random.default_rng(0)
 X = random.normal(size=(T, I)).astype(np.float32)
@@ -47,7 +48,7 @@ W, R, B = (
 
 
 def convert(name, linear_before_reset, final):
-    """The path, without its suffix, of ncnn's files for one GRU node of batch 1."""
+    """Converts one GRU node of batch 1; returns the path of ncnn's files without a suffix."""
     outputs = ["Y", "Y_h"][: 1 + final]
     gru = helper.make_node(
         "GRU", ["X", "W", "R", "B"], outputs, hidden_size=H, linear_before_reset=linear_before_reset

@@ -123,8 +123,8 @@ def on_cpu() -> dict[str, str]:
 
 def on_cuda() -> dict[str, str]:
     """Digests of the CUDA engine in the interpreter, in each regime that can run a case."""
-    from tests.torch_cuda.build import ptx
-    from tests.torch_cuda.device import TorchDevice, using
+    from tests.kit.bindings import ptx
+    from tests.kit.torch_device import TorchDevice, using
 
     found = {}
     for regime in ("per_step", "resident"):

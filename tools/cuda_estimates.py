@@ -1,7 +1,7 @@
-"""Writes the tables of docs/cuda.md: what the plan's model says a layer should take on a GPU.
+"""Writes the tables of docs/cuda.md: the times of layers on GPUs by the plan's model.
 
-python -m tools.cuda_estimates docs/cuda.md replaces what stands between the file's markers;
---check exits with 1 where that is not what the model says now.
+python -m tools.cuda_estimates docs/cuda.md replaces the text between the file's markers. With
+--check it writes nothing, and exits with 1 if the tables are not those that the model gives now.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from fusedrnn._cards import CARDS
 BEGIN, END = "<!-- estimates -->", "<!-- /estimates -->"
 T = 100
 WAYS = {"forward": False, "backward": True}
-# Cell, dtype, N and H, on every card.
+# The cells, dtypes, N and H of the tables with every card.
 SHAPES = (("lstm", "f32", 8, 512), ("lstm", "bf16", 32, 1024), ("gru", "bf16", 1, 1024))
-# Tables of sizes, bfloat16.
+# The tables of sizes, in bfloat16.
 GPUS = ("H100", "A100")
 CELLS = ("lstm", "gru")
 HIDDEN = (256, 512, 1024, 2048)
@@ -30,7 +30,7 @@ BATCHES = (1, 8, 32, 128)
 
 
 def cell_of(card: str, cell: str, dtype: str, N: int, H: int, backward: bool) -> str:
-    """One place in a table: regime, microseconds a step, and what limits it."""
+    """A cell of a table: regime, microseconds per step, and the resource that limits it."""
     text, step, _, limit = torch.ops.fusedrnn._plan(
         cell, dtype, [T, N, H, H, H, 1], card, backward, False, ""
     )
@@ -39,7 +39,7 @@ def cell_of(card: str, cell: str, dtype: str, N: int, H: int, backward: bool) ->
 
 
 def table(title: str, head: list[str], rows: dict[str, list[str]], align: str) -> Iterator[str]:
-    """A table with its title; `align` is of the first column."""
+    """A table with its title; `align` is the alignment of the first column."""
     yield from ("", f"**{title}** (estimates: µs a step)", "")
     yield f"| {' | '.join(head)} |"
     yield f"| {align} |{' :-- |' * (len(head) - 1)}"

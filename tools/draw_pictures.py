@@ -1,7 +1,7 @@
 """Draws the pictures of docs/how-it-works.md: python -m tools.draw_pictures docs/images
 
-They take light or dark from the page that holds them (Furo's data-theme), or from the reader's
-system where they stand alone.
+They take light or dark colours from the page that holds them (Furo's data-theme), or from the
+reader's system if they are shown alone.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ STYLE = "".join(
 
 
 class Picture:
-    """An SVG in the making; positions in pixels, y downwards."""
+    """An SVG to which parts are added; positions are in pixels, with y downwards."""
 
     def __init__(self, width: int, height: int) -> None:
         self.size = width, height
@@ -71,7 +71,7 @@ class Picture:
         label: str = "",
         style: str = "",
     ) -> None:
-        """A rectangle, coloured by its kind, with a label in its middle."""
+        """Adds a rectangle that is coloured by its kind and has a label in its middle."""
         self.parts.append(
             f'<rect x="{x:g}" y="{y:g}" width="{w:g}" height="{h:g}" rx="2" class="{kind}"/>'
         )
@@ -79,12 +79,12 @@ class Picture:
             self.text(x + w / 2, y + h / 2 + 5, label, style, "middle")
 
     def text(self, x: float, y: float, words: str, style: str = "", anchor: str = "start") -> None:
-        """Words on one line."""
+        """Adds words on one line."""
         at = f'x="{x:g}" y="{y:g}" text-anchor="{anchor}"'
         self.parts.append(f'<text {at} class="{style}">{escape(words)}</text>')
 
     def line(self, *points: tuple[float, float], dashed: bool = False, arrow: bool = False) -> None:
-        """A line through points, with a head at its end if it is an arrow."""
+        """Adds a line through points, with a head at its end if it is an arrow."""
         way = " ".join(f"{'L' if i else 'M'}{x:g} {y:g}" for i, (x, y) in enumerate(points))
         extra = (' stroke-dasharray="4 4"' if dashed else "") + (
             ' marker-end="url(#head)"' if arrow else ""
@@ -92,7 +92,7 @@ class Picture:
         self.parts.append(f'<path d="{way}"{extra}/>')
 
     def svg(self) -> str:
-        """The whole file."""
+        """Returns the whole file."""
         width, height = self.size
         head = (
             '<marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" '
@@ -111,7 +111,7 @@ GATES = (("i", "a"), ("f", "b"), ("g", "c"), ("o", "d"))
 
 
 def packed_panel() -> Picture:
-    """A weight as torch stores it, a panel of it, and a tile that reads the panel."""
+    """Draws a weight as torch stores it, a panel of it, and a tile that reads the panel."""
     p = Picture(860, 500)
     p.text(20, 26, "weight_hh as torch stores it", "big")
     p.text(20, 46, "[4H, H]: one row for each gate and unit", "soft")
@@ -143,13 +143,13 @@ def packed_panel() -> Picture:
     p.text(446, 394, "×", "big", "middle")
     p.text(335, 472, "one value of h", "soft")
     p.text(335, 490, "for all lanes", "soft")
-    p.text(462, 472, "6 × 4 sums; when the last k is in, the cell runs on them", "soft")
-    p.text(462, 490, "where they are: gates never travel through memory", "soft")
+    p.text(462, 472, "6 × 4 sums; after the last k the cell runs on them where", "soft")
+    p.text(462, 490, "they are, so these gates are not written to memory", "soft")
     return p
 
 
 def time_loop() -> Picture:
-    """Chunks of the input's product and of steps; two ways to share the steps."""
+    """Draws chunks of the input product and of steps, and two ways to divide the steps."""
     p = Picture(860, 560)
     p.text(20, 26, "one layer, forward", "big")
     x = 20.0
@@ -172,7 +172,12 @@ def time_loop() -> Picture:
     )
 
     p.text(20, 160, "steps by rows: many sequences", "big")
-    p.text(20, 180, "each thread takes its own sequences through all steps; nobody waits", "soft")
+    p.text(
+        20,
+        180,
+        "each thread takes its own sequences through all steps and waits for no other",
+        "soft",
+    )
     widths = ((104, 96, 110, 98), (118, 101, 92, 107))
     for thread in range(2):
         y = 194 + thread * 56
@@ -184,13 +189,13 @@ def time_loop() -> Picture:
             p.text(x + width / 2, y + 37, ("rows 0–15", "rows 16–31")[thread], "soft", "middle")
             x += width + 3
     p.text(548, 232, "a sequence needs only its own h", "soft")
-    p.text(548, 252, "of the step before", "soft")
+    p.text(548, 252, "of the previous step", "soft")
 
     p.text(20, 350, "steps by units: few sequences, a large U", "big")
     p.text(
         20,
         370,
-        "each step is cut into slices of hidden units; all of h is needed for the next",
+        "each step is cut into slices of hidden units; the next step needs all of h",
         "soft",
     )
     slices = ((0, 1), (0, 1, 2), (0, 1), (0, 1))
@@ -209,19 +214,19 @@ def time_loop() -> Picture:
         p.text(x + 64, 512, f"step {t}", "", "middle")
     p.text(712, 428, "dashed: a step", "soft")
     p.text(712, 446, "waits for all of", "soft")
-    p.text(712, 464, "the one before", "soft")
+    p.text(712, 464, "the previous one", "soft")
     p.text(100, 540, "In step 1 thread 2 came late: thread 1 claimed slice 2 as well.", "soft")
     return p
 
 
 def persistent_kernel() -> Picture:
-    """Blocks of a GPU that keep their weights through all steps, and meet at a barrier."""
+    """Draws blocks of a GPU that keep their weights through all steps and meet at a barrier."""
     p = Picture(860, 560)
     p.text(20, 26, "one cooperative launch for all T steps", "big")
     p.text(
         20,
         46,
-        "each block keeps its slice of U in registers and shared memory for the whole sequence",
+        "each block keeps its part of U in registers and shared memory for the whole sequence",
         "soft",
     )
     names = ("block 0", "block 1", "block 2", "block n − 1")
@@ -251,13 +256,13 @@ def persistent_kernel() -> Picture:
         p.text(
             110,
             top + 152,
-            "y and what backward needs go to memory after the arrival: nobody waits for them",
+            "y and the values for backward are written after the arrival: no block waits for them",
             "soft",
         )
     p.text(
         110,
         536,
-        "Two buffers take turns: a block that is ahead cannot overwrite what another still reads.",
+        "Two buffers alternate, so a block that is ahead cannot overwrite what others still read.",
         "soft",
     )
     return p

@@ -1,6 +1,6 @@
 """Prints the lines of a requirements file whose package this environment lacks.
 
-An environment that somebody else made keeps the versions it has, whatever the file pins.
+If the environment was not made by make, it keeps its versions, whatever the file pins.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import re
 import sys
 from importlib.metadata import PackageNotFoundError, version
 
-# Older than this, a package that is there is of no use: pyproject.toml's build-system.
+# An installed package that is older than this cannot be used; see pyproject.toml's build-system.
 OLDEST = {"setuptools": 77}
 
 
@@ -23,7 +23,7 @@ def is_missing(name: str) -> bool:
 
 
 def main(path: str) -> None:
-    """Prints what is missing of the requirements in the file `path`."""
+    """Prints the requirements in the file `path` that are missing."""
     with open(path) as file:
         for line in file:
             name = re.match(r"[\w.-]+", line)

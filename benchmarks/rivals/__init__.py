@@ -1,9 +1,9 @@
-"""The other libraries, each behind the same two functions, each in a process of its own.
+"""The other libraries. Each has a module with the same names, and runs in a separate process.
 
 A module of this package has
 
-    VERSION_OF                     the packages that it is
-    prepare(case, threads, mode)   the row as a Ready; raises Unsupported with the reason
+    VERSION_OF                     the packages whose versions are reported
+    prepare(case, threads, mode)   returns the row as a Ready, or raises Unsupported with the reason
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from typing import Any, Protocol, cast
 from torch import Tensor
 
 from ..cases import Case
-from ..measure import Call
+from ..measure import TimedCall
 
-# What --rivals calls it: the module, and the name in tables.
+# By the name for --rivals: the module, and the name in tables.
 RIVALS = {
     "ort": ("onnx_runtime", "ONNX Runtime"),
     "openvino": ("openvino_cpu", "OpenVINO"),
@@ -34,20 +34,20 @@ class Unsupported(Exception):
 
 @dataclass(frozen=True)
 class Ready:
-    """A row in a library's own form."""
+    """A row in the form that a library needs."""
 
-    step: Call  # what is timed
-    # The results of a call of `step` in torch.nn's form, by the names that `results` gives.
+    step: TimedCall
+    # Turns the result of `step` into torch.nn's form, by the names that `cases.tensors` gives.
     read: Callable[[Any], dict[str, Tensor]]
 
 
 class Rival(Protocol):
-    """What a module of this package offers."""
+    """The names that a module of this package has."""
 
     VERSION_OF: tuple[str, ...]
 
     def prepare(self, case: Case, threads: int, mode: str) -> Ready:
-        """Brings a row to where it can be timed."""
+        """Prepares a row so that it can be timed."""
         ...
 
 
@@ -61,5 +61,5 @@ def load(name: str) -> Rival:
 
 
 def versions(rival: Rival) -> str:
-    """What is compared with: package and version."""
+    """Returns the rival's packages with their versions."""
     return ", ".join(f"{name} {version(name)}" for name in rival.VERSION_OF)

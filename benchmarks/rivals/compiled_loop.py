@@ -1,4 +1,4 @@
-"""torch.compile of a loop over the steps, unrolled, with x W for all steps at once."""
+"""torch.compile of an unrolled loop over the steps, with x W computed for all steps at once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..shapes import FORWARD, Row
 from . import Ready, Unsupported
 
 VERSION_OF = ("torch",)
-# Compiling takes minutes for longer loops.
+# Compiling a loop with more steps takes minutes.
 LONGEST = 32
 
 
@@ -25,7 +25,7 @@ def prepare(case: Case, threads: int, mode: str) -> Ready:
         raise Unsupported("only plain single layers were written as a loop")
     if row.T > LONGEST:
         raise Unsupported(f"compiles too long for T > {LONGEST}")
-    # No pool of compiling processes that goes on beside what is timed.
+    # A pool of compiling processes would still run while the row is timed.
     torch._inductor.config.compile_threads = 1
     compiled = torch.compile(_loop, fullgraph=True, dynamic=False)
     weights = [p.detach().requires_grad_(mode != FORWARD) for p in case.torch.parameters()]

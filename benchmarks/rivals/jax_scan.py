@@ -1,4 +1,4 @@
-"""The layers in JAX: x W for all steps at once, then lax.scan, under jit, with gradients by vjp."""
+"""The layers in JAX, under jit: x W for all steps at once, then lax.scan; gradients by vjp."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from ..shapes import FORWARD, Row
 from . import Ready, Unsupported
 
 VERSION_OF = ("jax", "jaxlib")
-Params = dict[str, Any]  # torch's names; matrices are transposed, [I, G*H], as x @ W reads them
+Params = dict[str, Any]  # by torch's names; matrices are transposed to [I, G*H], for x @ W
 
 
 def prepare(case: Case, threads: int, mode: str) -> Ready:
-    """Compiles a row. JAX's threads are as many as the cores that the process may run on."""
+    """Compiles a row. JAX uses as many threads as the process may use cores."""
     row = case.row
     if row.single:
         raise Unsupported("layers only")

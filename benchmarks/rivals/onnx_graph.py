@@ -13,13 +13,13 @@ from torch import Tensor
 from ..cases import Case, live, padded
 from . import Unsupported
 
-# ONNX's order of the gates, as indices into torch's: i o f g; z r n; one.
+# ONNX's order of the gates (i o f g; z r n; one gate), as indices into torch's order.
 GATES = {"lstm": (0, 3, 1, 2), "gru": (1, 0, 2), "rnn": (0,)}
 OPSET, IR_VERSION = 17, 8
 
 
 def model(case: Case) -> bytes:
-    """The layers of a case as a serialized model: x [T, N, I] (and lengths [N]) to y [T, N, D*H].
+    """Makes a serialized model of a case: from x [T, N, I] (and lengths [N]) to y [T, N, D*H].
 
     Raises:
         Unsupported: ONNX has no such operator.
@@ -70,7 +70,7 @@ def feeds(case: Case) -> dict[str, Any]:
 
 
 def in_torch_form(case: Case, y: Any) -> dict[str, Tensor]:
-    """The model's output as torch.nn's y; of a packed row its live data."""
+    """Returns the model's output as torch.nn's y, or as the live data of y if it is packed."""
     return {"y": live(case, torch.from_numpy(np.array(y)))}
 
 

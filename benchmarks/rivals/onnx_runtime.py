@@ -1,4 +1,4 @@
-"""ONNX Runtime's own LSTM, GRU and RNN operators. Inference in float32."""
+"""ONNX Runtime's own LSTM, GRU and RNN operators, for inference in float32."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ VERSION_OF = ("onnxruntime",)
 
 
 def prepare(case: Case, threads: int, mode: str) -> Ready:
-    """Makes a session with so many threads."""
+    """Makes a session with `threads` threads."""
     if mode != FORWARD:
         raise Unsupported("inference only")
     if case.row.dtype != "float32":

@@ -1,4 +1,4 @@
-"""OpenVINO's CPU plugin on the ONNX model. Inference in float32 and bfloat16."""
+"""OpenVINO's CPU plugin with the ONNX model, for inference in float32 and bfloat16."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from ..shapes import FORWARD
 from . import Ready, Unsupported, onnx_graph
 
 VERSION_OF = ("openvino",)
-# The plugin computes in bfloat16 where it likes, unless told; input and output stay float32.
+# Without a hint the plugin may choose bfloat16. The input and the output stay float32.
 PRECISION = {"float32": "f32", "bfloat16": "bf16"}
 
 
 def prepare(case: Case, threads: int, mode: str) -> Ready:
-    """Compiles the model for so many threads and little latency."""
+    """Compiles the model for `threads` threads and low latency."""
     if mode != FORWARD:
         raise Unsupported("inference only")
     if case.row.dtype not in PRECISION:

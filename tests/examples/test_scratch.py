@@ -93,5 +93,5 @@ def test_help(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
         exec(compile(PAGE.read_text(encoding="utf-8"), "scratch.py", "exec"), {})
     assert caught.value.code == 0
     text = capsys.readouterr().out
-    assert "a page to read beside a pencil" in text
+    assert "a page to read with a pencil in hand" in text
     assert "--seed" in text

@@ -1,18 +1,18 @@
-"""One run on a GPU: everything that a few minutes on a card can tell. docs/gpu-run.md says how.
+"""A run on a GPU, which checks, times and profiles the library in minutes. See docs/gpu-run.md.
 
-python -m tools.gpu run      the run: checks, timings, profiles, and a report of them
-python -m tools.gpu dry      every line of it that needs no GPU, with steps that fail on purpose
-python -m tools.gpu report   the report of a folder of results, made again
-python -m tools.gpu keep     puts results into benchmarks/results and docs/cuda.md
+python -m tools.gpu run      makes the run: checks, timings, profiles, and a report of them
+python -m tools.gpu dry      rehearses all of it that needs no GPU, with steps that fail on purpose
+python -m tools.gpu report   makes the report of a folder of results again
+python -m tools.gpu keep     copies results to benchmarks/results and into docs/cuda.md
 
-Read in this order:
+Read the files in this order:
 
-steps.py        what is run, and in which order
-run.py          steps with limits, and what is written when; process.py runs one program
-check.py        has tasks (tasks.py) done by worker.py, which may hang or die
-checks.py       what each task looks at: numbers.py, surroundings.py, load.py, limits.py
-bench.py        times rows (rows.py) beside torch.nn
-one.py, hot.py  what profilers look at, and what they found
-results.py      what a run left; report.py makes it readable, keep.py keeps it
+steps.py        the steps and their order
+run.py          runs steps with time limits and writes their results; process.py runs one program
+check.py        gives tasks (tasks.py) to worker.py, which may hang or die
+checks.py       the functions of the tasks, from numbers.py, surroundings.py, load.py, limits.py
+bench.py        times rows (rows.py) and torch.nn's layers
+one.py, hot.py  the program that profilers run, and a summary of what they find
+results.py      reads the results of a run; report.py makes a report, keep.py keeps them
 dry.py          the rehearsal, with planted.py and the interpreter of the tests
 """

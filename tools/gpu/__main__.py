@@ -23,7 +23,7 @@ MOST = 36_000.0
 
 
 def _seconds(text: str) -> float:
-    """A number of seconds in which something can be done."""
+    """Reads a number of seconds that is long enough for a run."""
     try:
         seconds = float(text)
     except ValueError:
@@ -44,14 +44,16 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--out", type=Path, required=True, metavar="FOLDER", help="new or empty; gets the results"
     )
-    run.add_argument("--seconds", type=_seconds, default=400.0, help="of all; default: %(default)s")
+    run.add_argument(
+        "--seconds", type=_seconds, default=400.0, help="for all; default: %(default)s"
+    )
     run.add_argument(
         "--steps", default="", metavar="GROUP,...", help=f"of {', '.join(GROUPS)}; default: all"
     )
-    run.add_argument("--tasks", default="", metavar="GROUP,...", help="of the checks, these alone")
+    run.add_argument("--tasks", default="", metavar="GROUP,...", help="only these of the checks")
     run.add_argument("--rows", default="", metavar="TEXT", help="time rows with TEXT in the name")
     run.add_argument("--quick", action="store_true", help="small sizes, few rows")
-    run.add_argument("--keep", action="store_true", help="and do what `keep` does, in the end")
+    run.add_argument("--keep", action="store_true", help="at the end, do what `keep` does")
 
     rehearse = commands.add_parser("dry", help="all of it that needs no GPU, and planted faults")
     rehearse.set_defaults(command=_dry)
@@ -63,13 +65,15 @@ def _parser() -> argparse.ArgumentParser:
 
     kept = commands.add_parser("keep", help="copy results to benchmarks/results, rewrite the docs")
     kept.set_defaults(command=_keep)
-    kept.add_argument("folder", type=Path, nargs="?", help="where they are; default: nothing new")
-    kept.add_argument("--check", action="store_true", help="write nothing; 1 if the docs are old")
+    kept.add_argument("folder", type=Path, nargs="?", help="the folder of results; default: none")
+    kept.add_argument(
+        "--check", action="store_true", help="write nothing; exit 1 if the docs are old"
+    )
     return parser
 
 
 def _groups(text: str, known: Sequence[str], option: str) -> list[str]:
-    """Words of a command line, parted by commas."""
+    """Reads names that are separated by commas."""
     words = [word.strip() for word in text.split(",") if word.strip()]
     if unknown := [word for word in words if word not in known]:
         raise SystemExit(f"error: {option} must be of {', '.join(known)}, got {unknown[0]!r}")
@@ -103,7 +107,7 @@ def _run(options: argparse.Namespace) -> int:
     everything = Everything(run, "cuda", options.quick, tasks, options.rows)
     try:
         everything.do()
-    finally:  # also where it is stopped
+    finally:  # also if the run is stopped
         run.save()
         found = report.write(run.folder)
         print("\n" + report.final_table(found), flush=True)
@@ -147,7 +151,7 @@ def _keep(options: argparse.Namespace) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line; its exit status."""
+    """Runs the command line and returns its exit status."""
     options = _parser().parse_args(arguments)
     try:
         status = int(options.command(options))
@@ -155,7 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return status
     except ValueError as error:
         raise SystemExit(f"error: {error}") from None
-    except BrokenPipeError:  # what reads this, such as head, has seen enough
+    except BrokenPipeError:  # the program that reads the output, such as head, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 

@@ -1,13 +1,14 @@
-"""Times layers beside torch.nn's (cuDNN on a GPU), each row written down as soon as it is measured.
+"""Times our layers and torch.nn's (cuDNN on a GPU), and writes each row as soon as it is measured.
 
     python -m tools.gpu.bench --device cuda --out bench.jsonl --seconds 110
 
-Parity is looked at before a row is timed; a row that is wrong gets no time. Of each variant, in
-microseconds: "call", back to back by the device's events, so that the host counts where it is the
-slower side; "graph", the same as a CUDA graph, which leaves the host out; "alone", one at a time by
-the host's clock. Variants take turns. Beside them stand the plan, its estimate, and the floor: the
-operations at the rate of torch's products, or the bytes that must move at the rate of a copy, both
-measured in the same process, whichever takes longer.
+Parity is checked before a row is timed, and a row with wrong results is not timed. Each variant has
+three times in microseconds. "call" is the time of calls back to back by the device's events, which
+includes the host if it is slower than the device. "graph" is the same with a CUDA graph, which
+leaves the host out. "alone" is the time of single calls by the host's clock. The variants take
+turns. A row also has the plan, its estimate, and the floor: the time of the operations at the rate
+of torch's products, or of the bytes that must move at the rate of a copy, whichever is longer. Both
+rates are measured in the same process.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from typing import Any
 import torch
 
 from benchmarks import cases
+from benchmarks.measure import TimedCall
 from benchmarks.shapes import FORWARD, TRAINING
 from fusedrnn._selftest_cases import TF32, asking_for, capturing, float32_products
 
@@ -34,15 +36,13 @@ from .results import one_line, three_times
 from .rows import PRECISIONS, Timed, timed_rows
 from .worker import why_lost
 
-Call = Callable[[], Any]
-
-ROUND_US = 12_000.0  # of one variant's turn
+ROUND_US = 12_000.0  # the length of a variant's turn
 ROUNDS = 5
 ALONE = 7
 WARM_UP = 3
-# Rows that take longer a call than this are left out, and listed.
+# If a call takes longer than this, the row is listed and not timed.
 LONGEST_US = 200_000.0
-# Beside twice torch.nn's error, which may have been made without TF32: the selftest's limit.
+# The selftest's limit, for the case that torch.nn computed without TF32 and so has a small error.
 TF32_LIMIT = TF32.limit * TF32.eps
 SQUARE = 4096
 COPIED_BYTES = 1 << 30
@@ -60,8 +60,8 @@ class Clock:
         if self.cuda:
             torch.cuda.synchronize(self.device)
 
-    def alone(self, call: Call) -> float:
-        """Microseconds of one call and the wait for it, by the host's clock; a median."""
+    def alone(self, call: TimedCall) -> float:
+        """The median microseconds of a call and the wait for it, by the host's clock."""
         times = []
         for _ in range(ALONE):
             self.wait()
@@ -71,8 +71,8 @@ class Clock:
             times.append((time.perf_counter() - begin) * 1e6)
         return statistics.median(times)
 
-    def round(self, call: Call, count: int) -> float:
-        """Microseconds a call of `count` calls in a row."""
+    def round(self, call: TimedCall, count: int) -> float:
+        """The microseconds per call in `count` calls back to back."""
         if not self.cuda:
             begin = time.perf_counter()
             for _ in range(count):
@@ -86,8 +86,8 @@ class Clock:
         last.synchronize()
         return first.elapsed_time(last) * 1e3 / count
 
-    def graph(self, call: Call) -> Call:
-        """A CUDA graph of a call."""
+    def graph(self, call: TimedCall) -> TimedCall:
+        """Captures a call in a CUDA graph and returns the function that replays it."""
         side = torch.cuda.Stream(self.device)
         side.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(side):
@@ -99,8 +99,8 @@ class Clock:
         return graph.replay
 
 
-def alternate(clock: Clock, calls: dict[str, Call]) -> dict[str, dict[str, float]]:
-    """Medians of calls that take turns, and their spread: the slowest round over the fastest."""
+def alternate(clock: Clock, calls: dict[str, TimedCall]) -> dict[str, dict[str, float]]:
+    """Times calls alternately: their medians, and the slowest round over the fastest."""
     counts = {}
     for name, call in calls.items():
         once = clock.round(call, 1)
@@ -115,8 +115,8 @@ def alternate(clock: Clock, calls: dict[str, Call]) -> dict[str, dict[str, float
     }
 
 
-def in_regime(call: Call, regime: str) -> Call:
-    """The call, which asks for a regime each time it runs, since the engine looks then."""
+def in_regime(call: TimedCall, regime: str) -> TimedCall:
+    """Makes the call ask for a regime each time it runs, because the engine reads it then."""
 
     def asking() -> Any:
         with asking_for(regime):
@@ -125,8 +125,8 @@ def in_regime(call: Call, regime: str) -> Call:
     return asking
 
 
-def step_of(layer: torch.nn.Module, case: cases.Case, mode: str) -> Call:
-    """One call to time."""
+def step_of(layer: torch.nn.Module, case: cases.Case, mode: str) -> TimedCall:
+    """Returns the function that is timed."""
     if mode == FORWARD:
         return lambda: layer(case.x)
     x, leaf = cases.with_grad(case.x)
@@ -135,7 +135,7 @@ def step_of(layer: torch.nn.Module, case: cases.Case, mode: str) -> Call:
 
 
 def plans_of(timed: Timed, mode: str, card: str) -> tuple[list[str], float]:
-    """What each pass of each layer runs, and the estimate of all of them in microseconds."""
+    """The plan of each pass of each layer, and the estimate of all of them in microseconds."""
     words, total = [], 0.0
     for backward in (False, True) if mode == TRAINING else (False,):
         for sizes in timed.layers():
@@ -149,10 +149,10 @@ def plans_of(timed: Timed, mode: str, card: str) -> tuple[list[str], float]:
 
 
 def floor_of(timed: Timed, mode: str, rates: dict[str, float]) -> float:
-    """Microseconds below which the row cannot go, at the measured rates.
+    """The least microseconds that the row can take at the measured rates.
 
-    The bytes are those of input, output and weights, each moved once a pass. That steps must come
-    one after another is not in it.
+    The bytes are those of the input, the output and the weights, each moved once per pass. The
+    floor does not consider that steps must run one after another.
     """
     row = timed.row
     passes = 3 if mode == TRAINING else 1
@@ -165,7 +165,7 @@ def floor_of(timed: Timed, mode: str, rates: dict[str, float]) -> float:
 
 
 def measure_rates(device: torch.device) -> dict[str, float]:
-    """Operations a second of torch's products, bytes a second of a copy, seconds of a launch."""
+    """Operations per second of torch's products, bytes per second of a copy, time of a launch."""
     clock = Clock(device)
     n, copied = (SQUARE, COPIED_BYTES) if clock.cuda else (256, 1 << 22)
     rates = {}
@@ -198,7 +198,7 @@ def measure_rates(device: torch.device) -> dict[str, float]:
 def measure(
     timed: Timed, mode: str, device: torch.device, card: str, rates: dict[str, float]
 ) -> dict[str, Any]:
-    """A row in a mode: parity, plan, and the times of all variants."""
+    """Measures a row in a mode: its parity, plan, and the times of all variants."""
     clock = Clock(device)
     plan, estimate = plans_of(timed, mode, card)
     found: dict[str, Any] = {
@@ -236,7 +236,7 @@ def _times(clock: Clock, case: cases.Case, mode: str, plan: Sequence[str]) -> di
     found = alternate(clock, calls)
     for name, microseconds in alone.items():
         found[name]["alone"] = microseconds
-    graphs: dict[str, Call] = {}
+    graphs: dict[str, TimedCall] = {}
     if clock.cuda:
         for name in ("ours", "torch"):
             graph, why = _captured(clock, calls[name])
@@ -249,20 +249,20 @@ def _times(clock: Clock, case: cases.Case, mode: str, plan: Sequence[str]) -> di
     return {"status": "ok", "why": "", "times": found}
 
 
-def _captured(clock: Clock, call: Call) -> tuple[Call | None, str]:
-    """A graph of a call that has run once; None and the reason where it cannot be captured."""
+def _captured(clock: Clock, call: TimedCall) -> tuple[TimedCall | None, str]:
+    """Captures a call and replays it once; returns None and the reason if that fails."""
     try:
         graph = clock.graph(call)
         graph()
         clock.wait()
-    except Exception as error:  # of torch's own calls some cannot
+    except Exception as error:  # some of torch's own calls cannot be captured
         clock.wait()
         return None, str(error).splitlines()[0][:150]
     return graph, ""
 
 
 def as_text(found: dict[str, Any]) -> str:
-    """A row in a line."""
+    """Describes a row in a line."""
     head = f"{found['name']} {found['mode']}"
     if found["status"] != "ok":
         return f"{head}: {found['status']}: {one_line(found['why'])[:150]}"
@@ -280,18 +280,22 @@ def as_text(found: dict[str, Any]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line; its exit status.
+    """Runs the command line and returns its exit status.
 
-    0 where all rows were right, 1 where one was not, 3 where time ran out, 4 where a row took the
-    GPU's context with it: another process can go on behind it.
+    It is 0 if all rows were right, 1 if one was wrong, 3 if time ran out, and 4 if a row destroyed
+    the GPU's context. In the last case another process can continue with the next row.
     """
     parser = argparse.ArgumentParser(prog="python -m tools.gpu.bench", description=__doc__)
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--out", type=Path, required=True, help="rows are added to it")
+    parser.add_argument("--out", type=Path, required=True, help="the file to which rows are added")
     parser.add_argument("--seconds", type=float, default=110)
     parser.add_argument("--rows", default="", metavar="TEXT", help="only rows whose name has TEXT")
-    parser.add_argument("--skip", type=int, default=0, help="rows and modes to leave out at first")
-    parser.add_argument("--most", type=int, default=1000, help="rows and modes at most")
+    parser.add_argument(
+        "--skip", type=int, default=0, help="the number of rows and modes to leave out at first"
+    )
+    parser.add_argument(
+        "--most", type=int, default=1000, help="the largest number of rows and modes"
+    )
     options = parser.parse_args(arguments)
     end = time.monotonic() + options.seconds
     work = [(timed, mode) for timed in timed_rows(options.rows) for mode in timed.row.modes]

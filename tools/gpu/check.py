@@ -1,11 +1,11 @@
-"""Checks on a device, each written down as soon as it is done.
+"""Runs checks on a device and writes the result of each as soon as it is known.
 
     python -m tools.gpu.check --device cuda --out checks.jsonl --tasks smoke,parity
 
-The supervisor here imports no torch. It gives tasks to a worker process, one at a time. A worker
-that hangs, dies or loses its context (after which no call of CUDA works) costs the task that it was
-at; another one goes on with the task after it. The exit status is 0 where all is right, 1 where
-something is wrong, 3 where nothing is wrong but time ran out.
+The supervisor here does not import torch. It gives tasks to a worker process, one at a time. If a
+worker hangs, dies or loses its context (after which no call of CUDA works), only its current task
+is lost, and another worker continues with the next task. The exit status is 0 if all is right, 1 if
+something is wrong, and 3 if nothing is wrong but time ran out.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from .process import GONE, end_with_parent, ending
 from .tasks import DEVICES, Task, tasks_of
 
 RIGHT, WRONG, UNFINISHED = 0, 1, 3
-# Failed checks of a task that are printed; all are written down.
+# At most this many failed checks of a task are printed. All are written to the file.
 SHOWN = 3
-# Workers that a cell in a regime may take, and a regime; then it is left alone.
+# After it has lost this many workers, a cell in a regime, or a regime, is not tried any more.
 OF_SUBJECT, OF_REGIME = 2, 3
 
 
 class Lost(Exception):
-    """A worker hung or died; the text says how."""
+    """A worker hung or died; the text says which."""
 
 
 class Worker:
@@ -45,7 +45,7 @@ class Worker:
 
     Args:
         device, quick: as on the command line.
-        env: variables for it.
+        env: environment variables of the process.
     """
 
     def __init__(self, device: str, quick: bool, env: Mapping[str, str]) -> None:
@@ -69,15 +69,15 @@ class Worker:
         self._lines.put(None)
 
     def give(self, task: Task) -> None:
-        """Hands it a task."""
+        """Gives the worker a task."""
         assert self.process.stdin
         message = {"kind": task.kind, "options": dict(task.options)}
-        with contextlib.suppress(BrokenPipeError):  # it died; the next word says so
+        with contextlib.suppress(BrokenPipeError):  # it died; next_event reports it
             self.process.stdin.write(json.dumps(message) + "\n")
             self.process.stdin.flush()
 
     def next_event(self, seconds: float) -> dict[str, Any]:
-        """Its next word.
+        """Returns the next event that the worker reports.
 
         Raises:
             Lost: there is none within `seconds`, or the process has ended.
@@ -94,13 +94,13 @@ class Worker:
             try:
                 event = json.loads(line)
             except ValueError:
-                print(line, end="", file=sys.stderr)  # of a library, not of ours
+                print(line, end="", file=sys.stderr)  # a library printed this line
                 continue
             assert isinstance(event, dict)
             return event
 
     def close(self) -> None:
-        """Ends it, and what it started."""
+        """Ends the process and its children."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -109,12 +109,12 @@ class Worker:
 
 @dataclasses.dataclass
 class Tally:
-    """What came of the tasks so far."""
+    """Counts of the results so far."""
 
     passed: int = 0
     failed: int = 0
     not_run: int = 0
-    wrong: list[str] = dataclasses.field(default_factory=list)  # labels of tasks
+    wrong: list[str] = dataclasses.field(default_factory=list)  # the labels of tasks
     unreached: list[str] = dataclasses.field(default_factory=list)
     restarts: int = 0
 
@@ -141,11 +141,11 @@ class Tally:
 
 
 class Supervisor:
-    """Has tasks done by workers.
+    """Gives tasks to workers.
 
     Args:
-        options: of the command line.
-        out: gets a line of JSON for each check, and for each task that ended.
+        options: the options of the command line.
+        out: the file that gets a line of JSON for each check, and for each task that ended.
     """
 
     def __init__(self, options: argparse.Namespace, out: IO[str]) -> None:
@@ -157,7 +157,7 @@ class Supervisor:
         self._lost: collections.Counter[Any] = collections.Counter()
 
     def run(self, tasks: Sequence[Task]) -> Tally:
-        """Does all tasks for which there is time."""
+        """Runs all tasks for which there is time."""
         try:
             for task in tasks:
                 if time.monotonic() >= self.end or self.tally.restarts > self.options.restarts:
@@ -193,7 +193,7 @@ class Supervisor:
         self.out.flush()
 
     def _wait(self, worker: Worker, patience: float) -> dict[str, Any]:
-        """The worker's next word; where the run's time is over first, the loss says so."""
+        """The worker's next event. If the run's time ends first, the text of Lost says so."""
         left = self.end - time.monotonic()
         try:
             return worker.next_event(min(patience, max(left, 0.01)))
@@ -227,7 +227,7 @@ class Supervisor:
         self._end_task(task, why, time.monotonic() - begin, self.tally.failed - before)
 
     def _worker_for(self, task: Task) -> Worker:
-        """The worker there is, or another one where the task needs another."""
+        """Returns the current worker, or a new one if there is none or the task needs one."""
         worker = self.worker
         if worker and (worker.env != dict(task.env) or (task.fresh and worker.done)):
             self.close()
@@ -259,15 +259,24 @@ class Supervisor:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line; its exit status."""
+    """Runs the command line and returns its exit status."""
     parser = argparse.ArgumentParser(prog="python -m tools.gpu.check", description=__doc__)
     parser.add_argument("--device", choices=DEVICES, default="cuda")
-    parser.add_argument("--quick", action="store_true", help="small sizes alone")
-    parser.add_argument("--out", type=Path, required=True, help="checks are added to it")
+    parser.add_argument("--quick", action="store_true", help="only small sizes")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="the file to which checks are added"
+    )
     parser.add_argument("--tasks", default="smoke,parity,sections,stress", metavar="GROUP,...")
-    parser.add_argument("--seconds", type=float, default=240, help="of all tasks")
-    parser.add_argument("--patience", type=float, default=30, help="seconds without a word")
-    parser.add_argument("--start", type=float, default=90, help="seconds to the first word")
+    parser.add_argument("--seconds", type=float, default=240, help="for all tasks")
+    parser.add_argument(
+        "--patience",
+        type=float,
+        default=30,
+        help="seconds without an event after which a worker hangs",
+    )
+    parser.add_argument(
+        "--start", type=float, default=90, help="seconds that a worker has to start"
+    )
     parser.add_argument("--restarts", type=int, default=12, help="workers that may be lost")
     options = parser.parse_args(arguments)
     try:

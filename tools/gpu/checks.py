@@ -1,7 +1,7 @@
-"""What the tasks of a run look at, by their names.
+"""The functions of a run's tasks, by name.
 
-Most of it is fusedrnn.selftest's, one section or case at a time, so that a GPU that hangs in one
-costs no other.
+Most of them run one section or one case of fusedrnn.selftest, so that if a GPU hangs in one, the
+others are not lost.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ TASKS: dict[str, Callable[[Selftest, Options], None]] = {
 }
 
 
-# Those that are sections of the selftest.
+# The tasks that are sections of the selftest.
 SECTIONS: dict[str, Callable[[Selftest], None]] = {
     "tf32": Selftest.tf32_is_used,
     "determinism": Selftest.determinism,
@@ -47,7 +47,7 @@ SECTIONS: dict[str, Callable[[Selftest], None]] = {
 
 
 def do(kind: str, test: Selftest, options: Options) -> None:
-    """Does one task; what it finds goes into the test's report."""
+    """Runs one task; its results go into the test's report."""
     if kind in SECTIONS:
         SECTIONS[kind](test)
     else:

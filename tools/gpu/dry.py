@@ -1,4 +1,4 @@
-"""A run without a GPU: every line that needs none, and faults planted where a GPU may have some."""
+"""The rehearsal: everything that runs without a GPU, and steps and tasks that fail on purpose."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from .steps import Everything
 from .tasks import PLANTED
 
 SECONDS = 1200.0
-# Programs in place of NVIDIA's, which run what they are given and print what those print.
+# Programs that replace NVIDIA's: they run the given command and print the same kind of output.
 STAND_INS = ROOT / "tests" / "gpu" / "stand_ins"
 
-# A step that hangs, with a child that would outlive it; one that dies; one that writes too much.
+# Steps that fail: one hangs, with a child that would outlive it; one dies; one writes too much.
 HANGS = "import subprocess, time; subprocess.Popen(['sleep', '600']); time.sleep(600)"
 DIES = "import os, signal; print('last words', flush=True); os.kill(os.getpid(), signal.SIGABRT)"
 FLOODS = "for i in range(300_000): print('line', i, 'x' * 80)"
-# Compiles the interpreter, the bindings over it, and the kernels' PTX.
+# Compiles the interpreter, the bindings that use it, and the kernels' PTX.
 INTERPRETER = """
 import fusedrnn
 from tests.kit import torch_device
@@ -34,7 +34,7 @@ binding(), ptx(80)
 
 
 def rehearse(run: Run) -> list[str]:
-    """Runs everything; what is not as it should be."""
+    """Runs everything and returns what went differently than expected."""
     os.environ["PATH"] = f"{STAND_INS}{os.pathsep}{os.environ['PATH']}"
     everything = Everything(run, "cpu", quick=True, rows="lstm 60,")
     everything.do()
@@ -69,7 +69,7 @@ def _planted_steps(run: Run) -> Iterator[str]:
 
 
 def _planted_tasks(run: Run) -> Iterator[str]:
-    """A worker that hangs, dies, finds a wrong number or raises costs one task, and is told."""
+    """If a worker hangs, dies, finds a wrong number or raises, one task fails and is reported."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "checks.jsonl"
         tasks = ",".join((*PLANTED, "smoke"))
@@ -97,7 +97,7 @@ def _planted_tasks(run: Run) -> Iterator[str]:
 
 
 def _as_planted(failed: list[Fields]) -> bool:
-    """A wrong number is found and located, an exception is told; nothing else fails."""
+    """Whether a wrong number was located and an exception reported, and nothing else failed."""
     if [check["task"] for check in failed] != ["wrong", "wrong", "raise"]:
         return False
     number, place, raised = (check["detail"] for check in failed)
@@ -109,7 +109,7 @@ def _as_planted(failed: list[Fields]) -> bool:
 
 
 def _interpreter(run: Run) -> Iterator[str]:
-    """The same tasks with the CUDA library's own host code, its kernels in the interpreter."""
+    """Runs the same tasks with the CUDA library's host code and its kernels in the interpreter."""
     name = "checks in the interpreter"
     if setup_build.nvcc() is None:
         run.not_run(name, "no nvcc: kernels cannot be compiled")

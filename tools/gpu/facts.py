@@ -1,6 +1,6 @@
-"""The machine, the software on it and the sources, as JSON.
+"""Prints facts about the machine, its software and the sources as JSON.
 
-Each fact is looked for by itself: one that cannot be had costs no other.
+Each fact is gathered separately, so that if one fails, the others are still found.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("numpy", "setuptools", "ninja", "pytest", "hypothesis", "pybind11", "triton")
 PROGRAMS = ("nvcc", "g++", "ncu", "compute-sanitizer", "cuobjdump")
 VARIABLES = ("CUDA_", "CUBLAS_", "NVIDIA_", "PYTORCH_", "TORCH_", "FUSEDRNN_", "LD_PRELOAD", "OMP_")
-# As nvidia-smi calls them.
+# The names that nvidia-smi uses.
 QUERIES = (
     *("name", "driver_version", "memory.total", "memory.used", "compute_mode", "mig.mode.current"),
     *("clocks.sm", "clocks.max.sm", "clocks.mem", "clocks.max.mem", "power.limit"),
@@ -32,7 +32,7 @@ QUERIES = (
 
 
 def gather() -> dict[str, Any]:
-    """All facts; where one fails, why."""
+    """Gathers all facts; a fact that fails is replaced by its error."""
     parts: dict[str, Callable[[], Any]] = {
         "python": platform.python_version,
         "platform": platform.platform,
@@ -54,12 +54,12 @@ def gather() -> dict[str, Any]:
 def _attempt(part: Callable[[], Any]) -> Any:
     try:
         return part()
-    except Exception as error:  # whatever it is, the others are still wanted
+    except Exception as error:  # any error, because the other facts are still needed
         return {"error": f"{type(error).__name__}: {error}"[:300]}
 
 
 def sources() -> str:
-    """A sum over what is compiled and imported, by which results find their commit."""
+    """A checksum of the sources, by which the commit of results can be found."""
     digest = hashlib.sha256()
     files = [*ROOT.glob("csrc/**/*"), *ROOT.glob("fusedrnn/*.py"), ROOT / "setup_build.py"]
     for path in sorted(path for path in files if path.is_file()):
@@ -80,7 +80,7 @@ def _commit() -> str:
 
 
 def _packages() -> dict[str, str | None]:
-    """Their versions, without an import of them, which may take long on a cold disk."""
+    """The packages' versions, without importing them, which may be slow on a cold disk."""
 
     def version_of(name: str) -> str | None:
         try:
@@ -101,7 +101,7 @@ def _nvidia_smi() -> dict[str, str]:
 
 
 def _processes() -> list[str]:
-    """Other programs on the GPU: they may switch it away under a kernel that spins."""
+    """Other programs on the GPU: they may take it away from a kernel that is spinning."""
     said = _run("nvidia-smi", "--query-compute-apps=pid,name,used_memory", "--format=csv,noheader")
     return said.splitlines()
 

@@ -1,4 +1,4 @@
-"""The instructions at which ncu took most samples: python -m tools.gpu.hot REPORT.ncu-rep."""
+"""Prints where ncu took the most samples: python -m tools.gpu.hot REPORT.ncu-rep."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SHOWN = 25
 
 
 def hottest(lines: Iterable[str]) -> Iterator[str]:
-    """Of each kernel its name, and its instructions with most samples."""
+    """Yields each kernel's name and its instructions with the most samples."""
     header: list[str] = []
     rows: list[list[str]] = []
     for row in csv.reader(line for line in lines if not line.startswith("==")):
@@ -49,7 +49,7 @@ def _table(header: list[str], rows: list[list[str]]) -> Iterator[str]:
 
 
 def main() -> int:
-    """Has ncu print the source page of a report, and prints its hottest lines."""
+    """Lets ncu print the source page of a report, and prints its hottest lines."""
     command = ["ncu", "--import", sys.argv[1], "--page", "source", "--csv"]
     done = subprocess.run(command, capture_output=True, text=True)
     found = list(hottest(done.stdout.splitlines()))

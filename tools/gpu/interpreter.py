@@ -1,4 +1,4 @@
-"""The CUDA library on CPU tensors: its own host code, its kernels in the tests' interpreter."""
+"""Runs the CUDA library's host code on CPU tensors, with its kernels in the tests' interpreter."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from fusedrnn.selftest import Selftest
 
 
 class Context:
-    """What stands in for a GPU in this process: the PTX interpreter, or nothing."""
+    """Holds the PTX interpreter if it replaces a GPU in this process."""
 
     interpreter: Any = None
 
 
 class Interpreted(Selftest):
-    """The selftest on that device, which is torch's CPU and has TF32 nevertheless."""
+    """The selftest with the interpreter: the device is torch's CPU, but it has TF32."""
 
     def why_no_tf32(self) -> str:
-        """Nothing keeps products from being computed in TF32."""
+        """Returns "", because products can be computed in TF32."""
         return ""
 
 
 @contextlib.contextmanager
 def interpreted() -> Iterator[Any]:
-    """The ops of the CUDA library on CPU tensors, their kernels in the interpreter of the tests."""
+    """Makes the ops on CPU tensors those of the CUDA library, with kernels in the interpreter."""
     from tests.kit.bindings import ptx
     from tests.kit.torch_device import TorchDevice, using
 

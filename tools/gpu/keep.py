@@ -1,4 +1,4 @@
-"""Keeps results: a folder of benchmarks/results for each run, and "Measured" in docs/cuda.md."""
+"""Keeps results: copies each run to benchmarks/results, and writes "Measured" in docs/cuda.md."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ NOTHING = "**Nothing here has run on a GPU yet.**"
 
 
 def keep(folder: Path) -> Path:
-    """Copies the results of a run, raw as they are, and rewrites the docs.
+    """Copies the raw results of a run and rewrites the docs.
 
     Returns:
-        Their new folder; a second run of a card on one day gets a number behind its name.
+        The new folder; if a card has several runs on a day, a number is added to the name.
 
     Raises:
         ValueError: there are no results of a GPU in the folder, or they are kept already.
@@ -40,7 +40,7 @@ def keep(folder: Path) -> Path:
     target.mkdir(parents=True)
     for file in (*FILES, *OPTIONAL_FILES):
         if (folder / file).exists():
-            # Not copy: what was fetched from another machine may be read-only.
+            # Unlike copy, this makes a file that can be written even if the source is read-only.
             shutil.copyfile(folder / file, target / file)
     DOCS.write_text(page)
     return target
@@ -52,14 +52,14 @@ def kept_runs() -> list[Results]:
 
 
 def with_section(runs: list[Results]) -> str:
-    """docs/cuda.md with the section of these runs."""
+    """Returns docs/cuda.md with a section about these runs."""
     head, rest = DOCS.read_text().split(BEGIN)
     tail = rest.split(END)[1]
     return head + BEGIN + "\n" + "\n".join(measured(runs)) + "\n" + END + tail
 
 
 def write_docs(check: bool = False) -> int:
-    """Makes the section of docs/cuda.md anew; with `check` 1 if it is not what is there."""
+    """Writes the section of docs/cuda.md; with `check` only returns 1 if it would change."""
     page = with_section(kept_runs())
     if not check:
         DOCS.write_text(page)

@@ -1,4 +1,4 @@
-"""What the plan believes of a card beside what its driver says."""
+"""Compares the plan's limits of a card with those that its driver reports."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import torch
 from fusedrnn._cards import card_named
 from fusedrnn.selftest import Selftest
 
-# The plan of a dry run, where there is no card.
+# The card whose plan a dry run uses.
 WITHOUT_A_GPU = "H100"
-THREADS = 256  # of a block
+THREADS = 256  # per block
 
 
 @dataclasses.dataclass(frozen=True)
 class DriverFacts:
-    """What the driver says of a device and of the library's kernels there."""
+    """The driver's facts about a device and about the library's kernels on it."""
 
     device: dict[str, str]
     kernels: dict[str, dict[str, int]]  # name -> registers, shared, local, constant, max_threads
 
 
 def parse(text: str) -> DriverFacts:
-    """The lines of `torch.ops.fusedrnn._device_facts`."""
+    """Reads the text of `torch.ops.fusedrnn._device_facts`."""
     device: dict[str, str] = {}
     kernels: dict[str, dict[str, int]] = {}
     for line in text.splitlines():
@@ -38,7 +38,7 @@ def parse(text: str) -> DriverFacts:
 
 
 def driver_facts(device: torch.device) -> DriverFacts:
-    """What the driver says of a GPU."""
+    """Asks the driver for its facts about a GPU."""
     return parse(torch.ops.fusedrnn._device_facts(device.index or 0))
 
 
@@ -51,7 +51,7 @@ def card(device: torch.device) -> str:
 
 
 def differences(believed: Mapping[str, str], said: Mapping[str, str]) -> list[str]:
-    """Each limit of which the plan believes something else than the driver says."""
+    """Lists the limits for which the plan and the driver have different values."""
     return [
         f"{key}: the plan has {value}, the driver says {said.get(key, 'nothing')}"
         for key, value in believed.items()
@@ -60,7 +60,7 @@ def differences(believed: Mapping[str, str], said: Mapping[str, str]) -> list[st
 
 
 def check(test: Selftest, options: Mapping[str, str]) -> None:
-    """Compares limits, and how many blocks of each resident kernel run together."""
+    """Compares the limits, and the number of blocks of each resident kernel that run together."""
     facts = driver_facts(test.device)
     name = card(test.device)
     for key, value in facts.device.items():

@@ -1,4 +1,4 @@
-"""Checks under load: the same bits many times, launches on two streams."""
+"""Checks under load: repeated calls must give the same bits, also on two streams."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .numbers import Options
 
 
 def stress(test: Selftest, options: Options) -> None:
-    """The same bits, many times, beside work on another stream: results that move are a race."""
+    """Repeats a call during work on another stream. If the bits differ, there is a race."""
     cuda = test.device.type == "cuda"
     shapes = ((64, 32, 256, 1024), (200, 8, 64, 256), (300, 1, 64, 512))
     if test.quick or not cuda:
@@ -47,10 +47,10 @@ def _repeat(
 
 
 class Burden:
-    """Work on a stream of its own that leaves room for a launch that wants all multiprocessors.
+    """Work on another stream that leaves room for a launch that needs all multiprocessors.
 
-    A resident kernel starts only when it finds room for all its blocks: beside it run copies to
-    the host, and kernels of a few blocks where a multiprocessor is left.
+    A resident kernel starts only when there is room for all its blocks. Therefore this work is
+    copies to the host, and kernels of a few blocks, which run if a multiprocessor is free.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -60,7 +60,7 @@ class Burden:
         self.small = torch.randn(64, 64, device=device)
 
     def enqueue(self) -> None:
-        """Some milliseconds of it."""
+        """Enqueues some milliseconds of work."""
         with torch.cuda.stream(self.stream):
             self.host.copy_(self.values, non_blocking=True)
             for _ in range(50):
@@ -68,7 +68,7 @@ class Burden:
 
 
 def two_streams(test: Selftest, options: Options) -> None:
-    """Launches on two streams that each want the whole device: none may wait for ever.
+    """Launches kernels that each need the whole device on two streams; none may wait for ever.
 
     Both streams sleep until everything is enqueued, so that the launches meet.
     """

@@ -1,7 +1,7 @@
-"""Checks of numbers: the smallest layers, every cell, every kernel, torch's products.
+"""Checks of numbers: the smallest layers, every cell, every kernel, and torch's products.
 
-Most of it is fusedrnn.selftest's, one case at a time; where a number is wrong a second check says
-where.
+Most of them run one case of fusedrnn.selftest at a time. If numbers are wrong, a second check says
+which.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from .interpreter import Context
 
 Options = Mapping[str, str]
 
-# The smallest layers, from one step of one sequence to one that uses every part of a kernel: the
-# tensor cores begin at 8 sequences.
+# The smallest layers, from one step of one sequence to a layer that uses every part of a kernel,
+# with the tensor cores, which begin at 8 sequences.
 SMOKE = (
     Shape(1, 1, 3, 5),
     Shape(4, 3, 4, 7),
@@ -31,7 +31,7 @@ SHORT = {torch.float32: "f32", torch.float64: "f64", torch.float16: "f16", torch
 
 
 def compare(test: Selftest, call: Call, precision: cases.Precision, regime: str) -> None:
-    """The selftest's own check; where it fails, a second one says where the numbers are wrong."""
+    """Runs the selftest's check. If it fails, a second check says which numbers are wrong."""
     if precision == FLOAT64 and regime == "resident":
         return  # there is no such kernel
     before = len(test.report.with_result("failed"))
@@ -42,7 +42,7 @@ def compare(test: Selftest, call: Call, precision: cases.Precision, regime: str)
 
 
 def where(test: Selftest, call: Call, precision: cases.Precision, regime: str) -> str:
-    """Which numbers are wrong: of each tensor how many, in which box, the first; and the plan."""
+    """Describes each tensor's wrong numbers (their count, range and first one) and the plan."""
     expected = cases.expected_results(call.cell, call.shape, precision.dtype)
     with cases.asking_for(regime), cases.float32_products(precision.tf32):
         leaves = call.leaves(test.device, precision.dtype)
@@ -69,7 +69,7 @@ def where(test: Selftest, call: Call, precision: cases.Precision, regime: str) -
 
 
 def _name_of(call: Call, key: str) -> str:
-    """What "gradient 3" or "output 1" of a call's results is."""
+    """The name of the tensor that is "gradient 3" or "output 1" of a call's results."""
     kind, number = key.split()
     if kind == "output":
         return ("y", "h_n", "c_n")[int(number)]
@@ -90,14 +90,14 @@ def _plan_of(test: Selftest, call: Call, precision: cases.Precision, regime: str
 
 
 def smoke(test: Selftest, options: Options) -> None:
-    """The smallest layers in every dtype."""
+    """Compares the smallest layers in every dtype."""
     for shape in SMOKE:
         for precision in test.precisions(shape):
             compare(test, Call("lstm", shape), precision, options["regime"])
 
 
 def parity(test: Selftest, options: Options) -> None:
-    """One cell in one regime, every dtype, at small or at large sizes."""
+    """Compares one cell in one regime in every dtype, at small or at large sizes."""
     shapes = cases.SMALL if options["size"] == "small" else cases.LARGE
     if Context.interpreter:
         shapes = cases.SMALL[:1]
@@ -107,7 +107,7 @@ def parity(test: Selftest, options: Options) -> None:
 
 
 def kernels(test: Selftest, options: Options) -> None:
-    """Every kernel of the library has run, by what the profiler (or the interpreter) saw."""
+    """Checks with the profiler (or the interpreter) that every kernel of the library runs."""
 
     def run() -> None:
         for cell, regime in (("lstm", "resident"), ("lstm", "per_step"), ("gru", "per_step")):
@@ -120,7 +120,7 @@ def kernels(test: Selftest, options: Options) -> None:
                         call.results(call.leaves(test.device, precision.dtype))
         test.synchronize()
 
-    run()  # what is loaded at a first call is not to be profiled
+    run()  # the first call loads kernels, which should not be profiled
     if Context.interpreter:
         there, ran = set(Context.interpreter.kernels), set(Context.interpreter.launches)
     else:
@@ -136,18 +136,18 @@ def kernels(test: Selftest, options: Options) -> None:
 
 
 def _profiled(run: Callable[[], None]) -> set[str]:
-    """The names of what ran on the GPU, by torch's profiler."""
+    """The names of the kernels that ran on the GPU, by torch's profiler."""
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CUDA]) as found:
         run()
-    # Without the types of arguments and templates, and without what is returned.
+    # The types of arguments, templates and return values are cut off the names.
     names = (event.key.split("(")[0].split("<")[0].split() for event in found.key_averages())
     return {words[-1] for words in names if words}
 
 
 def products(test: Selftest, options: Options) -> None:
-    """Products of torch's as the engine asks for them: strides, odd offsets, float32 of 16 bits."""
+    """Checks torch's products as the engine uses them: strides, odd offsets, 16 bits to float32."""
     for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
         wide = dtype.itemsize == 2 and test.device.type == "cuda"  # a CPU has no such product
         for into in [dtype, *([torch.float32] if wide else [])]:
@@ -166,7 +166,7 @@ def products(test: Selftest, options: Options) -> None:
 def _product(
     device: torch.device, dtype: torch.dtype, into: torch.dtype, offset: int, rows: int
 ) -> str:
-    """One product into a part of a matrix: that it is right, and wrote nothing beside itself."""
+    """Checks that a product into a part of a matrix is right and writes nothing else."""
     N, K = 45, 50
 
     def randn(count: int) -> Tensor:
@@ -190,7 +190,7 @@ def _product(
 
 
 def _long_sum(device: torch.device, dtype: torch.dtype) -> str:
-    """A gradient of a weight: a long sum, which torch may let cuBLAS cut into 16-bit parts."""
+    """Checks a weight's gradient, a long sum for which torch may let cuBLAS add 16-bit parts."""
     a = torch.randn(4800, 1024, device=device).to(dtype)
     b = torch.randn(4800, 256, device=device).to(dtype)
     wanted = a.double().t() @ b.double()

@@ -1,4 +1,4 @@
-"""One layer, a few calls: what ncu, compute-sanitizer and torch's profiler look at.
+"""Calls one layer a few times, for ncu, compute-sanitizer and torch's profiler.
 
 python -m tools.gpu.one --cell lstm --precision bf16 --shape 30,32,1024,1024 --calls 2 [--profile]
 """
@@ -32,7 +32,7 @@ SHOWN = 9
 
 
 def layer_call(options: argparse.Namespace) -> Callable[[], None]:
-    """A call of a layer, forward and backward."""
+    """Returns a function that calls a layer forward and backward."""
     T, N, I, H = map(int, options.shape.split(","))
     dtype, device = DTYPES[options.precision], options.device
     torch.manual_seed(0)
@@ -57,10 +57,10 @@ TIMES: dict[str, Callable[[Any], float]] = {
 
 
 def events_of(events: Iterable[Any], where: str) -> list[Any]:
-    """What took time there, each kernel once.
+    """The events that took time on the device or on the host, each kernel once.
 
-    An op's event on the host has the time of its kernels too, each of which is an event of its own;
-    and waiting for the device is no work of the host's.
+    An op's event on the host includes the time of its kernels, which have events of their own, so
+    the device's events leave it out. The host's events leave out waiting for the device.
     """
     host = torch.autograd.DeviceType.CPU
     if where == "device":

@@ -1,4 +1,4 @@
-"""What goes wrong on purpose in a dry run, so that it is seen to be told."""
+"""Tasks that fail on purpose in a dry run, which checks that their failures are reported."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def wrong(test: Selftest, options: Options) -> None:
 
     def spoiled(self: Call, *arguments: Any, **named: Any) -> dict[str, Tensor]:
         results = right(self, *arguments, **named)
-        if not named:  # ours, not the reference's
+        if not named:  # these are the results of our layer, not of the reference
             results["output 0"].view(-1)[-1] += 1
         return results
 

@@ -1,4 +1,4 @@
-"""Runs one program with limits: on its time, on what is kept of its output, on its children."""
+"""Runs one program with limits on its time and on the kept output, and ends its children."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import IO
 
-# Bytes of each stream that are kept from its beginning, and lines from its end.
+# How many bytes from the beginning of each stream are kept, and how many lines from its end.
 KEPT_BYTES = 600_000
 KEPT_LINES = 200
 LONGEST_LINE = 2000
-# Seconds that a program has between being asked to end and being ended, and that its pipes have
-# to run dry after it.
+# A program has this many seconds between SIGTERM and SIGKILL, and afterwards its pipes have as many
+# seconds to deliver the rest.
 GRACE = 3.0
-# Seconds in which a program that was ended must be gone; one that hangs in a driver is left.
+# A killed program must be gone in this many seconds; if it hangs in a driver, it is left.
 GONE = 10.0
 PR_SET_PDEATHSIG = 1
 
 
 @dataclass
 class Stream:
-    """What a program wrote: the beginning, the last lines, and how much that leaves out."""
+    """The output of a program: its beginning, its last lines, and the size of the rest."""
 
     text: list[str] = field(default_factory=list)
     last: deque[str] = field(default_factory=lambda: deque(maxlen=KEPT_LINES))
@@ -36,7 +36,7 @@ class Stream:
     left_out: int = 0
 
     def add(self, line: str) -> None:
-        """Takes one line, without its end."""
+        """Adds one line, given without its newline."""
         if len(line) > LONGEST_LINE:
             line = f"{line[:LONGEST_LINE]} [{len(line) - LONGEST_LINE} characters left out]"
         if self.kept + len(line) <= KEPT_BYTES:
@@ -47,7 +47,7 @@ class Stream:
         self.last.append(line)
 
     def as_text(self) -> str:
-        """All that is kept, and what was left out in between."""
+        """The text that is kept, with a note about the part that was left out."""
         text = "".join(f"{line}\n" for line in self.text)
         if self.left_out:
             text += f"[{self.left_out} bytes left out; the last lines:]\n"
@@ -59,8 +59,8 @@ class Stream:
 class Outcome:
     """How a program ended."""
 
-    code: int | None  # exit status; below zero a signal's number; None where it did not start
-    why: str  # "" where it ended by itself with 0
+    code: int | None  # exit status; a signal's number if negative; None if it did not start
+    why: str  # "" if it ended by itself with 0
     seconds: float
     out: Stream
     err: Stream
@@ -78,14 +78,14 @@ def run(
     env: Mapping[str, str] | None = None,
     streams: tuple[Stream, Stream] | None = None,
 ) -> Outcome:
-    """Runs a program for at most `seconds`; it and all that it started are gone afterwards.
+    """Runs a program for at most `seconds`, and ends it and its children afterwards.
 
     Args:
-        command: program and arguments; no shell reads them.
-        seconds: after these it is asked to end (SIGTERM), and ended a little later.
-        on_line: is given each line of standard output when it comes.
-        env: variables beside those of this process.
-        streams: get what it writes, for a caller that wants it even where this call is interrupted.
+        command: the program and its arguments; no shell reads them.
+        seconds: after this time the program gets SIGTERM, and a little later SIGKILL.
+        on_line: is called with each line of standard output when it comes.
+        env: environment variables in addition to those of this process.
+        streams: get the output, for a caller that needs it even if this call is interrupted.
     """
     begin = time.monotonic()
     out, err = streams or (Stream(), Stream())
@@ -122,7 +122,7 @@ def run(
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(GRACE)
     finally:
-        # Also where this process is being ended: nothing it started may outlive it.
+        # This also runs while this process is being ended, so that no child outlives it.
         _signal(process, signal.SIGKILL)
         try:
             code = process.wait(GONE)
@@ -135,16 +135,16 @@ def run(
 
 
 def end_with_parent() -> None:
-    """Ends this process when the one that started it ends: nothing may be left on the GPU.
+    """Makes this process end when its parent ends, so that nothing is left on the GPU.
 
-    By Linux's rule that is when the thread that started it ends. So it is for what our own programs
-    start from their main thread, and not for what runs under ncu or the sanitizer.
+    On Linux this happens when the thread that started the process ends. So only programs that our
+    own programs start from their main thread call this, not those that ncu or the sanitizer start.
     """
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def ending(code: int) -> str:
-    """An exit status in words; "" for 0."""
+    """Describes an exit status; returns "" for 0."""
     if code == 0:
         return ""
     if code > 0:
@@ -161,7 +161,7 @@ def _signal(process: subprocess.Popen[bytes], number: int) -> None:
 
 
 def _read(pipe: IO[bytes] | None, take: Callable[[str], None]) -> None:
-    """Hands on a pipe's lines, of which a long one is cut while it comes."""
+    """Passes on a pipe's lines; a long line is cut into several."""
     assert pipe is not None
     with pipe:
         while line := pipe.readline(1 << 16):

@@ -1,4 +1,4 @@
-"""What came of a run, to read: report.md, and the table with which a run ends."""
+"""Makes report.md of a run, and the table that a run prints at its end."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from .results import Fields, Results, load, one_line, three_times
 
-# So that it is whole where only the last 12,000 characters of what is printed are kept.
+# The table must be complete if only the last 12,000 characters of the output are kept.
 TABLE_CHARACTERS = 11_500
 FAILURES_SHOWN = 25
 SHORT_MODES = {"forward": "fwd", "training": "train"}
@@ -20,14 +20,14 @@ TIMED = (
 
 
 def write(folder: Path) -> Results:
-    """Writes report.md of what is in a folder."""
+    """Writes report.md from the files in a folder."""
     found = load(folder)
     (folder / "report.md").write_text(as_markdown(found))
     return found
 
 
 def final_table(found: Results) -> str:
-    """Steps, failures and timings, most important first, as much as fits."""
+    """Makes a table of steps, failures and timings, as much as fits, the most important first."""
     lines = [f"fusedrnn on {found.card}: {found.verdict()}", found.software(), ""]
     for step in found.run["steps"]:
         why = f": {one_line(step['why'])}" if step["why"] else ""
@@ -53,7 +53,7 @@ def final_table(found: Results) -> str:
 
 
 def _wrong(found: Results) -> Iterator[str]:
-    """Everything that is wrong, a line each."""
+    """Yields a line for each thing that is wrong."""
     yield from map(one_line, _failures(found))
 
 
@@ -80,13 +80,13 @@ def _rates(found: Results) -> Iterator[str]:
 
 
 def ratio(row: Fields, key: str) -> float | None:
-    """torch.nn's time over ours; None where one is missing."""
+    """torch.nn's time over ours, or None if one is missing."""
     ours, theirs = (row["times"][name].get(key) for name in ("ours", "torch"))
     return theirs / ours if ours and theirs else None
 
 
 def device_time(row: Fields) -> float:
-    """Microseconds of our call on the device: as a graph where there is one."""
+    """Microseconds of our call on the device: as a graph if there is one."""
     ours = row["times"]["ours"]
     return float(ours.get("graph") or ours["call"])
 
@@ -156,11 +156,12 @@ def _sections(found: Results) -> Iterator[list[Any]]:
 
 
 def timing_table(rows: list[Fields]) -> Iterator[str]:
-    """The rows that were timed, losses included."""
+    """Makes the table of all timed rows, losses included."""
     yield (
-        "Microseconds; call/graph/alone: back to back, as a CUDA graph, one at a time with a wait. "
-        "Ratios are torch.nn's time over ours; **bold** is a loss. A step: a graph's time over "
-        "steps and layers. Per step: that regime's call, where the plan is resident."
+        "Times are microseconds per call; call/graph/alone: back to back, as a CUDA graph, and one "
+        "at a time with a wait. Ratios are torch.nn's time over ours; **bold** is a loss. "
+        '"a step" is a graph\'s time over the number of steps and layers. "per step" is the time '
+        "of a call in that regime, if the plan is resident."
     )
     yield ""
     body = []

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 FORMAT = 1
-# Sections of checks that fail where numbers are wrong.
+# The sections of checks that fail if numbers are wrong.
 NUMBERS = (
     *("parity", "where", "products", "determinism", "modules", "offsets", "graphs"),
     *("cold capture", "allocator", "two devices", "stress", "two streams"),
@@ -20,7 +20,7 @@ Fields = dict[str, Any]
 
 @dataclass(frozen=True)
 class Results:
-    """What a run left."""
+    """The results of a run."""
 
     run: Fields  # run.json
     checks: list[Fields]
@@ -28,7 +28,7 @@ class Results:
 
     @property
     def card(self) -> str:
-        """The GPU's name, or the processor where there was none."""
+        """The GPU's name, or "no GPU"."""
         return str(self.run["facts"].get("gpu", {}).get("name") or "no GPU")
 
     @property
@@ -43,12 +43,12 @@ class Results:
 
     @property
     def folder_name(self) -> str:
-        """What its folder among the results is called: gpu-h200-2026-11-29."""
+        """The name of the run's folder among the results: gpu-h200-2026-11-29."""
         plain = re.sub(r"^(nvidia|tesla)\s+", "", self.card.lower())
         return f"gpu-{re.sub(r'[^a-z0-9]+', '-', plain).strip('-')}-{self.date}"
 
     def software(self) -> str:
-        """Driver, torch and cuDNN."""
+        """The versions of the driver, torch and cuDNN, and the checksum of the sources."""
         facts = self.run["facts"]
         torch, smi = facts.get("torch", {}), facts.get("nvidia_smi", {})
         return (
@@ -57,11 +57,11 @@ class Results:
         )
 
     def with_result(self, result: str) -> list[Fields]:
-        """The checks that ended so."""
+        """The checks with a result: "passed", "failed" or "not run"."""
         return [check for check in self.checks if check.get("result") == result]
 
     def lost(self) -> list[Fields]:
-        """The tasks that did not come to their end."""
+        """The tasks that did not finish."""
         return [task for task in self.checks if task.get("ended", "ok") != "ok"]
 
     def rows(self) -> list[Fields]:
@@ -69,12 +69,12 @@ class Results:
         return [row for row in self.bench if row["kind"] == "row"]
 
     def rates(self) -> Fields | None:
-        """The rates measured beside the rows; of several the last."""
+        """The rates measured with the rows, or the last ones if there are several."""
         found = [line for line in self.bench if line["kind"] == "rates"]
         return found[-1] if found else None
 
     def verdict(self) -> str:
-        """In a line: whether all that was looked at is right."""
+        """Says in a line whether everything that was checked is right."""
         failed = [step for step in self.run["steps"] if step["result"] == "failed"]
         parts = [
             f"{len(self.with_result('passed'))} checks passed",
@@ -90,12 +90,12 @@ class Results:
 
 
 def one_line(text: object) -> str:
-    """A text without ends of lines, as of torch's errors, for a line of a table."""
+    """Joins the lines of a text, such as an error of torch, for a line of a table."""
     return " ".join(str(text).split())
 
 
 def three_times(times: Fields) -> str:
-    """Microseconds of a variant: call/graph/alone, a dash for what was not measured."""
+    """Microseconds of a variant as call/graph/alone, with a dash for a missing time."""
     return "/".join(f"{times[k]:.0f}" if k in times else "-" for k in ("call", "graph", "alone"))
 
 
@@ -122,7 +122,7 @@ def load(folder: Path) -> Results:
 
 
 def lines(path: Path) -> list[Fields]:
-    """The lines of a file of JSON; a last one that was cut off counts for nothing."""
+    """Reads a file with a JSON object per line; an incomplete last line is ignored."""
     if not path.exists():
         return []
     text = path.read_text()

@@ -1,8 +1,8 @@
-"""The rows that are timed on a GPU, those that tell most first.
+"""The rows that are timed on a GPU, with the most informative first.
 
-They are layers of published models and of DeepBench (benchmarks/shapes.py has more of the latter)
-and a few of the core set, so chosen that each alternative of csrc/cuda/plan.h is timed: tests hold
-that on an H100 and an H200.
+They are layers of published models and of DeepBench (benchmarks/shapes.py has more of the latter),
+and a few rows of the core set. They are chosen so that each alternative of csrc/cuda/plan.h is
+timed; tests check this for an H100 and an H200.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ class Timed:
     """A row in a precision.
 
     Args:
-        row: layer and sizes, its dtype included.
-        precision: of the row's products: its dtype, or tf32 for float32.
-        source: what runs such a layer.
+        row: the layer, its sizes and its dtype.
+        precision: the precision of the row's products: its dtype, or tf32 for float32.
+        source: the model or benchmark with such a layer.
     """
 
     row: Row
@@ -32,7 +32,7 @@ class Timed:
 
     @property
     def name(self) -> str:
-        """What it is called: cell, sizes, precision."""
+        """The name of the row: cell, sizes, precision."""
         plain = replace(self.row, dtype="float32")
         return f"{plain.name} {self.precision}"
 
@@ -49,7 +49,7 @@ class Timed:
         return "f32" if self.precision == "tf32" else self.precision
 
     def layers(self) -> list[list[int]]:
-        """T, N, I, H, P, D of each layer, as the plan takes them."""
+        """T, N, I, H, P and D of each layer, in the plan's order."""
         r = self.row
         return [[r.T, r.N, I, r.H, r.out, r.D] for I in r.inputs()]
 
@@ -91,7 +91,7 @@ _ROWS: list[tuple[str, Row, tuple[str, ...]]] = [
 
 
 def timed_rows(substring: str = "") -> Iterator[Timed]:
-    """The rows whose name contains a text: each in its first precision, then in the others."""
+    """The rows whose name contains a text: all in their first precision, then in the others."""
     longest = max(len(precisions) for _, _, precisions in _ROWS)
     for place in range(longest):
         for source, row, precisions in _ROWS:

@@ -1,16 +1,16 @@
-"""A run: steps one after the other, each in a process and with a limit of its own.
+"""Runs steps one after another, each in its own process with its own time limit.
 
-Whatever a step finds is in the folder before the next one begins, so that a run that is cut off
-has lost nothing. In the folder, eight files at most:
+The results of a step are in the folder before the next step begins, so that nothing is lost if the
+run is cut off. The folder has eight files at most:
 
     run.json         the machine, and how each step ended
-    summary.txt      what was said on the way
+    summary.txt      the lines that were printed
     log.txt          all output of all steps
     checks.jsonl     each check
     bench.jsonl      each timing
     profile.txt      torch's profiler, and ncu
     sanitizer.txt    NVIDIA's compute-sanitizer
-    report.md        all of it, to read; report.py makes it
+    report.md        the report, which report.py makes
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ from typing import Any
 from . import process
 from .tasks import SPIN_LIMIT
 
-# A step with fewer seconds is not begun.
+# A step is not begun with fewer seconds than this.
 LEAST = 6.0
-# Of the whole log: small enough to be fetched from any machine.
+# The largest size of the log: it must be small enough to be copied from any machine.
 LOG_BYTES = 12 << 20
 WIDEST = 240
-# Lines of standard error that say nothing about what went wrong.
+# Lines of standard error that do not explain an error.
 NOISE = re.compile(r"^\s*$|^frame #|registered at|^ {2,}|^\[W|Warning")
 
 
 class Clock:
-    """The seconds of a run, and how many of them a step gets.
+    """Measures the seconds of a run, and decides how many of them a step gets.
 
     Args:
-        seconds: of the whole run.
-        now: tells the time; tests have one of their own.
+        seconds: the time of the whole run.
+        now: returns the time; tests pass another function.
     """
 
     def __init__(self, seconds: float, now: Callable[[], float] = time.monotonic) -> None:
@@ -60,35 +60,35 @@ class Clock:
         return self.seconds - self.elapsed()
 
     def grant(self, limit: float, keep: float = 0.0) -> float:
-        """The seconds of a step that wants `limit` and leaves `keep` to others; 0 for too few."""
+        """The seconds for a step that wants `limit` and leaves `keep`, or 0 if too few."""
         seconds = min(limit, self.left() - keep)
         return seconds if seconds >= LEAST else 0.0
 
 
 @dataclass
 class Step:
-    """How a step went."""
+    """The result of a step."""
 
     name: str
     result: str  # "ok", "failed", "unfinished" (time ran out, nothing is wrong) or "not run"
-    why: str  # where it is not "ok"
+    why: str  # the reason if it is not "ok"
     seconds: float
     limit: float
-    last: list[str]  # of what it said
+    last: list[str]  # the last lines of its output
 
 
 class Run:
-    """Runs steps and writes down what came of them.
+    """Runs steps and writes their results.
 
     Args:
-        folder: gets the files; a new or empty one.
-        seconds: of the whole run.
-        settings: what the run was asked for, kept with its results.
-        only: names of the groups of steps that run; all where empty.
+        folder: the folder for the files; it must be new or empty.
+        seconds: the time of the whole run.
+        settings: the options of the run, which are kept with its results.
+        only: the names of the groups of steps to run; all groups if empty.
 
     Raises:
-        FileExistsError: there is something in the folder, which may be the results of another run.
-        OSError: it cannot be made or written.
+        FileExistsError: the folder is not empty; it may hold the results of another run.
+        OSError: the folder cannot be made or written.
     """
 
     def __init__(
@@ -114,14 +114,14 @@ class Run:
         self.save()
 
     def say(self, text: str) -> None:
-        """Prints a line, and keeps it."""
+        """Prints a line and adds it to the summary."""
         line = text if len(text) <= WIDEST else text[: WIDEST - 3] + "..."
         print(line, flush=True)
         with (self.folder / "summary.txt").open("a") as out:
             out.write(line + "\n")
 
     def log(self, text: str) -> None:
-        """Keeps output, up to the log's limit."""
+        """Adds output to the log, up to the log's limit."""
         room = LOG_BYTES - self._logged
         data = text.encode(errors="replace")[: max(room, 0)]
         self._logged += len(data)
@@ -129,7 +129,7 @@ class Run:
             out.write(data)
 
     def save(self) -> None:
-        """Writes run.json as of now, whole or not at all."""
+        """Writes run.json as it is now, either completely or not at all."""
         found = {
             "format": 1,
             "started": self.started,
@@ -143,7 +143,7 @@ class Run:
         partial.replace(self.folder / "run.json")
 
     def wants(self, group: str) -> bool:
-        """Whether this run was asked for a group of steps."""
+        """Whether this run includes a group of steps."""
         return not self.only or group in self.only
 
     def step(
@@ -158,21 +158,22 @@ class Run:
         unfinished: Sequence[str] = (),
         cannot: Sequence[str] = (),
     ) -> process.Outcome | None:
-        """Runs a command as a step of its own.
+        """Runs a command as a step.
 
         Args:
-            name: what it is called.
-            limit: seconds that it may take, or what is left of the run's.
-            command: program and arguments.
-            keep: seconds that it leaves to later steps.
-            lines: of its standard output, as many are said when they come.
-            env: variables for it alone.
+            name: the name of the step.
+            limit: the seconds that it may take, or less if the run has less left.
+            command: the program and its arguments.
+            keep: the seconds that it leaves to later steps.
+            lines: how many lines of its standard output are printed when they come.
+            env: environment variables for this step alone.
             into: a file that gets its standard output too.
-            unfinished: beginnings of endings ("exit 3") that mean a lack of time and nothing worse.
-            cannot: texts of a program that cannot work on this machine: the step was not run.
+            unfinished: beginnings of reasons ("exit 3") that mean only that time ran out.
+            cannot: texts in the output of a program that cannot work on this machine; such a step
+                counts as not run.
 
         Returns:
-            How it ended; None where it was not begun.
+            The outcome of the program, or None if it was not begun.
         """
         seconds = self.clock.grant(limit, keep)
         if not seconds:
@@ -196,7 +197,7 @@ class Run:
         try:
             outcome = process.run(command, seconds, on_line, env, (out, err))
             why = outcome.why
-        finally:  # where the whole run is stopped, this step is told too
+        finally:  # the step is also recorded if the whole run is stopped
             self.log(out.as_text())
             if err.text:
                 self.log(f"-- standard error of {name}:\n{err.as_text()}")
@@ -214,7 +215,7 @@ class Run:
         return outcome
 
     def not_run(self, name: str, why: str, result: str = "not run") -> None:
-        """Writes down that a step was left out, and why; as failed where nothing can run."""
+        """Records that a step was left out, and why; as failed if nothing can run."""
         self._close(Step(name, result, why, 0.0, 0.0, []))
 
     def _close(self, step: Step) -> None:
@@ -230,19 +231,19 @@ class Run:
             out.write(text if text.endswith("\n") else text + "\n")
 
     def has_tool(self, step: str, program: str) -> bool:
-        """Whether a program is there; where it is not, the step is written down as not run."""
+        """Whether a program is there; if it is not, the step is recorded as not run."""
         if shutil.which(program):
             return True
         self.not_run(step, f"{program} is not on PATH")
         return False
 
     def failed(self) -> list[Step]:
-        """The steps that went wrong."""
+        """The steps that failed."""
         return [step for step in self.steps if step.result == "failed"]
 
 
 def _result(why: str, said: Sequence[str], unfinished: Sequence[str], cannot: Sequence[str]) -> str:
-    """What an ending amounts to."""
+    """The result of a step that ended for the reason `why`."""
     if not why:
         return "ok"
     if any(text in line for text in cannot for line in said):
@@ -251,15 +252,15 @@ def _result(why: str, said: Sequence[str], unfinished: Sequence[str], cannot: Se
 
 
 def python(module: str, *arguments: str) -> list[str]:
-    """A command that runs one of our modules with this Python."""
+    """Returns a command that runs one of our modules with this Python."""
     return [sys.executable, "-m", module, *arguments]
 
 
 def prepare_environment(root: Path) -> None:
-    """Sets the variables that every step has: where our modules are, few threads, few looks.
+    """Sets the variables of every step: the path of our modules, few threads, a low spin limit.
 
-    A barrier that never opens so ends in an error with a kernel's name, after six seconds by
-    estimate, before a worker is taken for hung.
+    With this limit a barrier that never opens ends in an error with the kernel's name after six
+    seconds, by estimate, which is before a worker counts as hung.
     """
     path = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = f"{root}{os.pathsep}{path}" if path else str(root)

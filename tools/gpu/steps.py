@@ -1,4 +1,4 @@
-"""The steps of a run, in order: what is there, whether it is right, how fast it is, and why."""
+"""The steps of a run, in order: the machine, the checks, the times, and the profiles."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from .results import lines, numbers_are_wrong
 from .run import Run, python
 from .tasks import REGIME
 
-# The groups of steps, as --steps names them.
+# The names of the groups of steps for --steps.
 GROUPS = ("checks", "bench", "profile", "ncu", "sanitizer", "pytest")
-# Seconds that the checks leave to what is measured, and that the timings leave to the profiles.
+# The seconds that the checks leave to the timings, and that the timings leave to the profiles.
 FOR_TIMES = 150.0
 FOR_PROFILES = 25.0
-# What a closer look leaves to them: some rows, rather than none.
+# The seconds that a closer look leaves to the timings, so that at least some rows are timed.
 FOR_SOME_TIMES = 90.0
 
 IMPORT = """
@@ -33,7 +33,7 @@ print(f"torch in {loaded - begin:.1f} s, fusedrnn in {time.perf_counter() - load
 fusedrnn.show_config()
 assert sys.argv[1] != "cuda" or CUDA.path, CUDA.missing
 """
-# How long the first calls of a process take: the library loads its kernels then.
+# Prints how long the first calls of a process take, in which the library loads its kernels.
 FIRST_CALLS = """
 import os, sys, time
 import torch, fusedrnn
@@ -57,21 +57,21 @@ for made in (library, cuda):
     shutil.copy(made, os.path.join("fusedrnn", made.name))
     print(f"built fusedrnn/{made.name}")
 """
-# Profiled: where the resident and the per-step regime spend their time.
+# The layers to profile: one runs in the resident regime, one per step.
 PROFILED = (("lstm", "bf16", "150,32,1024,1024"), ("lstm", "bf16", "25,32,2048,2048"))
-# Looked at by ncu: the resident kernels, on tensor cores and on the ordinary ones.
+# The layers for ncu: resident kernels that use tensor cores, and that use ordinary cores.
 COUNTED = (("bf16", "30,32,1024,1024"), ("f32", "100,1,256,256"))
 SANITIZED = ("memcheck", "racecheck", "synccheck", "initcheck")
 DEVICE_TESTS = "cuda and (256 or test_cells or gradcheck or compile)"
-# The names of the timings' step, and of those that go on behind rows that took a process with them.
+# The names of the step that times rows, and of the steps that continue after a process was lost.
 BENCHES = (
     "times beside torch.nn",
     "times, behind the row that was lost",
     "times, per step alone",
 )
-# How the programs that time rows or do tasks end where time ran out.
+# How the programs that time rows or run tasks end if time ran out.
 LATE = ("exit 3", "out of time")
-# What NVIDIA's tools say on a machine that does not let them look at the GPU.
+# Messages of NVIDIA's tools on a machine that does not let them use the GPU.
 CANNOT = (
     *("LibraryNotLoaded", "ERR_NVGPUCTRPERM", "Device not supported", "not supported on this"),
     "Failed to initialize the profiler",
@@ -82,11 +82,11 @@ class Everything:
     """All steps on one device.
 
     Args:
-        run: where they run and what came of them is kept.
+        run: runs the steps and keeps their results.
         device: "cuda", or "cpu" for a dry run.
-        quick: small sizes, few rows.
-        tasks: groups of checks in place of all.
-        rows: a text that timed rows must have in their names.
+        quick: whether to take only small sizes and few rows.
+        tasks: the groups of checks to run, or "" for all.
+        rows: a text that the names of timed rows must contain.
     """
 
     def __init__(self, run: Run, device: str, quick: bool, tasks: str = "", rows: str = "") -> None:
@@ -95,20 +95,20 @@ class Everything:
         self.quick = ["--quick"] if quick else []
         self.tasks = tasks
         self.rows = rows
-        self.useless: set[str] = set()  # tools that do not work on this machine
+        self.useless: set[str] = set()  # the tools that do not work on this machine
 
     @property
     def wrong(self) -> bool:
-        """Whether numbers are wrong, or something hung or died, as far as is known."""
+        """Whether a check so far found wrong numbers, or a task hung or died."""
         return numbers_are_wrong(lines(self.run.folder / "checks.jsonl"))
 
     def do(self) -> None:
-        """Runs all steps that were asked for."""
+        """Runs all steps that the options include."""
         self.facts()
         if not self.library():
             self.run.say("nothing can run here")
             return
-        # Whatever comes of them: the checks find out more.
+        # A failure here is ignored, because the checks say more.
         first = [sys.executable, "-c", FIRST_CALLS, self.device]
         self.run.step("first calls", 60, first, FOR_TIMES)
         if self.run.wants("checks"):
@@ -127,17 +127,17 @@ class Everything:
                 self.sanitize(tool, "bf16", "4,9,6,17", "--lengths")
         if self.run.wants("pytest"):
             self.pytest()
-        if not self.run.facts:  # they were cut off, and say which card this is
+        if not self.run.facts:  # try again, because the report needs the card's name
             self.facts()
 
     # --- What is there --------------------------------------------------------------------------
 
     def facts(self) -> None:
-        """The machine and its software."""
+        """Finds out what the machine and its software are."""
         outcome = self.run.step("facts", 60, python("tools.gpu.facts"), lines=0)
         text = "\n".join(outcome.out.text) if outcome and outcome.ok else ""
         try:
-            # Something else may have been printed before.
+            # Other text may come before the JSON.
             self.run.facts = json.loads(text[text.index("{\n") :])
         except ValueError:
             self.run.say("   no facts: see log.txt")
@@ -147,7 +147,7 @@ class Everything:
             self.run.say(f"   {name}: {json.dumps(self.run.facts.get(name))}")
 
     def library(self) -> bool:
-        """Imports the library; builds it where it is not there or does not load."""
+        """Imports the library, and builds it if it is missing or does not load."""
         if self.device == "cuda" and self.run.facts.get("torch", {}).get("gpus") == 0:
             why = "torch finds no GPU; see whether nvidia-smi does"
             self.run.not_run("import", why, "failed")
@@ -172,16 +172,16 @@ class Everything:
     # --- Right or wrong -------------------------------------------------------------------------
 
     def check(self, name: str, tasks: str, limit: float, keep: float = 0.0, **env: str) -> None:
-        """A step of checks."""
+        """Runs a step of checks."""
         seconds = self.run.clock.grant(limit, keep)
-        # The supervisor stops by itself, a little before it is stopped.
+        # The supervisor stops by itself a little before the step's limit.
         arguments = ["--device", self.device, "--out", str(self.run.folder / "checks.jsonl")]
         arguments += ["--tasks", tasks, "--seconds", f"{max(seconds - 4, 1):.0f}", *self.quick]
         command = python("tools.gpu.check", *arguments)
         self.run.step(name, limit, command, keep, 90, env, unfinished=LATE)
 
     def checks(self) -> None:
-        """The smallest layers first, then everything."""
+        """Checks the smallest layers first, then everything."""
         if self.tasks:
             keep = FOR_TIMES if self.run.wants("bench") else 0.0
             self.check("checks", self.tasks, self.run.clock.seconds, keep)
@@ -190,7 +190,7 @@ class Everything:
         self.check("all layers", "parity,sections,surroundings,stress,large", 220, FOR_TIMES)
 
     def look_closer(self) -> None:
-        """Where something is wrong: each launch waited for, with its plan in the log; memcheck."""
+        """Repeats checks with a wait after each launch and its plan in the log; runs memcheck."""
         logged = {"CUDA_LAUNCH_BLOCKING": "1", "FUSEDRNN_LOG": "1"}
         name = "smallest layers, each launch waited for"
         self.check(name, "smoke", 60, FOR_SOME_TIMES, **logged)
@@ -200,9 +200,9 @@ class Everything:
     # --- Fast or slow ---------------------------------------------------------------------------
 
     def bench(self) -> None:
-        """Rows beside torch.nn. A row that takes the process with it costs itself alone.
+        """Times rows beside torch.nn. If a row ends the process, only that row is lost.
 
-        After a second one the rest is timed without the resident kernels.
+        After a second such row, the remaining rows are timed without the resident kernels.
         """
         out = self.run.folder / "bench.jsonl"
         for number, name in enumerate(BENCHES):
@@ -218,7 +218,7 @@ class Everything:
                 return
 
     def profile(self) -> None:
-        """Where a call's time goes, by torch's profiler."""
+        """Finds out with torch's profiler where a call spends its time."""
         shapes = (("lstm", "f32", "9,3,8,16"),) if self.quick else PROFILED
         for cell, precision, shape in shapes:
             arguments = ["--device", self.device, "--cell", cell, "--precision", precision]
@@ -227,7 +227,7 @@ class Everything:
             self.run.step(name, 40, command, lines=22, into="profile.txt")
 
     def counters(self, precision: str, shape: str) -> None:
-        """What ncu counts in the resident kernels of a second call, forward and backward."""
+        """Lets ncu count in the resident kernels of a second call, forward and backward."""
         name = f"ncu {precision} {shape}"
         if not self.has_tool(name, "ncu"):
             return
@@ -249,14 +249,14 @@ class Everything:
             self.run.step(f"{name}, source", 25, hot, lines=0, into="profile.txt")
 
     def has_tool(self, step: str, tool: str) -> bool:
-        """Whether one of NVIDIA's tools is there and works; else the step is told as not run."""
+        """Whether one of NVIDIA's tools works here; if not, the step is recorded as not run."""
         if tool in self.useless:
             self.run.not_run(step, f"{tool} does not work on this machine")
             return False
         return self.run.has_tool(step, tool)
 
     def tool_step(self, tool: str, *arguments: Any, **named: Any) -> None:
-        """A step with such a tool. One that cannot look at this GPU is not tried again."""
+        """Runs a step with such a tool. If it cannot use this GPU, it is not tried again."""
         begun = self.run.step(*arguments, **named, cannot=CANNOT)
         if begun and self.run.steps[-1].result == "not run":
             self.useless.add(tool)
@@ -264,7 +264,7 @@ class Everything:
     def sanitize(
         self, tool: str, precision: str, shape: str, *arguments: str, keep: float = 0.0
     ) -> None:
-        """NVIDIA's judge on one small layer; racecheck sees shared memory only."""
+        """Runs compute-sanitizer on a small layer; its racecheck sees only shared memory."""
         name = f"sanitizer {tool} {precision} {shape}"
         if not self.has_tool(name, "compute-sanitizer"):
             return
@@ -272,13 +272,15 @@ class Everything:
         command += ["--print-limit", "20", "--error-exitcode", "99"]
         command += python("tools.gpu.one", "--device", self.device, "--calls", "1")
         command += ["--precision", precision, "--shape", shape, *arguments]
-        env = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # so that it sees each tensor's own bounds
+        env = {
+            "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"
+        }  # memcheck needs it to see each tensor's bounds
         self.tool_step(
             "compute-sanitizer", name, 45, command, keep, lines=4, env=env, into="sanitizer.txt"
         )
 
     def pytest(self) -> None:
-        """The project's own tests of a device, as far as there is time."""
+        """Runs the project's own tests of a device, as far as there is time."""
         for module in ("pytest", "hypothesis"):
             if find_spec(module) is None:
                 self.run.not_run("pytest", f"{module} is not installed")
@@ -290,7 +292,7 @@ class Everything:
         self.run.step("pytest", 120, [*command, tests], 2, 8, unfinished=("out of time",))
 
 
-# Of ncu's details, the lines that say how a kernel spends its time.
+# The lines of ncu's details that say how a kernel spends its time contain one of these.
 TELLING = (
     *("resident_", "Duration", "Compute (SM) Throughput", "Memory Throughput", "L2 Cache Through"),
     *("Registers Per Thread", "Local Load", "Local Store", "No Eligible", "Executed Ipc Active"),

@@ -1,4 +1,4 @@
-"""Checks of what surrounds a layer: places of tensors, modes, devices, processes of their own."""
+"""Checks of a layer's surroundings: offsets of tensors, modes, devices, new processes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .tasks import REGIMES, SPIN_LIMIT
 
 
 def offsets(test: Selftest, options: Options) -> None:
-    """Tensors that begin in the middle of a storage, at odd elements."""
+    """Checks tensors that begin in the middle of a storage, at odd elements."""
     call = Call("lstm", Shape(6, 9, 7, 17))
     for regime in test.regimes:
         for precision in (FLOAT32, FLOAT16, BFLOAT16):
@@ -39,7 +39,7 @@ def offsets(test: Selftest, options: Options) -> None:
 
 
 def _moved(t: Tensor, by: int) -> Tensor:
-    """The same leaf in a storage in which it begins `by` elements later."""
+    """Copies a leaf into a storage in which it begins at element `by`."""
     storage = torch.empty(t.numel() + by, dtype=t.dtype, device=t.device)
     view = storage[by:].view(t.shape)
     view.copy_(t.detach())
@@ -47,7 +47,7 @@ def _moved(t: Tensor, by: int) -> Tensor:
 
 
 def deterministic_mode(test: Selftest, options: Options) -> None:
-    """Under torch.use_deterministic_algorithms a layer does what torch.mm does: runs, or raises."""
+    """Checks that in torch's deterministic mode a layer runs or raises, just as torch.mm."""
     layer = fusedrnn.FusedLSTM(6, 16, device=test.device)
     x = torch.randn(5, 9, 6, device=test.device)
     before = layer(x)[0]
@@ -73,7 +73,7 @@ def deterministic_mode(test: Selftest, options: Options) -> None:
 
 
 def two_devices(test: Selftest, options: Options) -> None:
-    """A layer on a GPU that is not the current one."""
+    """Checks a layer on a GPU that is not the current device."""
     count = torch.cuda.device_count() if test.device.type == "cuda" else 0
     if count < 2:
         test.not_run("two devices", "a layer on the second", f"there are {count} GPUs here")
@@ -87,16 +87,16 @@ def two_devices(test: Selftest, options: Options) -> None:
             assert torch.cuda.current_device() == 0, "the current device is another one now"
 
 
-# --- Processes of their own ----------------------------------------------------------------------
+# --- Checks in new processes ---------------------------------------------------------------------
 
 
 def cold_capture(test: Selftest, options: Options) -> None:
-    """A CUDA graph of the very first call: its kernels are loaded while the graph is captured."""
+    """Captures the first call of a process in a CUDA graph, which loads kernels in the capture."""
     with test.check("cold capture", "the first call of a process") as check:
         call = Call("lstm", SMOKE[1])
         leaves = call.leaves(test.device, torch.float32)
-        # torch's own products, in this thread and in autograd's, are not what is looked at: they
-        # may make their handles only outside of a capture.
+        # torch's products must make their handles, in this thread and in autograd's, outside of a
+        # capture. They are not what this check is about, so they run before it.
         cotangents = call.cotangents(call.outputs(leaves, _reference.layer))
         call.results(leaves, cotangents, _reference.layer)
         test.synchronize()
@@ -111,7 +111,7 @@ def cold_capture(test: Selftest, options: Options) -> None:
 
 
 def allocator(test: Selftest, options: Options) -> None:
-    """Training under another allocator of torch's: the same numbers again and again."""
+    """Checks that training with another allocator of torch gives right results repeatedly."""
     for regime in REGIMES:
         for precision in (FLOAT32, BFLOAT16):
             name = f"{options['name']}, {precision.name} {regime}"
@@ -124,7 +124,7 @@ def allocator(test: Selftest, options: Options) -> None:
 
 
 def watchdog(test: Selftest, options: Options) -> None:
-    """A barrier that is given up at once: an error that names the kernel, and no hang."""
+    """Checks that if a barrier gives up at once, an error names the kernel and nothing hangs."""
     kernel = f"resident_{options['which']}_"
     with test.check("watchdog", options["which"]) as check, cases.asking_for("resident"):
         call = Call("lstm", Shape(50, 4, 8, 256))
@@ -149,15 +149,15 @@ def watchdog(test: Selftest, options: Options) -> None:
         named = next((line for line in said if kernel in line), "")
         check.detail = f"{error[:150]} | {named[:200]}"
         assert named, f"nothing names {kernel}*: {error[:300]} | {' / '.join(said)[-500:]}"
-        # What is left of this context answers nothing; the check must not ask it.
+        # The context is lost now, so the check must not wait for it.
         test.synchronize = lambda: None  # type: ignore[method-assign]
 
 
 @contextlib.contextmanager
 def said_by_process() -> Iterator[list[str]]:
-    """What this process writes meanwhile, that of the driver included; a list of lines in the end.
+    """Collects the lines that this process, the driver included, writes in the block.
 
-    Nothing is lost: it is written on standard error afterwards.
+    The list is filled at the end of the block, and the first lines go to standard error then.
     """
     lines: list[str] = []
     kept = [os.dup(1), os.dup(2)]
@@ -172,5 +172,5 @@ def said_by_process() -> Iterator[list[str]]:
                 os.close(copy)
             file.seek(0)
             lines += file.read().decode(errors="replace").splitlines()
-            # Of thousands of threads that say the same, the first.
+            # Thousands of threads may write the same line, so only the first lines are printed.
             print("\n".join(lines[:20]), file=sys.stderr, flush=True)

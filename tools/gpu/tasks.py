@@ -1,4 +1,4 @@
-"""What is checked, in which order: a list of tasks that a supervisor gives to a worker."""
+"""The checks and their order, as a list of tasks that a supervisor gives to a worker."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 
 CELLS = ("lstm", "gru", "rnn_tanh", "rnn_relu", "gru_reset_before", "lstm_proj")
-# What a GPU can be asked for. Per step first: it is the simpler one, so that of two failures the
-# first says more.
+# The regimes of a GPU. "per_step" comes first because it is simpler: if both fail, its failure is
+# easier to understand.
 REGIMES = ("per_step", "resident")
 DEVICES = ("cuda", "cpu", "interpreter")
 
@@ -15,7 +15,7 @@ REGIME = "FUSEDRNN_CUDA_REGIME"
 SPIN_LIMIT = "FUSEDRNN_CUDA_SPIN_LIMIT"
 ALLOCATORS = {
     "without caching": {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
-    # Both names of the setting: torch 2.10 and later read the first, all read the second.
+    # The setting has two names: torch 2.10 and later read the first, and all read the second.
     "cudaMallocAsync": {
         "PYTORCH_ALLOC_CONF": "backend:cudaMallocAsync",
         "PYTORCH_CUDA_ALLOC_CONF": "backend:cudaMallocAsync",
@@ -25,14 +25,14 @@ ALLOCATORS = {
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """One thing that a worker is asked to do.
+    """One task for a worker.
 
     Args:
-        kind: what, the name of a function of checks.py.
-        options: its arguments.
-        env: variables of the process that does it, which is then another one than before.
-        fresh: whether that process must have done nothing else.
-        loses_context: whether the GPU's context is expected to be lost by it.
+        kind: the name of a function of checks.py.
+        options: the arguments of the function.
+        env: environment variables of the worker; a task with other variables gets a new worker.
+        fresh: whether the worker must be new.
+        loses_context: whether the task is expected to destroy the GPU's context.
     """
 
     kind: str
@@ -43,29 +43,30 @@ class Task:
 
     @property
     def label(self) -> str:
-        """What it is called."""
+        """The name of the task."""
         return " ".join([self.kind, *(value for value in self.options.values() if value)])
 
     @property
     def regime(self) -> str:
-        """The regime that it asks for; "" for none."""
+        """The regime that the task asks for; "" for none."""
         return self.options.get("regime", "")
 
     @property
     def subject(self) -> tuple[str, ...]:
-        """What it looks at: a cell in a regime. Where that took two workers it is left alone."""
+        """The cell and regime of the task. After it has lost two workers it is not tried again."""
         cell = self.options.get("cell", "")
         return (cell, self.regime) if cell else ()
 
 
-# Large sizes come last: their references take the CPU's time, and what is timed is checked too.
+# Large sizes come last, because their references take CPU time, and because timed rows are checked
+# anyway.
 GROUPS = ("limits", "smoke", "parity", "sections", "surroundings", "stress", "large")
-# Of a dry run: tasks that fail on purpose, each in its own way.
+# The tasks of a dry run that fail on purpose, each in its own way.
 PLANTED = ("hang", "crash", "wrong", "raise")
 
 
 def tasks_of(groups: Sequence[str], device: str, quick: bool) -> list[Task]:
-    """The tasks of some groups, in the order in which they are done.
+    """Returns the tasks of some groups in the order in which they run.
 
     Raises:
         ValueError: there is no group, or planted task, of that name.
@@ -83,7 +84,7 @@ def tasks_of(groups: Sequence[str], device: str, quick: bool) -> list[Task]:
 
 
 def regimes_of(device: str) -> tuple[str, ...]:
-    """The regimes that can be asked for there; the CPU has none to choose from."""
+    """The regimes that a device can be asked for; the CPU has no regimes."""
     return ("",) if device == "cpu" else REGIMES
 
 
@@ -132,7 +133,7 @@ def _sections(device: str, quick: bool) -> Iterator[Task]:
 
 
 def _surroundings(device: str, quick: bool) -> Iterator[Task]:
-    """Processes of their own: other allocators, a capture as the first call, a barrier given up."""
+    """Tasks in new processes: a capture as first call, other allocators, barriers that give up."""
     if device != "cuda":
         return
     yield Task("cold_capture", fresh=True)

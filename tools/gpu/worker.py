@@ -1,7 +1,7 @@
-"""Does tasks for tools.gpu.check: one line of JSON in for each, lines of JSON out.
+"""Runs tasks for tools.gpu.check: reads a line of JSON for each task and writes lines of JSON.
 
-Everything that libraries print on standard output goes to standard error instead. A worker whose
-GPU's context is lost says so and ends, since no call of CUDA in it can work again.
+Everything that libraries print on standard output goes to standard error instead. If the GPU's
+context is lost, the worker reports it and ends, since no call of CUDA in it can work again.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ LONGEST_DETAIL = 1500
 
 
 class Told(list[Any]):
-    """The checks of a report, which are told as soon as they are there."""
+    """The list of a report's checks, which reports each check as soon as it is added."""
 
     def __init__(self, channel: TextIO) -> None:
         super().__init__()
         self.channel = channel
 
     def append(self, check: Any) -> None:
-        """Takes a check, and tells it."""
+        """Adds a check and reports it."""
         super().append(check)
         say(
             self.channel,
@@ -50,7 +50,7 @@ def say(channel: TextIO, **event: Any) -> None:
 
 
 def why_lost(device: torch.device) -> str:
-    """Why a device computes no more; "" where it does."""
+    """The reason why a device no longer computes, or "" if it does."""
     import torch
 
     try:
@@ -63,7 +63,7 @@ def why_lost(device: torch.device) -> str:
 
 
 def work(channel: TextIO, device_name: str, quick: bool) -> int:
-    """Does tasks until there are no more."""
+    """Runs tasks until there are no more."""
     import torch
 
     from fusedrnn import _selftest_cases as cases
@@ -90,12 +90,12 @@ def work(channel: TextIO, device_name: str, quick: bool) -> int:
             regimes = [regime] if regime else regimes_of(device_name)
             test = kind(device, quick, regimes)
             test.report.checks = Told(channel)
-            # What does not ask for a regime gets the library's choice.
+            # If the task does not ask for a regime, the library chooses.
             only = "per_step" if regime == "per_step" else ""
             try:
                 with cases.asking_for(only), cases.float32_products(tf32=False):
                     checks.do(task["kind"], test, options)
-            except Exception as error:  # whatever it is, the other tasks go on
+            except Exception as error:  # any error, because the other tasks must still run
                 traceback.print_exc()
                 text = "".join(traceback.format_exception_only(type(error), error)).strip()
                 test.report.checks.append(Check(task["kind"], "outside of a check", "failed", text))
