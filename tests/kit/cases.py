@@ -52,6 +52,7 @@ class Case:
                     weight(GH) if self.bias else None,
                     weight(GH) if self.bias else None,
                     weight(self.P, self.H) if spec.projects else None,
+                    weight(spec.params * self.H) if spec.params else None,
                 ]
                 for _ in range(self.D)
             ],

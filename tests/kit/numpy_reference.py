@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 Array = np.ndarray[Any, Any]
-# Of each direction: w_ih [G*H, I], w_hh [G*H, P], b_ih, b_hh [G*H], w_hr [P, H]; None if absent.
+# The parameters of a direction: w_ih [G*H, I], w_hh [G*H, P], b_ih and b_hh [G*H], w_hr [P, H], w_ch
+# [K*H]; None where they are absent.
+WEIGHTS = ("w_ih", "w_hh", "b_ih", "b_hh", "w_hr", "w_ch")
 Weights = list[list["Array | None"]]
-
-WEIGHTS = ("w_ih", "w_hh", "b_ih", "b_hh", "w_hr")
 
 
 def sigmoid(x: Array) -> Array:
@@ -32,42 +32,46 @@ def products(v: Array, weight: Array, bias: Array | None, gates: int) -> list[Ar
     return np.split(product if bias is None else product + bias, gates, axis=1)
 
 
-def lstm(x: Array, h: Array, c: Array, w: list[Any]) -> tuple[Array, Array]:
-    w_ih, w_hh, b_ih, b_hh, w_hr = w
-    from_x, from_h = products(x, w_ih, b_ih, 4), products(h, w_hh, b_hh, 4)
-    i, f, g, o = (a + b for a, b in zip(from_x, from_h, strict=True))
-    c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
-    h = sigmoid(o) * np.tanh(c)
-    return h if w_hr is None else h @ w_hr.T, c
+def sums(x: Array, h: Array, w: dict[str, Any], gates: int) -> tuple[list[Array], list[Array]]:
+    """x W + b_ih and h U + b_hh."""
+    return products(x, w["w_ih"], w["b_ih"], gates), products(h, w["w_hh"], w["b_hh"], gates)
 
 
-def gru(x: Array, h: Array, c: None, w: list[Any]) -> tuple[Array, None]:
-    w_ih, w_hh, b_ih, b_hh, _ = w
-    from_x, from_h = products(x, w_ih, b_ih, 3), products(h, w_hh, b_hh, 3)
+def lstm(x: Array, h: Array, c: Array, w: dict[str, Any]) -> tuple[Array, Array]:
+    i, f, g, o = (a + b for a, b in zip(*sums(x, h, w, 4), strict=True))
+    p_i, p_f, p_o = (0, 0, 0) if w["w_ch"] is None else np.split(w["w_ch"], 3)
+    before = c
+    c = sigmoid(f + p_f * before) * before + sigmoid(i + p_i * before) * np.tanh(g)
+    h = sigmoid(o + p_o * c) * np.tanh(c)
+    return h if w["w_hr"] is None else h @ w["w_hr"].T, c
+
+
+def gru(x: Array, h: Array, c: None, w: dict[str, Any]) -> tuple[Array, None]:
+    from_x, from_h = sums(x, h, w, 3)
     r = sigmoid(from_x[0] + from_h[0])
     z = sigmoid(from_x[1] + from_h[1])
     n = np.tanh(from_x[2] + r * from_h[2])
     return (1 - z) * n + z * h, None
 
 
-def gru_reset_before(x: Array, h: Array, c: None, w: list[Any]) -> tuple[Array, None]:
-    w_ih, w_hh, b_ih, b_hh, _ = w
-    from_x = products(x, w_ih, b_ih, 3)
-    W_r, W_z, W_n = np.split(w_hh, 3)
-    b_r, b_z, b_n = np.split(np.zeros(len(w_hh), x.dtype) if b_hh is None else b_hh, 3)
+def gru_reset_before(x: Array, h: Array, c: None, w: dict[str, Any]) -> tuple[Array, None]:
+    from_x = products(x, w["w_ih"], w["b_ih"], 3)
+    W_r, W_z, W_n = np.split(w["w_hh"], 3)
+    b_hh = np.zeros(len(w["w_hh"]), x.dtype) if w["b_hh"] is None else w["b_hh"]
+    b_r, b_z, b_n = np.split(b_hh, 3)
     r = sigmoid(from_x[0] + h @ W_r.T + b_r)
     z = sigmoid(from_x[1] + h @ W_z.T + b_z)
     n = np.tanh(from_x[2] + (r * h) @ W_n.T + b_n)
     return (1 - z) * n + z * h, None
 
 
-def rnn(x: Array, h: Array, w: list[Any]) -> Array:
+def rnn(x: Array, h: Array, w: dict[str, Any]) -> Array:
     """The argument of the activation."""
-    w_ih, w_hh, b_ih, b_hh, _ = w
-    return products(x, w_ih, b_ih, 1)[0] + products(h, w_hh, b_hh, 1)[0]
+    (from_x,), (from_h,) = sums(x, h, w, 1)
+    return from_x + from_h
 
 
-# One step of each cell: (x [n, I], h [n, P], c [n, H], weights) -> (h, c).
+# One step of each cell: (x [n, I], h [n, P], c [n, H], parameters by name) -> (h, c).
 STEPS: dict[str, Callable[..., tuple[Array, Any]]] = {
     "lstm": lstm,
     "lstm_proj": lstm,
@@ -75,6 +79,7 @@ STEPS: dict[str, Callable[..., tuple[Array, Any]]] = {
     "gru_reset_before": gru_reset_before,
     "rnn_tanh": lambda x, h, c, w: (np.tanh(rnn(x, h, w)), None),
     "rnn_relu": lambda x, h, c, w: (relu(rnn(x, h, w)), None),
+    "lstm_peephole": lstm,
 }
 
 
@@ -87,12 +92,13 @@ def layer(
     P = h0.shape[2]
     y = np.empty((len(x), len(weights) * P), x.dtype)
     for d, w in enumerate(weights):
+        parameters = dict(zip(WEIGHTS, w, strict=True))
         steps = range(len(batch_sizes))
         for t in reversed(steps) if d == 1 else steps:
             n = batch_sizes[t]
             rows = slice(first[t], first[t] + n)
             c_t = None if c is None else c[d, :n]
-            h[d, :n], c_t = STEPS[cell](x[rows], h[d, :n], c_t, w)
+            h[d, :n], c_t = STEPS[cell](x[rows], h[d, :n], c_t, parameters)
             if c is not None:
                 c[d, :n] = c_t
             y[rows, d * P : (d + 1) * P] = h[d, :n]
