@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ._options import Batch, Options
+
 # One step: (x W + b_ih [n, G*H], h [n, P], c [n, H] or None, recurrent weights) -> h, c.
 Recurrent = Sequence["Tensor | None"]  # w_hh [G*H, P], b_hh [G*H] or None, w_hr [P, H] or None
 Step = Callable[[Tensor, Tensor, "Tensor | None", Recurrent], "tuple[Tensor, Tensor | None]"]
@@ -186,35 +188,30 @@ def layer(
     h0: Tensor | None,
     c0: Tensor | None,
     weights: Sequence[Tensor],
-    *,
-    cell: str,
-    bidirectional: bool = False,
-    batch_sizes: Tensor | None = None,
-    lengths: Tensor | None = None,
+    batch: Batch,
+    options: Options,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Runs one layer over a sequence, both directions where there are two.
 
     Args:
-        x: input, ``[T, N, I]``, or packed rows ``[S, I]`` with ``batch_sizes``.
+        x: input, ``[T, N, I]``, or packed rows ``[S, I]`` with ``batch.batch_sizes``.
         h0: initial h, ``[D, N, P]``; None means zeros.
         c0: initial c, ``[D, N, H]``; None means zeros; ignored by cells without c.
         weights: per direction ``w_ih [G*H, I]``, ``w_hh [G*H, P]``, with bias ``b_ih [G*H]`` and
             ``b_hh [G*H]``, and for "lstm_proj" ``w_hr [P, H]``.
-        cell: a key of ``STEPS``.
-        bidirectional: whether ``weights`` and the states hold two directions.
-        batch_sizes: live rows of each step, ``[T]`` int64, as in a PackedSequence.
-        lengths: steps of each row, ``[N]`` int64, any order, 0 allowed; only with ``[T, N, I]``.
+        batch: the sequences.
+        options: a cell of ``STEPS``, and whether weights and states hold two directions.
 
     Returns:
         y ``[T, N, D*P]`` (zero beyond a row's length) or ``[S, D*P]``, h_n ``[D, N, P]`` and
         c_n ``[D, N, H]``, None for cells without c, in the dtype of x; c_n in that of c0 where it
         is given.
     """
-    D = 2 if bidirectional else 1
+    cell, lengths, N = options.cell, batch.lengths, batch.size
+    D = 2 if options.bidirectional else 1
     dtype = x.dtype
     wide = torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
-    sizes: list[int] | None = None if batch_sizes is None else batch_sizes.tolist()
-    N = x.size(1) if sizes is None else sizes[0]
+    sizes: list[int] | None = None if batch.batch_sizes is None else batch.batch_sizes.tolist()
     with torch.autocast(x.device.type, enabled=False):
         weights = [w.to(wide) for w in weights]
         rows = x.to(wide)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from . import _reference, ops
 from ._library import CELLS
+from ._options import Batch, Options
 
 REGIME = "FUSEDRNN_CUDA_REGIME"
 
@@ -91,12 +92,12 @@ class Call:
             self.inputs += [randn(rows), randn(rows)]
             self.inputs += [randn(P, H, scale=H**-0.5)] if spec.projects else []
         sizes = [sum(length > t for length in shape.lengths) for t in range(T)]
-        self.options: dict[str, Any] = {
-            "cell": cell,
-            "bidirectional": D == 2,
-            "batch_sizes": torch.tensor(sizes) if shape.packed else None,
-            "lengths": torch.tensor(shape.lengths) if shape.lengths and not shape.packed else None,
-        }
+        self.batch = Batch(
+            torch.tensor(sizes) if shape.packed else None,
+            torch.tensor(shape.lengths) if shape.lengths and not shape.packed else None,
+            N,
+        )
+        self.options = Options(cell, D == 2)
 
     def leaves(self, device: torch.device, dtype: torch.dtype) -> list[Tensor | None]:
         """The inputs there, as leaves that require grad."""
@@ -108,7 +109,7 @@ class Call:
         """What a layer, ours where none is given, makes of them."""
         x, h0, c0, *weights = leaves
         run: Any = layer or ops.layer
-        return [t for t in run(x, h0, c0, weights, **self.options) if t is not None]
+        return [t for t in run(x, h0, c0, weights, self.batch, self.options) if t is not None]
 
     def cotangents(self, outputs: Sequence[Tensor]) -> list[Tensor]:
         """Gradients of the outputs, the same for every device and dtype."""

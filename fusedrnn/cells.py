@@ -17,6 +17,7 @@ from . import _fx, _reference, ops
 from ._autocast import autocast_dtype, cast, cast_weights
 from ._checks import as_dense, check_kernels, check_weights
 from ._library import CELLS
+from ._options import Batch, Options, StepOptions
 from ._torchscript import refuse_script, refuse_trace
 
 Device = torch.device | str | int | None
@@ -52,8 +53,8 @@ class _FusedCell(RNNCellBase):
                     casts = None
                     if _C._is_any_autocast_enabled():
                         input, h, c, weights, casts = self._cast(cell, input, h, c, weights)
-                    sizes = self.input_size, self.hidden_size
-                    return ops.step(input, h, c, weights, *sizes, cell, casts)
+                    options = StepOptions(self.input_size, self.hidden_size, cell)
+                    return ops.step(input, h, c, weights, options, casts)
                 except _UNFIT:
                     pass  # the way below says in torch.nn's words what does not fit
         return self._run_checked(cell, input, states)
@@ -94,12 +95,13 @@ class _FusedCell(RNNCellBase):
             states = tuple(s.unsqueeze(0) for s in states)
         h, c = (*(s.unsqueeze(0) for s in states), None, None)[:2]
         x = input.unsqueeze(0)
+        batch, options = Batch(None, None, input.shape[0]), Options(cell)
         if I == 0 or H == 0:  # nothing for the engine to multiply, which refuses them
             if casts is not None:
                 weights = [cast(w, x.dtype) for w in weights]
-            _, h, c = _reference.layer(x, h, c, weights, cell=cell)
+            _, h, c = _reference.layer(x, h, c, weights, batch, options)
         else:
-            _, h, c = ops.layer(x, h, c, weights, cell=cell, batch=input.shape[0], casts=casts)
+            _, h, c = ops.layer(x, h, c, weights, batch, options, casts)
         # [D, N, H] -> [N, H] or [H]
         h, c = h.squeeze(0), None if c is None else c.squeeze(0)
         if rank == 1:

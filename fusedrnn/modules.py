@@ -15,8 +15,8 @@ from torch.nn.utils.rnn import PackedSequence
 
 from . import _fx
 from ._checks import Lengths, check_sizes, lstm_states
+from ._run import run_layers
 from ._torchscript import refuse_script, refuse_trace
-from .functional import run_layers
 
 __all__ = ["FusedGRU", "FusedLSTM", "FusedRNN"]
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fusedrnn._library import CELLS
+from fusedrnn._options import Batch, Options
 
 FORMS = ("plain", "packed", "lengths")
 
@@ -23,8 +24,8 @@ class Call:
     h0: Tensor | None
     c0: Tensor | None
     weights: list[Tensor]
-    options: dict[str, Any]
-    batch: int
+    batch: Batch
+    options: Options
 
     @property
     def leaves(self) -> list[Tensor]:
@@ -39,15 +40,15 @@ class Call:
 
     def run(self, layer: Any) -> list[Tensor]:
         """Outputs of `ops.layer` or of another function of its signature."""
-        result = layer(self.x, self.h0, self.c0, self.weights, **self.options)
+        result = layer(self.x, self.h0, self.c0, self.weights, self.batch, self.options)
         return [t for t in result if t is not None]
 
     def op_arguments(self, keep: bool = True) -> tuple[Any, ...]:
         """Arguments of `torch.ops.fusedrnn.forward`."""
-        o = self.options
         return (
-            *(self.x, self.h0, self.c0, self.weights, o["batch_sizes"], o["lengths"]),
-            *(self.batch, o["cell"], o["bidirectional"], keep),
+            *(self.x, self.h0, self.c0, self.weights),
+            *(self.batch.batch_sizes, self.batch.lengths, self.batch.size),
+            *(self.options.cell, self.options.bidirectional, keep),
         )
 
 
@@ -91,23 +92,22 @@ def make_call(
         weights += [leaf(G * H, I), leaf(G * H, P, scale=scale)]
         weights += [leaf(G * H), leaf(G * H)] if bias else []
         weights += [leaf(P, H, scale=scale)] if spec.projects else []
-    options: dict[str, Any] = {"cell": cell, "bidirectional": D == 2}
-    options |= {"batch_sizes": None, "lengths": None}
+    batch = Batch(None, None, N)
     picked = random.Random(T * 100 + N)
     lengths = [T, *(picked.randint(0, T) for _ in range(N - 1))] if N else []
     picked.shuffle(lengths)
     if form == "packed":
         lengths = sorted((max(1, length) for length in lengths), reverse=True)
         sizes = [sum(length > t for length in lengths) for t in range(lengths[0])]
-        options["batch_sizes"] = torch.tensor(sizes)
+        batch = batch._replace(batch_sizes=torch.tensor(sizes))
         x = leaf(sum(lengths), I)
     else:
         x = leaf(T, N, I)
         if form == "lengths":
-            options["lengths"] = torch.tensor(lengths, dtype=torch.int64)
+            batch = batch._replace(lengths=torch.tensor(lengths, dtype=torch.int64))
     h0 = leaf(D, N, P) if states else None
     c0 = leaf(D, N, H) if states and spec.has_c else None
-    return Call(x, h0, c0, weights, options, N)
+    return Call(x, h0, c0, weights, batch, Options(cell, D == 2))
 
 
 CELLS_AND_FORMS = [(cell, form) for cell in CELLS for form in FORMS]

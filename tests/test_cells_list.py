@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -22,18 +23,16 @@ from tests.native.build import native
 def seen(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """The cells that layers and steps were run with since."""
     names: set[str] = set()
-    layer, step = ops.layer, ops.step
 
-    def recording(*args: Any, cell: str, **kwargs: Any) -> Any:
-        names.add(cell)
-        return layer(*args, cell=cell, **kwargs)
+    def record(name: str, run: Callable[..., Any]) -> None:
+        def recording(*args: Any) -> Any:
+            names.add(inspect.signature(run).bind(*args).arguments["options"].cell)
+            return run(*args)
 
-    def recording_step(*args: Any) -> Any:
-        names.add(inspect.signature(step).bind(*args).arguments["cell"])
-        return step(*args)
+        monkeypatch.setattr(ops, name, recording)
 
-    monkeypatch.setattr(ops, "layer", recording)
-    monkeypatch.setattr(ops, "step", recording_step)
+    record("layer", ops.layer)
+    record("step", ops.step)
     return names
 
 

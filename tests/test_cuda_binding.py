@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 import fusedrnn
-from fusedrnn import ops
+from fusedrnn import _raw_ops
 from fusedrnn._library import CELLS
 from tests.calls import FORMS, make_call, other_memory
 from tests.cuda.build import compile_kernel, kernels_of, nvcc
@@ -59,10 +59,10 @@ def everywhere(gpu: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     for name, attribute in (
         ("_forward_now", "forward"),
         ("_backward_now", "backward"),
-        ("_step", "_step"),
-        ("_step_backward", "_step_backward"),
+        ("_step_now", "_step"),
+        ("_step_backward_now", "_step_backward"),
     ):
-        monkeypatch.setattr(ops, name, gpu[attribute])
+        monkeypatch.setattr(_raw_ops, name, gpu[attribute])
 
 
 def flat(values: Any) -> list[Tensor]:
@@ -87,7 +87,7 @@ def both_ways(forward: Any, backward: Any, call: Any, grads: list[Tensor]) -> tu
         grads += [torch.randn(t.shape, dtype=t.dtype) for t in (y, h_n, c_n)]
     d_y, d_h, d_c = grads
     *gradients, d_weights = backward(
-        *(d_y, d_h, d_c if CELLS[call.options["cell"]].has_c else None),
+        *(d_y, d_h, d_c if CELLS[call.options.cell].has_c else None),
         *(x, h0, c0, weights, reserve, batch_sizes, lengths, *options, True, True, True),
     )
     # The CPU engine gives those of weights as they were summed.
@@ -200,13 +200,13 @@ def test_small_and_empty(gpu: dict[str, Any], cell: str, T: int, N: int, form: s
 def test_lengths_of_zero(gpu: dict[str, Any]) -> None:
     call = make_call("lstm", "lengths", dtype=torch.float32, requires_grad=False)
     for lengths in ([0, 5, 2], [0, 0, 0], [1, 0, 1]):
-        call.options["lengths"] = torch.tensor(lengths)
+        call.batch = call.batch._replace(lengths=torch.tensor(lengths))
         assert_same_as_cpu(gpu, call, torch.float32)
 
 
 def test_padding_is_never_read(gpu: dict[str, Any]) -> None:
     call = make_call("gru", "lengths", dtype=torch.float32, requires_grad=False)
-    for n, length in enumerate(call.options["lengths"].tolist()):
+    for n, length in enumerate(call.batch.lengths.tolist()):
         call.x[length:, n] = float("nan")
     y, h_n, *_ = gpu["forward"](*call.op_arguments())
     assert y.isfinite().all() and h_n.isfinite().all()

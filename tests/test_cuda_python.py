@@ -11,8 +11,9 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fusedrnn
-from fusedrnn import _checks, _library, functional, ops
+from fusedrnn import _checks, _library, _raw_ops, functional, ops
 from fusedrnn._library import CudaLibrary
+from fusedrnn._options import Batch, Options, StepOptions
 from tests.calls import CELLS_AND_FORMS, make_call
 from tests.cuda.build import nvcc
 from tests.torch_cuda.build import ptx
@@ -154,18 +155,18 @@ def test_lack_of_memory_is_torchs_exception(monkeypatch: pytest.MonkeyPatch) -> 
     x = torch.randn(2, 2, 3)
     y, h = layer(x)[0], cell(x[0])
     again = layer(x)[0].sum()
-    for name in ("_forward_now", "_backward_now", "_backward", "_step", "_step_backward"):
-        monkeypatch.setattr(ops, name, full)
+    for name in ("_forward_now", "_backward_now", "_backward", "_step_now", "_step_backward_now"):
+        monkeypatch.setattr(_raw_ops, name, full)
     # Under torch.func.grad the op itself is called.
-    monkeypatch.setattr(ops, "_forward", full)
+    monkeypatch.setattr(_raw_ops, "_forward", full)
     for call in (
         lambda: layer(x),
         lambda: layer.eval()(x.detach()),
         lambda: y.sum().backward(),
         lambda: torch.autograd.grad(again, layer.weight_ih_l0, create_graph=True),
         lambda: torch.func.grad(lambda x: layer(x)[0].sum())(x),
-        lambda: ops.step(x[0], None, None, weights, 3, 4, "gru"),
-        lambda: ops.step(x[0], None, None, frozen, 3, 4, "gru"),
+        lambda: ops.step(x[0], None, None, weights, StepOptions(3, 4, "gru")),
+        lambda: ops.step(x[0], None, None, frozen, StepOptions(3, 4, "gru")),
         lambda: cell(x[0]),
         lambda: h.sum().backward(),
     ):
@@ -195,8 +196,8 @@ def test_a_regime_that_cannot_run_is_an_error_as_others(monkeypatch: pytest.Monk
 
     layer = fusedrnn.FusedRNN(3, 4)
     y, _ = layer(torch.randn(2, 2, 3))
-    monkeypatch.setattr(ops, "_forward_now", refuse)
-    monkeypatch.setattr(ops, "_backward_now", refuse)
+    monkeypatch.setattr(_raw_ops, "_forward_now", refuse)
+    monkeypatch.setattr(_raw_ops, "_backward_now", refuse)
     for call in (lambda: layer(torch.randn(2, 2, 3)), lambda: y.sum().backward()):
         with pytest.raises(
             RuntimeError, match=r"^fusedrnn: the resident regime was asked for, but"
@@ -225,7 +226,7 @@ def test_what_a_build_of_torch_lacks(
 
 def test_other_errors_stay_what_they_are() -> None:
     with pytest.raises(RuntimeError, match="x must be"):
-        ops.layer(torch.randn(2), None, None, [], cell="lstm", batch=1)
+        ops.layer(torch.randn(2), None, None, [], Batch(None, None, 1), Options("lstm"))
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from torch import Tensor
 import fusedrnn
 from fusedrnn import _reference
 from fusedrnn._library import CELLS, LIBRARY
+from fusedrnn._options import Batch, Options
 from tests.helpers import error
 from tests.native.build import native
 
@@ -56,7 +57,7 @@ def python(
     )
 
 
-def inputs(cell: str, batch: str, dtype: torch.dtype) -> tuple[list[Tensor | None], dict]:
+def inputs(cell: str, batch: str, dtype: torch.dtype) -> tuple[list[Tensor | None], Batch]:
     """Arguments of ops.layer, bidirectional, the same in every dtype but for rounding."""
     generator = torch.Generator().manual_seed(list(CELLS).index(cell))
     T, N, D, G = 6, 7, 2, CELLS[cell].gates
@@ -67,26 +68,27 @@ def inputs(cell: str, batch: str, dtype: torch.dtype) -> tuple[list[Tensor | Non
         t = torch.randn(*shape, generator=generator, dtype=torch.float64) * scale
         return t.to(torch.bfloat16).to(dtype).requires_grad_()
 
-    kwargs: dict = {"cell": cell, "bidirectional": True}
+    batch_sizes = lengths = None
     packed = batch in ("packed", "even sizes")
     if packed:
-        kwargs["batch_sizes"] = torch.tensor([7, 7, 5, 2, 2, 1])
+        batch_sizes = torch.tensor([7, 7, 5, 2, 2, 1])
     elif batch == "lengths":
-        kwargs["lengths"] = torch.tensor([3, 0, 6, 1, 6, 2, 5])
+        lengths = torch.tensor([3, 0, 6, 1, 6, 2, 5])
     x = randn(24, I) if packed else randn(T, N, I)
     tensors = [x, randn(D, N, P), randn(D, N, H) if CELLS[cell].has_c else None]
     for _ in range(D):
         shapes = [(G * H, I), (G * H, P), (G * H,), (G * H,)]
         shapes += [(P, H)] if CELLS[cell].projects else []
         tensors += [randn(*shape, scale=H**-0.5) for shape in shapes]
-    return tensors, kwargs
+    return tensors, Batch(batch_sizes, lengths, N)
 
 
 def run(layer, cell: str, batch: str, dtype: torch.dtype) -> list[Tensor]:
     """Outputs, then the gradients of every input."""
-    tensors, kwargs = inputs(cell, batch, dtype)
+    tensors, sequences = inputs(cell, batch, dtype)
     x, h0, c0, *weights = tensors
-    outputs = [t for t in layer(x, h0, c0, weights, **kwargs) if t is not None]
+    results = layer(x, h0, c0, weights, sequences, Options(cell, True))
+    outputs = [t for t in results if t is not None]
     torch.manual_seed(0)
     loss = sum((t * torch.randn(t.shape, dtype=torch.float64).to(dtype)).sum() for t in outputs)
     present = [t for t in tensors if t is not None]
