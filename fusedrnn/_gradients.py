@@ -11,7 +11,7 @@ from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
 from . import _raw_ops
-from ._errors import FROM_OPS, NO_FORWARD_MODE, as_torch_raises, refuse_dual
+from ._errors import NO_FORWARD_MODE, as_torch_raises, refuse_dual
 from ._library import CELLS
 from ._options import Batch, Grads, Needs, Options, Saved
 
@@ -41,8 +41,10 @@ def gradients(
             d_x, d_h0, d_c0, d_weights = _raw_ops.backward(grads, saved, options, needs)
         else:
             d_x, d_h0, d_c0, d_weights = _raw_ops.backward_now(grads, saved, options, needs)
-    except FROM_OPS as error:
-        raise as_torch_raises(error) from None
+    except RuntimeError as error:
+        of_forward = (saved.x, saved.h0, saved.c0, saved.reserve, *saved.weights)
+        on_cpu = (saved.batch.batch_sizes, saved.batch.lengths)
+        raise as_torch_raises(error, (*grads, *of_forward), on_cpu) from None
     return (
         d_x if needs.x else None,
         d_h0 if needs.h else None,

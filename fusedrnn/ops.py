@@ -19,7 +19,7 @@ from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
 from . import _derivative, _double_backward, _fakes, _flops, _raw_ops  # noqa: F401
-from ._errors import FROM_OPS, as_torch_raises, refuse_dual
+from ._errors import as_torch_raises, refuse_dual
 from ._functorch import FunctorchLayer
 from ._gradients import gradients
 from ._library import CELLS
@@ -81,8 +81,9 @@ def layer(
                 y, h_n, c_n, _ = _raw_ops.forward_now(
                     x, h0, c0, casts or weights, batch, options, False
                 )
-        except FROM_OPS as error:
-            raise as_torch_raises(error) from None
+        except RuntimeError as error:
+            on_cpu = (batch.batch_sizes, batch.lengths)
+            raise as_torch_raises(error, (x, h0, c0, *weights), on_cpu) from None
     return y, h_n, c_n if CELLS[options.cell].has_c else None
 
 
@@ -134,8 +135,8 @@ def step(
             stepped = _apply_step(x, h, c, options, casts, *weights)
             return stepped
         return _raw_ops.step_now(x, h, c, casts or weights, options, False)
-    except FROM_OPS as error:
-        raise as_torch_raises(error) from None
+    except RuntimeError as error:
+        raise as_torch_raises(error, (x, h, c, *weights)) from None
 
 
 class _Layer(torch.autograd.Function):
@@ -225,8 +226,8 @@ class _Step(torch.autograd.Function):
                 d_x, d_h, d_c, d_weights = _raw_ops.step_backward_now(
                     grad_h, grad_c, x, weights, reserve, options, needs
                 )
-            except FROM_OPS as error:
-                raise as_torch_raises(error) from None
+            except RuntimeError as error:
+                raise as_torch_raises(error, (grad_h, grad_c, x, reserve, *weights)) from None
         return (
             *(d_x, d_h if need_h else None, d_c if need_c else None, None, None),
             *(d_weights or [None] * len(weights)),

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from . import _console
+from ._errors import refuses_regime
 from ._library import CELLS, cuda_problem, torch_lacks_cuda
 from ._selftest_cases import (
     BFLOAT16,
@@ -83,7 +84,7 @@ class Selftest:
         except Exception as error:
             check.result = "failed"
             check.detail = "".join(traceback.format_exception_only(type(error), error)).strip()
-            if "resident regime was asked for" in str(error):
+            if refuses_regime(error):
                 if may_refuse:
                     check.result, check.detail = "not run", str(error)
                 else:

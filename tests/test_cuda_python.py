@@ -11,7 +11,9 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fusedrnn
+import setup_build
 from fusedrnn import _checks, _library, _raw_ops, functional, ops
+from fusedrnn._errors import MEMORY_TAG, REGIME_TAG, refuses_regime
 from fusedrnn._library import CudaLibrary
 from fusedrnn._options import Batch, Options, StepOptions
 from tests.calls import CELLS_AND_FORMS, make_call
@@ -146,7 +148,7 @@ def test_fake_reserve_is_as_large_as_the_real_one(cell: str, form: str, dtype: t
 
 
 def full(*_: Any) -> Any:
-    raise RuntimeError("fusedrnn: CUDA out of memory. Tried to allocate 2.00 GiB")
+    raise RuntimeError(f"fusedrnn: CUDA out of memory. Tried to allocate 2.00 GiB{MEMORY_TAG}")
 
 
 def test_lack_of_memory_is_torchs_exception(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,17 +194,22 @@ def test_lack_of_memory_in_a_compiled_graph(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_regime_that_cannot_run_is_an_error_as_others(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> Any:
-        raise ValueError("the resident regime was asked for, but a projection has none")
+        raise RuntimeError(f"fusedrnn: the resident regime cannot run{REGIME_TAG}")
 
     layer = fusedrnn.FusedRNN(3, 4)
     y, _ = layer(torch.randn(2, 2, 3))
     monkeypatch.setattr(_raw_ops, "_forward_now", refuse)
     monkeypatch.setattr(_raw_ops, "_backward_now", refuse)
     for call in (lambda: layer(torch.randn(2, 2, 3)), lambda: y.sum().backward()):
-        with pytest.raises(
-            RuntimeError, match=r"^fusedrnn: the resident regime was asked for, but"
-        ):
+        with pytest.raises(RuntimeError, match=r"^fusedrnn: the resident regime cannot run$") as e:
             call()
+        assert refuses_regime(e.value)
+
+
+def test_tags_are_those_of_the_ops() -> None:
+    header = setup_build.CSRC / "torch" / "error_tags.h"
+    tags = dict(re.findall(r'constexpr const char\* (\w+) = "(.*)";', header.read_text()))
+    assert tags == {"kRegimeTag": REGIME_TAG, "kMemoryTag": MEMORY_TAG}
 
 
 @pytest.mark.parametrize(

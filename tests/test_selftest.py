@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from fusedrnn import _raw_ops, ops, selftest
+from fusedrnn._errors import REGIME_TAG
 from fusedrnn._library import CELLS
 from fusedrnn._selftest_cases import BFLOAT16, FLOAT16, FLOAT32, LARGE, REGIME, SMALL, TF32, Call
 from fusedrnn._selftest_report import Check
@@ -188,7 +189,7 @@ def refuse(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def forward(*args: Any) -> Any:
         if os.environ.get(REGIME) == "resident":
-            raise ValueError("the resident regime was asked for, but blocks cannot run together")
+            raise RuntimeError(f"fusedrnn: blocks cannot run together{REGIME_TAG}")
         return right(*args)
 
     monkeypatch.setattr(_raw_ops, "_forward_now", forward)

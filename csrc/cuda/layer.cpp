@@ -409,8 +409,8 @@ Plan checked_plan(const Layer& layer, Launcher& launcher, bool backward, const O
   const Plan plan = plan_layer(layer, launcher, DtypeOf<S>::kDtype, backward, options);
   log_plan(layer, DtypeOf<S>::kDtype, backward, plan);
   if (options.regime == Regime::kResident && plan.regime != Regime::kResident)
-    throw std::invalid_argument("the resident regime was asked for, but " + plan.why_per_step +
-                                ": leave the choice to the library");
+    throw RegimeRefused("the resident regime was asked for, but " + plan.why_per_step +
+                        ": leave the choice to the library");
   return plan;
 }
 

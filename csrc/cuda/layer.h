@@ -5,6 +5,7 @@
 #pragma once
 
 #include <optional>
+#include <stdexcept>
 
 #include "../cpu/layer.h"
 #include "dtype.h"
@@ -12,6 +13,11 @@
 #include "plan.h"
 
 namespace fusedrnn::cuda {
+
+// Thrown where the regime that was asked for cannot run; what() says why.
+struct RegimeRefused : std::invalid_argument {
+  using std::invalid_argument::invalid_argument;
+};
 
 // What a caller may choose.
 struct Options {

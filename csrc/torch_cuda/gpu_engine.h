@@ -131,7 +131,7 @@ class GpuEngine {
       args.c = t.c ? data<cuda::Real<S>>(*t.c) : nullptr;
       args.y = static_cast<S*>(t.y);
       args.reserve = t.reserve ? t.reserve->data_ptr() : nullptr;
-      cuda::layer_forward<S>(call.layer(), launcher_, options(call), args);
+      run([&] { cuda::layer_forward<S>(call.layer(), launcher_, options(call), args); });
     });
   }
 
@@ -149,7 +149,7 @@ class GpuEngine {
         args.w[d] = pointers<const S>(call, call.weights, d);
         if (!t.d_weights.empty()) args.d_w[d] = pointers<S>(call, t.d_weights, d);
       }
-      cuda::layer_backward<S>(call.layer(), launcher_, options(call), args);
+      run([&] { cuda::layer_backward<S>(call.layer(), launcher_, options(call), args); });
     });
   }
 
@@ -166,6 +166,16 @@ class GpuEngine {
         return body(cuda::BFloat16());
       default:
         return body(float());
+    }
+  }
+
+  // Runs a pass of the engine, which knows no torch; its refusal becomes an error of the ops.
+  template <class Pass>
+  static void run(const Pass& pass) {
+    try {
+      pass();
+    } catch (const cuda::RegimeRefused& refused) {
+      fail(refused.what(), kRegimeTag);
     }
   }
 
