@@ -5,16 +5,21 @@
 namespace fusedrnn {
 namespace {
 
-// Lines of `key value ...`, read by fusedrnn._library: the chosen instruction set, those compiled,
-// and the constants of the cells. Throws where FUSEDRNN_ISA asks for what cannot be had.
+// Lines of `key value ...`, read by fusedrnn._library: the chosen instruction set, whether bfloat16
+// layers multiply pairs with it, the instruction sets compiled, and the facts of the cells. Shapes
+// of parameters are in letters. Throws where FUSEDRNN_ISA asks for what cannot be had.
 std::string info() {
   std::ostringstream text;
   text << "isa " << kernels().isa << "\n";
+  text << "pairs " << (kernels().bf16 != nullptr) << "\n";
   for (const IsaInfo& isa : instruction_sets())
     text << "compiled " << isa.name << " " << (isa.supported ? "supported" : "unsupported") << "\n";
   for (const CellInfo& cell : kCellInfo) {
-    text << "cell " << cell.name << " " << cell.gates << " " << cell.saved << " " << cell.saves_h
-         << " " << cell.has_c << " " << cell.stages << " " << cell.projects << "\n";
+    text << "cell name=" << cell.name << " gates=" << cell.gates << " saved=" << cell.saved
+         << " saves_h=" << cell.saves_h << " has_c=" << cell.has_c << " stages=" << cell.stages
+         << " projects=" << cell.projects
+         << " parameters=weight_ih:G*H,I;weight_hh:G*H,P;bias_ih:G*H;bias_hh:G*H"
+         << (cell.projects ? ";weight_hr:P,H" : "") << "\n";
   }
   return text.str();
 }
