@@ -23,7 +23,7 @@ _IN_SOURCES = (_HERE.parent / "setup_build.py").exists()
 
 
 @dataclasses.dataclass(frozen=True)
-class Parameter:
+class CellParameter:
     """A parameter of a cell, and its sizes in letters."""
 
     name: str
@@ -53,9 +53,9 @@ class CellSpec:
     has_c: bool  # whether there is a cell state beside h
     stages: int  # products in a step
     projects: bool  # whether h is projected to P < H
-    parameters: tuple[Parameter, ...]  # of one direction, in torch.nn's order
+    parameters: tuple[CellParameter, ...]  # of one direction, in torch.nn's order
 
-    def parameters_with(self, bias: bool) -> list[Parameter]:
+    def parameters_with(self, bias: bool) -> list[CellParameter]:
         """The parameters of a layer with biases or without."""
         return [p for p in self.parameters if bias or not p.is_bias]
 
@@ -180,7 +180,7 @@ def _cell_spec(facts: dict[str, str]) -> CellSpec:
         has_c=facts["has_c"] == "1",
         stages=int(facts["stages"]),
         projects=facts["projects"] == "1",
-        parameters=tuple(Parameter(name, tuple(form.split(","))) for name, form in parameters),
+        parameters=tuple(CellParameter(name, tuple(form.split(","))) for name, form in parameters),
     )
 
 

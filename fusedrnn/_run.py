@@ -29,42 +29,48 @@ from ._options import Batch, Options
 
 __all__ = ["run_layers", "sizes_of"]
 
-_KINDS = {
-    "lstm": "LSTM",
-    "lstm_proj": "LSTM",
-    "gru": "GRU",
-    "gru_reset_before": "GRU",
-    "rnn_tanh": "RNN",
-    "rnn_relu": "RNN",
-}
-
 
 def sizes_of(
-    cell: str, weights: Sequence[Any], num_layers: int, bias: bool, bidirectional: bool
+    cells: Sequence[str], weights: Sequence[Any], num_layers: int, bias: bool, bidirectional: bool
 ) -> tuple[str, tuple[int, int, int]]:
-    """Reads cell (with projection or not) and (I, H, P) from the number and shapes of weights."""
+    """Reads from the weights which of these cells they are for, and (I, H, P).
+
+    It is the first cell that has as many parameters, of the same ranks where several have.
+    """
     check_flags(bias, False, bidirectional)
     if num_layers <= 0:
         raise ValueError(f"num_layers must be greater than zero, got {num_layers}")
     directions = 2 if bidirectional else 1
     one, odd = divmod(len(weights), num_layers * directions)
-    if cell == "lstm" and one == (5 if bias else 3):
-        cell = "lstm_proj"
-    names = weight_names(cell, 1, 1, bias)
-    if odd or one != len(names):
+    cell = _cell_of(cells, weights[:one], bias)
+    spec = CELLS[cell]
+    parameters = spec.parameters_with(bias)
+    if odd or one != len(parameters):
         raise RuntimeError(
-            f"weights must hold {', '.join(n[:-3] for n in names)} for each of {num_layers} layers "
-            f"and {directions} directions, {num_layers * directions * len(names)} tensors, "
-            f"got {len(weights)}"
+            f"weights must hold {', '.join(p.name for p in parameters)} for each of {num_layers} "
+            f"layers and {directions} directions, {num_layers * directions * len(parameters)} "
+            f"tensors, got {len(weights)}"
         )
-    for name, w in zip(names, weights, strict=False):
+    first = dict(zip(weight_names(cell, 1, 1, bias), weights, strict=False))
+    for (name, w), parameter in zip(first.items(), parameters, strict=True):
         if not isinstance(w, Tensor):
             raise TypeError(f"{name} must be a Tensor, got {type(w).__name__}")
-        if w.dim() != (1 if name.startswith("bias") else 2):
+        if w.dim() != len(parameter.sizes):
             raise RuntimeError(f"{name} must be a matrix, or a vector for a bias, got {w.dim()}-D")
-    rows, I = weights[0].shape
-    H = rows // CELLS[cell].gates
-    return cell, (I, H, weights[one - 1].shape[0] if CELLS[cell].projects else H)
+    rows, I = first["weight_ih_l0"].shape
+    H = rows // spec.gates
+    return cell, (I, H, first["weight_hr_l0"].shape[0] if spec.projects else H)
+
+
+def _cell_of(cells: Sequence[str], weights: Sequence[Any], bias: bool) -> str:
+    """The first of these cells whose parameters these weights of one direction can be."""
+    forms = {cell: [len(p.sizes) for p in CELLS[cell].parameters_with(bias)] for cell in cells}
+    ranks = [w.dim() if isinstance(w, Tensor) else None for w in weights]
+    for fits in (lambda form: form == ranks, lambda form: len(form) == len(ranks)):
+        for cell, form in forms.items():
+            if fits(form):
+                return cell
+    return cells[0]
 
 
 def run_layers(
@@ -106,7 +112,7 @@ def run_layers(
     rank = input.dim()
     if batch_sizes is None:
         if rank != 3 and rank != 2:
-            raise ValueError(f"{_KINDS[cell]}: Expected input to be 2D or 3D, got {rank}D instead")
+            raise ValueError(f"{_kind(cell)}: Expected input to be 2D or 3D, got {rank}D instead")
         if lengths is not None and rank == 2:
             raise ValueError("lengths must be None for unbatched 2-D input, which has one length T")
     else:
@@ -222,3 +228,8 @@ def _stack(
         if c is not None:
             c_out.append(c)
     return x, torch.cat(h_out), torch.cat(c_out) if c_out else None
+
+
+def _kind(cell: str) -> str:
+    """The name of torch.nn's class as its messages have it: the first word of the cell's name."""
+    return cell.partition("_")[0].upper()

@@ -15,18 +15,16 @@ from torch.nn.modules.rnn import RNNCellBase
 
 from . import _fx, _reference, ops
 from ._autocast import autocast_dtype, cast, cast_weights
-from ._checks import as_dense, check_kernels, check_weights
+from ._checks import Device, DType, as_dense, check_kernels, check_weights
 from ._library import CELLS
 from ._options import Batch, Options, StepOptions
 from ._torchscript import refuse_script, refuse_trace
 
-Device = torch.device | str | int | None
-DType = torch.dtype | None
-
 __all__ = ["FusedGRUCell", "FusedLSTMCell", "FusedRNNCell"]
 
 
-_NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+# The parameters of every cell module.
+WEIGHT_NAMES = tuple(parameter.name for parameter in CELLS["lstm"].parameters)
 
 # What arguments that do not fit raise in a step. Other exceptions are not of our making: by one
 # torch.utils.checkpoint ends a forward that it repeats.
@@ -87,7 +85,9 @@ class _FusedCell(RNNCellBase):
                 f"input has inconsistent input_size: got {input.shape[-1]} expected {I}"
             )
         _check_sizes(input, states, H)
-        check_weights(cell, (I, H, H), 1, 1, bias, casts or weights, input, RuntimeError, _NAMES)
+        check_weights(
+            cell, (I, H, H), 1, 1, bias, casts or weights, input, RuntimeError, WEIGHT_NAMES
+        )
         check_kernels(input)
         _check_kinds(input, states)
         if rank == 1:
@@ -142,7 +142,7 @@ class _FusedCell(RNNCellBase):
                 parameters["bias_hh"],
             ]
         except KeyError:
-            weights = [getattr(self, name) for name in _NAMES]
+            weights = [getattr(self, name) for name in WEIGHT_NAMES]
         b_ih, b_hh = weights[2], weights[3]
         if b_ih is not None and b_hh is not None:
             return weights

@@ -82,7 +82,7 @@ def lstm(
         TypeError, AttributeError, IndexError: as torch.nn, for arguments of a wrong type.
         NotImplementedError: a dtype or device without kernels.
     """
-    cell, sizes = sizes_of("lstm", weights, num_layers, bias, bidirectional)
+    cell, sizes = sizes_of(("lstm", "lstm_proj"), weights, num_layers, bias, bidirectional)
     h0, c0 = lstm_states(hx)
     y, h_n, c_n = run_layers(
         cell,
@@ -152,8 +152,8 @@ def gru(
     Raises:
         Exception: as `lstm`.
     """
-    family = "gru" if reset_after else "gru_reset_before"
-    cell, sizes = sizes_of(family, weights, num_layers, bias, bidirectional)
+    asked_for = "gru" if reset_after else "gru_reset_before"
+    cell, sizes = sizes_of((asked_for,), weights, num_layers, bias, bidirectional)
     y, h_n, _ = run_layers(
         cell,
         sizes,
@@ -213,7 +213,7 @@ def rnn(
     """
     if nonlinearity not in ("tanh", "relu"):
         raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
-    cell, sizes = sizes_of(f"rnn_{nonlinearity}", weights, num_layers, bias, bidirectional)
+    cell, sizes = sizes_of((f"rnn_{nonlinearity}",), weights, num_layers, bias, bidirectional)
     y, h_n, _ = run_layers(
         cell,
         sizes,

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fusedrnn
 from fusedrnn import _reference, ops
 from fusedrnn import functional as F
 from fusedrnn._library import LIBRARY
 from tests import numpy_reference
-from tests.calls import make_call
+from tests.calls import CELLS_AND_FORMS, make_call
 from tests.helpers import BY_NAME
 from tests.native.build import native
 
@@ -83,6 +84,39 @@ def test_cells_run_every_cell_but_the_projected(seen: set[str]) -> None:
     ):
         module(x)
     assert seen == LIBRARY.cells.keys() - {"lstm_proj"}
+
+
+def test_parameters() -> None:
+    four = "weight_ih:G*H,I;weight_hh:G*H,P;bias_ih:G*H;bias_hh:G*H"
+    for cell, spec in LIBRARY.cells.items():
+        said = ";".join(f"{p.name}:{','.join(p.sizes)}" for p in spec.parameters)
+        assert said == (f"{four};weight_hr:P,H" if spec.projects else four), cell
+        call = make_call(cell, D=1, requires_grad=False)
+        P = 3 if spec.projects else 6
+        for p, weight in zip(spec.parameters, call.weights, strict=True):
+            assert p.shape(G=spec.gates, H=6, I=4, P=P) == weight.shape
+
+
+@pytest.mark.parametrize("H", [6, 5])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("cell", "form"), CELLS_AND_FORMS)
+def test_fake_reserve_is_as_large_as_the_real_one(
+    cell: str, form: str, dtype: torch.dtype, H: int
+) -> None:
+    """Both where bfloat16 is multiplied in pairs and where it is not; P is 6 or 5."""
+    call = make_call(cell, form, H=2 * H if cell == "lstm_proj" else H, dtype=dtype, D=2)
+    real = torch.ops.fusedrnn.forward(*call.op_arguments())
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+
+        def fake(t: Any) -> Any:
+            return mode.from_tensor(t) if isinstance(t, torch.Tensor) else t
+
+        arguments = [
+            [fake(w) for w in a] if isinstance(a, list) else fake(a) for a in call.op_arguments()
+        ]
+        fakes = torch.ops.fusedrnn.forward(*arguments)
+    for got, wanted in zip(fakes, real, strict=True):
+        assert got.shape == wanted.shape and got.dtype == wanted.dtype
 
 
 @pytest.mark.parametrize("cell", LIBRARY.cells)
