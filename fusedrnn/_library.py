@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 import platform
 import sys
@@ -36,10 +35,13 @@ class CellParameter:
 
     def shape(self, **letters: int) -> tuple[int, ...]:
         """Its sizes, from those of the letters G, H, I and P."""
-        return tuple(
-            math.prod(letters[f] if f.isalpha() else int(f) for f in size.split("*"))
-            for size in self.sizes
-        )
+        shape = []
+        for size in self.sizes:
+            product = 1
+            for factor in size.split("*"):  # and not math.prod, which Dynamo cannot trace here
+                product = product * (letters[factor] if factor in letters else int(factor))
+            shape.append(product)
+        return tuple(shape)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,6 +6,10 @@ registered with autograd, so they may be called, compiled and exported directly;
 shorter way to them in eager mode (a plain `autograd.Function`, or no Function at all without
 grad), because the registered way costs about 50 µs a call. `step` is a cell's one step by ops of
 its own, which take what a cell has as it is.
+
+Programs that were exported name the ops and their arguments. So a new option of an op goes to the
+end of its arguments and has a default, and nothing is renamed, reordered or removed; a test
+compares the schemas with tests/golden_schemas.txt.
 """
 
 from __future__ import annotations
