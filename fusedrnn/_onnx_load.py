@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ._importing import as_tensor, expect_shape, make_layer, with_gates
+from ._modules import FusedGRU, FusedLSTM, FusedRNN
 from ._onnx import TO_ONNX, attribute, need, text
-from .modules import FusedGRU, FusedLSTM, FusedRNN
 
 if TYPE_CHECKING:  # it needs numpy
     from ._onnx_operators import Array

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import _C, Tensor
 
-from . import _library  # noqa: F401 (loads the ops)
+from . import _library  # noqa: F401 (loads the _ops)
 from ._options import Batch, Grads, Needs, Options, Saved, StepOptions
 
 __all__ = ["backward", "backward_now", "forward", "forward_now", "step_backward_now", "step_now"]

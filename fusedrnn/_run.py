@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from . import ops
+from . import _ops
 from ._autocast import autocast_dtype, cast, cast_weights
 from ._checks import (
     as_dense,
@@ -184,7 +184,7 @@ def run_layers(
     batch = Batch(batch_sizes, lengths, N)
     options = Options(cell, bidirectional)
     if num_layers == 1:
-        y, h_n, c_n = ops.layer(x, h0, c0, weights, batch, options, casts)
+        y, h_n, c_n = _ops.layer(x, h0, c0, weights, batch, options, casts)
     else:
         y, h_n, c_n = _stack(x, h0, c0, weights, batch, options, casts, num_layers, dropout)
 
@@ -206,7 +206,7 @@ def _stack(
     weights: Sequence[Tensor],
     batch: Batch,
     options: Options,
-    casts: Sequence[Tensor] | None,  # as in `ops.layer`
+    casts: Sequence[Tensor] | None,  # as in `_ops.layer`
     num_layers: int,
     dropout: float,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -223,7 +223,7 @@ def _stack(
             x = F.dropout(x, dropout, training=True)
         own = slice(layer * k, (layer + 1) * k)
         w, cast_w = weights[own], None if casts is None else casts[own]
-        x, h, c = ops.layer(x, h_in[layer], c_in[layer], w, batch, options, cast_w)
+        x, h, c = _ops.layer(x, h_in[layer], c_in[layer], w, batch, options, cast_w)
         h_out.append(h)
         if c is not None:
             c_out.append(c)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _reference, ops
+from . import _ops, _reference
 from ._library import CELLS
 from ._options import Batch, Options
 
@@ -68,7 +68,7 @@ LARGE = (Shape(40, 32, 64, 256), Shape(50, 1, 128, 512), Shape(20, 64, 96, 300, 
 
 
 class Call:
-    """Arguments of `ops.layer` for a cell and a shape, and what they should give."""
+    """Arguments of `_ops.layer` for a cell and a shape, and what they should give."""
 
     def __init__(self, cell: str, shape: Shape) -> None:
         self.cell, self.shape = cell, shape
@@ -108,7 +108,7 @@ class Call:
     def outputs(self, leaves: Sequence[Tensor | None], layer: Any = None) -> list[Tensor]:
         """What a layer, ours where none is given, makes of them."""
         x, h0, c0, *weights = leaves
-        run: Any = layer or ops.layer
+        run: Any = layer or _ops.layer
         return [t for t in run(x, h0, c0, weights, self.batch, self.options) if t is not None]
 
     def cotangents(self, outputs: Sequence[Tensor]) -> list[Tensor]:

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from ._checks import Lengths, as_lengths
 from ._importing import as_tensor, expect_shape, make_layer, with_gates
-from .modules import FusedGRU, FusedLSTM, FusedRNN
+from ._modules import FusedGRU, FusedLSTM, FusedRNN
 
 __all__ = ["from_weights", "load", "repeat_last", "with_mask"]
 

@@ -14,3 +14,7 @@ from ._onnx_export import export, translations
 from ._onnx_load import constants, load
 
 __all__ = ["constants", "export", "load", "translations"]
+
+for _name in __all__:
+    globals()[_name].__module__ = __name__
+del _name

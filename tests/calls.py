@@ -1,4 +1,4 @@
-"""Calls of `ops.layer` for the tests that go below the modules: every cell, every form of batch."""
+"""Calls of `_ops.layer` for tests that go below the modules: every cell, every form of batch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FORMS = ("plain", "packed", "lengths")
 
 @dataclasses.dataclass
 class Call:
-    """Arguments of `ops.layer`, leaves that require grad."""
+    """Arguments of `_ops.layer`, leaves that require grad."""
 
     x: Tensor
     h0: Tensor | None
@@ -39,7 +39,7 @@ class Call:
         return dataclasses.replace(self, x=x, h0=h0, c0=c0, weights=list(rest))
 
     def run(self, layer: Any) -> list[Tensor]:
-        """Outputs of `ops.layer` or of another function of its signature."""
+        """Outputs of `_ops.layer` or of another function of its signature."""
         result = layer(self.x, self.h0, self.c0, self.weights, self.batch, self.options)
         return [t for t in result if t is not None]
 

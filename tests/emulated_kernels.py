@@ -54,7 +54,7 @@ class Product(torch.autograd.Function):
 
 
 def layer(x: Tensor, *args: Any, delta: Round = lambda d: d) -> Any:
-    """`ops.layer` by such kernels; `delta` changes what backward multiplies, to make them wrong."""
+    """`_ops.layer` by such kernels; `delta` changes what backward multiplies, to make it wrong."""
     rounded, dtype = rounding(x.dtype), x.dtype
 
     def linear(a: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fusedrnn
-from fusedrnn import _reference, ops
+from fusedrnn import _ops, _reference
 from fusedrnn import functional as F
 from fusedrnn._library import LIBRARY
 from tests import numpy_reference
@@ -30,10 +30,10 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> set[str]:
             names.add(inspect.signature(run).bind(*args).arguments["options"].cell)
             return run(*args)
 
-        monkeypatch.setattr(ops, name, recording)
+        monkeypatch.setattr(_ops, name, recording)
 
-    record("layer", ops.layer)
-    record("step", ops.step)
+    record("layer", _ops.layer)
+    record("step", _ops.step)
     return names
 
 

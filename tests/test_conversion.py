@@ -15,7 +15,7 @@ from torch.nn.utils import parametrizations, prune
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 import fusedrnn
-from fusedrnn.conversion import convert, revert, to_torch
+from fusedrnn._conversion import convert, revert, to_torch
 
 PAIRS: dict[type[nn.Module], type[nn.Module]] = {
     nn.LSTM: fusedrnn.FusedLSTM,

@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fusedrnn
 import setup_build
-from fusedrnn import _checks, _library, _raw_ops, functional, ops
+from fusedrnn import _checks, _library, _ops, _raw_ops, functional
 from fusedrnn._errors import MEMORY_TAG, REGIME_TAG, refuses_regime
 from fusedrnn._library import CudaLibrary
 from fusedrnn._options import Batch, Options, StepOptions
@@ -167,8 +167,8 @@ def test_lack_of_memory_is_torchs_exception(monkeypatch: pytest.MonkeyPatch) -> 
         lambda: y.sum().backward(),
         lambda: torch.autograd.grad(again, layer.weight_ih_l0, create_graph=True),
         lambda: torch.func.grad(lambda x: layer(x)[0].sum())(x),
-        lambda: ops.step(x[0], None, None, weights, StepOptions(3, 4, "gru")),
-        lambda: ops.step(x[0], None, None, frozen, StepOptions(3, 4, "gru")),
+        lambda: _ops.step(x[0], None, None, weights, StepOptions(3, 4, "gru")),
+        lambda: _ops.step(x[0], None, None, frozen, StepOptions(3, 4, "gru")),
         lambda: cell(x[0]),
         lambda: h.sum().backward(),
     ):
@@ -233,7 +233,7 @@ def test_what_a_build_of_torch_lacks(
 
 def test_other_errors_stay_what_they_are() -> None:
     with pytest.raises(RuntimeError, match="x must be"):
-        ops.layer(torch.randn(2), None, None, [], Batch(None, None, 1), Options("lstm"))
+        _ops.layer(torch.randn(2), None, None, [], Batch(None, None, 1), Options("lstm"))
 
 
 @pytest.mark.parametrize(

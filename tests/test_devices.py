@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pack_sequence
 
 import fusedrnn
-from fusedrnn import _reference, ops
+from fusedrnn import _ops, _reference
 from fusedrnn._errors import refuses_regime
 from fusedrnn._selftest_cases import (
     BFLOAT16,
@@ -76,7 +76,7 @@ def test_layer(
     wide = call.with_leaves([t.detach().double().requires_grad_() for t in call.leaves])
     call = call.with_leaves([t.detach().to(where).requires_grad_() for t in call.leaves])
     results: list[list[Tensor]] = []
-    for c, layer in ((call, ops.layer), (wide, _reference.layer)):
+    for c, layer in ((call, _ops.layer), (wide, _reference.layer)):
         with float32_products(precision.tf32):
             try:
                 outputs = c.run(layer)
@@ -97,7 +97,7 @@ def test_layer(
 @pytest.mark.parametrize("cell", BY_NAME)
 def test_limits_let_correct_kernels_pass(monkeypatch: pytest.MonkeyPatch, cell: str) -> None:
     """At a size and in the precisions that are run on a GPU alone."""
-    monkeypatch.setattr(ops, "layer", emulated_kernels.layer)
+    monkeypatch.setattr(_ops, "layer", emulated_kernels.layer)
     for precision in (FLOAT32, FLOAT16, BFLOAT16, TF32):
         test_layer(monkeypatch, cell, "packed", "cpu", "", 256, precision)
 

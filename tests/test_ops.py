@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fusedrnn import ops
+from fusedrnn import _ops
 from fusedrnn._options import batch_of
 from tests.calls import CELLS_AND_FORMS, FORMS, make_call
 
@@ -78,7 +78,7 @@ def test_opcheck_without_states_bias_or_keep() -> None:
 def test_raw_op_in_grad_mode_is_differentiated() -> None:
     call = make_call("lstm", "lengths")
     raw = FORWARD(*call.op_arguments())[:3]
-    expected = call.run(ops.layer)
+    expected = call.run(_ops.layer)
     for a, b in zip(raw, expected, strict=True):
         assert torch.equal(a, b)
     d_raw = torch.autograd.grad([t.sum() for t in raw], call.leaves)

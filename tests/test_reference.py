@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pack_sequence
 
-from fusedrnn import _reference, ops
+from fusedrnn import _ops, _reference
 from fusedrnn._library import CELLS as SPECS
 from fusedrnn._options import Batch, Options, batch_of
 from tests.helpers import CELLS, Cell, flat, make_states, pad, ragged, randn
@@ -113,7 +113,7 @@ def test_the_op_agrees(cell: Cell, kind: str) -> None:
     hx = make_states(ours, 5, f64)
     leaves = [x.requires_grad_(), *(t.requires_grad_() for t in flat(hx)), *ours.parameters()]
     results = []
-    for layer in (ops.layer, _reference.layer):
+    for layer in (_ops.layer, _reference.layer):
         h0, c0 = [*flat(hx), None][:2]
         batch = batch_of(x, **options)
         outputs = layer(x, h0, c0, list(ours.parameters()), batch, Options(cell.name, True))

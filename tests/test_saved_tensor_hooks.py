@@ -15,7 +15,7 @@ from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 import fusedrnn
-from fusedrnn import ops
+from fusedrnn import _ops
 from tests.calls import CELLS_AND_FORMS, make_call, other_memory
 from tests.helpers import flat
 
@@ -51,7 +51,7 @@ def layer_gradients(
     torch.manual_seed(0)
     call = make_call(cell, form)
     with context:
-        outputs = call.run(ops.layer)
+        outputs = call.run(_ops.layer)
     return derive(outputs, call.leaves, higher)
 
 

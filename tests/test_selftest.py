@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from fusedrnn import _raw_ops, ops, selftest
+from fusedrnn import _ops, _raw_ops, selftest
 from fusedrnn._errors import REGIME_TAG
 from fusedrnn._library import CELLS
 from fusedrnn._selftest_cases import BFLOAT16, FLOAT16, FLOAT32, LARGE, REGIME, SMALL, TF32, Call
@@ -99,7 +99,7 @@ def test_a_regime_is_for_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
 
 def parity_of(monkeypatch: pytest.MonkeyPatch, cell: str, layer: Any) -> list[Check]:
     """The checks of a cell, all shapes and TF32 too, where this is what the device computes."""
-    monkeypatch.setattr(ops, "layer", layer)
+    monkeypatch.setattr(_ops, "layer", layer)
     monkeypatch.setattr(selftest, "CELLS", {cell: CELLS[cell]})
     monkeypatch.setattr(selftest.Selftest, "why_no_tf32", lambda _: "")
     test = selftest.Selftest(CPU, quick=False)
@@ -142,7 +142,7 @@ def test_large_relu_in_float32_depends_on_the_order_of_sums(
         monkeypatch.setattr(
             emulated_kernels, "rounding", lambda _, scale=scale: lambda t: t * scale
         )
-        monkeypatch.setattr(ops, "layer", emulated_kernels.layer)
+        monkeypatch.setattr(_ops, "layer", emulated_kernels.layer)
         errors.append(Call("rnn_relu", LARGE[1]).error(CPU, FLOAT32)[0])
     assert max(errors) > 1e5
 

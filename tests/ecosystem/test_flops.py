@@ -92,7 +92,7 @@ def test_sizes_alone() -> None:
     with FakeTensorMode(), FlopCounterMode(display=False) as counter:
         weights = list(fusedrnn.FusedGRU(I, H).parameters())
         x, lengths = torch.randn(T, N, I), torch.tensor([T, 2, 1])
-        fusedrnn.ops.layer(x, None, None, weights, Batch(None, lengths, N), Options("gru"))
+        fusedrnn._ops.layer(x, None, None, weights, Batch(None, lengths, N), Options("gru"))
     assert counter.get_total_flops() == 2 * (I + H) * 3 * H * T * N
     with FlopCounterMode(display=False) as counter:
         fusedrnn.FusedGRU(I, H, device="meta")(torch.randn(T, N, I, device="meta"))

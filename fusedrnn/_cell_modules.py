@@ -13,7 +13,7 @@ import torch
 from torch import _C, Tensor, nn
 from torch.nn.modules.rnn import RNNCellBase
 
-from . import _fx, _reference, ops
+from . import _fx, _ops, _reference
 from ._autocast import autocast_dtype, cast, cast_weights
 from ._checks import Device, DType, as_dense, check_kernels, check_weights
 from ._library import CELLS
@@ -42,7 +42,7 @@ class _FusedCell(RNNCellBase):
 
         Returns h, then c of a cell that has one.
         """
-        if ops.may_step():
+        if _ops.may_step():
             weights = self._weights()
             h = states[0] if states else None
             c = states[1] if len(states) == 2 else None
@@ -52,7 +52,7 @@ class _FusedCell(RNNCellBase):
                     if _C._is_any_autocast_enabled():
                         input, h, c, weights, casts = self._cast(cell, input, h, c, weights)
                     options = StepOptions(self.input_size, self.hidden_size, cell)
-                    return ops.step(input, h, c, weights, options, casts)
+                    return _ops.step(input, h, c, weights, options, casts)
                 except _UNFIT:
                     pass  # the way below says in torch.nn's words what does not fit
         return self._run_checked(cell, input, states)
@@ -101,7 +101,7 @@ class _FusedCell(RNNCellBase):
                 weights = [cast(w, x.dtype) for w in weights]
             _, h, c = _reference.layer(x, h, c, weights, batch, options)
         else:
-            _, h, c = ops.layer(x, h, c, weights, batch, options, casts)
+            _, h, c = _ops.layer(x, h, c, weights, batch, options, casts)
         # [D, N, H] -> [N, H] or [H]
         h, c = h.squeeze(0), None if c is None else c.squeeze(0)
         if rank == 1:

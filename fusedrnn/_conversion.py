@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from ._cell_modules import WEIGHT_NAMES, FusedGRUCell, FusedLSTMCell, FusedRNNCell
 from ._checks import check_kernels
-from .cells import WEIGHT_NAMES, FusedGRUCell, FusedLSTMCell, FusedRNNCell
-from .modules import FusedGRU, FusedLSTM, FusedRNN
+from ._modules import FusedGRU, FusedLSTM, FusedRNN
 
 __all__ = ["convert", "revert", "to_torch"]
 
