@@ -15,6 +15,7 @@ from ._onnx_load import constants, load
 
 __all__ = ["constants", "export", "load", "translations"]
 
-for _name in __all__:
+# Not of `load`: Sphinx looks for overloads in the file of this name.
+for _name in ("constants", "export", "translations"):
     globals()[_name].__module__ = __name__
 del _name

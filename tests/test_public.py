@@ -26,6 +26,8 @@ def test_all_other_modules_are_private() -> None:
 def test_what_is_public_says_where(module: object) -> None:
     names = NAMES if module is fusedrnn else module.__all__  # type: ignore[attr-defined]
     for name in names:
+        if (module, name) == (fusedrnn.onnx, "load"):
+            continue  # the documentation finds its overloads by its file
         assert getattr(module, name).__module__ == module.__name__  # type: ignore[attr-defined]
 
 
