@@ -75,7 +75,6 @@ class Call:
         spec = CELLS[cell]
         T, N, I, H, D = shape.T, shape.N, shape.I, shape.H, shape.D
         P = max(1, H // 2) if spec.projects else H
-        rows = spec.gates * H
         generator = torch.Generator().manual_seed(T * 1000 + H)
 
         def randn(*sizes: int, scale: float = 1.0) -> Tensor:
@@ -87,10 +86,10 @@ class Call:
             randn(D, N, P),
             randn(D, N, H) if spec.has_c else None,
         ]
-        for _ in range(D):
-            self.inputs += [randn(rows, I, scale=I**-0.5), randn(rows, P, scale=H**-0.5)]
-            self.inputs += [randn(rows), randn(rows)]
-            self.inputs += [randn(P, H, scale=H**-0.5)] if spec.projects else []
+        for parameter in spec.parameters * D:
+            size = parameter.shape(G=spec.gates, H=H, I=I, P=P)
+            scale = 1.0 if len(size) == 1 else I**-0.5 if parameter.sizes[-1] == "I" else H**-0.5
+            self.inputs.append(randn(*size, scale=scale))
         sizes = [sum(length > t for length in shape.lengths) for t in range(T)]
         self.batch = Batch(
             torch.tensor(sizes) if shape.packed else None,

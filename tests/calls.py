@@ -79,7 +79,6 @@ def make_call(
 ) -> Call:
     spec = CELLS[cell]
     P = max(1, H // 2) if spec.projects else H
-    G = spec.gates
 
     def leaf(*shape: int, scale: float = 1) -> Tensor:
         values = scale * torch.randn(*shape, dtype=torch.float64)
@@ -88,10 +87,10 @@ def make_call(
     # Large weights make a chaotic system, in which nothing can be compared after a few steps.
     scale = H**-0.5
     weights: list[Tensor] = []
-    for _ in range(D):
-        weights += [leaf(G * H, I), leaf(G * H, P, scale=scale)]
-        weights += [leaf(G * H), leaf(G * H)] if bias else []
-        weights += [leaf(P, H, scale=scale)] if spec.projects else []
+    for p in spec.parameters_with(bias) * D:
+        recurrent = len(p.sizes) == 2 and p.sizes[-1] != "I"
+        size = p.shape(G=spec.gates, H=H, I=I, P=P)
+        weights.append(leaf(*size, scale=scale if recurrent else 1))
     batch = Batch(None, None, N)
     picked = random.Random(T * 100 + N)
     lengths = [T, *(picked.randint(0, T) for _ in range(N - 1))] if N else []

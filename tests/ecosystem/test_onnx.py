@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pack_sequence
 
 import fusedrnn
 import fusedrnn.onnx
+from fusedrnn import _onnx_export
 from tests.helpers import CELLS, Cell, error, flat, make_states, ragged, randn
 
 onnx = pytest.importorskip("onnx")
@@ -195,6 +196,12 @@ def test_what_has_no_form(options: dict[str, Any], dtype: torch.dtype, message: 
     layer = fusedrnn.FusedLSTM(3, 5, dtype=dtype, **options).eval()
     with pytest.raises(NotImplementedError, match=message):
         fusedrnn.onnx.export(layer, (torch.randn(4, 2, 3, dtype=dtype),))
+
+
+def test_a_cell_that_onnx_lacks_has_no_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(_onnx_export._OPERATORS, "gru")
+    with pytest.raises(NotImplementedError, match="the cell gru has no form in ONNX"):
+        fusedrnn.onnx.export(fusedrnn.FusedGRU(3, 5).eval(), (torch.randn(4, 2, 3),))
 
 
 def test_packed_sequences_have_no_form() -> None:
