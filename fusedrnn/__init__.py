@@ -12,12 +12,12 @@ show_config                             what was compiled, and what runs
 from . import functional
 from . import keras as keras
 from . import onnx as onnx
+from ._cell_modules import FusedGRUCell, FusedLSTMCell, FusedRNNCell
+from ._conversion import convert, revert, to_torch
 from ._library import show_config
+from ._modules import FusedGRU, FusedLSTM, FusedRNN
+from ._patch import patch_torch
 from ._version import __version__
-from .cells import FusedGRUCell, FusedLSTMCell, FusedRNNCell
-from .conversion import convert, revert, to_torch
-from .modules import FusedGRU, FusedLSTM, FusedRNN
-from .patch import patch_torch
 
 __all__ = [
     "FusedGRU",
@@ -34,3 +34,10 @@ __all__ = [
     "show_config",
     "to_torch",
 ]
+
+# Pickles, messages and documentation name the place where these are public, whatever file they are
+# in.
+for _name in __all__:
+    if getattr(globals()[_name], "__module__", "").startswith(f"{__name__}._"):
+        globals()[_name].__module__ = __name__
+del _name

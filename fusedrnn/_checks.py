@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from ._library import CELLS, CUDA, cuda_problem
+from ._library import CELLS, CUDA, CellParameter, cuda_problem
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -31,6 +31,10 @@ class _Array(Protocol):
 
 
 Lengths = Tensor | Sequence[SupportsIndex] | _Array | None
+
+# The arguments `device` and `dtype` of a constructor, as in torch.nn.
+Device = torch.device | str | int | None
+DType = torch.dtype | None
 
 
 def check_flags(bias: Any, batch_first: Any, bidirectional: Any) -> None:
@@ -106,14 +110,10 @@ def weight_shapes(
 ) -> list[Shape]:
     """Shapes of all weights of a stack in torch.nn's order; sizes = (I, H, P)."""
     width, H, P = sizes
-    rows = CELLS[cell].gates * H
+    spec = CELLS[cell]
     shapes: list[Shape] = []
     for _ in range(num_layers):
-        one: list[Shape] = [(rows, width), (rows, P)]
-        if bias:
-            one += [(rows,), (rows,)]
-        if CELLS[cell].projects:
-            one.append((P, H))
+        one = [p.shape(G=spec.gates, H=H, I=width, P=P) for p in spec.parameters_with(bias)]
         shapes += one * directions
         width = P * directions
     return shapes
@@ -125,16 +125,11 @@ _known_shapes = functools.lru_cache(maxsize=1000)(weight_shapes)
 
 def weight_names(cell: str, num_layers: int, directions: int, bias: bool) -> list[str]:
     """Names of all weights of a stack in torch.nn's order."""
-    kinds = ["weight_ih", "weight_hh"]
-    if bias:
-        kinds += ["bias_ih", "bias_hh"]
-    if CELLS[cell].projects:
-        kinds.append("weight_hr")
     return [
-        f"{kind}_l{layer}{suffix}"
+        f"{parameter.name}_l{layer}{suffix}"
         for layer in range(num_layers)
         for suffix in ("", "_reverse")[:directions]
-        for kind in kinds
+        for parameter in CELLS[cell].parameters_with(bias)
     ]
 
 
@@ -178,14 +173,22 @@ def check_weights(
                     f"input: input.to({w.dtype}), or convert model: model.to({dtype})"
                 )
             name = (names or weight_names(cell, num_layers, directions, bias))[k]
-            refuse_weight(cell, name, w, sizes, shape, dtype, device)
+            parameters = CELLS[cell].parameters_with(bias)
+            letters = _letters(cell, parameters[k % len(parameters)], sizes)
+            refuse_weight(name, w, letters, shape, dtype, device)
+
+
+def _letters(cell: str, parameter: CellParameter, sizes: tuple[int, int, int]) -> str:
+    """A parameter's shape as messages show it, such as "4H, I"; sizes = (I, H, P)."""
+    G = CELLS[cell].gates
+    letters = ", ".join(parameter.sizes).replace("G*", f"{G}*" if G > 1 else "").replace("*", "")
+    return letters if sizes[2] != sizes[1] else letters.replace("P", "H")
 
 
 def refuse_weight(
-    cell: str,
     name: str,
     w: Any,
-    sizes: tuple[int, int, int],
+    letters: str,
     shape: Shape,
     dtype: torch.dtype,
     device: torch.device,
@@ -199,17 +202,7 @@ def refuse_weight(
             f"{device} and parameter tensor {name} at {w.device}"
         )
     if w.shape != shape:
-        G = CELLS[cell].gates
-        rows = f"{G}H" if G > 1 else "H"
-        if name.startswith("weight_hr"):
-            symbols = "P, H"
-        elif name.startswith("bias"):
-            symbols = rows
-        elif name.startswith("weight_hh"):
-            symbols = f"{rows}, {'P' if sizes[2] != sizes[1] else 'H'}"
-        else:
-            symbols = f"{rows}, I"
-        raise RuntimeError(f"{name} must be [{symbols}] = {list(shape)}, got {list(w.shape)}")
+        raise RuntimeError(f"{name} must be [{letters}] = {list(shape)}, got {list(w.shape)}")
     if w.dtype == dtype:
         raise RuntimeError(
             f"{name} must be a dense tensor, got layout {w.layout}; give {name}.to_dense()"

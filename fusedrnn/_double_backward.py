@@ -11,15 +11,20 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from . import _reference
 from ._checks import check_storage
+from ._options import Batch, Needs, Options, batch_of
 from ._saved import own
+
+__all__ = ["second_derivative"]
 
 
 def _backward_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
-    grad_y, grad_h, grad_c, x, h0, c0, weights, _, batch_sizes, lengths, *options = inputs
+    grad_y, grad_h, grad_c, x, h0, c0, weights, _, batch_sizes, lengths, *others = inputs
+    size, cell, bidirectional, need_x, need_state, need_weights = others
     ctx.set_materialize_grads(False)
     sequences = (own(batch_sizes), own(lengths))
     ctx.save_for_backward(grad_y, grad_h, grad_c, x, h0, c0, *sequences, *weights)
-    ctx.options = tuple(options)
+    ctx.size, ctx.options = size, Options(cell, bidirectional)
+    ctx.needs = Needs(need_x, need_state, need_state and c0 is not None, need_weights)
 
 
 def _without_autocast(tensors: Sequence[Tensor | None]) -> torch.autocast:
@@ -47,14 +52,12 @@ def _derive(
     return result
 
 
-def _second_derivative(
+def second_derivative(
     grads: Sequence[Tensor | None],
     primals: Sequence[Tensor | None],
     grad_grads: Sequence[Tensor | None],
-    batch_sizes: Tensor | None,
-    lengths: Tensor | None,
-    cell: str,
-    bidirectional: bool,
+    batch: Batch,
+    options: Options,
     create_graph: bool,
 ) -> list[Tensor | None]:
     """Derive the backward op: gradients of grads and primals, None where there is none.
@@ -66,10 +69,8 @@ def _second_derivative(
         grads: gradients of y, h_n and c_n.
         primals: x, h0, c0 and the weights.
         grad_grads: gradients of what backward returned for each primal.
-        batch_sizes: as in `layer`.
-        lengths: as in `layer`.
-        cell: as in `layer`.
-        bidirectional: as in `layer`.
+        batch: as in `layer`.
+        options: as in `layer`.
         create_graph: whether the result is to be differentiated once more.
     """
 
@@ -79,20 +80,15 @@ def _second_derivative(
             return None
         return t.view_as(t) if t.requires_grad else t.detach().requires_grad_()
 
-    for t in (*grads, *primals, *grad_grads, batch_sizes, lengths):
+    for t in (*grads, *primals, *grad_grads, batch.batch_sizes, batch.lengths):
         if t is not None:
             check_storage("a tensor that a higher derivative reads", t)
     with torch.enable_grad(), _without_autocast(primals):
         outer = [alias(g) for g in grads]
         inner = [alias(t) for t in primals]
         x, h0, c0, *weights = inner
-        outputs = _reference.layer(
-            *(x, h0, c0, weights),  # type: ignore[arg-type]
-            cell=cell,
-            bidirectional=bidirectional,
-            batch_sizes=batch_sizes,
-            lengths=lengths,
-        )
+        assert x is not None
+        outputs = _reference.layer(x, h0, c0, weights, batch, options)  # type: ignore[arg-type]
         # Where every length is 0 and there is no state, an output depends on nothing.
         first = _derive(
             [
@@ -129,12 +125,13 @@ def _double_backward(
     cell: str,
     bidirectional: bool,
 ) -> list[Tensor]:
-    """`_second_derivative` as one node of a traced graph: its loop depends on the lengths."""
+    """`second_derivative` as one node of a traced graph: its loop depends on the lengths."""
+    x, *_ = primals
+    assert x is not None
+    batch, options = batch_of(x, batch_sizes, lengths), Options(cell, bidirectional)
     # The kernel of an op runs with autograd shut out; this one needs it.
     with _C._SetExcludeDispatchKeyGuard(_C.DispatchKey.AutogradFunctionality, False):
-        result = _second_derivative(
-            grads, primals, grad_grads, batch_sizes, lengths, cell, bidirectional, False
-        )
+        result = second_derivative(grads, primals, grad_grads, batch, options, False)
     return [
         torch.zeros_like(t) if r is None else r.clone()
         for t, r in zip([*grads, *primals], result, strict=True)
@@ -157,21 +154,28 @@ def _backward_derivative(
     gg_weights: Sequence[Tensor | None],
 ) -> tuple[Any, ...]:
     grad_y, grad_h, grad_c, x, h0, c0, batch_sizes, lengths, *weights = ctx.saved_tensors
-    _, cell, bidirectional, need_x, need_state, need_weights = ctx.options
+    options: Options = ctx.options
+    needs: Needs = ctx.needs
     grads = [grad_y, grad_h, grad_c]
     primals = [x, h0, c0, *weights]
     wanted = [
-        gg_x if need_x else None,
-        gg_h0 if need_state else None,
-        gg_c0 if need_state and c0 is not None else None,
-        *(gg_weights if need_weights else [None] * len(weights)),
+        gg_x if needs.x else None,
+        gg_h0 if needs.h else None,
+        gg_c0 if needs.c else None,
+        *(gg_weights if needs.weights else [None] * len(weights)),
     ]
-    sequences = (batch_sizes, lengths, cell, bidirectional)
     if is_in_torch_dispatch_mode():  # traced: one node, which has no third derivative
-        derived = iter(_double_backward(grads, primals, wanted, *sequences))
+        derived = iter(
+            _double_backward(
+                *(grads, primals, wanted, batch_sizes, lengths),
+                *(options.cell, options.bidirectional),
+            )
+        )
         result = [None if t is None else next(derived) for t in (*grads, *primals)]
     else:
-        result = _second_derivative(grads, primals, wanted, *sequences, torch.is_grad_enabled())
+        batch = Batch(batch_sizes, lengths, ctx.size)
+        create_graph = torch.is_grad_enabled()
+        result = second_derivative(grads, primals, wanted, batch, options, create_graph)
     d_grad_y, d_grad_h, d_grad_c, d_x, d_h0, d_c0, *d_weights = result
     return (d_grad_y, d_grad_h, d_grad_c, d_x, d_h0, d_c0, d_weights, *[None] * 9)
 

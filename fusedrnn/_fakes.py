@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ._library import CELLS, LIBRARY
+from ._library import CELLS, LIBRARY, CellSpec
 
 
 def _sizes(
@@ -53,27 +53,58 @@ def _in_pairs(dtype: torch.dtype, *sizes: int) -> bool:
     )
 
 
-def _empty_reserve(x: Tensor, cell: str, sizes: tuple[Any, Any, Any, Any, Any]) -> Tensor:
-    """Return what forward keeps for rows of states; sizes = rows, N, D, H, P."""
-    spec = CELLS[cell]
-    rows, batch, directions, hidden, width = sizes
-    emits, has_c = int(spec.stages > 1), int(spec.has_c)  # torch 2.11: a bool times a SymInt fails
-    saved = (batch if spec.saves_h else rows) * spec.saved * hidden
-    of_dtype = saved + rows * (emits * hidden + width)
-    of_state = rows * has_c * hidden
-    if x.device.type != "cuda":
-        if _in_pairs(x.dtype, x.shape[-1], hidden, width):
-            of_dtype = of_dtype // 2
-        return x.new_empty([directions * (of_dtype + of_state)], dtype=_compute_dtype(x))
-    # Bytes: all in the dtype of x but c, which is float32 for the 16-bit types, and aligned.
-    if x.dtype.itemsize == 2:
-        before_c = (saved + rows * width) * 2
-        padding = (before_c % 4) if spec.has_c else 0
-        one = before_c + padding + of_state * 4 + rows * emits * hidden * 2
-        one = (one + 3) // 4 * 4
-    else:
-        one = (of_dtype + of_state) * x.dtype.itemsize
-    return x.new_empty([directions * one], dtype=torch.uint8)
+class _Sizes(NamedTuple):
+    """Sizes of a call, ints or symbols."""
+
+    rows: Any  # of packed sequences, or T*N
+    N: Any
+    D: int
+    H: Any
+    P: Any
+
+
+def _reserve_bytes(
+    spec: CellSpec, sizes: _Sizes, stored_bytes: int, c_bytes: int, alignment: int
+) -> Any:
+    """Bytes that forward keeps for backward, on any device.
+
+    For each direction: saved [rows, saved*H] ([N, saved*H] of cells that save h), h_in [rows, P],
+    c_in [rows, H] of cells with c, and emit [rows, H] of cells with two stages.
+
+    Args:
+        spec: the cell.
+        sizes: of the call.
+        stored_bytes: of a value other than c.
+        c_bytes: of a value of c.
+        alignment: bytes at a multiple of which c_in and each direction begin.
+    """
+
+    def aligned(size: Any) -> Any:
+        if alignment == stored_bytes:  # as it is; symbols get no needless division
+            return size
+        return (size + alignment - 1) // alignment * alignment
+
+    rows, N, D, H, P = sizes
+    one = ((N if spec.saves_h else rows) * spec.saved * H + rows * P) * stored_bytes
+    if spec.has_c:
+        one = aligned(one) + rows * H * c_bytes
+    if spec.stages > 1:
+        one = one + rows * H * stored_bytes
+    return D * aligned(one)
+
+
+def _empty_reserve(x: Tensor, cell: str, sizes: _Sizes) -> Tensor:
+    """Return the reserve of a call on x."""
+    compute = _compute_dtype(x)
+    stored = x.dtype
+    if x.device.type != "cuda" and not _in_pairs(x.dtype, x.shape[-1], sizes.H, sizes.P):
+        stored = compute
+    size = _reserve_bytes(
+        CELLS[cell], sizes, stored.itemsize, compute.itemsize, alignment=compute.itemsize
+    )
+    if x.device.type == "cuda":
+        return x.new_empty([size], dtype=torch.uint8)
+    return x.new_empty([size // compute.itemsize], dtype=compute)
 
 
 @torch.library.register_fake("fusedrnn::forward")
@@ -95,14 +126,16 @@ def _forward_fake(
     rows: Any = 1
     for size in lead:
         rows = rows * size
-    kept = (rows, batch) if keep else (0, 0)
+    kept = _Sizes(rows, batch, directions, hidden, width)
+    if not keep:
+        kept = kept._replace(rows=0, N=0)
     return (
         x.new_empty([*lead, directions * width]),
         x.new_empty([directions, batch, width]),
         x.new_empty([directions, batch, hidden], dtype=_c_dtype(x, c0))
         if spec.has_c
         else x.new_empty([0]),
-        _empty_reserve(x, cell, (*kept, directions, hidden, width)),
+        _empty_reserve(x, cell, kept),
     )
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ._checks import weight_names
-from .modules import FusedGRU, FusedLSTM, FusedRNN
+from ._modules import FusedGRU, FusedLSTM, FusedRNN
 
 __all__ = ["as_tensor", "expect_shape", "make_layer", "need", "with_gates"]
 

@@ -6,11 +6,15 @@ import dataclasses
 import os
 import platform
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 from ._version import __version__
+
+Weight = TypeVar("Weight")
 
 _HERE = Path(__file__).resolve().parent
 # Whether this is the repository, or an sdist, and no installed package.
@@ -18,8 +22,31 @@ _IN_SOURCES = (_HERE.parent / "setup_build.py").exists()
 
 
 @dataclasses.dataclass(frozen=True)
+class CellParameter:
+    """A parameter of a cell, and its sizes in letters."""
+
+    name: str
+    sizes: tuple[str, ...]  # each a letter, a number or several joined by "*", such as "G*H"
+
+    @property
+    def is_bias(self) -> bool:
+        """Whether a layer with bias=False is without it."""
+        return self.name.startswith("bias")
+
+    def shape(self, **letters: int) -> tuple[int, ...]:
+        """Its sizes, from those of the letters G, H, I and P."""
+        shape = []
+        for size in self.sizes:
+            product = 1
+            for factor in size.split("*"):  # and not math.prod, which Dynamo cannot trace here
+                product = product * (letters[factor] if factor in letters else int(factor))
+            shape.append(product)
+        return tuple(shape)
+
+
+@dataclasses.dataclass(frozen=True)
 class CellSpec:
-    """Constants of a cell, as the C++ struct of the same name states them."""
+    """The facts of a cell, as the C++ library states them."""
 
     name: str
     gates: int  # G: rows of weight_ih are G*H
@@ -28,6 +55,16 @@ class CellSpec:
     has_c: bool  # whether there is a cell state beside h
     stages: int  # products in a step
     projects: bool  # whether h is projected to P < H
+    parameters: tuple[CellParameter, ...]  # of one direction, in torch.nn's order
+
+    def parameters_with(self, bias: bool) -> list[CellParameter]:
+        """The parameters of a layer with biases or without."""
+        return [p for p in self.parameters if bias or not p.is_bias]
+
+    def named(self, weights: Sequence[Weight]) -> dict[str, Weight]:
+        """The weights of one direction by name; biases may be left out."""
+        parameters = self.parameters_with(len(weights) == len(self.parameters))
+        return {p.name: w for p, w in zip(parameters, weights, strict=True)}
 
 
 # Compute capabilities of NVIDIA's systems on a chip: Xavier, Orin, Thor (in CUDA 12 and in 13).
@@ -69,13 +106,9 @@ class Library:
 
     path: Path
     isa: str
+    multiplies_pairs: bool  # whether bfloat16 layers multiply pairs; else they compute in float32
     compiled: dict[str, bool]  # instruction set -> whether this processor has it
     cells: dict[str, CellSpec]
-
-    @property
-    def multiplies_pairs(self) -> bool:
-        """Whether bfloat16 layers multiply pairs of bfloat16; else they compute in float32."""
-        return self.isa.endswith("bf16")
 
 
 def _find(name: str, built: str) -> Path:
@@ -120,6 +153,7 @@ def _load() -> Library:
             f"needed): {error}"
         ) from error
     isa = ""
+    pairs = False
     compiled: dict[str, bool] = {}
     cells: dict[str, CellSpec] = {}
     # Raises where FUSEDRNN_ISA names an instruction set that cannot run.
@@ -127,21 +161,29 @@ def _load() -> Library:
         key, *words = line.split()
         if key == "isa":
             isa = words[0]
+        elif key == "pairs":
+            pairs = words[0] == "1"
         elif key == "compiled":
             compiled[words[0]] = words[1] == "supported"
         elif key == "cell":
-            facts = dict(word.split("=") for word in words)
-            name = facts["name"]
-            cells[name] = CellSpec(
-                name=name,
-                gates=int(facts["gates"]),
-                saved=int(facts["saved"]),
-                saves_h=facts["saves_h"] == "1",
-                has_c=facts["has_c"] == "1",
-                stages=int(facts["stages"]),
-                projects=facts["projects"] == "1",
-            )
-    return Library(path, isa, compiled, cells)
+            spec = _cell_spec(dict(word.split("=", 1) for word in words))
+            cells[spec.name] = spec
+    return Library(path, isa, pairs, compiled, cells)
+
+
+def _cell_spec(facts: dict[str, str]) -> CellSpec:
+    """A cell from the words of its line, `key=value`."""
+    parameters = [entry.split(":") for entry in facts["parameters"].split(";")]
+    return CellSpec(
+        name=facts["name"],
+        gates=int(facts["gates"]),
+        saved=int(facts["saved"]),
+        saves_h=facts["saves_h"] == "1",
+        has_c=facts["has_c"] == "1",
+        stages=int(facts["stages"]),
+        projects=facts["projects"] == "1",
+        parameters=tuple(CellParameter(name, tuple(form.split(","))) for name, form in parameters),
+    )
 
 
 def torch_lacks_cuda() -> str:

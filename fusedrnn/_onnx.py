@@ -6,10 +6,10 @@ from typing import Any
 
 from . import _importing
 
-__all__ = ["GATES", "attribute", "need", "text"]
+__all__ = ["TO_ONNX", "attribute", "need", "text"]
 
-# Of ONNX's gates (LSTM iofc, GRU zrh), the place in our order (LSTM ifgo, GRU rzn).
-GATES = {"LSTM": (0, 3, 1, 2), "GRU": (1, 0, 2), "RNN": (0,)}
+# For each gate in ONNX's order (LSTM iofc, GRU zrh), its place in ours (LSTM ifgo, GRU rzn).
+TO_ONNX = {"LSTM": (0, 3, 1, 2), "GRU": (1, 0, 2), "RNN": (0,)}
 
 _REQUIRED = object()
 

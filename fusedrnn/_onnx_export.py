@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from ._library import CELLS
-from ._onnx import GATES, need
+from ._onnx import TO_ONNX, need
 
 __all__ = ["export", "translations"]
 
@@ -110,7 +110,7 @@ def export(
     recurrent = [
         node
         for node in program.model.graph.all_nodes()
-        if node.domain == "" and node.op_type in GATES
+        if node.domain == "" and node.op_type in TO_ONNX
     ]
     _store_weights(program.model, recurrent)
     _give_names(program, recurrent)
@@ -225,28 +225,34 @@ def _translate(
             "a PackedSequence has no form in ONNX; call the layer with the padded batch and "
             "lengths=, which becomes the input sequence_lens"
         )
+    if cell not in _OPERATORS:
+        raise _NoForm(f"the cell {cell} has no form in ONNX's recurrent operators")
     D = 2 if bidirectional else 1
     G = CELLS[cell].gates
     name = _OPERATORS[cell]
-    H = weights[1].shape[1]
-    bias = len(weights) == 4 * D
+    per_direction = len(weights) // D
+    directions = [
+        CELLS[cell].named(weights[d * per_direction : (d + 1) * per_direction]) for d in range(D)
+    ]
+    H = directions[0]["weight_hh"].shape[1]
 
     def gates(weight: Any) -> Any:
         """A weight [G*H, K] or [G*H] as [1, G*H, ...], its gates in ONNX's order."""
         rest = list(weight.shape)[1:]
         if G > 1:
             weight = op.Reshape(weight, op.Constant(value_ints=[G, H, *rest]))
-            weight = op.Gather(weight, op.Constant(value_ints=list(GATES[name])), axis=0)
+            weight = op.Gather(weight, op.Constant(value_ints=list(TO_ONNX[name])), axis=0)
         return op.Reshape(weight, op.Constant(value_ints=[1, G * H, *rest]))
 
     def side_by_side(parts: list[Any], axis: int) -> Any:
         return parts[0] if len(parts) == 1 else op.Concat(*parts, axis=axis)
 
-    kinds = 4 if bias else 2
-    W, R = (side_by_side([gates(w) for w in weights[k::kinds]], 0) for k in (0, 1))
+    W, R = (
+        side_by_side([gates(w[kind]) for w in directions], 0) for kind in ("weight_ih", "weight_hh")
+    )
     B = None
-    if bias:
-        both = [op.Concat(gates(weights[k]), gates(weights[k + 1]), axis=1) for k in (2, 6)[:D]]
+    if "bias_ih" in directions[0]:
+        both = [op.Concat(gates(w["bias_ih"]), gates(w["bias_hh"]), axis=1) for w in directions]
         B = side_by_side(both, 0)
     options: dict[str, Any] = {
         "hidden_size": H,

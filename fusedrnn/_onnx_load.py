@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ._importing import as_tensor, expect_shape, make_layer, with_gates
-from ._onnx import GATES, attribute, need, text
-from .modules import FusedGRU, FusedLSTM, FusedRNN
+from ._modules import FusedGRU, FusedLSTM, FusedRNN
+from ._onnx import TO_ONNX, attribute, need, text
 
 if TYPE_CHECKING:  # it needs numpy
     from ._onnx_operators import Array
@@ -25,7 +25,7 @@ Layer = FusedLSTM | FusedGRU | FusedRNN
 
 # ONNX Runtime's name for an LSTM whose weights are integers.
 QUANTIZED = "DynamicQuantizeLSTM"
-KINDS = {**{("", kind): kind for kind in GATES}, ("com.microsoft", QUANTIZED): "LSTM"}
+KINDS = {**{("", kind): kind for kind in TO_ONNX}, ("com.microsoft", QUANTIZED): "LSTM"}
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 # Of a model, once every call of a local function is replaced by the function's nodes. Exporters
@@ -89,7 +89,7 @@ def load(source: Any, name: str | None = None) -> Layer | dict[str, Layer]:
         domain = "" if proto.domain == "ai.onnx" else text(proto.domain)
         op_type, key = text(proto.op_type), text(proto.name)
         if (domain, op_type) not in KINDS:
-            if op_type.endswith((*GATES,)):
+            if op_type.endswith((*TO_ONNX,)):
                 odd.add(f"{domain}::{op_type}" if domain else op_type)
             continue
         if not key or key in found:
@@ -272,7 +272,7 @@ class _Node:
     def layer(self) -> tuple[Layer, list[str]]:
         """The fused layer with the weights of this node, and what to tell the user of it."""
         kind = self.kind
-        G = len(GATES[kind])
+        G = len(TO_ONNX[kind])
         options = self._options()
         D = 2 if options["bidirectional"] else 1
         if kind == "LSTM" and self.inputs[7]:
@@ -289,7 +289,7 @@ class _Node:
         _expect_float("W", W)
         _expect_float("R", R, W.dtype)
 
-        order = [GATES[kind].index(k) for k in range(G)]  # of our gates, the place in ONNX's
+        order = [TO_ONNX[kind].index(k) for k in range(G)]  # of our gates, the place in ONNX's
         weights: list[Tensor] = []
         B = self._tensor("B", 3) if self.inputs[3] else None
         if B is not None:

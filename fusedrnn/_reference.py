@@ -9,48 +9,50 @@ It computes in the input's dtype, 16-bit types in float32, as the kernels do.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# One step: (x W + b_ih [n, G*H], h [n, P], c [n, H] or None, recurrent weights) -> h, c.
-Recurrent = Sequence["Tensor | None"]  # w_hh [G*H, P], b_hh [G*H] or None, w_hr [P, H] or None
-Step = Callable[[Tensor, Tensor, "Tensor | None", Recurrent], "tuple[Tensor, Tensor | None]"]
+from ._library import CELLS
+from ._options import Batch, Options
+
+# The parameters of one direction by name.
+Named = Mapping[str, Tensor]
+# One step: (x W + b_ih [n, G*H], h [n, P], c [n, H] or None, parameters) -> h, c.
+Step = Callable[[Tensor, Tensor, "Tensor | None", Named], "tuple[Tensor, Tensor | None]"]
 
 
-def _lstm(
-    gates_x: Tensor, h: Tensor, c: Tensor | None, recurrent: Recurrent
-) -> tuple[Tensor, Tensor | None]:
-    w_hh, b_hh, w_hr = recurrent
-    assert c is not None and w_hh is not None
-    i, f, g, o = (gates_x + F.linear(h, w_hh, b_hh)).chunk(4, dim=-1)
+def _lstm(gates_x: Tensor, h: Tensor, c: Tensor | None, w: Named) -> tuple[Tensor, Tensor | None]:
+    assert c is not None
+    i, f, g, o = (gates_x + F.linear(h, w["weight_hh"], w.get("bias_hh"))).chunk(4, dim=-1)
     c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
-    h = torch.sigmoid(o) * torch.tanh(c)
-    return h if w_hr is None else F.linear(h, w_hr), c
+    return torch.sigmoid(o) * torch.tanh(c), c
 
 
-def _gru(
-    gates_x: Tensor, h: Tensor, c: Tensor | None, recurrent: Recurrent
+def _lstm_proj(
+    gates_x: Tensor, h: Tensor, c: Tensor | None, w: Named
 ) -> tuple[Tensor, Tensor | None]:
-    w_hh, b_hh, _ = recurrent
-    assert w_hh is not None
+    h, c = _lstm(gates_x, h, c, w)
+    return F.linear(h, w["weight_hr"]), c
+
+
+def _gru(gates_x: Tensor, h: Tensor, c: Tensor | None, w: Named) -> tuple[Tensor, Tensor | None]:
     x_r, x_z, x_n = gates_x.chunk(3, dim=-1)
-    h_r, h_z, h_n = F.linear(h, w_hh, b_hh).chunk(3, dim=-1)
+    h_r, h_z, h_n = F.linear(h, w["weight_hh"], w.get("bias_hh")).chunk(3, dim=-1)
     r, z = torch.sigmoid(x_r + h_r), torch.sigmoid(x_z + h_z)
     n = torch.tanh(x_n + r * h_n)
     return (1 - z) * n + z * h, None
 
 
 def _gru_reset_before(
-    gates_x: Tensor, h: Tensor, c: Tensor | None, recurrent: Recurrent
+    gates_x: Tensor, h: Tensor, c: Tensor | None, w: Named
 ) -> tuple[Tensor, Tensor | None]:
-    w_hh, b_hh, _ = recurrent
-    assert w_hh is not None
     H = h.size(-1)
-    w_rz, w_n = w_hh.split([2 * H, H])
-    b_rz, b_n = (None, None) if b_hh is None else b_hh.split([2 * H, H])
+    bias = w.get("bias_hh")
+    w_rz, w_n = w["weight_hh"].split([2 * H, H])
+    b_rz, b_n = (None, None) if bias is None else bias.split([2 * H, H])
     x_rz, x_n = gates_x.split([2 * H, H], dim=-1)
     r, z = torch.sigmoid(x_rz + F.linear(h, w_rz, b_rz)).chunk(2, dim=-1)
     n = torch.tanh(x_n + F.linear(r * h, w_n, b_n))
@@ -59,18 +61,16 @@ def _gru_reset_before(
 
 def _rnn(phi: Callable[[Tensor], Tensor]) -> Step:
     def step(
-        gates_x: Tensor, h: Tensor, c: Tensor | None, recurrent: Recurrent
+        gates_x: Tensor, h: Tensor, c: Tensor | None, w: Named
     ) -> tuple[Tensor, Tensor | None]:
-        w_hh, b_hh, _ = recurrent
-        assert w_hh is not None
-        return phi(gates_x + F.linear(h, w_hh, b_hh)), None
+        return phi(gates_x + F.linear(h, w["weight_hh"], w.get("bias_hh"))), None
 
     return step
 
 
 STEPS: dict[str, Step] = {
     "lstm": _lstm,
-    "lstm_proj": _lstm,
+    "lstm_proj": _lstm_proj,
     "gru": _gru,
     "gru_reset_before": _gru_reset_before,
     "rnn_tanh": _rnn(torch.tanh),
@@ -89,12 +89,11 @@ def _direction(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """One direction over packed rows: y [S, P], h_n [N, P], c_n [N, H]."""
     step = STEPS[cell]
-    w_hr = weights[-1] if cell == "lstm_proj" else None
-    w_ih, w_hh = weights[:2]
-    b_ih, b_hh = weights[2:4] if len(weights) >= 4 else (None, None)
+    w = CELLS[cell].named(weights)
+    w_ih, b_ih = w["weight_ih"], w.get("bias_ih")
     if not batch_sizes:  # no live row: a step of no rows keeps y a function of everything
         c = None if c0 is None else c0[:0]
-        y_none, _ = step(F.linear(x, w_ih, b_ih), h0[:0], c, (w_hh, b_hh, w_hr))
+        y_none, _ = step(F.linear(x, w_ih, b_ih), h0[:0], c, w)
         return y_none, h0, c0
 
     gates_x = F.linear(x, w_ih, b_ih).split(batch_sizes)
@@ -111,7 +110,7 @@ def _direction(
         elif n > before:  # reverse: they begin here, each at its own end
             h = torch.cat([h, h0[before:n]])
             c = None if c is None or c0 is None else torch.cat([c, c0[before:n]])
-        h, c = step(gates_x[t], h, c, (w_hh, b_hh, w_hr))
+        h, c = step(gates_x[t], h, c, w)
         y[t] = h
     h_n = torch.cat([h, *(e[0] for e in reversed(ended))])
     c_n = (
@@ -186,42 +185,37 @@ def layer(
     h0: Tensor | None,
     c0: Tensor | None,
     weights: Sequence[Tensor],
-    *,
-    cell: str,
-    bidirectional: bool = False,
-    batch_sizes: Tensor | None = None,
-    lengths: Tensor | None = None,
+    batch: Batch,
+    options: Options,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Runs one layer over a sequence, both directions where there are two.
 
     Args:
-        x: input, ``[T, N, I]``, or packed rows ``[S, I]`` with ``batch_sizes``.
+        x: input, ``[T, N, I]``, or packed rows ``[S, I]`` with ``batch.batch_sizes``.
         h0: initial h, ``[D, N, P]``; None means zeros.
         c0: initial c, ``[D, N, H]``; None means zeros; ignored by cells without c.
-        weights: per direction ``w_ih [G*H, I]``, ``w_hh [G*H, P]``, with bias ``b_ih [G*H]`` and
-            ``b_hh [G*H]``, and for "lstm_proj" ``w_hr [P, H]``.
-        cell: a key of ``STEPS``.
-        bidirectional: whether ``weights`` and the states hold two directions.
-        batch_sizes: live rows of each step, ``[T]`` int64, as in a PackedSequence.
-        lengths: steps of each row, ``[N]`` int64, any order, 0 allowed; only with ``[T, N, I]``.
+        weights: per direction the cell's parameters, in the order of `CELLS`; biases may be left
+            out.
+        batch: the sequences.
+        options: a cell of ``STEPS``, and whether weights and states hold two directions.
 
     Returns:
         y ``[T, N, D*P]`` (zero beyond a row's length) or ``[S, D*P]``, h_n ``[D, N, P]`` and
         c_n ``[D, N, H]``, None for cells without c, in the dtype of x; c_n in that of c0 where it
         is given.
     """
-    D = 2 if bidirectional else 1
+    cell, lengths, N = options.cell, batch.lengths, batch.size
+    D = 2 if options.bidirectional else 1
     dtype = x.dtype
     wide = torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
-    sizes: list[int] | None = None if batch_sizes is None else batch_sizes.tolist()
-    N = x.size(1) if sizes is None else sizes[0]
+    sizes: list[int] | None = None if batch.batch_sizes is None else batch.batch_sizes.tolist()
     with torch.autocast(x.device.type, enabled=False):
         weights = [w.to(wide) for w in weights]
         rows = x.to(wide)
-        H = weights[-1].size(1) if cell == "lstm_proj" else weights[1].size(1)
+        H = weights[0].size(0) // CELLS[cell].gates
         h = rows.new_zeros(D, N, weights[1].size(1)) if h0 is None else h0.to(wide)
         c = None
-        if cell.startswith("lstm"):
+        if CELLS[cell].has_c:
             c = rows.new_zeros(D, N, H) if c0 is None else c0.to(wide)
 
         if lengths is not None:

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _reference, ops
+from . import _ops, _reference
 from ._library import CELLS
+from ._options import Batch, Options
 
 REGIME = "FUSEDRNN_CUDA_REGIME"
 
@@ -67,14 +68,13 @@ LARGE = (Shape(40, 32, 64, 256), Shape(50, 1, 128, 512), Shape(20, 64, 96, 300, 
 
 
 class Call:
-    """Arguments of `ops.layer` for a cell and a shape, and what they should give."""
+    """Arguments of `_ops.layer` for a cell and a shape, and what they should give."""
 
     def __init__(self, cell: str, shape: Shape) -> None:
         self.cell, self.shape = cell, shape
         spec = CELLS[cell]
         T, N, I, H, D = shape.T, shape.N, shape.I, shape.H, shape.D
         P = max(1, H // 2) if spec.projects else H
-        rows = spec.gates * H
         generator = torch.Generator().manual_seed(T * 1000 + H)
 
         def randn(*sizes: int, scale: float = 1.0) -> Tensor:
@@ -86,17 +86,17 @@ class Call:
             randn(D, N, P),
             randn(D, N, H) if spec.has_c else None,
         ]
-        for _ in range(D):
-            self.inputs += [randn(rows, I, scale=I**-0.5), randn(rows, P, scale=H**-0.5)]
-            self.inputs += [randn(rows), randn(rows)]
-            self.inputs += [randn(P, H, scale=H**-0.5)] if spec.projects else []
+        for parameter in spec.parameters * D:
+            size = parameter.shape(G=spec.gates, H=H, I=I, P=P)
+            scale = 1.0 if len(size) == 1 else I**-0.5 if parameter.sizes[-1] == "I" else H**-0.5
+            self.inputs.append(randn(*size, scale=scale))
         sizes = [sum(length > t for length in shape.lengths) for t in range(T)]
-        self.options: dict[str, Any] = {
-            "cell": cell,
-            "bidirectional": D == 2,
-            "batch_sizes": torch.tensor(sizes) if shape.packed else None,
-            "lengths": torch.tensor(shape.lengths) if shape.lengths and not shape.packed else None,
-        }
+        self.batch = Batch(
+            torch.tensor(sizes) if shape.packed else None,
+            torch.tensor(shape.lengths) if shape.lengths and not shape.packed else None,
+            N,
+        )
+        self.options = Options(cell, D == 2)
 
     def leaves(self, device: torch.device, dtype: torch.dtype) -> list[Tensor | None]:
         """The inputs there, as leaves that require grad."""
@@ -107,8 +107,8 @@ class Call:
     def outputs(self, leaves: Sequence[Tensor | None], layer: Any = None) -> list[Tensor]:
         """What a layer, ours where none is given, makes of them."""
         x, h0, c0, *weights = leaves
-        run: Any = layer or ops.layer
-        return [t for t in run(x, h0, c0, weights, **self.options) if t is not None]
+        run: Any = layer or _ops.layer
+        return [t for t in run(x, h0, c0, weights, self.batch, self.options) if t is not None]
 
     def cotangents(self, outputs: Sequence[Tensor]) -> list[Tensor]:
         """Gradients of the outputs, the same for every device and dtype."""

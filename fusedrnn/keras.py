@@ -28,14 +28,14 @@ from torch import Tensor
 
 from ._checks import Lengths, as_lengths
 from ._importing import as_tensor, expect_shape, make_layer, with_gates
-from .modules import FusedGRU, FusedLSTM, FusedRNN
+from ._modules import FusedGRU, FusedLSTM, FusedRNN
 
 __all__ = ["from_weights", "load", "repeat_last", "with_mask"]
 
 Layer = FusedLSTM | FusedGRU | FusedRNN
 
 # Of our gates (LSTM ifgo, GRU rzn), the place in Keras's order (LSTM ifco, GRU zrh).
-_GATES = {"LSTM": (0, 1, 2, 3), "GRU": (1, 0, 2), "SimpleRNN": (0,)}
+_TO_OURS = {"LSTM": (0, 1, 2, 3), "GRU": (1, 0, 2), "SimpleRNN": (0,)}
 
 
 def load(layer: Any) -> Layer:
@@ -62,7 +62,7 @@ def load(layer: Any) -> Layer:
     if bidirectional:
         parts = [layer.forward_layer, layer.backward_layer]
         kind = _kind(parts[0])
-        if kind not in _GATES or _kind(parts[1]) != kind:
+        if kind not in _TO_OURS or _kind(parts[1]) != kind:
             raise TypeError(
                 "a Bidirectional layer must hold two LSTM, GRU or SimpleRNN, got "
                 f"{' and '.join(type(part).__name__ for part in parts)}"
@@ -116,8 +116,8 @@ def from_weights(
         ValueError: an unknown kind; a number, shapes or dtypes of weights that do not fit.
         TypeError: weights that are no list, or something in it that is no array of numbers.
     """
-    if kind not in tuple(_GATES):
-        raise ValueError(f"kind must be one of {', '.join(_GATES)}, got {kind!r}")
+    if kind not in tuple(_TO_OURS):
+        raise ValueError(f"kind must be one of {', '.join(_TO_OURS)}, got {kind!r}")
     try:
         weights = list(weights)
     except TypeError:
@@ -129,7 +129,7 @@ def from_weights(
             f"weights must hold kernel, recurrent_kernel and, or not, bias for each of {D} "
             f"directions, got {len(weights)} arrays"
         )
-    order = _GATES[kind]
+    order = _TO_OURS[kind]
     G = len(order)
     two_biases = kind == "GRU" and reset_after
     result: list[Tensor] = []
@@ -260,7 +260,7 @@ def _kind(layer: Any) -> str:
     cls = type(layer)
     package = cls.__module__.split(".")[0]
     if package not in ("keras", "tf_keras", "tensorflow") or cls.__name__ not in (
-        *_GATES,
+        *_TO_OURS,
         "Bidirectional",
     ):
         raise TypeError(

@@ -14,3 +14,8 @@ from ._onnx_export import export, translations
 from ._onnx_load import constants, load
 
 __all__ = ["constants", "export", "load", "translations"]
+
+# Not of `load`: Sphinx looks for overloads in the file of this name.
+for _name in ("constants", "export", "translations"):
+    globals()[_name].__module__ = __name__
+del _name

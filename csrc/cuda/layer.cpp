@@ -23,8 +23,8 @@ Plan checked_plan(const Pass& pass, bool backward) {
     log_pass(layer, "cuda", how.c_str(), to_text(plan));
   }
   if (options.regime == Regime::kResident && plan.regime != Regime::kResident)
-    throw std::invalid_argument("the resident regime was asked for, but " + plan.why_per_step +
-                                ": leave the choice to the library");
+    throw RegimeRefused("the resident regime was asked for, but " + plan.why_per_step +
+                        ": leave the choice to the library");
   return plan;
 }
 

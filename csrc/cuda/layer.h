@@ -6,6 +6,7 @@
 #pragma once
 
 #include <optional>
+#include <stdexcept>
 
 #include "../layer/dtype.h"
 #include "../layer/layer.h"
@@ -13,6 +14,11 @@
 #include "plan.h"
 
 namespace fusedrnn::cuda {
+
+// Thrown where the regime that was asked for cannot run; what() says why.
+struct RegimeRefused : std::invalid_argument {
+  using std::invalid_argument::invalid_argument;
+};
 
 // What a caller may choose.
 struct Options {

@@ -14,6 +14,8 @@
 #include <string>
 #include <vector>
 
+#include "error_tags.h"
+
 // In torch's headers where a library asks for version 2.13 of the ABI; what else we call is in
 // those of 2.10. Weak: null under a torch before 2.13, whichever we were compiled with, so that
 // each call of them needs a second way.
@@ -86,6 +88,9 @@ inline const char* name_of(ScalarType dtype) {
   }
 }
 
+// torch's words for a lack of memory on a GPU.
+constexpr const char* kTorchLacksGpuMemory = "CUDA out of memory";
+
 // What check_torch throws under a torch that does not give the reason.
 struct TorchSaysNothing : std::runtime_error {
   TorchSaysNothing()
@@ -99,6 +104,7 @@ inline void check_torch(AOTITorchError code) {
   if (!torch_exception_get_what_without_backtrace) throw TorchSaysNothing();
   const char* const what = torch_exception_get_what_without_backtrace();
   if (std::strstr(what, "bad_alloc")) throw std::bad_alloc();
+  if (std::strstr(what, kTorchLacksGpuMemory)) fail(what, kMemoryTag);
   fail(what);
 }
 

@@ -134,7 +134,7 @@ class GpuEngine {
       args.c = t.c ? data<Real<Stored>>(*t.c) : nullptr;
       args.y = static_cast<Stored*>(t.y);
       args.reserve = t.reserve ? t.reserve->data_ptr() : nullptr;
-      cuda::layer_forward<Stored>(call.layer(), launcher_, options(call), args);
+      run([&] { cuda::layer_forward<Stored>(call.layer(), launcher_, options(call), args); });
     });
   }
 
@@ -152,7 +152,7 @@ class GpuEngine {
         args.w[d] = pointers<const Stored>(call, call.weights, d);
         if (!t.d_weights.empty()) args.d_w[d] = pointers<Stored>(call, t.d_weights, d);
       }
-      cuda::layer_backward<Stored>(call.layer(), launcher_, options(call), args);
+      run([&] { cuda::layer_backward<Stored>(call.layer(), launcher_, options(call), args); });
     });
   }
 
@@ -169,6 +169,16 @@ class GpuEngine {
         return body(Bf16());
       default:
         return body(float());
+    }
+  }
+
+  // Runs a pass of the engine, which knows no torch; its refusal becomes an error of the ops.
+  template <class Pass>
+  static void run(const Pass& pass) {
+    try {
+      pass();
+    } catch (const cuda::RegimeRefused& refused) {
+      fail(refused.what(), kRegimeTag);
     }
   }
 

@@ -51,10 +51,9 @@ Tensor TorchLauncher::empty(Sizes sizes, ScalarType dtype) {
   } catch (const TorchSaysNothing&) {
     // Throws where the reason is another: an error of work enqueued before comes from each call.
     const Memory left = memory();
-    // The first words are torch's own, by which fusedrnn/ops.py knows such an error.
-    fail("CUDA out of memory. Tried to allocate ", std::fixed, std::setprecision(0),
+    fail(kTorchLacksGpuMemory, ". Tried to allocate ", std::fixed, std::setprecision(0),
          bytes_wanted(sizes, dtype), " bytes (", left.free, " of ", left.total,
-         " free); torch before 2.13 does not say more");
+         " free); torch before 2.13 does not say more", kMemoryTag);
   }
 }
 

@@ -7,21 +7,20 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pack_sequence
 
-from fusedrnn import _reference, ops
+from fusedrnn import _ops, _reference
 from fusedrnn._library import CELLS as SPECS
+from fusedrnn._options import Batch, Options, batch_of
 from tests.kit.layers import CELLS, Cell, flat, make_states, pad, ragged, randn
 
 f64 = torch.float64
 
 
-def call(module: torch.nn.RNNBase, cell: Cell, x: Tensor, hx: object, **kwargs: object) -> tuple:
+def call(module: torch.nn.RNNBase, cell: Cell, x: Tensor, hx: object, **kwargs: Tensor) -> tuple:
     """Runs the reference with a module's weights."""
     h0, c0 = [*flat(hx), None, None][:2]
     weights = list(module.parameters())
-    bidirectional = bool(module.bidirectional)
-    return _reference.layer(
-        x, h0, c0, weights, cell=cell.name, bidirectional=bidirectional, **kwargs
-    )
+    options = Options(cell.name, bool(module.bidirectional))
+    return _reference.layer(x, h0, c0, weights, batch_of(x, **kwargs), options)
 
 
 def compare(actual: tuple, expected: list[Tensor]) -> None:
@@ -114,11 +113,10 @@ def test_the_op_agrees(cell: Cell, kind: str) -> None:
     hx = make_states(ours, 5, f64)
     leaves = [x.requires_grad_(), *(t.requires_grad_() for t in flat(hx)), *ours.parameters()]
     results = []
-    for layer in (ops.layer, _reference.layer):
+    for layer in (_ops.layer, _reference.layer):
         h0, c0 = [*flat(hx), None][:2]
-        outputs = layer(
-            x, h0, c0, list(ours.parameters()), cell=cell.name, bidirectional=True, **options
-        )
+        batch = batch_of(x, **options)
+        outputs = layer(x, h0, c0, list(ours.parameters()), batch, Options(cell.name, True))
         present = [t for t in outputs if t is not None]
         loss = sum((t * randn(*t.shape, seed=k)).sum() for k, t in enumerate(present))
         results.append([*present, *torch.autograd.grad(loss, leaves)])
@@ -143,9 +141,8 @@ def test_it_can_be_derived_twice(cell: Cell) -> None:
         x, h, *rest = tensors
         c = rest.pop(0) if cell.has_c else None
         lengths = torch.tensor([2, 3, 1])
-        results = _reference.layer(
-            x, h, c, rest, cell=cell.name, bidirectional=True, lengths=lengths
-        )
+        batch = Batch(None, lengths, x.shape[1])
+        results = _reference.layer(x, h, c, rest, batch, Options(cell.name, True))
         return [t for t in results if t is not None]
 
     assert torch.autograd.gradcheck(function, leaves, fast_mode=True)

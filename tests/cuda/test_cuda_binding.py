@@ -17,7 +17,8 @@ from torch import Tensor
 
 import fusedrnn
 import setup_build
-from fusedrnn import ops
+from fusedrnn import _raw_ops
+from fusedrnn._errors import REGIME_TAG
 from fusedrnn._library import CELLS
 from tests.kit.arguments import FORMS, make_arguments, other_memory
 from tests.kit.bindings import CSRC, binding, ptx
@@ -62,10 +63,10 @@ def everywhere(gpu: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     for name, attribute in (
         ("_forward_now", "forward"),
         ("_backward_now", "backward"),
-        ("_step", "_step"),
-        ("_step_backward", "_step_backward"),
+        ("_step_now", "_step"),
+        ("_step_backward_now", "_step_backward"),
     ):
-        monkeypatch.setattr(ops, name, gpu[attribute])
+        monkeypatch.setattr(_raw_ops, name, gpu[attribute])
 
 
 def flat(values: Any) -> list[Tensor]:
@@ -90,7 +91,7 @@ def both_ways(forward: Any, backward: Any, call: Any, grads: list[Tensor]) -> tu
         grads += [torch.randn(t.shape, dtype=t.dtype) for t in (y, h_n, c_n)]
     d_y, d_h, d_c = grads
     *gradients, d_weights = backward(
-        *(d_y, d_h, d_c if CELLS[call.options["cell"]].has_c else None),
+        *(d_y, d_h, d_c if CELLS[call.options.cell].has_c else None),
         *(x, h0, c0, weights, reserve, batch_sizes, lengths, *options, True, True, True),
     )
     # The CPU engine gives those of weights as they were summed.
@@ -205,13 +206,13 @@ def test_small_and_empty(gpu: dict[str, Any], cell: str, T: int, N: int, form: s
 def test_lengths_of_zero(gpu: dict[str, Any]) -> None:
     call = make_arguments("lstm", "lengths", dtype=torch.float32, requires_grad=False)
     for lengths in ([0, 5, 2], [0, 0, 0], [1, 0, 1]):
-        call.options["lengths"] = torch.tensor(lengths)
+        call.batch = call.batch._replace(lengths=torch.tensor(lengths))
         assert_same_as_cpu(gpu, call, torch.float32)
 
 
 def test_padding_is_never_read(gpu: dict[str, Any]) -> None:
     call = make_arguments("gru", "lengths", dtype=torch.float32, requires_grad=False)
-    for n, length in enumerate(call.options["lengths"].tolist()):
+    for n, length in enumerate(call.batch.lengths.tolist()):
         call.x[length:, n] = float("nan")
     y, h_n, *_ = gpu["forward"](*call.op_arguments())
     assert y.isfinite().all() and h_n.isfinite().all()
@@ -402,8 +403,9 @@ def test_the_spin_limit_reaches_the_kernels(
 def test_regime_that_cannot_run(gpu: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FUSEDRNN_CUDA_REGIME", "resident")
     call = make_arguments("lstm_proj", dtype=torch.float32, requires_grad=False)
-    with pytest.raises(ValueError, match="resident regime was asked for, but a projection has"):
+    with pytest.raises(RuntimeError) as refused:
         gpu["forward"](*call.op_arguments())
+    assert str(refused.value).endswith(REGIME_TAG)
 
 
 @pytest.mark.usefixtures("everywhere")

@@ -12,8 +12,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fusedrnn
 import setup_build
-from fusedrnn import _checks, _library, functional, ops
+from fusedrnn import _checks, _library, _ops, _raw_ops, functional
+from fusedrnn._errors import MEMORY_TAG, REGIME_TAG, refuses_regime
 from fusedrnn._library import CudaLibrary
+from fusedrnn._options import Batch, Options, StepOptions
 from tests.kit.arguments import CELLS_AND_FORMS, make_arguments
 from tests.kit.bindings import ptx
 from tests.kit.torch_device import TorchDevice, using
@@ -145,7 +147,7 @@ def test_fake_reserve_is_as_large_as_the_real_one(cell: str, form: str, dtype: t
 
 
 def full(*_: Any) -> Any:
-    raise RuntimeError("fusedrnn: CUDA out of memory. Tried to allocate 2.00 GiB")
+    raise RuntimeError(f"fusedrnn: CUDA out of memory. Tried to allocate 2.00 GiB{MEMORY_TAG}")
 
 
 def test_lack_of_memory_is_torchs_exception(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,18 +156,18 @@ def test_lack_of_memory_is_torchs_exception(monkeypatch: pytest.MonkeyPatch) -> 
     x = torch.randn(2, 2, 3)
     y, h = layer(x)[0], cell(x[0])
     again = layer(x)[0].sum()
-    for name in ("_forward_now", "_backward_now", "_backward", "_step", "_step_backward"):
-        monkeypatch.setattr(ops, name, full)
+    for name in ("_forward_now", "_backward_now", "_backward", "_step_now", "_step_backward_now"):
+        monkeypatch.setattr(_raw_ops, name, full)
     # Under torch.func.grad the op itself is called.
-    monkeypatch.setattr(ops, "_forward", full)
+    monkeypatch.setattr(_raw_ops, "_forward", full)
     for call in (
         lambda: layer(x),
         lambda: layer.eval()(x.detach()),
         lambda: y.sum().backward(),
         lambda: torch.autograd.grad(again, layer.weight_ih_l0, create_graph=True),
         lambda: torch.func.grad(lambda x: layer(x)[0].sum())(x),
-        lambda: ops.step(x[0], None, None, weights, 3, 4, "gru"),
-        lambda: ops.step(x[0], None, None, frozen, 3, 4, "gru"),
+        lambda: _ops.step(x[0], None, None, weights, StepOptions(3, 4, "gru")),
+        lambda: _ops.step(x[0], None, None, frozen, StepOptions(3, 4, "gru")),
         lambda: cell(x[0]),
         lambda: h.sum().backward(),
     ):
@@ -191,17 +193,22 @@ def test_lack_of_memory_in_a_compiled_graph(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_regime_that_cannot_run_is_an_error_as_others(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> Any:
-        raise ValueError("the resident regime was asked for, but a projection has none")
+        raise RuntimeError(f"fusedrnn: the resident regime cannot run{REGIME_TAG}")
 
     layer = fusedrnn.FusedRNN(3, 4)
     y, _ = layer(torch.randn(2, 2, 3))
-    monkeypatch.setattr(ops, "_forward_now", refuse)
-    monkeypatch.setattr(ops, "_backward_now", refuse)
+    monkeypatch.setattr(_raw_ops, "_forward_now", refuse)
+    monkeypatch.setattr(_raw_ops, "_backward_now", refuse)
     for call in (lambda: layer(torch.randn(2, 2, 3)), lambda: y.sum().backward()):
-        with pytest.raises(
-            RuntimeError, match=r"^fusedrnn: the resident regime was asked for, but"
-        ):
+        with pytest.raises(RuntimeError, match=r"^fusedrnn: the resident regime cannot run$") as e:
             call()
+        assert refuses_regime(e.value)
+
+
+def test_tags_are_those_of_the_ops() -> None:
+    header = setup_build.CSRC / "torch" / "error_tags.h"
+    tags = dict(re.findall(r'constexpr const char\* (\w+) = "(.*)";', header.read_text()))
+    assert tags == {"kRegimeTag": REGIME_TAG, "kMemoryTag": MEMORY_TAG}
 
 
 @pytest.mark.parametrize(
@@ -225,7 +232,7 @@ def test_what_a_build_of_torch_lacks(
 
 def test_other_errors_stay_what_they_are() -> None:
     with pytest.raises(RuntimeError, match="x must be"):
-        ops.layer(torch.randn(2), None, None, [], cell="lstm", batch=1)
+        _ops.layer(torch.randn(2), None, None, [], Batch(None, None, 1), Options("lstm"))
 
 
 @pytest.mark.parametrize(

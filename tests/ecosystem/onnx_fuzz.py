@@ -28,7 +28,7 @@ from onnx.external_data_helper import load_external_data_for_tensor, uses_extern
 from onnx.reference import ReferenceEvaluator
 
 import fusedrnn.onnx
-from fusedrnn._onnx import GATES
+from fusedrnn._onnx import TO_ONNX
 from tests.ecosystem.onnx_models import (
     PREPARED,
     call,
@@ -89,7 +89,7 @@ ATTRIBUTES += ["block_size", "keepdims", "allowzero", "hidden_size", "direction"
 def files() -> list[Any]:
     """Valid models of every kind that load reads."""
     result = [prepared(*PREPARED[case]) for case in PREPARED]
-    for operator in GATES:
+    for operator in TO_ONNX:
         for D in (1, 2):
             way = {"direction": "bidirectional"} if D == 2 else {}
             result.append(make_model([node(operator, **way)], make_weights(operator, D)))
@@ -301,10 +301,10 @@ def judge(model: Any, layers: dict[str, Any], folder: Path) -> int:
         D = 2 if layer.bidirectional else 1
         assert y.shape == (2, 2, D * layer.hidden_size)
         fusedrnn.onnx.constants(layer)
-        same = [n for n in model.graph.node if n.name == name and n.op_type in GATES]
+        same = [n for n in model.graph.node if n.name == name and n.op_type in TO_ONNX]
         if len(same) != 1 or model.functions:
             continue
-        order = GATES[same[0].op_type]
+        order = TO_ONNX[same[0].op_type]
         for k, prefix in ((1, "weight_ih"), (2, "weight_hh")):
             try:
                 expected = reference(model, same[0].input[k], folder)

@@ -15,7 +15,8 @@ from torch.nn.utils.rnn import pack_sequence
 from torch.utils.flop_counter import FlopCounterMode
 
 import fusedrnn
-from fusedrnn._double_backward import _second_derivative
+from fusedrnn._double_backward import second_derivative
+from fusedrnn._options import Batch, Options
 from tests.kit.layers import CELLS, Cell, flat, make_states, map_tensors, ragged, randn
 
 T, N, I, H = 7, 3, 4, 6
@@ -92,7 +93,7 @@ def test_fake_and_meta_tensors() -> None:
     with FakeTensorMode(), FlopCounterMode(display=False) as counter:
         weights = list(fusedrnn.FusedGRU(I, H).parameters())
         x, lengths = torch.randn(T, N, I), torch.tensor([T, 2, 1])
-        fusedrnn.ops.layer(x, None, None, weights, cell="gru", lengths=lengths)
+        fusedrnn._ops.layer(x, None, None, weights, Batch(None, lengths, N), Options("gru"))
     assert counter.get_total_flops() == 2 * (I + H) * 3 * H * T * N
     with FlopCounterMode(display=False) as counter:
         fusedrnn.FusedGRU(I, H, device="meta")(torch.randn(T, N, I, device="meta"))
@@ -113,9 +114,10 @@ def test_double_backward() -> None:
     assert counter.get_total_flops() == 9 * forward
     second = torch.ops.fusedrnn.double_backward
     assert counter.get_flop_counts()["Global"][second] == 9 * forward
+    batch = Batch(None, None, N)
     primals = [leaves[0], leaves[1], None, *layer.parameters()]
     with FlopCounterMode(display=False) as counter:
-        _second_derivative([weight, None, None], primals, primals, None, None, "gru", False, False)
+        second_derivative([weight, None, None], primals, primals, batch, Options("gru"), False)
     assert counter.get_total_flops() == 9 * forward
 
 

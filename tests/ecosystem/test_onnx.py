@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pack_sequence
 
 import fusedrnn
 import fusedrnn.onnx
+from fusedrnn import _onnx_export
 from tests.kit.layers import CELLS, Cell, flat, make_states, ragged, randn
 
 onnx = pytest.importorskip("onnx")
@@ -181,7 +182,13 @@ def test_layers_that_onnx_cannot_represent(
         fusedrnn.onnx.export(layer, (torch.randn(4, 2, 3, dtype=dtype),))
 
 
-def test_packed_sequences_cannot_be_exported() -> None:
+def test_a_cell_that_onnx_lacks_has_no_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(_onnx_export._OPERATORS, "gru")
+    with pytest.raises(NotImplementedError, match="the cell gru has no form in ONNX"):
+        fusedrnn.onnx.export(fusedrnn.FusedGRU(3, 5).eval(), (torch.randn(4, 2, 3),))
+
+
+def test_packed_sequences_have_no_form() -> None:
     layer = fusedrnn.FusedLSTM(3, 5).eval()
     packed = pack_sequence(ragged([4, 2], 3, torch.float32))
     with pytest.raises(NotImplementedError, match="padded batch and lengths="):

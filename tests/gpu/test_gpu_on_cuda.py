@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
+from fusedrnn import _raw_ops
 from fusedrnn import _selftest_cases as cases
-from fusedrnn import ops
 from fusedrnn._selftest_report import Check
 from fusedrnn.selftest import Selftest
 from tests.gpu import fake_cuda
@@ -165,7 +165,7 @@ def test_the_watchdog_must_raise_and_name_the_kernel(
 ) -> None:
     """The spin limit is set during the pass that is checked, and not during earlier ones."""
     op = f"_{which}_now"
-    right, limits_seen = getattr(ops, op), []
+    right, limits_seen = getattr(_raw_ops, op), []
 
     def launch(*arguments: Any) -> Any:
         limits_seen.append(os.environ.get(SPIN_LIMIT))
@@ -179,7 +179,7 @@ def test_the_watchdog_must_raise_and_name_the_kernel(
         if raises:
             raise RuntimeError("CUDA error: device-side assert triggered\nmore")
 
-    monkeypatch.setattr(ops, op, launch)
+    monkeypatch.setattr(_raw_ops, op, launch)
     monkeypatch.setenv(SPIN_LIMIT, "1")
     fake_cuda.use(monkeypatch, synchronize)
     test = Selftest(CPU)

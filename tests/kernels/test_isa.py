@@ -30,10 +30,10 @@ BATCHES = ["plain", "packed", "lengths", "even sizes"]
 SCRIPT = """
 import sys, torch
 from tests.kernels.test_isa import BATCHES, CELLS, LIBRARY, run
-from fusedrnn import ops
+from fusedrnn import _ops
 dtypes = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 results = {
-    (cell, batch, dtype): run(ops.layer, cell, batch, dtype)
+    (cell, batch, dtype): run(_ops.layer, cell, batch, dtype)
     for cell in CELLS for batch in BATCHES for dtype in dtypes
 }
 torch.save({"isa": LIBRARY.isa, "results": results}, sys.argv[1])
@@ -58,7 +58,7 @@ def python(
 
 
 def make(cell: str, batch: str, dtype: torch.dtype) -> LayerArguments:
-    """Arguments of ops.layer, bidirectional, the same in every dtype but for rounding."""
+    """Arguments of _ops.layer, bidirectional, the same in every dtype but for rounding."""
     torch.manual_seed(list(CELLS).index(cell))
     even = batch == "even sizes"
     I, H = (6, 36) if even else (5, 37)

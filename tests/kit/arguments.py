@@ -1,4 +1,4 @@
-"""Arguments of `ops.layer` for the tests below the modules: every cell, every form of batch."""
+"""Calls of `_ops.layer` for tests that go below the modules: every cell, every form of batch."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ import torch
 from torch import Tensor
 
 from fusedrnn._library import CELLS
+from fusedrnn._options import Batch, Options
 
 FORMS = ("plain", "packed", "lengths")
 
 
 @dataclasses.dataclass
 class LayerArguments:
-    """Arguments of `ops.layer`, leaves that require grad."""
+    """Arguments of `_ops.layer`, leaves that require grad."""
 
     x: Tensor
     h0: Tensor | None
     c0: Tensor | None
     weights: list[Tensor]
-    options: dict[str, Any]
-    batch: int
+    batch: Batch
+    options: Options
 
     @property
     def leaves(self) -> list[Tensor]:
@@ -38,16 +39,16 @@ class LayerArguments:
         return dataclasses.replace(self, x=x, h0=h0, c0=c0, weights=list(rest))
 
     def run(self, layer: Any) -> list[Tensor]:
-        """Outputs of `ops.layer` or of another function of its signature."""
-        result = layer(self.x, self.h0, self.c0, self.weights, **self.options)
+        """Outputs of `_ops.layer` or of another function of its signature."""
+        result = layer(self.x, self.h0, self.c0, self.weights, self.batch, self.options)
         return [t for t in result if t is not None]
 
     def op_arguments(self, keep: bool = True) -> tuple[Any, ...]:
         """Arguments of `torch.ops.fusedrnn.forward`."""
-        o = self.options
         return (
-            *(self.x, self.h0, self.c0, self.weights, o["batch_sizes"], o["lengths"]),
-            *(self.batch, o["cell"], o["bidirectional"], keep),
+            *(self.x, self.h0, self.c0, self.weights),
+            *(self.batch.batch_sizes, self.batch.lengths, self.batch.size),
+            *(self.options.cell, self.options.bidirectional, keep),
         )
 
 
@@ -87,7 +88,6 @@ def make_arguments(
     """
     spec = CELLS[cell]
     P = max(1, H // 2) if spec.projects else H
-    G = spec.gates
 
     def leaf(*shape: int, scale: float = 1) -> Tensor:
         values = scale * torch.randn(*shape, dtype=torch.float64)
@@ -97,27 +97,26 @@ def make_arguments(
     # Large weights make a chaotic system, in which nothing can be compared after a few steps.
     scale = H**-0.5
     weights: list[Tensor] = []
-    for _ in range(D):
-        weights += [leaf(G * H, I), leaf(G * H, P, scale=scale)]
-        weights += [leaf(G * H), leaf(G * H)] if bias else []
-        weights += [leaf(P, H, scale=scale)] if spec.projects else []
-    options: dict[str, Any] = {"cell": cell, "bidirectional": D == 2}
-    options |= {"batch_sizes": None, "lengths": None}
+    for p in spec.parameters_with(bias) * D:
+        recurrent = len(p.sizes) == 2 and p.sizes[-1] != "I"
+        size = p.shape(G=spec.gates, H=H, I=I, P=P)
+        weights.append(leaf(*size, scale=scale if recurrent else 1))
+    batch = Batch(None, None, N)
     picked = random.Random(T * 100 + N)
     lengths = [T, *(picked.randint(0, T) for _ in range(N - 1))] if N else []
     picked.shuffle(lengths)
     if form == "packed":
         lengths = sorted((max(1, length) for length in lengths), reverse=True)
         sizes = [sum(length > t for length in lengths) for t in range(lengths[0])]
-        options["batch_sizes"] = torch.tensor(sizes)
+        batch = batch._replace(batch_sizes=torch.tensor(sizes))
         x = leaf(sum(lengths), I)
     else:
         x = leaf(T, N, I)
         if form == "lengths":
-            options["lengths"] = torch.tensor(lengths, dtype=torch.int64)
+            batch = batch._replace(lengths=torch.tensor(lengths, dtype=torch.int64))
     h0 = leaf(D, N, P) if states else None
     c0 = leaf(D, N, H) if states and spec.has_c else None
-    return LayerArguments(x, h0, c0, weights, options, N)
+    return LayerArguments(x, h0, c0, weights, batch, Options(cell, D == 2))
 
 
 CELLS_AND_FORMS = [(cell, form) for cell in CELLS for form in FORMS]

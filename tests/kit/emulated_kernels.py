@@ -53,8 +53,8 @@ class Product(torch.autograd.Function):
         return d @ b, d.T @ a, None, None
 
 
-def layer(x: Tensor, *args: Any, delta: Round = lambda d: d, **options: Any) -> Any:
-    """`ops.layer` by such kernels; `delta` changes what backward multiplies, to make them wrong."""
+def layer(x: Tensor, *args: Any, delta: Round = lambda d: d) -> Any:
+    """`_ops.layer` by such kernels; `delta` changes what backward multiplies, to make it wrong."""
     rounded, dtype = rounding(x.dtype), x.dtype
 
     def linear(a: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -70,20 +70,19 @@ def layer(x: Tensor, *args: Any, delta: Round = lambda d: d, **options: Any) -> 
     kept: Any = contextlib.nullcontext()
     if dtype.itemsize == 2:
         kept = torch.autograd.graph.saved_tensors_hooks(narrow, widen)
-    options.pop("batch", None)  # which the reference reads from its arguments
     with mock.patch.object(_reference, "F", SimpleNamespace(linear=linear)), kept:
-        return _reference.layer(x, *args, **options)
+        return _reference.layer(x, *args)
 
 
-def with_a_lost_unit(*args: Any, **options: Any) -> Any:
+def with_a_lost_unit(*args: Any) -> Any:
     """The same, but backward loses the deltas of one unit, the one that has most."""
 
     def lose(d: Tensor) -> Tensor:
         return d.index_fill(-1, d.abs().sum(0).argmax(), 0)
 
-    return layer(*args, delta=lose, **options)
+    return layer(*args, delta=lose)
 
 
-def a_step_late(x: Tensor, *args: Any, **options: Any) -> Any:
+def a_step_late(x: Tensor, *args: Any) -> Any:
     """The same, but each step reads the rows before its own."""
-    return layer(x.roll(1, 0), *args, **options)
+    return layer(x.roll(1, 0), *args)

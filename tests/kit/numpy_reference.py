@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 Array = np.ndarray[Any, Any]
-# The parameters of a direction: w_ih [G*H, I], w_hh [G*H, P], b_ih and b_hh [G*H], w_hr [P, H], w_ch
-# [K*H]; None where they are absent.
+# The parameters of a direction: w_ih [G*H, I], w_hh [G*H, P], b_ih and b_hh [G*H], w_hr [P, H] and
+# w_ch [K*H]; None where they are absent.
 WEIGHTS = ("w_ih", "w_hh", "b_ih", "b_hh", "w_hr", "w_ch")
 Weights = list[list["Array | None"]]
 

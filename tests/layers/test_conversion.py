@@ -15,7 +15,7 @@ from torch.nn.utils import prune
 from torch.nn.utils.rnn import pack_sequence
 
 import fusedrnn
-from fusedrnn.conversion import convert, revert, to_torch
+from fusedrnn._conversion import convert, revert, to_torch
 from tests.kit.conversion import (
     LAYERS,
     PAIRS,

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 import fusedrnn
-from fusedrnn.conversion import convert, revert, to_torch
+from fusedrnn._conversion import convert, revert, to_torch
 from tests.kit.conversion import (
     PAIRS,
     Tagger,

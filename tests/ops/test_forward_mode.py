@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 import fusedrnn
-from fusedrnn.ops import _NO_FORWARD_MODE
+from fusedrnn._errors import NO_FORWARD_MODE
 from tests.kit.layers import CELLS, flat, randn
 
 MODULES: dict[str, Callable[[], Any]] = {
@@ -35,7 +35,7 @@ def make(name: str, trainable: bool, device: torch.device) -> tuple[Any, Tensor,
 
 
 def refused() -> Any:
-    return pytest.raises(NotImplementedError, match=f"^{re.escape(_NO_FORWARD_MODE)}$")
+    return pytest.raises(NotImplementedError, match=f"^{re.escape(NO_FORWARD_MODE)}$")
 
 
 def dual(t: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import fusedrnn
-from fusedrnn import ops
+from fusedrnn import _ops
 from fusedrnn._library import CELLS as SPECS
 from tests.kit.arguments import FORMS, make_arguments
 from tests.kit.children import outcome
@@ -159,7 +159,7 @@ def test_before_a_backward_that_is_derived(kind: str) -> None:
 def test_what_forward_kept(cell: Cell, form: str) -> None:
     def backward() -> None:
         call = make_arguments(cell.name, form)
-        y: Any = call.run(ops.layer)[0]
+        y: Any = call.run(_ops.layer)[0]
         y.grad_fn.saved_tensors[5].untyped_storage().resize_(0)
         y.sum().backward()
 
@@ -169,7 +169,7 @@ def test_what_forward_kept(cell: Cell, form: str) -> None:
 def test_gradients_that_come_in() -> None:
     def backward(which: int) -> None:
         call = make_arguments("lstm")
-        outputs = call.run(ops.layer)
+        outputs = call.run(_ops.layer)
         grads = [torch.ones_like(t) for t in outputs]
         grads[which].untyped_storage().resize_(8)
         torch.autograd.grad(outputs, call.leaves, grads)

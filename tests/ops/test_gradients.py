@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 import fusedrnn
-from fusedrnn import _reference, ops
+from fusedrnn import _ops, _reference
 from tests.kit.arguments import CELLS_AND_FORMS, LayerArguments, make_arguments
 from tests.kit.layers import CELLS, error, flat, randn
 
 
 def as_function(call: LayerArguments) -> Callable[..., tuple[Tensor, ...]]:
-    return lambda *leaves: tuple(call.with_leaves(leaves).run(ops.layer))
+    return lambda *leaves: tuple(call.with_leaves(leaves).run(_ops.layer))
 
 
 @pytest.mark.parametrize("D", [1, 2])
@@ -68,7 +68,7 @@ def test_gradients_against_the_reference(
 ) -> None:
     T, N, I, H = sizes
     call = make_arguments(cell, form, T, N, I, H, device=device)
-    ours, theirs = call.run(ops.layer), call.run(_reference.layer)
+    ours, theirs = call.run(_ops.layer), call.run(_reference.layer)
     weights = [torch.randn_like(t) for t in theirs]
     d_ours = torch.autograd.grad(ours, call.leaves, weights)
     d_theirs = torch.autograd.grad(theirs, call.leaves, weights)
@@ -88,7 +88,7 @@ def test_third_derivative(device: torch.device, cell: Any) -> None:
             d = (d * d).sum()
         return d
 
-    ours, theirs = third(ops.layer), third(_reference.layer)
+    ours, theirs = third(_ops.layer), third(_reference.layer)
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-9)
     assert cell.name == "rnn_relu" or theirs.item() != 0
 
@@ -98,7 +98,7 @@ def test_backward_twice_gives_the_same_gradients(
     device: torch.device, cell: str, form: str
 ) -> None:
     call = make_arguments(cell, form, dtype=torch.float32, device=device)
-    outputs = call.run(ops.layer)
+    outputs = call.run(_ops.layer)
     weights = [torch.randn_like(t) for t in outputs]
     first = torch.autograd.grad(outputs, call.leaves, weights, retain_graph=True)
     second = torch.autograd.grad(outputs, call.leaves, weights)
@@ -120,7 +120,7 @@ def test_one_output_alone(device: torch.device, which: str) -> None:
     """Gradients of the outputs that take no part in the loss are absent, not zeros by luck."""
     call = make_arguments("lstm", "lengths", device=device)
     k = ["y", "h_n", "c_n"].index(which)
-    ours = torch.autograd.grad(call.run(ops.layer)[k].sum(), call.leaves)
+    ours = torch.autograd.grad(call.run(_ops.layer)[k].sum(), call.leaves)
     theirs = torch.autograd.grad(call.run(_reference.layer)[k].sum(), call.leaves)
     assert all(error(a, b) < 1e-12 for a, b in zip(ours, theirs, strict=True))
 
@@ -148,9 +148,9 @@ def test_eval_mode_keeps_gradients(device: torch.device) -> None:
 def test_without_grad_nothing_is_kept(device: torch.device, context: Any) -> None:
     call = make_arguments("lstm", device=device)
     with context():
-        outputs = call.run(ops.layer)
+        outputs = call.run(_ops.layer)
     assert not any(t.requires_grad for t in outputs)
-    expected = call.run(ops.layer)
+    expected = call.run(_ops.layer)
     assert all(torch.equal(a, b) for a, b in zip(outputs, expected, strict=True))
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fusedrnn import ops
-from tests.kit.arguments import CELLS_AND_FORMS, make_arguments
+from fusedrnn import _ops
+from fusedrnn._options import batch_of
+from tests.kit.arguments import CELLS_AND_FORMS, FORMS, make_arguments
 
 FORWARD = torch.ops.fusedrnn.forward.default
 BACKWARD = torch.ops.fusedrnn.backward.default
@@ -77,7 +78,7 @@ def test_opcheck_without_states_bias_or_keep() -> None:
 def test_raw_op_in_grad_mode_is_differentiated() -> None:
     call = make_arguments("lstm", "lengths")
     raw = FORWARD(*call.op_arguments())[:3]
-    expected = call.run(ops.layer)
+    expected = call.run(_ops.layer)
     for a, b in zip(raw, expected, strict=True):
         assert torch.equal(a, b)
     d_raw = torch.autograd.grad([t.sum() for t in raw], call.leaves)
@@ -102,18 +103,17 @@ def test_forward_is_the_same_with_and_without_keep() -> None:
 
 
 def test_batch_is_read_where_it_is_not_given() -> None:
-    """From x, from h0, and from batch_sizes."""
-    for form, states in (("plain", False), ("packed", True), ("packed", False)):
-        call = make_arguments("gru", form, N=4, states=states)
-        y, h_n = call.run(ops.layer)
-        assert h_n.shape[1] == 4 and y.shape[:-1] == call.x.shape[:-1]
+    """From x, and from batch_sizes."""
+    for form in FORMS:
+        call = make_arguments("gru", form, N=4)
+        assert batch_of(call.x, call.batch.batch_sizes, call.batch.lengths) == call.batch
 
 
 @pytest.mark.parametrize("form", ["packed", "lengths"])
 def test_sequences_changed_before_backward(form: str) -> None:
     """In place by torch, or in numpy's memory: backward has its own batch_sizes and lengths."""
     call = make_arguments("gru", form)
-    sizes = call.options["batch_sizes" if form == "packed" else "lengths"]
+    sizes = call.batch.batch_sizes if form == "packed" else call.batch.lengths
     expected = torch.autograd.grad(FORWARD(*call.op_arguments())[0].sum(), call.leaves)
     for change in (lambda: sizes.fill_(1), lambda: sizes.numpy().fill(1)):
         before = sizes.clone()
@@ -127,7 +127,7 @@ def test_sequences_changed_before_backward(form: str) -> None:
 @pytest.mark.parametrize("form", ["packed", "lengths"])
 def test_sequences_changed_before_the_second_derivative(form: str) -> None:
     call = make_arguments("gru", form)
-    sizes = call.options["batch_sizes" if form == "packed" else "lengths"]
+    sizes = call.batch.batch_sizes if form == "packed" else call.batch.lengths
     y, _, _, reserve = FORWARD(*call.op_arguments())
     x, h0, c0, weights, *sequences, batch, cell, bidirectional, _ = call.op_arguments()
     derivatives = []

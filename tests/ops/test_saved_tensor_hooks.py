@@ -15,7 +15,7 @@ from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 import fusedrnn
-from fusedrnn import ops
+from fusedrnn import _ops
 from fusedrnn._library import CELLS
 from tests.kit.arguments import CELLS_AND_FORMS, make_arguments, other_memory
 from tests.kit.layers import CELL_MODULES, flat
@@ -47,7 +47,7 @@ def layer_gradients(
     torch.manual_seed(0)
     call = make_arguments(cell, form)
     with context:
-        outputs = call.run(ops.layer)
+        outputs = call.run(_ops.layer)
     return derive(outputs, call.leaves, higher)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from fusedrnn import ops
+from fusedrnn import _ops
 from fusedrnn._library import CELLS
 from tests.kit.layers import CELL_MODULES, flat, randn
 
@@ -34,10 +34,10 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             words.append(name)
             return result
 
-        monkeypatch.setattr(ops, name, recording)
+        monkeypatch.setattr(_ops, name, recording)
 
-    record("layer", ops.layer)
-    record("step", ops.step)
+    record("layer", _ops.layer)
+    record("step", _ops.step)
     return words
 
 
@@ -54,7 +54,7 @@ def leaves_of(module: Any, x: Tensor, hx: Any) -> list[Tensor]:
 
 def through_layer(module: Any, x: Tensor, hx: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     with monkeypatch.context() as patch:
-        patch.setattr(ops, "may_step", lambda: False)
+        patch.setattr(_ops, "may_step", lambda: False)
         return module(x, hx)
 
 

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 import setup_build
-from fusedrnn import ops, selftest
+from fusedrnn import _ops, _raw_ops, selftest
+from fusedrnn._errors import REGIME_TAG
 from fusedrnn._library import CELLS
 from fusedrnn._selftest_cases import BFLOAT16, FLOAT16, FLOAT32, LARGE, REGIME, SMALL, TF32, Call
 from fusedrnn._selftest_report import Check
@@ -48,14 +49,14 @@ def test_it_passes_on_the_cpu_and_writes_a_report(
 def test_a_wrong_kernel_fails_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    right = ops._forward_now
+    right = _raw_ops._forward_now
 
     def wrong(*args: Any) -> Any:
         y, *rest = right(*args)
         y.view(-1)[0] += 0.5
         return y, *rest
 
-    monkeypatch.setattr(ops, "_forward_now", wrong)
+    monkeypatch.setattr(_raw_ops, "_forward_now", wrong)
     arguments = ["--device", "cpu", "--quick", "--no-benchmark", "--out", str(tmp_path)]
     assert selftest.main(arguments) == 1
     assert "eps in output 0, allowed 200" in (tmp_path / "fusedrnn-selftest-cpu.md").read_text()
@@ -66,7 +67,7 @@ def test_an_exception_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any) -> Any:
         raise RuntimeError("kernel lost")
 
-    monkeypatch.setattr(ops, "_backward_now", broken)
+    monkeypatch.setattr(_raw_ops, "_backward_now", broken)
     test = selftest.Selftest(CPU)
     test.determinism()
     assert {check.result for check in test.report.checks} == {"failed"}
@@ -98,7 +99,7 @@ def test_a_regime_is_for_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
 
 def parity_of(monkeypatch: pytest.MonkeyPatch, cell: str, layer: Any) -> list[Check]:
     """The checks of a cell, all shapes and TF32 too, where this is what the device computes."""
-    monkeypatch.setattr(ops, "layer", layer)
+    monkeypatch.setattr(_ops, "layer", layer)
     monkeypatch.setattr(selftest, "CELLS", {cell: CELLS[cell]})
     monkeypatch.setattr(selftest.Selftest, "why_no_tf32", lambda _: "")
     test = selftest.Selftest(CPU, quick=False)
@@ -141,7 +142,7 @@ def test_large_relu_in_float32_depends_on_the_order_of_sums(
         monkeypatch.setattr(
             emulated_kernels, "rounding", lambda _, scale=scale: lambda t: t * scale
         )
-        monkeypatch.setattr(ops, "layer", emulated_kernels.layer)
+        monkeypatch.setattr(_ops, "layer", emulated_kernels.layer)
         errors.append(Call("rnn_relu", LARGE[1]).error(CPU, FLOAT32)[0])
     assert max(errors) > 1e5
 
@@ -152,8 +153,8 @@ def test_large_relu_in_float32_depends_on_the_order_of_sums(
 def test_the_cuda_kernels_pass(monkeypatch: pytest.MonkeyPatch, cell: str, regime: str) -> None:
     """In the interpreter: what a GPU is asked for is what these kernels give."""
     with using(TorchDevice(ptx(80))) as gpu:
-        monkeypatch.setattr(ops, "_forward_now", gpu["forward"])
-        monkeypatch.setattr(ops, "_backward_now", gpu["backward"])
+        monkeypatch.setattr(_raw_ops, "_forward_now", gpu["forward"])
+        monkeypatch.setattr(_raw_ops, "_backward_now", gpu["backward"])
         test = selftest.Selftest(CPU, regimes=[regime])
         for precision in (FLOAT32, FLOAT16, BFLOAT16, TF32):
             test.compare(Call(cell, SMALL[2]), precision, regime)
@@ -169,8 +170,8 @@ def test_tf32_is_seen_to_be_used(monkeypatch: pytest.MonkeyPatch, used: bool) ->
         monkeypatch.setattr(torch, "set_float32_matmul_precision", lambda _: None)
     device = TorchDevice(ptx(80))
     with using(device) as gpu:
-        monkeypatch.setattr(ops, "_forward_now", gpu["forward"])
-        monkeypatch.setattr(ops, "_backward_now", gpu["backward"])
+        monkeypatch.setattr(_raw_ops, "_forward_now", gpu["forward"])
+        monkeypatch.setattr(_raw_ops, "_backward_now", gpu["backward"])
         test = selftest.Selftest(CPU, regimes=["resident"])
         test.tf32_is_used()
     (check,) = test.report.checks
@@ -184,14 +185,14 @@ def test_tf32_is_seen_to_be_used(monkeypatch: pytest.MonkeyPatch, used: bool) ->
 
 def refuse(monkeypatch: pytest.MonkeyPatch) -> None:
     """A GPU on which the resident regime never runs."""
-    right = ops._forward_now
+    right = _raw_ops._forward_now
 
     def forward(*args: Any) -> Any:
         if os.environ.get(REGIME) == "resident":
-            raise ValueError("the resident regime was asked for, but blocks cannot run together")
+            raise RuntimeError(f"fusedrnn: blocks cannot run together{REGIME_TAG}")
         return right(*args)
 
-    monkeypatch.setattr(ops, "_forward_now", forward)
+    monkeypatch.setattr(_raw_ops, "_forward_now", forward)
 
 
 @pytest.mark.parametrize("section", ["parity", "determinism"])
@@ -211,7 +212,7 @@ def test_a_gpu_without_the_resident_regime_fails_unless_asked(
 
 
 def test_every_regime_must_be_deterministic(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = ops._forward_now
+    right = _raw_ops._forward_now
 
     def forward(*args: Any) -> Any:
         y, *rest = right(*args)
@@ -219,7 +220,7 @@ def test_every_regime_must_be_deterministic(monkeypatch: pytest.MonkeyPatch) -> 
             y[0, 0, 0] += torch.rand(())
         return y, *rest
 
-    monkeypatch.setattr(ops, "_forward_now", forward)
+    monkeypatch.setattr(_raw_ops, "_forward_now", forward)
     test = selftest.Selftest(CPU, regimes=selftest.REGIMES)
     test.determinism()
     for check in test.report.checks:
@@ -277,7 +278,8 @@ def on_streams(monkeypatch: pytest.MonkeyPatch, astray: str) -> None:
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _: Stream.current)
     monkeypatch.setattr(torch.cuda, "_sleep", sleep)
     for op in ("_forward_now", "_backward_now"):
-        monkeypatch.setattr(ops, op, launched(getattr(ops, op), op == astray, default))
+        launch = launched(getattr(_raw_ops, op), op == astray, default)
+        monkeypatch.setattr(_raw_ops, op, launch)
 
 
 def launched(op: Any, astray: bool, default: Stream) -> Any:

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-from fusedrnn import ops
+from fusedrnn import _raw_ops
 from fusedrnn.selftest import Selftest
 
 
@@ -31,10 +31,10 @@ def interpreted() -> Iterator[Any]:
     from tests.kit.torch_device import TorchDevice, using
 
     device = TorchDevice(ptx(80))
-    before = ops._forward_now, ops._backward_now
+    before = _raw_ops._forward_now, _raw_ops._backward_now
     with using(device) as gpu:
-        ops._forward_now, ops._backward_now = gpu["forward"], gpu["backward"]
+        _raw_ops._forward_now, _raw_ops._backward_now = gpu["forward"], gpu["backward"]
         try:
             yield device
         finally:
-            ops._forward_now, ops._backward_now = before
+            _raw_ops._forward_now, _raw_ops._backward_now = before

@@ -13,19 +13,18 @@ import torch
 from torch import _C, Tensor, nn
 from torch.nn.modules.rnn import RNNCellBase
 
-from . import _fx, _reference, ops
+from . import _fx, _ops, _reference
 from ._autocast import autocast_dtype, cast, cast_weights
-from ._checks import as_dense, check_kernels, check_weights
+from ._checks import Device, DType, as_dense, check_kernels, check_weights
 from ._library import CELLS
+from ._options import Batch, Options, StepOptions
 from ._torchscript import refuse_script, refuse_trace
-
-Device = torch.device | str | int | None
-DType = torch.dtype | None
 
 __all__ = ["FusedGRUCell", "FusedLSTMCell", "FusedRNNCell"]
 
 
-_NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+# The parameters of every cell module.
+WEIGHT_NAMES = tuple(parameter.name for parameter in CELLS["lstm"].parameters)
 
 # What arguments that do not fit raise in a step. Other exceptions are not of our making: by one
 # torch.utils.checkpoint ends a forward that it repeats.
@@ -43,7 +42,7 @@ class _FusedCell(RNNCellBase):
 
         Returns h, then c of a cell that has one.
         """
-        if ops.may_step():
+        if _ops.may_step():
             weights = self._weights()
             h = states[0] if states else None
             c = states[1] if len(states) == 2 else None
@@ -52,8 +51,8 @@ class _FusedCell(RNNCellBase):
                     casts = None
                     if _C._is_any_autocast_enabled():
                         input, h, c, weights, casts = self._cast(cell, input, h, c, weights)
-                    sizes = self.input_size, self.hidden_size
-                    return ops.step(input, h, c, weights, *sizes, cell, casts)
+                    options = StepOptions(self.input_size, self.hidden_size, cell)
+                    return _ops.step(input, h, c, weights, options, casts)
                 except _UNFIT:
                     pass  # the way below says in torch.nn's words what does not fit
         return self._run_checked(cell, input, states)
@@ -86,7 +85,9 @@ class _FusedCell(RNNCellBase):
                 f"input has inconsistent input_size: got {input.shape[-1]} expected {I}"
             )
         _check_sizes(input, states, H)
-        check_weights(cell, (I, H, H), 1, 1, bias, casts or weights, input, RuntimeError, _NAMES)
+        check_weights(
+            cell, (I, H, H), 1, 1, bias, casts or weights, input, RuntimeError, WEIGHT_NAMES
+        )
         check_kernels(input)
         _check_kinds(input, states)
         if rank == 1:
@@ -94,12 +95,13 @@ class _FusedCell(RNNCellBase):
             states = tuple(s.unsqueeze(0) for s in states)
         h, c = (*(s.unsqueeze(0) for s in states), None, None)[:2]
         x = input.unsqueeze(0)
+        batch, options = Batch(None, None, input.shape[0]), Options(cell)
         if I == 0 or H == 0:  # nothing for the engine to multiply, which refuses them
             if casts is not None:
                 weights = [cast(w, x.dtype) for w in weights]
-            _, h, c = _reference.layer(x, h, c, weights, cell=cell)
+            _, h, c = _reference.layer(x, h, c, weights, batch, options)
         else:
-            _, h, c = ops.layer(x, h, c, weights, cell=cell, batch=input.shape[0], casts=casts)
+            _, h, c = _ops.layer(x, h, c, weights, batch, options, casts)
         # [D, N, H] -> [N, H] or [H]
         h, c = h.squeeze(0), None if c is None else c.squeeze(0)
         if rank == 1:
@@ -140,7 +142,7 @@ class _FusedCell(RNNCellBase):
                 parameters["bias_hh"],
             ]
         except KeyError:
-            weights = [getattr(self, name) for name in _NAMES]
+            weights = [getattr(self, name) for name in WEIGHT_NAMES]
         b_ih, b_hh = weights[2], weights[3]
         if b_ih is not None and b_hh is not None:
             return weights

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from .conversion import _FUSED
+from ._conversion import _FUSED
 
 __all__ = ["patch_torch"]
 

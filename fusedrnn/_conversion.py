@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from ._cell_modules import WEIGHT_NAMES, FusedGRUCell, FusedLSTMCell, FusedRNNCell
 from ._checks import check_kernels
-from .cells import FusedGRUCell, FusedLSTMCell, FusedRNNCell
-from .modules import FusedGRU, FusedLSTM, FusedRNN
+from ._modules import FusedGRU, FusedLSTM, FusedRNN
 
 __all__ = ["convert", "revert", "to_torch"]
 
@@ -34,7 +34,6 @@ _FUSED: dict[type[nn.Module], type[nn.Module]] = {
 }
 _TORCH = {fused: plain for plain, fused in _FUSED.items()}
 _NAMES = {plain.__name__ for plain in _FUSED}
-_CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
 class _Change(NamedTuple):
@@ -225,7 +224,7 @@ def _why_not_as_it_is(layer: nn.Module) -> str | None:
     """Why this layer, of a type that has a fused counterpart, cannot be changed; None if it can."""
     if "forward" in vars(layer):
         return _OWN_FORWARD
-    names: Any = layer._flat_weights_names if isinstance(layer, nn.RNNBase) else _CELL_WEIGHTS
+    names: Any = layer._flat_weights_names if isinstance(layer, nn.RNNBase) else WEIGHT_NAMES
     for name in names:
         weight = getattr(layer, name, None)
         if isinstance(weight, Tensor) and not _has_kernels(weight):

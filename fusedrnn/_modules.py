@@ -9,20 +9,15 @@ from __future__ import annotations
 import weakref
 from typing import Any, overload
 
-import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from . import _fx
-from ._checks import Lengths, check_sizes, lstm_states
+from ._checks import Device, DType, Lengths, check_sizes, lstm_states
+from ._run import run_layers
 from ._torchscript import refuse_script, refuse_trace
-from .functional import run_layers
 
 __all__ = ["FusedGRU", "FusedLSTM", "FusedRNN"]
-
-# What `device` and `dtype` take, as in torch.nn.
-Device = torch.device | str | int | None
-DType = torch.dtype | None
 
 
 class _FusedRNNBase(nn.RNNBase):

@@ -1,0 +1,245 @@
+"""One recurrent layer over a whole batch, or one step of a cell: the door to the ops.
+
+`layer` is the door for everything above. The ops behind it, `torch.ops.fusedrnn.forward` and
+`torch.ops.fusedrnn.backward`, take every option as an argument and serve every cell. Both are
+registered with autograd, so they may be called, compiled and exported directly; `layer` takes a
+shorter way to them in eager mode (a plain `autograd.Function`, or no Function at all without
+grad), because the registered way costs about 50 µs a call. `step` is a cell's one step by ops of
+its own, which take what a cell has as it is.
+
+Programs that were exported name the ops and their arguments. So a new option of an op goes to the
+end of its arguments and has a default, and nothing is renamed, reordered or removed; a test
+compares the schemas with tests/golden_schemas.txt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import _C, Tensor
+from torch.autograd import forward_ad
+from torch.compiler import is_compiling
+
+from . import _derivative, _double_backward, _fakes, _flops, _raw_ops  # noqa: F401
+from ._errors import as_torch_raises, refuse_dual
+from ._functorch import FunctorchLayer
+from ._gradients import gradients
+from ._library import CELLS
+from ._options import Batch, Grads, Needs, Options, Saved, StepOptions
+from ._saved import keep, kept
+
+__all__ = ["layer", "may_step", "step"]
+
+
+def layer(
+    x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: Sequence[Tensor],
+    batch: Batch,
+    options: Options,
+    casts: Sequence[Tensor] | None = None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Run one layer, both directions of a bidirectional one, over a batch of sequences.
+
+    Args:
+        x: [T, N, I]; or [S, I] with `batch.batch_sizes`.
+        h0: [D, N, P], zeros where None.
+        c0: [D, N, H], zeros where None; None for cells without a cell state. It may be float32
+            where x is of 16 bits.
+        weights: per direction weight_ih [G*H, I], weight_hh [G*H, P], then bias_ih and bias_hh
+            [G*H] or neither, then weight_hr [P, H] for "lstm_proj".
+        batch: the sequences.
+        options: the cell and its options.
+        casts: the weights in the dtype of x, where they themselves are of another; only in eager
+            mode. Gradients are those of the weights.
+
+    Returns:
+        y [T, N, D*P] (zero beyond a length) or [S, D*P], h_n [D, N, P], c_n [D, N, H] or None, in
+        the dtype of x; c_n in that of c0 where there is one.
+
+    Raises:
+        RuntimeError: shapes, dtypes or sizes that do not fit; the message says which. A lack of
+            GPU memory is a torch.OutOfMemoryError, which is one.
+        NotImplementedError: under forward-mode AD.
+    """
+    needs_grad = torch.is_grad_enabled() and (
+        x.requires_grad
+        or any(w.requires_grad for w in weights)
+        or (h0 is not None and h0.requires_grad)
+        or (c0 is not None and c0.requires_grad)
+    )
+    if forward_ad._current_level >= 0:
+        refuse_dual((x, h0, c0, *weights))
+    if is_compiling():
+        y, h_n, c_n, _ = _raw_ops.forward(x, h0, c0, weights, batch, options, needs_grad)
+    else:
+        try:
+            if _C._are_functorch_transforms_active():
+                y, h_n, c_n, _ = FunctorchLayer.apply(x, h0, c0, batch, options, *weights)
+            elif needs_grad:
+                y, h_n, c_n = _apply_layer(x, h0, c0, batch, options, casts, *weights)
+            else:
+                y, h_n, c_n, _ = _raw_ops.forward_now(
+                    x, h0, c0, casts or weights, batch, options, False
+                )
+        except RuntimeError as error:
+            on_cpu = (batch.batch_sizes, batch.lengths)
+            raise as_torch_raises(error, (x, h0, c0, *weights), on_cpu) from None
+    return y, h_n, c_n if CELLS[options.cell].has_c else None
+
+
+def may_step() -> bool:
+    """Whether `step` may be called: nobody traces or transforms what runs now."""
+    return not (
+        is_compiling()
+        or _C._are_functorch_transforms_active()
+        or _C._len_torch_dispatch_stack()
+        or forward_ad._current_level >= 0
+    )
+
+
+def step(
+    x: Tensor,
+    h: Tensor | None,
+    c: Tensor | None,
+    weights: Sequence[Tensor],
+    options: StepOptions,
+    casts: Sequence[Tensor] | None = None,
+) -> Sequence[Tensor]:
+    """Run one step of a cell without projection, where `may_step` allows it.
+
+    Args:
+        x: [N, I] or [I].
+        h: [N, H], without N for [I]; zeros where None.
+        c: as h, and only with h; None for cells without a cell state. It may be float32 where x is
+            of 16 bits.
+        weights: as `layer`'s, of one direction.
+        options: the cell, I and H.
+        casts: as `layer`'s.
+
+    Returns:
+        [h] or [h, c] after the step, of the shapes of the states.
+
+    Raises:
+        RuntimeError: whatever does not fit, in the op's own words; torch.OutOfMemoryError, which
+            is one, for a lack of GPU memory.
+    """
+    try:
+        if torch.is_grad_enabled() and (
+            weights[0].requires_grad  # most often, and then no generator is made
+            or x.requires_grad
+            or any(w.requires_grad for w in weights)
+            or (h is not None and h.requires_grad)
+            or (c is not None and c.requires_grad)
+        ):
+            stepped: tuple[Tensor, ...]
+            stepped = _apply_step(x, h, c, options, casts, *weights)
+            return stepped
+        return _raw_ops.step_now(x, h, c, casts or weights, options, False)
+    except RuntimeError as error:
+        raise as_torch_raises(error, (x, h, c, *weights)) from None
+
+
+class _Layer(torch.autograd.Function):
+    """The layer in eager mode. The ctx form: setup_context costs 60 µs more a call."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        h0: Tensor | None,
+        c0: Tensor | None,
+        batch: Batch,
+        options: Options,
+        casts: Sequence[Tensor] | None,
+        *weights: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        y, h_n, c_n, reserve = _raw_ops.forward_now(
+            x, h0, c0, casts or weights, batch, options, True
+        )
+        ctx.set_materialize_grads(False)
+        keep(ctx, x, h0, c0, casts, weights, batch.batch_sizes, batch.lengths, reserve)
+        ctx.size, ctx.options = batch.size, options
+        if not CELLS[options.cell].has_c:
+            ctx.mark_non_differentiable(c_n)
+        return y, h_n, c_n
+
+    @staticmethod
+    def backward(
+        ctx: Any, grad_y: Tensor | None, grad_h: Tensor | None, grad_c: Tensor | None
+    ) -> tuple[Any, ...]:
+        need_x, need_h, need_c, _, _, _, *need_weights = ctx.needs_input_grad
+        x, h0, c0, batch_sizes, lengths, reserve, *weights = kept(ctx)
+        d_x, d_h0, d_c0, d_weights = gradients(
+            Grads(grad_y, grad_h, grad_c),
+            Saved(x, h0, c0, weights, Batch(batch_sizes, lengths, ctx.size), reserve),
+            ctx.options,
+            Needs(need_x, need_h, need_c, any(need_weights)),
+        )
+        return (d_x, d_h0, d_c0, None, None, None, *d_weights)
+
+
+class _Step(torch.autograd.Function):
+    """A cell's step in eager mode."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        h: Tensor | None,
+        c: Tensor | None,
+        options: StepOptions,
+        casts: Sequence[Tensor] | None,
+        *weights: Tensor,
+    ) -> tuple[Tensor, ...]:
+        *states, reserve = _raw_ops.step_now(x, h, c, casts or weights, options, True)
+        ctx.set_materialize_grads(False)
+        keep(ctx, x, h, c, casts, weights, reserve)
+        ctx.options = options
+        return tuple(states)
+
+    @staticmethod
+    def backward(ctx: Any, grad_h: Tensor | None, grad_c: Tensor | None = None) -> tuple[Any, ...]:
+        need_x, need_h, need_c, _, _, *need_weights = ctx.needs_input_grad
+        needs = Needs(need_x, need_h, need_c, any(need_weights))
+        options: StepOptions = ctx.options
+        x, h, c, reserve, *weights = kept(ctx)
+        if torch.is_grad_enabled() or not may_step():  # to be derived again, or traced: as a layer
+            lead = (1,) if x.dim() == 2 else (1, 1)
+
+            def raised(t: Tensor | None) -> Tensor | None:
+                return None if t is None else t.reshape(*lead, *t.shape)
+
+            batch = Batch(None, None, x.shape[0] if x.dim() == 2 else 1)
+            d_x, d_h, d_c, d_weights = gradients(
+                Grads(None, raised(grad_h), raised(grad_c)),
+                Saved(x.reshape(*lead, *x.shape), raised(h), raised(c), weights, batch, reserve),
+                Options(options.cell),
+                needs,
+            )
+            d_x, d_h, d_c = (
+                None if d is None else d.reshape(d.shape[len(lead) :]) for d in (d_x, d_h, d_c)
+            )
+        elif grad_h is None and grad_c is None:
+            d_x, d_h, d_c, d_weights = None, None, None, []
+        else:
+            try:
+                d_x, d_h, d_c, d_weights = _raw_ops.step_backward_now(
+                    grad_h, grad_c, x, weights, reserve, options, needs
+                )
+            except RuntimeError as error:
+                raise as_torch_raises(error, (grad_h, grad_c, x, reserve, *weights)) from None
+        return (
+            *(d_x, d_h if need_h else None, d_c if need_c else None, None, None),
+            *(d_weights or [None] * len(weights)),
+        )
+
+
+# Function.apply would look for transforms of torch.func first, for 2 µs; both callers have.
+_apply_layer = super(torch.autograd.Function, _Layer).apply
+_apply_step = super(torch.autograd.Function, _Step).apply
+
+_flops.register()

@@ -1,0 +1,130 @@
+"""The ops as functions of records: the one place that knows the order of their arguments.
+
+`forward` and `backward` go through torch's dispatcher, where autograd, compilers and torch.func see
+them. The functions that end in `_now` call the kernels of eager mode, below autograd, and take a
+tenth of that time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import _C, Tensor
+
+from . import _library  # noqa: F401 (loads the _ops)
+from ._options import Batch, Grads, Needs, Options, Saved, StepOptions
+
+__all__ = ["backward", "backward_now", "forward", "forward_now", "step_backward_now", "step_now"]
+
+_forward = torch.ops.fusedrnn.forward
+_backward = torch.ops.fusedrnn.backward
+# The functions inside the overloads: the call of an overload takes a tenth of a cell's step.
+_forward_now = _forward.default._op
+_backward_now = _backward.default._op
+_step_now = torch.ops.fusedrnn._step.default._op
+_step_backward_now = torch.ops.fusedrnn._step_backward.default._op
+
+# The gradients of x, h0 and c0, each empty where it is not wanted, and of the weights.
+Gradients = tuple[Tensor, Tensor, Tensor, Sequence[Tensor]]
+
+
+def forward(
+    x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: Sequence[Tensor],
+    batch: Batch,
+    options: Options,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Returns y, h_n, c_n (empty of cells without c) and the reserve (empty without `keep`)."""
+    result: tuple[Tensor, Tensor, Tensor, Tensor] = _forward(
+        *(x, h0, c0, weights, batch.batch_sizes, batch.lengths, batch.size),
+        *(options.cell, options.bidirectional, keep),
+    )
+    return result
+
+
+def forward_now(
+    x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: Sequence[Tensor],
+    batch: Batch,
+    options: Options,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The same below autograd."""
+    with _C._AutoDispatchBelowAutograd():
+        result: tuple[Tensor, Tensor, Tensor, Tensor] = _forward_now(
+            x,
+            h0,
+            c0,
+            weights,
+            batch.batch_sizes,
+            batch.lengths,
+            batch.size,
+            options.cell,
+            options.bidirectional,
+            keep,
+        )
+    return result
+
+
+def _backward_arguments(
+    grads: Grads, saved: Saved, options: Options, needs: Needs
+) -> tuple[Any, ...]:
+    return (
+        *(grads.y, grads.h, grads.c, saved.x, saved.h0, saved.c0, saved.weights, saved.reserve),
+        *(saved.batch.batch_sizes, saved.batch.lengths, saved.batch.size),
+        *(options.cell, options.bidirectional, needs.x, needs.state, needs.weights),
+    )
+
+
+def backward(grads: Grads, saved: Saved, options: Options, needs: Needs) -> Gradients:
+    """Returns the gradients of x, h0, c0 and the weights; empty where they are not wanted."""
+    result: Gradients = _backward(*_backward_arguments(grads, saved, options, needs))
+    return result
+
+
+def backward_now(grads: Grads, saved: Saved, options: Options, needs: Needs) -> Gradients:
+    """The same below autograd."""
+    with _C._AutoDispatchBelowAutograd():
+        result: Gradients = _backward_now(*_backward_arguments(grads, saved, options, needs))
+    return result
+
+
+def step_now(
+    x: Tensor,
+    h: Tensor | None,
+    c: Tensor | None,
+    weights: Sequence[Tensor],
+    options: StepOptions,
+    keep: bool,
+) -> list[Tensor]:
+    """Returns h, then c of a cell that has one, then the reserve with `keep`."""
+    result: list[Tensor] = _step_now(
+        x, h, c, weights, options.input_size, options.hidden_size, options.cell, keep
+    )
+    return result
+
+
+def step_backward_now(
+    grad_h: Tensor | None,
+    grad_c: Tensor | None,
+    x: Tensor,
+    weights: Sequence[Tensor],
+    reserve: Tensor,
+    options: StepOptions,
+    needs: Needs,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Sequence[Tensor]]:
+    """Returns the gradients of x, h, c and the weights; None or empty where they are not wanted."""
+    result: tuple[Tensor | None, Tensor | None, Tensor | None, Sequence[Tensor]]
+    result = _step_backward_now(
+        *(grad_h, grad_c, x, weights, reserve),
+        *(options.input_size, options.hidden_size, options.cell),
+        *(needs.x, needs.state, needs.weights),
+    )
+    return result

@@ -1,0 +1,45 @@
+"""What outsiders may hold on to: the modules that are public, and the names in pickles."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+import fusedrnn
+import fusedrnn.keras
+import fusedrnn.onnx
+
+PUBLIC = {"functional", "keras", "onnx", "selftest"}
+NAMES = [n for n in fusedrnn.__all__ if n not in ("__version__", "functional")]
+
+
+def test_all_other_modules_are_private() -> None:
+    names = {path.stem for path in Path(fusedrnn.__file__).parent.glob("*.py")}
+    assert {name for name in names if not name.startswith("_")} == PUBLIC
+
+
+@pytest.mark.parametrize("module", [fusedrnn, fusedrnn.functional, fusedrnn.keras, fusedrnn.onnx])
+def test_what_is_public_says_where(module: object) -> None:
+    names = NAMES if module is fusedrnn else module.__all__  # type: ignore[attr-defined]
+    for name in names:
+        if (module, name) == (fusedrnn.onnx, "load"):
+            continue  # the documentation finds its overloads by its file
+        assert getattr(module, name).__module__ == module.__name__  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n.startswith("Fused")])
+def test_pickles_name_the_public_class(name: str) -> None:
+    """So files of whole modules load wherever the class lies in the package."""
+    cls = getattr(fusedrnn, name)
+    assert pickle.dumps(cls, protocol=0).startswith(f"cfusedrnn\n{name}\n".encode())
+    module, file = cls(3, 4), io.BytesIO()
+    torch.save(module, file)
+    assert b"fusedrnn._" not in file.getvalue()
+    file.seek(0)
+    loaded = torch.load(file, weights_only=False)
+    assert type(loaded) is cls
+    assert all(map(torch.equal, loaded.parameters(), module.parameters()))
