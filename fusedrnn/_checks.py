@@ -43,8 +43,13 @@ def check_flags(bias: Any, batch_first: Any, bidirectional: Any) -> None:
         return
     flags = {"bias": bias, "batch_first": batch_first, "bidirectional": bidirectional}
     for name, flag in flags.items():
-        if not isinstance(flag, bool):
-            raise TypeError(f"{name} should be of type bool, got: {type(flag).__name__}")
+        check_bool(name, flag)
+
+
+def check_bool(name: str, flag: Any) -> None:
+    """Checks one switch, in torch.nn's words."""
+    if not isinstance(flag, bool):
+        raise TypeError(f"{name} should be of type bool, got: {type(flag).__name__}")
 
 
 def check_sizes(
@@ -72,9 +77,8 @@ def check_sizes(
             "dropout should be a number in range [0, 1] representing the probability of an "
             f"element being zeroed, got {dropout!r}"
         )
-    for name, flag in (("bias", bias), ("batch_first", batch_first)):
-        if not isinstance(flag, bool):
-            raise TypeError(f"{name} should be of type bool, got: {type(flag).__name__}")
+    check_bool("bias", bias)
+    check_bool("batch_first", batch_first)
     for name, size in (("input_size", input_size), ("hidden_size", hidden_size)):
         if not isinstance(size, int):
             raise TypeError(f"{name} should be of type int, got: {type(size).__name__}")

@@ -109,7 +109,8 @@ def revert(module: M) -> M:
 
     Raises:
         TypeError: `module` is not a torch.nn.Module.
-        ValueError: a GRU in it has reset_after=False, which torch.nn cannot compute. Nothing has
+        ValueError: a GRU in it has reset_after=False, or an LSTM peephole=True, which torch.nn
+            cannot compute. Nothing has
             been changed then.
 
     Warns:
@@ -138,7 +139,8 @@ def to_torch(module: M) -> M:
 
     Raises:
         TypeError: `module` is not a torch.nn.Module.
-        ValueError: a GRU in it has reset_after=False, which torch.nn cannot compute.
+        ValueError: a GRU in it has reset_after=False, or an LSTM peephole=True, which torch.nn
+            cannot compute.
 
     Warns:
         UserWarning: as `revert` does.
@@ -158,6 +160,7 @@ def _apply(change: _Change) -> None:
     layer, cls = change
     # True wherever a layer changes its class, and the default of the fused classes.
     vars(layer).pop("reset_after", None)
+    vars(layer).pop("peephole", None)
     # torch.nn's layers hold a list of their weights, the fused ones look them up.
     vars(layer).pop("_flat_weights", None)
     layer.__class__ = cls
@@ -177,17 +180,25 @@ def _plan_revert(caller: str, module: nn.Module) -> tuple[list[_Change], list[_L
             left.append(_Left(name, layer, _subclass_reason(layer)))
         elif "forward" in vars(layer):
             left.append(_Left(name, layer, _OWN_FORWARD))
-        elif not getattr(layer, "reset_after", True):
-            impossible.append(f"{name} ({type(layer).__name__})")
+        elif reason := _why_torch_cannot(layer):
+            impossible.append(f"{reason} in {name} ({type(layer).__name__})")
         else:
             changes.append(_Change(layer, plain))
     if impossible:
         raise ValueError(
             f"fusedrnn.{caller}: reset_after must be True in every GRU, because torch.nn's GRU has "
-            "its reset gate after the recurrent product only; it is False in "
+            "its reset gate after the recurrent product only, and peephole False in every LSTM, "
+            "because torch.nn's LSTM has none; got "
             f"{', '.join(impossible)}. Nothing was changed"
         )
     return changes, left
+
+
+def _why_torch_cannot(layer: nn.Module) -> str:
+    """The option of a fused layer that torch.nn cannot compute; "" where it can."""
+    if not getattr(layer, "reset_after", True):
+        return "reset_after=False"
+    return "peephole=True" if getattr(layer, "peephole", False) else ""
 
 
 def _named_modules(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:

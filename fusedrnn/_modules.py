@@ -9,11 +9,12 @@ from __future__ import annotations
 import weakref
 from typing import Any, overload
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from . import _fx
-from ._checks import Device, DType, Lengths, check_sizes, lstm_states
+from ._checks import Device, DType, Lengths, check_bool, check_sizes, lstm_states
 from ._run import run_layers
 from ._torchscript import refuse_script, refuse_trace
 
@@ -97,7 +98,9 @@ class FusedLSTM(_FusedRNNBase):
         c_t = f_t \odot c_{t-1} + i_t \odot g_t, \quad h_t = o_t \odot \tanh(c_t)
 
     each of :math:`W x_t + b_{ih} + U h_{t-1} + b_{hh}`; with ``proj_size = P > 0``
-    :math:`h_t = W_{hr} (o_t \odot \tanh(c_t))`. See `fusedrnn.functional.lstm`.
+    :math:`h_t = W_{hr} (o_t \odot \tanh(c_t))`; with ``peephole=True`` :math:`p_i \odot c_{t-1}` is
+    added in :math:`i_t`, :math:`p_f \odot c_{t-1}` in :math:`f_t` and :math:`p_o \odot c_t` in
+    :math:`o_t`, which torch.nn's LSTM cannot compute. See `fusedrnn.functional.lstm`.
 
     Args:
         input_size: I, features of the input.
@@ -111,6 +114,8 @@ class FusedLSTM(_FusedRNNBase):
         proj_size: P, size of a projected h; 0 for none.
         device: of the parameters.
         dtype: of the parameters: float64, float32, bfloat16 or float16.
+        peephole: whether the gates see c, through one weight for each unit and gate; not together
+            with proj_size.
 
     Attributes:
         weight_ih_l{k}{_reverse}: ``[4H, I]``, or ``[4H, D*P]`` above the first layer;
@@ -118,13 +123,19 @@ class FusedLSTM(_FusedRNNBase):
         weight_hh_l{k}{_reverse}: ``[4H, P]`` (P = H without projection).
         bias_ih_l{k}{_reverse}, bias_hh_l{k}{_reverse}: ``[4H]``.
         weight_hr_l{k}{_reverse}: ``[P, H]``, with projection.
+        weight_ch_l{k}{_reverse}: ``[3H]``, with peephole: p_i, p_f, p_o.
 
-    All are drawn from U(−1/√H, 1/√H), the same numbers as torch.nn's from the same seed.
+    All are drawn from U(−1/√H, 1/√H), the same numbers as torch.nn's from the same seed. Peepholes
+    are drawn after the others.
 
     Raises:
-        ValueError: sizes, layers, dropout or proj_size out of range.
+        ValueError: sizes, layers, dropout or proj_size out of range, proj_size with peephole.
         TypeError: an argument of a wrong type.
     """
+
+    __constants__ = [*nn.RNNBase.__constants__, "peephole"]  # noqa: RUF012 (torch.nn's form)
+
+    peephole: bool = False
 
     def __init__(
         self,
@@ -138,10 +149,15 @@ class FusedLSTM(_FusedRNNBase):
         proj_size: int = 0,
         device: Device = None,
         dtype: DType = None,
+        *,
+        peephole: bool = False,
     ) -> None:
+        check_bool("peephole", peephole)
         num_layers, proj_size = check_sizes(
             input_size, hidden_size, num_layers, bias, batch_first, dropout, proj_size
         )
+        if peephole and proj_size:
+            raise ValueError(f"proj_size must be 0 with peephole=True, got {proj_size}")
         super().__init__(
             "LSTM",
             input_size,
@@ -155,9 +171,29 @@ class FusedLSTM(_FusedRNNBase):
             device,
             dtype,
         )
+        self.peephole = peephole
+        if peephole:
+            self._add_peepholes(device, dtype)
+
+    def _add_peepholes(self, device: Device, dtype: DType) -> None:
+        """Registers weight_ch of each layer and direction, and names it among the weights."""
+        H = self.hidden_size
+        for names in self._all_weights:
+            name = names[0].replace("weight_ih", "weight_ch")
+            weight = nn.Parameter(torch.empty(3 * H, device=device, dtype=dtype))
+            nn.init.uniform_(weight, -(H**-0.5), H**-0.5)
+            self.register_parameter(name, weight)
+            names.append(name)
+        self._flat_weights_names = [name for names in self._all_weights for name in names]
 
     def _cell(self) -> str:
+        if self.peephole:
+            return "lstm_peephole"
         return "lstm_proj" if self.proj_size else "lstm"
+
+    def extra_repr(self) -> str:
+        """Returns torch.nn's text, and peephole where it is not the default."""
+        return super().extra_repr() + (", peephole=True" if self.peephole else "")
 
     def get_expected_cell_size(
         self, input: Tensor, batch_sizes: Tensor | None
@@ -276,10 +312,7 @@ class FusedGRU(_FusedRNNBase):
         **kwargs: Any,
     ) -> None:
         _refuse_keywords(type(self).__name__, kwargs)
-        if not isinstance(reset_after, bool):
-            raise TypeError(
-                f"reset_after should be of type bool, got: {type(reset_after).__name__}"
-            )
+        check_bool("reset_after", reset_after)
         num_layers, _ = check_sizes(input_size, hidden_size, num_layers, bias, batch_first, dropout)
         super().__init__(
             "GRU",

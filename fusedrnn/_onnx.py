@@ -6,10 +6,13 @@ from typing import Any
 
 from . import _importing
 
-__all__ = ["TO_ONNX", "attribute", "need", "text"]
+__all__ = ["PEEPHOLES_TO_ONNX", "TO_ONNX", "attribute", "need", "text"]
 
 # For each gate in ONNX's order (LSTM iofc, GRU zrh), its place in ours (LSTM ifgo, GRU rzn).
 TO_ONNX = {"LSTM": (0, 3, 1, 2), "GRU": (1, 0, 2), "RNN": (0,)}
+
+# For each peephole in ONNX's order (i o f), its place in ours (i f o).
+PEEPHOLES_TO_ONNX = (0, 2, 1)
 
 _REQUIRED = object()
 

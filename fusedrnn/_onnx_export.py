@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from ._library import CELLS
-from ._onnx import TO_ONNX, need
+from ._onnx import PEEPHOLES_TO_ONNX, TO_ONNX, need
 
 __all__ = ["export", "translations"]
 
@@ -25,6 +25,7 @@ _OPERATORS = {
     "gru_reset_before": "GRU",
     "rnn_tanh": "RNN",
     "rnn_relu": "RNN",
+    "lstm_peephole": "LSTM",
 }
 
 # The opsets that torch's exporter writes by itself. For others it asks onnx's converter, which
@@ -228,7 +229,6 @@ def _translate(
     if cell not in _OPERATORS:
         raise _NoForm(f"the cell {cell} has no form in ONNX's recurrent operators")
     D = 2 if bidirectional else 1
-    G = CELLS[cell].gates
     name = _OPERATORS[cell]
     per_direction = len(weights) // D
     directions = [
@@ -236,12 +236,13 @@ def _translate(
     ]
     H = directions[0]["weight_hh"].shape[1]
 
-    def gates(weight: Any) -> Any:
+    def gates(weight: Any, order: Sequence[int] = TO_ONNX[name]) -> Any:
         """A weight [G*H, K] or [G*H] as [1, G*H, ...], its gates in ONNX's order."""
         rest = list(weight.shape)[1:]
+        G = len(order)
         if G > 1:
             weight = op.Reshape(weight, op.Constant(value_ints=[G, H, *rest]))
-            weight = op.Gather(weight, op.Constant(value_ints=list(TO_ONNX[name])), axis=0)
+            weight = op.Gather(weight, op.Constant(value_ints=list(order)), axis=0)
         return op.Reshape(weight, op.Constant(value_ints=[1, G * H, *rest]))
 
     def side_by_side(parts: list[Any], axis: int) -> Any:
@@ -262,6 +263,9 @@ def _translate(
     inputs = [x, W, R, B, sequence_lens, h0]
     if name == "LSTM":
         inputs.append(c0)
+        if "weight_ch" in directions[0]:
+            parts = [gates(w["weight_ch"], PEEPHOLES_TO_ONNX) for w in directions]
+            inputs.append(side_by_side(parts, 0))
     elif name == "GRU":
         options["linear_before_reset"] = int(cell == "gru")
     else:
@@ -295,8 +299,15 @@ def _stored(value: Any) -> str:
     return str(value.name)
 
 
+def _weights_of(node: Any) -> dict[str, Any]:
+    """The inputs of a recurrent node that hold weights, by ONNX's names for them."""
+    inputs = {"W": 1, "R": 2, "B": 3} | ({"P": 7} if node.op_type == "LSTM" else {})
+    given = {name: node.inputs[k] for name, k in inputs.items() if k < len(node.inputs)}
+    return {name: value for name, value in given.items() if value is not None}
+
+
 def _store_weights(model: Any, recurrent: Sequence[Any]) -> None:
-    """Stores W, R and B of recurrent nodes as the nodes want them."""
+    """Stores the weights of recurrent nodes as the nodes want them."""
     wanted: set[int] = set()
 
     def want(value: Any) -> None:
@@ -307,7 +318,7 @@ def _store_weights(model: Any, recurrent: Sequence[Any]) -> None:
                 want(source)
 
     for node in recurrent:
-        for value in node.inputs[1:4]:
+        for value in _weights_of(node).values():
             want(value)
     optimizer = need("onnxscript.optimizer", "export")
     # Where one of them does not depend on stored weights alone, folding stops before it.
@@ -337,8 +348,8 @@ def _give_names(program: Any, recurrent: Sequence[Any]) -> None:
         name = f"{path or 'model'}_l{level}"
         taken[name] += 1
         node.name = name if taken[name] == 1 else f"{name}_{taken[name]}"  # one that runs again
-        for letter, value in zip("WRB", node.inputs[1:4], strict=False):
-            if value is not None and value.is_initializer() and len(value.uses()) == 1:
+        for letter, value in _weights_of(node).items():
+            if value.is_initializer() and len(value.uses()) == 1:
                 value.name = f"{node.name}.{letter}"
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ._importing import as_tensor, expect_shape, make_layer, with_gates
 from ._modules import FusedGRU, FusedLSTM, FusedRNN
-from ._onnx import TO_ONNX, attribute, need, text
+from ._onnx import PEEPHOLES_TO_ONNX, TO_ONNX, attribute, need, text
 
 if TYPE_CHECKING:  # it needs numpy
     from ._onnx_operators import Array
@@ -78,7 +78,7 @@ def load(source: Any, name: str | None = None) -> Layer | dict[str, Layer]:
         OSError: the file cannot be opened.
         TypeError: source is neither a path nor a model.
         ValueError: the file is no ONNX model, or contradicts itself; no such node; or one that our
-            layers cannot compute: other activations, clip, peepholes, input_forget, direction
+            layers cannot compute: other activations, clip, input_forget, direction
             "reverse", weights that are not constant, or not all of one dtype, which can be float32,
             float64, float16 and bfloat16.
     """
@@ -275,8 +275,6 @@ class _Node:
         G = len(TO_ONNX[kind])
         options = self._options()
         D = 2 if options["bidirectional"] else 1
-        if kind == "LSTM" and self.inputs[7]:
-            raise ValueError("the input P must be absent: peepholes have no counterpart")
         W, R = (self._matrix(*each) for each in (("W", 1, 8), ("R", 2, 10)))
         if W.dim() != 3:
             raise ValueError(f"W must have 3 dimensions, got {W.dim()}")
@@ -295,9 +293,15 @@ class _Node:
         if B is not None:
             expect_shape("B", B, f"[D, 2*{G}*H]", D, 2 * G * H)
             _expect_float("B", B, W.dtype)
+        P = self._tensor("P", 7) if kind == "LSTM" and self.inputs[7] else None
+        if P is not None:
+            expect_shape("P", P, "[D, 3*H]", D, 3 * H)
+            _expect_float("P", P, W.dtype)
+            options["peephole"] = True
         for d in range(D):
             of_direction = [W[d], R[d], *(() if B is None else B[d].chunk(2))]
             weights += [with_gates(w, order) for w in of_direction]
+            weights += [] if P is None else [with_gates(P[d], PEEPHOLES_TO_ONNX)]
         bias = B is not None
         layer: Layer
         if kind == "LSTM":

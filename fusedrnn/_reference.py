@@ -38,6 +38,17 @@ def _lstm_proj(
     return F.linear(h, w["weight_hr"]), c
 
 
+def _lstm_peephole(
+    gates_x: Tensor, h: Tensor, c: Tensor | None, w: Named
+) -> tuple[Tensor, Tensor | None]:
+    assert c is not None
+    i, f, g, o = (gates_x + F.linear(h, w["weight_hh"], w.get("bias_hh"))).chunk(4, dim=-1)
+    p_i, p_f, p_o = w["weight_ch"].chunk(3)
+    i, f = torch.sigmoid(i + p_i * c), torch.sigmoid(f + p_f * c)
+    c = f * c + i * torch.tanh(g)
+    return torch.sigmoid(o + p_o * c) * torch.tanh(c), c
+
+
 def _gru(gates_x: Tensor, h: Tensor, c: Tensor | None, w: Named) -> tuple[Tensor, Tensor | None]:
     x_r, x_z, x_n = gates_x.chunk(3, dim=-1)
     h_r, h_z, h_n = F.linear(h, w["weight_hh"], w.get("bias_hh")).chunk(3, dim=-1)
@@ -75,6 +86,7 @@ STEPS: dict[str, Step] = {
     "gru_reset_before": _gru_reset_before,
     "rnn_tanh": _rnn(torch.tanh),
     "rnn_relu": _rnn(torch.relu),
+    "lstm_peephole": _lstm_peephole,
 }
 
 

@@ -16,7 +16,7 @@ from typing import TypeVar
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from ._checks import Lengths, lstm_states
+from ._checks import Lengths, check_bool, lstm_states
 from ._run import run_layers, sizes_of
 
 __all__ = ["gru", "lstm", "rnn"]
@@ -37,16 +37,20 @@ def lstm(
     batch_first: bool = False,
     batch_sizes: Tensor | None = None,
     lengths: Lengths = None,
+    peephole: bool = False,
 ) -> tuple[Input, tuple[Tensor, Tensor]]:
-    r"""Runs a stack of LSTM layers, with or without projection.
+    r"""Runs a stack of LSTM layers, with projection, with peepholes, or with neither.
 
     .. math::
         i_t, f_t, o_t = \sigma(\cdot), \quad g_t = \tanh(\cdot), \quad
         c_t = f_t \odot c_{t-1} + i_t \odot g_t, \quad h_t = o_t \odot \tanh(c_t)
 
     each of :math:`W x_t + b_{ih} + U h_{t-1} + b_{hh}`; with projection
-    :math:`h_t = W_{hr} (o_t \odot \tanh(c_t))`. (Hochreiter and Schmidhuber 1997; Gers, Schmidhuber
-    and Cummins 2000; projection: Sak, Senior and Beaufays 2014, arXiv:1402.1128.)
+    :math:`h_t = W_{hr} (o_t \odot \tanh(c_t))`. With peepholes :math:`p_i \odot c_{t-1}` is added
+    in :math:`i_t`, :math:`p_f \odot c_{t-1}` in :math:`f_t` and :math:`p_o \odot c_t` in
+    :math:`o_t`. (Hochreiter and Schmidhuber 1997; Gers, Schmidhuber and Cummins 2000; projection:
+    Sak, Senior and Beaufays 2014, arXiv:1402.1128; peepholes: Gers and Schmidhuber 2000, as in
+    ONNX's LSTM.)
 
     Args:
         input: ``[T, N, I]``; ``[N, T, I]`` with ``batch_first``; ``[T, I]`` for one sequence
@@ -54,8 +58,8 @@ def lstm(
         hx: ``(h_0 [L*D, N, P], c_0 [L*D, N, H])``, without N for unbatched input; None for zeros.
         weights: flat, layer by layer and in it direction by direction: ``weight_ih [4H, I]``
             (``[4H, D*P]`` above the first layer), ``weight_hh [4H, P]``, with ``bias`` also
-            ``bias_ih [4H]`` and ``bias_hh [4H]``, with projection ``weight_hr [P, H]``; gates in
-            the order i, f, g, o.
+            ``bias_ih [4H]`` and ``bias_hh [4H]``, with projection ``weight_hr [P, H]``, with
+            ``peephole`` ``weight_ch [3H]``, which is p_i, p_f, p_o; gates in the order i, f, g, o.
         num_layers: L.
         bias: whether ``weights`` holds biases.
         dropout: probability of an element of a layer's output being zeroed before the next layer.
@@ -69,6 +73,7 @@ def lstm(
             dtype of numbers (in a compiled graph: of integers). They are copied. Padding is never
             read, outputs beyond a length are zero, final states are those of each row's own last
             step (of length 0: its initial state).
+        peephole: whether ``weights`` holds peepholes; not together with a projection.
 
     Returns:
         ``y, (h_n, c_n)``: y ``[T, N, D*P]`` in the form of the input, h_n ``[L*D, N, P]``, c_n
@@ -82,7 +87,9 @@ def lstm(
         TypeError, AttributeError, IndexError: as torch.nn, for arguments of a wrong type.
         NotImplementedError: a dtype or device without kernels.
     """
-    cell, sizes = sizes_of(("lstm", "lstm_proj"), weights, num_layers, bias, bidirectional)
+    check_bool("peephole", peephole)
+    cells = ("lstm_peephole",) if peephole else ("lstm", "lstm_proj")
+    cell, sizes = sizes_of(cells, weights, num_layers, bias, bidirectional)
     h0, c0 = lstm_states(hx)
     y, h_n, c_n = run_layers(
         cell,
