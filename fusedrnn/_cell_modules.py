@@ -6,6 +6,7 @@ nn.LSTMCell and the others, whose exact types quantize_dynamic replaces.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +23,9 @@ from ._torchscript import refuse_script, refuse_trace
 
 __all__ = ["FusedGRUCell", "FusedLSTMCell", "FusedRNNCell"]
 
+
+# To make the record takes 0.2 µs of a step's 8.
+_step_options = functools.lru_cache(maxsize=1000)(StepOptions)
 
 # The parameters of every cell module.
 WEIGHT_NAMES = tuple(parameter.name for parameter in CELLS["lstm"].parameters)
@@ -51,7 +55,7 @@ class _FusedCell(RNNCellBase):
                     casts = None
                     if _C._is_any_autocast_enabled():
                         input, h, c, weights, casts = self._cast(cell, input, h, c, weights)
-                    options = StepOptions(self.input_size, self.hidden_size, cell)
+                    options = _step_options(self.input_size, self.hidden_size, cell)
                     return _ops.step(input, h, c, weights, options, casts)
                 except _UNFIT:
                     pass  # the way below says in torch.nn's words what does not fit

@@ -123,8 +123,16 @@ def step_backward_now(
     """Returns the gradients of x, h, c and the weights; None or empty where they are not wanted."""
     result: tuple[Tensor | None, Tensor | None, Tensor | None, Sequence[Tensor]]
     result = _step_backward_now(
-        *(grad_h, grad_c, x, weights, reserve),
-        *(options.input_size, options.hidden_size, options.cell),
-        *(needs.x, needs.state, needs.weights),
+        grad_h,
+        grad_c,
+        x,
+        weights,
+        reserve,
+        options.input_size,
+        options.hidden_size,
+        options.cell,
+        needs.x,
+        needs.h or needs.c,
+        needs.weights,
     )
     return result

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+<<<<<<< HEAD:tests/layers/test_functional.py
 from fusedrnn import functional
 from fusedrnn._library import CudaLibrary
 from tests.kit.layers import (
@@ -22,6 +24,12 @@ from tests.kit.layers import (
     ragged,
     randn,
 )
+=======
+from fusedrnn import _run, functional
+from fusedrnn._library import CELLS as SPECS
+from fusedrnn._library import CellParameter, CudaLibrary
+from tests.helpers import BY_NAME, CELLS, Cell, assert_close, flat, make_states, pad, ragged, randn
+>>>>>>> w/python:tests/test_functional.py
 
 f64 = torch.float64
 
@@ -403,3 +411,19 @@ def test_meta_computes_shapes(cell: Cell) -> None:
     for got, wanted in zip(actual, expected, strict=True):
         assert got.device.type == "meta"
         assert (got.shape, got.stride(), got.dtype) == (wanted.shape, wanted.stride(), wanted.dtype)
+
+
+def test_cells_of_as_many_weights_are_told_by_their_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A peephole has as many as a projection, and is a vector."""
+    lstm = SPECS["lstm"]
+    peephole = CellParameter("weight_ch", ("3*H",))
+    assert peephole.shape(G=4, H=5, I=2, P=5) == (15,)
+    parameters = (*lstm.parameters, peephole)
+    cells = ("lstm", "lstm_proj", "lstm_peephole")
+    monkeypatch.setitem(
+        SPECS, cells[-1], dataclasses.replace(lstm, name=cells[-1], parameters=parameters)
+    )
+    four = [torch.zeros(20, 2), torch.zeros(20, 5), torch.zeros(20), torch.zeros(20)]
+    for last, wanted, P in ((torch.zeros(3, 5), "lstm_proj", 3), (torch.zeros(15), cells[2], 5)):
+        assert _run.sizes_of(cells, [*four, last], 1, True, False) == (wanted, (2, 5, P))
+    assert _run.sizes_of(cells, four, 1, True, False) == ("lstm", (2, 5, 5))
