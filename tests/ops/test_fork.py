@@ -1,4 +1,4 @@
-"""A process that is forked after its parent used threads. torch's parallel regions hang there, since
+"""A process that is forked after its parent used threads. torch's parallel regions hang there, as
 the threads were not forked; ours start other threads.
 """
 
