@@ -1,4 +1,4 @@
-"""Settings of the whole suite: seeds, hypothesis, and the table of errors at the end."""
+"""Settings of the whole suite: seeds, hypothesis, devices, and the table of errors at the end."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from tests.kit import parity_table
 from tests.kit.layers import DEVICES, why_not_on_cuda
 
-# One profile everywhere: the same examples on each run, none saved, no time limit per example.
+# Hypothesis draws the same examples in every run, saves none, and has no time limit for an example.
 hypothesis.settings.register_profile(
     "fixed", derandomize=True, deadline=None, max_examples=60, database=None
 )
@@ -21,15 +21,15 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # torch.nn's, once a process, wherever a projected LSTM is the reference.
+    # torch.nn warns once a process when a projected LSTM runs, as our reference does.
     config.addinivalue_line("filterwarnings", "ignore:LSTM with projections:UserWarning")
 
 
 @pytest.fixture(autouse=True)
 def _same_start() -> Iterator[None]:
-    """Seeds torch, and puts back the one thread that a test may have changed.
+    """Seeds torch, and sets one thread before and after each test.
 
-    torch.nn's small products on two threads of a busy machine take 30 times as long as on one.
+    On a busy machine the small products of torch.nn take 30 times as long with two threads.
     """
     torch.set_num_threads(1)
     torch.manual_seed(20250101)
@@ -39,7 +39,7 @@ def _same_start() -> Iterator[None]:
 
 @pytest.fixture(params=DEVICES)
 def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
-    """The CPU, and a GPU too where there is one; cuDNN computes in float32 there, as we do."""
+    """The CPU, and a GPU if there is one. cuDNN may not use TF32 there, since we do not either."""
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     yield torch.device(request.param)

@@ -1,4 +1,4 @@
-"""The list of cells in C++ is that of every place in Python which names them."""
+"""Every place in Python that lists the cells has the cells of the list in C++."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.kit.layers import BY_NAME, CELL_MODULES, CELLS, FUNCTIONS, Cell
 
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> set[str]:
-    """The cells that layers and steps were run with since."""
+    """A set to which every call of `ops.layer` and `ops.step` adds the cell that it runs."""
     names: set[str] = set()
 
     def record(name: str, run: Callable[..., Any]) -> None:
@@ -99,7 +99,7 @@ def test_fake_reserve_is_as_large_as_the_real_one(
 
 @pytest.mark.parametrize("cell", LIBRARY.cells)
 def test_constants(cell: str) -> None:
-    """What the library says of a cell is what its op does: T=5, N=3, H=6, P=3 or 6, D=2."""
+    """The op agrees with the cell's constants in the library: T=5, N=3, H=6, P=3 or 6, D=2."""
     spec = LIBRARY.cells[cell]
     call = make_arguments(cell, requires_grad=False)
     y, _, c_n, reserve = torch.ops.fusedrnn.forward(*call.op_arguments())

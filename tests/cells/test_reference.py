@@ -1,4 +1,4 @@
-"""fusedrnn._reference, the definition that double backward runs through, against torch.nn."""
+"""fusedrnn._reference, through which double backward runs, compared with torch.nn."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_lengths_row_by_row(cell: Cell, lengths: list[int]) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("cell", CELLS, ids=str)
 def test_other_dtypes(cell: Cell, dtype: torch.dtype) -> None:
-    """One rounding away from the float64 result of the same rounded numbers, autocast or not."""
+    """Results are within one rounding of the float64 result, and autocast changes no bit."""
     ours, _ = cell.make(3, 5, bidirectional=True, dtype=dtype)
     x, hx = randn(6, 4, 3, dtype=dtype), make_states(ours, 4, dtype)
     results = [t for t in call(ours, cell, x, hx) if t is not None]
@@ -126,7 +126,7 @@ def test_the_op_agrees(cell: Cell, kind: str) -> None:
 
 @pytest.mark.parametrize("cell", CELLS, ids=str)
 def test_it_can_be_derived_twice(cell: Cell) -> None:
-    """With smooth cells; relu's kinks are for gradcheck's other tests."""
+    """Second derivatives pass gradgradcheck for the smooth cells."""
     if cell.name == "rnn_relu":
         pytest.skip("not smooth")
     ours, _ = cell.make(2, 3, bidirectional=True, dtype=f64)

@@ -3,8 +3,7 @@
 exp(r) = 1 + r + r^2 q(r) for |r| <= ln(2) / 2. The coefficients of q are the least-squares fit of
 the relative error of the right-hand side on Chebyshev nodes (60 digits), which is close to the
 polynomial of least maximal error. They are rounded to the type one at a time from the lowest, and
-those still free are fitted again, so that a later coefficient makes up for an earlier one's
-rounding.
+after each rounding the remaining coefficients are fitted again, so that they make up for its error.
 
 Needs mpmath:  python tests/kernels/derive_exp_polynomial.py
 """
@@ -57,7 +56,7 @@ def derive(name: str, bits: int, degree: int, exponent_bits: int) -> None:
 
 
 if __name__ == "__main__":
-    # exponent_bits: n ln2_hi must be exact for every n in use: |n| <= 151 and |n| <= 1076.
+    # n ln2_hi must be exact for every n in use, |n| <= 151 and |n| <= 1076, so n has 8 and 11 bits.
     # Degree 5 would leave an error of 1.2e-7 in float, two units in the last place.
     derive("float", bits=24, degree=6, exponent_bits=8)
     derive("double", bits=53, degree=11, exponent_bits=11)

@@ -1,7 +1,7 @@
 """Measures exp, sigmoid and tanh over every float32, on every instruction set of this CPU.
 
-python -m tests.kernels.sweep                 all 2^32 arguments, some 20 minutes of one CPU
-python -m tests.kernels.sweep --stride 64     one block of 256 neighbours in 64: half a minute
+python -m tests.kernels.sweep                 all 2^32 arguments, about 20 minutes on one CPU
+python -m tests.kernels.sweep --stride 64     256 neighbours of every 64 * 256: half a minute
 python -m tests.kernels.sweep --isas avx2 scalar --functions tanh
 """
 

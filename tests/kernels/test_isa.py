@@ -1,4 +1,4 @@
-"""Every instruction set forced in turn, in its own process, and what the library says of them."""
+"""Every instruction set, forced in its own process, and how the library chooses and reports one."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from tests.kit.layers import error
 
 ROOT = Path(__file__).resolve().parents[2]
 ISAS = ["portable", "avx2", "avx512", "avx512_bf16"]
-THREADS = 1  # of the processes that tests start
-# The last is packed too; what multiplies pairs of bfloat16 needs even sizes.
+THREADS = 1  # OMP_NUM_THREADS of the processes that the tests start
+# "even sizes" is a packed batch too. Kernels that multiply pairs of bfloat16 need even sizes.
 BATCHES = ["plain", "packed", "lengths", "even sizes"]
 
-# Runs every cell, forward and backward, and saves what came out under argv[1].
+# Runs every cell forward and backward, and saves the results in the file argv[1].
 SCRIPT = """
 import sys, torch
 from tests.kernels.test_isa import BATCHES, CELLS, LIBRARY, run
@@ -103,8 +103,9 @@ def expected(cell: str, batch: str) -> list[Tensor]:
 def test_each_meets_the_float64_reference(isa: str, cell: str, folder: Path) -> None:
     if not LIBRARY.compiled[isa]:
         pytest.skip(f"this processor has no {isa}")
-    # float16 and bfloat16 compute in float32: theirs is the rounding of inputs kept exact and of
-    # outputs, of the loss's terms, and where pairs of bfloat16 are multiplied of h in between.
+    # The inputs are exact in float16 and bfloat16, and sums are in float32. Roundings to 16 bits
+    # happen in the outputs and in the terms of the loss, and in h where pairs of bfloat16 are
+    # multiplied.
     limits = {
         torch.float64: 1e-14,
         torch.float32: 2e-6,
@@ -132,7 +133,7 @@ def test_all_agree(folder: Path) -> None:
 
 
 def test_fma_shows_that_other_code_ran(folder: Path) -> None:
-    """Portable code rounds products: were one table used for all, every bit would agree."""
+    """Portable code rounds products before it adds them, so its bits must differ from FMA's."""
     if not LIBRARY.compiled["avx2"]:
         pytest.skip("this processor has no avx2")
     key = ("lstm", "plain", torch.float32)
@@ -161,7 +162,7 @@ def test_an_unknown_name_is_an_error_at_import(name: str) -> None:
 
 
 def test_on_a_processor_without_avx512(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The library's own choice, compiled with another answer to what the processor has."""
+    """Compiles the library's own choice for a processor that has no AVX-512."""
     monkeypatch.delenv("FUSEDRNN_ISA", raising=False)
     named = native().old_processor_kernels_named
     assert named("") == "avx2"
@@ -194,7 +195,7 @@ def test_all_are_compiled() -> None:
     assert LIBRARY.compiled["avx512_bf16"] == (needed | {"avx512_bf16"} <= flags)
 
 
-# --- What it says --------------------------------------------------------------------------------
+# --- What fusedrnn.show_config prints ------------------------------------------------------------
 
 
 def check_config(text: str, isa: str, threads: int, forced: bool) -> None:
@@ -206,7 +207,7 @@ def check_config(text: str, isa: str, threads: int, forced: bool) -> None:
     assert facts["instruction set chosen"].split()[0] == isa
     assert ("FUSEDRNN_ISA" in facts["instruction set chosen"]) == forced
     assert int(facts["threads"].split()[0]) == threads
-    # Whether the library was built or not, a torch without CUDA has no use for it.
+    # A torch without CUDA never loads the CUDA library.
     loaded = r"sm_\d+.*, CUDA runtime \d|" if torch.version.cuda else ""
     assert re.match(f"{loaded}not loaded: .", facts["CUDA library"])
 

@@ -1,5 +1,5 @@
-"""The functions of a kernel table one by one: packing, sums, and the time loops of one direction,
-cut into chunks and runs of sequences in every way.
+"""The functions of a kernel table one by one: packing, products, sums, and the time loop of one
+direction, cut into chunks, runs of sequences and slices of units.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def blocks_of(width: int, units: int) -> int:
 
 
 def untouched(array: Array) -> bool:
-    """Whether a buffer still holds what the fence filled it with."""
+    """Whether a buffer still holds only the bytes that the fence filled it with."""
     return (np.ascontiguousarray(array).view(np.uint8) == 0xFF).all()
 
 
@@ -38,7 +38,7 @@ def untouched(array: Array) -> bool:
 @each_dtype
 @pytest.mark.parametrize("gates", [1, 2, 3, 4])
 def test_panels_of_gates(isa: str, gates: int, dtype: type) -> None:
-    """[block][K][gates][units] and biases [block][2][gates][units], with zeros beyond the width."""
+    """[panel][K][gates][units], biases [panel][2][gates][units], and zeros beyond the width."""
     rng = np.random.default_rng(0)
     for width, K in itertools.product([1, 3, 16, 17, 33, 65, 130], [1, 5, 64]):
         weight = rng.normal(size=(gates * width, K)).astype(dtype)
@@ -66,7 +66,7 @@ def test_panels_of_gates(isa: str, gates: int, dtype: type) -> None:
         without_bias = pack((None, None), blocks, 0, blocks, False)
         assert without_bias[1] is None
         np.testing.assert_array_equal(without_bias[0], panels)
-        # A thread's part is its own blocks and no others.
+        # A part packs its own panels and writes no others.
         begin, end = blocks // 3, blocks - blocks // 3
         part, part_bias, _ = pack((b_x, b_h), blocks, begin, end)
         inside = (np.arange(blocks) >= begin) & (np.arange(blocks) < end)
@@ -77,7 +77,7 @@ def test_panels_of_gates(isa: str, gates: int, dtype: type) -> None:
 
 @each_dtype
 def test_panels_of_columns(isa: str, dtype: type) -> None:
-    """[block][K][units] of the first N columns, with zeros beyond them."""
+    """[panel][K][units] of the first N columns, with zeros beyond them."""
     rng = np.random.default_rng(0)
     for K, N, gap in itertools.product([1, 3, 17, 64], [1, 3, 16, 17, 33, 65, 130], [0, 5]):
         matrix = rng.normal(size=(K, N + gap)).astype(dtype)
@@ -102,7 +102,7 @@ def test_panels_of_columns(isa: str, dtype: type) -> None:
 @each_dtype
 @pytest.mark.parametrize("transposed", [False, True])
 def test_gemm(isa: str, transposed: bool, dtype: type) -> None:
-    """Every remainder of tiles, of terms and of blocks; parts of c as threads share them."""
+    """Sizes leave every remainder of tiles, terms and panels. Parts of c are computed alone too."""
     rng = np.random.default_rng(0)
     sizes = itertools.product(
         [1, 2, 5, 13, 47, 48, 49, 100], [1, 7, 65, 255, 257, 600], [1, 3, 17, 66, 130]
@@ -126,7 +126,7 @@ def test_gemm(isa: str, transposed: bool, dtype: type) -> None:
             wanted = exact + accumulate * before[:, :N]
             np.testing.assert_allclose(whole[:, :N], wanted, rtol=0, atol=limit)
             np.testing.assert_array_equal(whole[:, N:], before[:, N:])
-            # Any part has the same bits and leaves the rest alone.
+            # A part of c has the same bits as the whole, and the rest of c stays as it was.
             first, last = sorted(rng.integers(0, M + 1, size=2).tolist())
             part = gemm(accumulate, (first, last))
             np.testing.assert_array_equal(part[first:last], whole[first:last])
@@ -140,7 +140,7 @@ def test_gemm(isa: str, transposed: bool, dtype: type) -> None:
 
 
 def test_gemm_of_long_sums_in_float32(isa: str) -> None:
-    """Gradients of weights: one running sum would be off by 30 eps here."""
+    """Gradients of weights sum many rows. A single running sum would be wrong by 30 eps here."""
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(2, 30_000, 20)).astype(np.float32)
     got = native().gemm(isa, a, True, b, np.zeros((20, 20), np.float32), False, 0, 20)
@@ -169,7 +169,7 @@ def test_sum_rows(isa: str, dtype: type) -> None:
 
 
 def test_sum_rows_of_many_rows_in_float32(isa: str) -> None:
-    """One running sum would be off by 1 % here."""
+    """A single running sum would be wrong by 1 % here."""
     m = np.full((1_000_000, 2), 0.1, np.float32)
     got = native().sum_rows(isa, m, np.zeros(2, np.float32), 0, 2, False)
     np.testing.assert_allclose(got, 1e6 * float(np.float32(0.1)), rtol=1e-4)
@@ -177,13 +177,13 @@ def test_sum_rows_of_many_rows_in_float32(isa: str) -> None:
 
 # --- Time loops ----------------------------------------------------------------------------------
 
-GAP = 3  # columns of y between one row's end and the next row's begin
+GAP = 3  # columns of y between the end of a row and the begin of the next
 
 
 def steps(
     case: Case, isa: str, dtype: type, descending: bool, keep: bool, cuts: Any
 ) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Forward and, with keep, backward of the case's first direction."""
+    """Runs the first direction of a case forward and, if keep is set, backward."""
     i = {name: cast(value, dtype) for name, value in case.inputs.items()}
     w = i["weights"][0]
     h0, c0 = i["h0"][0], None if i["c0"] is None else i["c0"][0]
@@ -215,7 +215,7 @@ def steps(
 
 
 def carries_h(cell: str) -> bool:
-    """Whether h_{t-1} reaches h_t beside the product with the weights, as in the GRUs."""
+    """Whether h_{t-1} reaches h_t other than through the weights, as in the GRUs."""
     G = CELLS[cell].gates
     weights = [np.zeros(shape) for shape in ((G, 1), (G, 1), (G,), (G,), (1, 1))]
     one = np.ones((1, 1))
@@ -227,7 +227,7 @@ BATCHES = [
     (1, (1,)),
     (3, (3, 3, 3, 3)),
     (5, (5, 5, 3, 3, 1)),
-    (13, (9, 9, 8, 7, 7, 7, 2, 1)),  # four sequences of no step
+    (13, (9, 9, 8, 7, 7, 7, 2, 1)),  # four sequences have no step
     (16, (16, 15, 15, 4, 4, 4, 4, 1, 1)),
 ]
 
@@ -235,10 +235,10 @@ BATCHES = [
 @each_dtype
 @pytest.mark.parametrize("cell", CELLS)
 def test_any_cut_gives_the_same(isa: str, cell: str, dtype: type) -> None:
-    """Chunks, runs of sequences and slices of units change no bit, with one exception:
+    """Chunks, runs of sequences and slices of units change no bit, with one exception.
 
-    in the GRUs' backward across chunks d_h goes through memory as one number, where inside a chunk
-    its parts are added to d_y in another order.
+    The parts of d_h in the backward pass of a GRU are added to d_y in another order where a chunk
+    ends, since d_h then goes through memory as one number.
     """
     for (N, batch_sizes), H in itertools.product(BATCHES, [1, 5, 17, 33, 66, 130]):
         P = max(1, H - 2) if CELLS[cell].projects else H
@@ -253,7 +253,7 @@ def test_any_cut_gives_the_same(isa: str, cell: str, dtype: type) -> None:
                 {name: plain[name] for name in outputs}, outputs, ("without keep", case)
             )
             for chunk in (1, 2, 3, T):
-                # Also runs of no sequence, and all of them in runs of one; more slices than blocks.
+                # Some runs hold no sequence, some hold one. There may be more slices than panels.
                 for runs, slices in (
                     ([0, live], 1),
                     ([0, live], 7),

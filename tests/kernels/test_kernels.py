@@ -1,8 +1,8 @@
-"""Whole layers of every instruction set, without torch, against numpy in float64.
+"""Whole layers with every instruction set, without torch, compared with numpy in float64.
 
 Every buffer lies between bands that must stay as they are, and holds NaN before the engine writes
-it. Gradients are compared with those of the portable kernels in float64, and those with exact
-derivatives of the numpy layer.
+it. Gradients are compared with gradients of the portable kernels in float64, which are compared
+with exact derivatives of the numpy layer.
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ from tests.kit.build import native
 from tests.kit.cases import Case, assert_same_bits, cast, each_dtype, run
 from tests.kit.numpy_reference import WEIGHTS, Array
 
-# Widths of a vector from 2 to 16 numbers and of a block up to 64: below, at, above, several.
+# A vector holds 2 to 16 numbers and a panel up to 64 units. H is below, at and above these widths,
+# and several times as large.
 H_SIZES = [1, 3, 16, 17, 31, 33, 65, 130]
-# Heights of a product tile go up to 14 (AVX2, backward and RNN) in all, below and above.
+# A tile of a product has at most 14 rows (AVX2, backward and RNN), so N takes every value up to it.
 N_SIZES = range(1, 15)
 T_SIZES = [1, 2, 7]
-# Batch sizes, I and H with so few rows that weights are read as torch stores them.
+# Batch sizes, I and H. With so few rows, weights are read as torch stores them.
 FEW_ROWS = [((1,), 40, 30), ((1, 1, 1), 49, 73), ((2, 1), 3, 57), ((3, 2, 1), 130, 107)]
-# Largest error over the largest value of a tensor, in eps of the dtype.
+# Limits of the largest error of a tensor, as a multiple of eps and of the tensor's largest value.
 EPS_OF_OUTPUTS, EPS_OF_GRADIENTS = 12, 32
 
 
@@ -39,7 +40,7 @@ def _cases(cell: str) -> Iterator[Case]:
         for N in N_SIZES:
             for T in T_SIZES:
                 sizes = np.full(T, N)
-                if rng.random() < 0.5:  # packed; where it starts below N, some have no step
+                if rng.random() < 0.5:  # a packed batch; sequences beyond sizes[0] have no step
                     sizes = np.sort(rng.integers(1, N + 1, size=T))[::-1]
                 yield Case(
                     cell=cell,
@@ -58,12 +59,12 @@ def _cases(cell: str) -> Iterator[Case]:
 
 @functools.cache
 def cases(cell: str) -> list[Case]:
-    """All sizes of H, N and T, with the other choices spread over them."""
+    """All combinations of H, N and T. The other options are drawn at random for each."""
     return list(_cases(cell))
 
 
 def some_cases(cell: str) -> list[Case]:
-    """Every seventh of them: all sizes come up."""
+    """Every seventh case. Each size of H, N and T still comes up."""
     return cases(cell)[::7]
 
 
@@ -76,7 +77,10 @@ def assert_close(
     where: object,
     eps_of_gradients: float = EPS_OF_GRADIENTS,
 ) -> None:
-    """Errors relative to the largest value or, where gradients cancel, to that of one term, 1."""
+    """Compares with errors relative to the largest value, or to 1 if that is larger.
+
+    The terms of a gradient are about 1, and may cancel.
+    """
     assert actual.keys() == expected.keys()
     for name, wanted in expected.items():
         got = actual[name]
@@ -117,7 +121,7 @@ def test_the_judge_of_gradients(cell: str) -> None:
 
 
 def on_scalars(case: Case, dtype: type) -> dict[str, Array]:
-    """What `run` gives, from the cells with V = float or double, direction by direction."""
+    """The results of `run`, from the cells with V = float or double, each direction alone."""
     i = {name: cast(value, dtype) for name, value in case.inputs.items()}
     d_out = {name: cast(value, dtype) for name, value in case.loss_weights.items()}
     halves = np.split(d_out["y"], case.D, axis=1)
@@ -148,14 +152,14 @@ def on_scalars(case: Case, dtype: type) -> dict[str, Array]:
 @each_dtype
 @each_cell
 def test_cells_on_scalars(cell: str, dtype: type) -> None:
-    """The cells as CUDA will compile them, in a loop that shares nothing with the CPU engine."""
+    """The cells compiled for scalars, as for CUDA, in a loop without code of the engine."""
     for case in cases(cell)[1::2]:
         assert_close(on_scalars(case, dtype), case.expected, case)
 
 
 @each_cell
 def test_several_chunks(isa: str, cell: str) -> None:
-    """So many rows that x W and backward come in chunks, the last ones shorter."""
+    """There are enough rows for x W and backward to take several chunks; the last is shorter."""
     case, expected = large_case(cell)
     columns, T = CELLS[cell].gates * case.H, len(case.batch_sizes)
     for chunk_values in native().chunk_values():
@@ -163,7 +167,7 @@ def test_several_chunks(isa: str, cell: str) -> None:
         chunk_steps = native().make_plan(*sizes)[0]
         assert 1 < chunk_steps < T // 2
         assert T % chunk_steps
-    # The judge sums 10^4 rows one after another.
+    # The expected gradients are themselves sums of 10^4 rows in one running sum.
     assert_close(run(case, isa, np.float64), expected, isa, eps_of_gradients=300)
 
 
@@ -178,7 +182,7 @@ def large_case(cell: str) -> tuple[Case, dict[str, Array]]:
     return case, on_scalars(case, np.float64) | numpy_reference.layer(**case.inputs)
 
 
-# --- What must change nothing --------------------------------------------------------------------
+# --- Options that change no bit ------------------------------------------------------------------
 
 
 @each_dtype
@@ -212,18 +216,18 @@ def test_threads_change_no_bit(isa: str, cell: str) -> None:
 
 
 def few_sequences(cell: str) -> Iterator[Case]:
-    """Where threads share each step: matrices of 2^15 numbers for one or two sequences."""
+    """Cases in which threads share each step: weights of 2^15 numbers and few sequences."""
     H = math.isqrt(2**15 // CELLS[cell].gates) + 1
     P = 91 if CELLS[cell].projects else H
     for D in (1, 2):
         yield Case(cell, 1, 3, H, P, D, True, (1,) * 5)
         yield Case(cell, 2, 3, H, P, D, False, (2, 2, 1, 1))
-        yield Case(cell, 4, 3, H, P, D, True, (2, 1))  # two of no step
+        yield Case(cell, 4, 3, H, P, D, True, (2, 1))  # two sequences have no step
 
 
 @each_cell
 def test_gradients_that_are_not_wanted(isa: str, cell: str) -> None:
-    """An absent gradient of y is zero; those not asked for leave the others as they are."""
+    """An absent gradient of y counts as zero. Leaving out some gradients changes no other."""
     for case in some_cases(cell):
         i = {name: cast(value, np.float32) for name, value in case.inputs.items()}
         d_out = {name: cast(value, np.float32) for name, value in case.loss_weights.items()}
@@ -256,7 +260,7 @@ def test_nan_stays_in_its_sequence(isa: str, cell: str, dtype: type) -> None:
         for n in case.batch_sizes:
             rows += [first + sick] if sick < n else []
             first += n
-        case = dataclasses.replace(case)  # computes its inputs anew
+        case = dataclasses.replace(case)  # a copy computes its own inputs
         case.inputs["x"][rows] = case.inputs["h0"][:, sick] = np.nan
         got = run(case, isa, dtype)
         assert np.isnan(got["y"][rows]).all()
@@ -269,7 +273,7 @@ def test_nan_stays_in_its_sequence(isa: str, cell: str, dtype: type) -> None:
                 np.testing.assert_array_equal(*others)
 
 
-# --- What the tests see --------------------------------------------------------------------------
+# --- The tests notice faults ---------------------------------------------------------------------
 
 
 def test_a_fence_notices() -> None:

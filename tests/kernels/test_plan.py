@@ -1,4 +1,4 @@
-"""How a call is cut up and its rows are ordered: pure functions of sizes, on thousands of them."""
+"""The pure functions that plan a call and order its rows, with thousands of random sizes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SEEDS = range(20)
 
 
 def random_batch(rng: np.random.Generator) -> tuple[list[int], int]:
-    """batch_sizes [T], non-increasing from at most N on, and N."""
+    """Random batch_sizes [T], non-increasing and at most N, and N."""
     T, N = int(rng.integers(1, 40)), int(rng.integers(1, 60))
     kind = rng.integers(4)
     if kind == 0:  # plain
@@ -46,7 +46,7 @@ def test_cuts(seed: int) -> None:
         assert cut[-1] == live
         assert (np.diff(cut) > 0).all(), (cut, batch_sizes)
         assert len(cut) - 1 <= max(1, min(tasks, live // 2))
-        # As even as whole sequences allow: no run is above its share by more than one sequence.
+        # No run has more work than its share and one sequence.
         lengths = lengths_of(batch_sizes, N)
         runs = max(1, min(tasks, live // 2))
         for begin, end in itertools.pairwise(cut):
@@ -64,12 +64,12 @@ def test_cuts_of_a_plain_batch_differ_by_one_sequence(T: int) -> None:
 
 
 def test_cuts_balance_work_not_sequences() -> None:
-    # Lengths 8 8 1 1 1 1 1 1 1 1: half the work is one sequence.
+    # The lengths are 8 8 1 1 1 1 1 1 1 1: the first two sequences are two thirds of the work.
     assert native().cut_sequences([10, 2, 2, 2, 2, 2, 2, 2], 10, 2) == [0, 2, 10]
     assert native().cut_sequences([12] + [1] * 11, 12, 2) == [0, 1, 12]
 
 
-def test_cuts_of_nothing() -> None:
+def test_cuts_without_sequences() -> None:
     assert native().cut_sequences([], 3, 4) == [0, 0]
     assert native().cut_sequences([0, 0], 0, 4) == [0, 0]
 
@@ -87,7 +87,7 @@ def test_plans(seed: int) -> None:
         chunk_steps, cut, slices, text = native().make_plan(*sizes, threads, values)
         T, widest = len(batch_sizes), batch_sizes[0]
         assert 1 <= chunk_steps <= T
-        # As long as the buffer allows, and no longer unless one step alone is above it.
+        # A chunk fits into the buffer, unless it has one step.
         assert chunk_steps == 1 or chunk_steps * widest * columns <= values
         assert chunk_steps == T or (chunk_steps + 1) * widest * columns > values
         assert cut == native().cut_sequences(batch_sizes, N, -(-threads // directions))
@@ -106,29 +106,29 @@ def test_plans(seed: int) -> None:
             if busy and sum(batch_sizes) > input // 16 and input > 0:
                 wanted += ", each with its x W"
         assert text == wanted
-        # The bits of a result may depend on the chunks, so those must not depend on threads.
+        # Results may depend on the chunks in their last bits, so chunks must not depend on threads.
         alone = native().make_plan(*sizes, 1, values)
         assert alone[0] == chunk_steps
         assert alone[2] == 0
 
 
-def test_who_shares_a_step() -> None:
+def test_when_threads_share_a_step() -> None:
     def by_units(N: int, H: int, threads: int, directions: int = 1) -> bool:
         return native().make_plan([N] * 5, N, 4 * H, H, H, directions, threads, 1 << 17)[2] > 0
 
     assert by_units(1, 1024, 2)
     assert by_units(2, 1024, 4, directions=2)
-    # One direction each keeps two threads busy, sequences enough keep any busy.
+    # Two threads can take one direction each. With many sequences any number of threads is busy.
     assert not by_units(1, 128, 2, directions=2)
     assert not by_units(64, 256, 4)
     assert not by_units(256, 1024, 4)
-    # Many threads share a matrix that no L2 holds.
+    # Threads share the units of a matrix that is too large for one L2 cache.
     assert by_units(64, 1024, 4)
-    # A small matrix is not worth the waiting.
+    # For a small matrix waiting at each step would take longer than the work.
     assert not by_units(1, 16, 8)
 
 
-def test_plans_of_nothing() -> None:
+def test_plans_without_rows() -> None:
     for batch_sizes in ([], [0, 0, 0]):
         chunk_steps, cut, _, _ = native().make_plan(batch_sizes, 0, 40, 10, 10, 2, 8, 1 << 20)
         assert 1 <= chunk_steps <= max(1, len(batch_sizes))
@@ -154,7 +154,7 @@ def test_from_lengths(seed: int) -> None:
     for _ in range(200):
         lengths = random_lengths(rng)
         order, batch_sizes, row_offset = native().from_lengths(lengths.tolist())
-        # Longest first; of equal ones the first first.
+        # The longest sequences come first. Sequences of one length keep their order.
         assert order == np.argsort(-lengths, kind="stable").tolist()
         T = lengths.max(initial=0)
         assert batch_sizes == [int((lengths > t).sum()) for t in range(T)]
@@ -162,7 +162,7 @@ def test_from_lengths(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_rows_go_where_they_belong(seed: int) -> None:
+def test_pack_and_unpack_rows(seed: int) -> None:
     rng = np.random.default_rng(seed)
     for _ in range(50):
         lengths = random_lengths(rng)
@@ -173,7 +173,7 @@ def test_rows_go_where_they_belong(seed: int) -> None:
         packed = native().pack_rows(lengths.tolist(), padded)
         np.testing.assert_array_equal(packed, np.array(wanted, int).reshape(-1, width))
 
-        # Back: the live rows as they were, the others untouched.
+        # On the way back the rows within the lengths are restored, and no others are written.
         before = np.full_like(padded, -1)
         back = native().unpack_rows(lengths.tolist(), packed, before)
         live = np.arange(T)[:, None] < lengths

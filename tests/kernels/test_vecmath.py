@@ -1,7 +1,7 @@
 """The vector math of every instruction set, and the scalar functions of csrc/cells/math.h.
 
-Errors are in units in the last place of the exact result (of the smallest subnormal, where that is
-larger), measured against libm in a wider type. The sweeps here visit a part of all arguments;
+The unit of errors is the last place of the exact result, at least the smallest subnormal. The exact
+result is libm's in a wider type. The sweeps here visit a part of all arguments;
 `python -m tests.kernels.sweep` visits every float32.
 """
 
@@ -15,7 +15,7 @@ from tests.kit.build import native
 
 ISAS = ["portable", "avx2", "avx512"]
 DTYPES = [np.float32, np.float64]
-# exp within 2 units, sigmoid and tanh within 3.
+# The largest error of each function, in these units.
 BUDGET = {"exp": 2.0, "sigmoid": 3.0, "tanh": 3.0}
 FUNCTIONS = list(BUDGET)
 INF, NAN = np.inf, np.nan
@@ -30,7 +30,7 @@ def isa(request: pytest.FixtureRequest) -> str:
 
 
 def bits(x: np.ndarray) -> np.ndarray:
-    """The bit patterns: NaN equals itself and -0 differs from 0."""
+    """Bit patterns of numbers, for comparisons in which NaN equals itself and -0 differs from 0."""
     return x.view(np.uint32 if x.dtype == np.float32 else np.uint64)
 
 
@@ -41,13 +41,13 @@ def check(found: dict, budget: float, least_count: int) -> None:
 
 
 def rank(x: float) -> int:
-    """The place of x among all float64 in rising order, counted from 0."""
+    """The position of x among all float64 numbers in rising order, counted from 0."""
     magnitude = int(np.float64(abs(x)).view(np.int64))
     return -magnitude if x < 0 else magnitude
 
 
 def sweep64(isa: str, function: str, lowest: float, highest: float, blocks: int) -> None:
-    """Checks `blocks` times 256 neighbours that are spread over the numbers of a range."""
+    """Checks `blocks` groups of 256 neighbouring numbers, which are spread over a range."""
     if not hasattr(native(), "sweep_float64"):
         pytest.skip("this platform's long double is no wider than double")
     stride = max(1, (rank(highest) - rank(lowest)) // (256 * blocks))
@@ -60,13 +60,13 @@ def sweep64(isa: str, function: str, lowest: float, highest: float, blocks: int)
 
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_float32_over_its_whole_range(isa: str, function: str) -> None:
-    # 256 neighbours in every 2^15: each exponent of either sign gets 256 such blocks.
+    # 256 neighbours of every 2^15 numbers are checked: 256 groups for each exponent and sign.
     check(native().sweep_float32(isa, function, stride=128), BUDGET[function], 33_000_000)
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_float32_every_number_near_the_thresholds(isa: str, function: str) -> None:
-    # Underflow of exp, overflow of exp, where tanh and sigmoid reach 1.
+    # exp underflows, exp overflows, tanh reaches 1 and -1, and sigmoid reaches 1.
     for lowest, highest in [(-104.1, -86.9), (88.5, 89.1), (8.6, 9.1), (-9.1, -8.6), (16.5, 17.5)]:
         check(native().sweep_float32(isa, function, lowest, highest), BUDGET[function], 70_000)
 
@@ -74,18 +74,18 @@ def test_float32_every_number_near_the_thresholds(isa: str, function: str) -> No
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_float64_over_its_whole_range(isa: str, function: str) -> None:
     sweep64(isa, function, -INF, INF, 2000)
-    # More where the functions are not constant.
+    # More arguments are taken where the functions are not constant.
     sweep64(isa, function, -760.0, -(2.0**-40), 3000)
     sweep64(isa, function, 2.0**-40, 760.0, 3000)
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_float64_near_the_thresholds(isa: str, function: str) -> None:
-    # Underflow of exp, overflow of exp, where tanh reaches 1.
+    # exp underflows, exp overflows, and tanh reaches 1 and -1.
     for lowest, highest in [(-745.2, -708.3), (709.7, 709.8), (18.6, 19.1), (-19.1, -18.6)]:
         sweep64(isa, function, lowest, highest, 200)
-    # Every number from where 2 becomes half the distance of neighbours around exp(2 x), to beyond
-    # the argument at which tanh stops.
+    # Every number near 27 ln 2 is checked. There 2 is half the distance of neighbours of exp(2 x),
+    # and a little beyond tanh becomes constant.
     edge = 27 * np.log(2)
     sweep64(isa, function, edge - 1e-9, edge + 5e-9, 6000)
 
@@ -99,7 +99,7 @@ def test_scalars(function: str) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_measure_sees_what_it_should(dtype: type) -> None:
-    """judge, which the sweeps use, reports an error and a step back that were put in."""
+    """The sweeps' `judge` reports an error and a decrease that the test puts in."""
     x = np.linspace(-3, 3, 1001, dtype=dtype)
     wide = np.float64 if dtype == np.float32 else np.longdouble
     y = np.tanh(x.astype(wide)).astype(dtype)
@@ -124,7 +124,7 @@ def test_the_measure_sees_what_it_should(dtype: type) -> None:
         off = y.copy()
         off[10] = wrong
         assert native().judge("tanh", x, off)["worst_ulps"] > 1e5
-    # A subnormal result flushed to 0 is an error of as many units as it had.
+    # A subnormal result of n units that is flushed to 0 has an error of n units.
     tiny = np.finfo(dtype).smallest_subnormal
     assert native().judge("relu", np.array([7 * tiny]), np.zeros(1, dtype))["worst_ulps"] == 7
 
@@ -151,7 +151,7 @@ def test_exact_values(isa: str, function: str, x: list, y: list, dtype: type) ->
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_largest_and_smallest(isa: str, dtype: type) -> None:
-    """The ends of the type: arguments that are subnormal or huge, results that are."""
+    """Arguments and results that are subnormal or near the largest number."""
     info = np.finfo(dtype)
     tiny, small, large = info.smallest_subnormal, info.smallest_normal, info.max
     x = np.array([-large, -small, -tiny, tiny, small, large], dtype)
@@ -217,7 +217,7 @@ def test_relu_and_its_gradient_are_torchs(where: str, dtype: type) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_partial_loads(isa: str, dtype: type) -> None:
-    """n lanes and zeros; memory past n is inaccessible, so touching it would crash."""
+    """Loads n lanes and zeros. An access to the memory behind them would crash."""
     lanes = {"portable": 16, "avx2": 32, "avx512": 64}[isa] // np.dtype(dtype).itemsize
     x = np.arange(1, lanes + 1, dtype=dtype)
     for n in range(lanes + 1):
@@ -228,7 +228,7 @@ def test_partial_loads(isa: str, dtype: type) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("function", [*FUNCTIONS, "relu"])
 def test_a_result_does_not_depend_on_its_place(isa: str, function: str, dtype: type) -> None:
-    """Arrays of every length, both ending at inaccessible memory; the lane changes no bit."""
+    """Arrays of every length, which end at inaccessible memory. The lane changes no bit."""
     x = np.random.default_rng(1).normal(0, 3, 70).astype(dtype)
     one_by_one = np.concatenate([native().vecmath(isa, function, x[i : i + 1]) for i in range(70)])
     for n in range(71):

@@ -1,4 +1,4 @@
-"""Layers whose products multiply pairs of bfloat16, beside torch.nn's and float64."""
+"""Layers whose products multiply pairs of bfloat16, compared with torch.nn and float64."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(
 bf16 = torch.bfloat16
 
 
-# T, N, I, H: what each makes the engine do. P is H // 2, even too.
+# T, N, I and H, by what the engine does with them. P is H // 2, which is even too.
 SHAPES = {
     "weights as stored": (2, 2, 64, 132),
     "three rows as stored": (1, 3, 48, 96),
@@ -46,7 +46,7 @@ def compare(cell: Cell, I: int, H: int, x: object, N: int, **options: bool) -> N
         assert actual[name].dtype == bf16
 
 
-# Not relu, whose kink makes errors a matter of luck: test_precision.py has it, in many draws.
+# Errors of relu depend on luck, since it has a kink. test_precision.py draws many inputs for it.
 SMOOTH = [cell for cell in CELLS if "relu" not in cell.name]
 
 
@@ -67,7 +67,7 @@ def test_packed_both_ways(cell: Cell) -> None:
 
 @pytest.mark.parametrize("cell", CELLS, ids=str)
 def test_exact_products(cell: Cell) -> None:
-    """Sums of small integers are exact: a term that is lost or taken twice shows."""
+    """Sums of small integers are exact, so that a lost or repeated term changes the result."""
     torch.manual_seed(0)
     ours, theirs = (layer.to(bf16) for layer in cell.make(70, 36))
     with torch.no_grad():

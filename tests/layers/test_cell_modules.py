@@ -1,4 +1,4 @@
-"""The cells against torch.nn's."""
+"""Our cell modules, compared with torch.nn's."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ each = pytest.mark.parametrize("name", PAIRS)
 
 
 def make(device: torch.device, name: str, I: int = 3, H: int = 5, **kwargs: Any) -> tuple[Any, Any]:
-    """Our cell, on the device, and torch.nn's with the same weights, on the CPU."""
+    """Our cell module, on the device, and torch.nn's with the same weights, on the CPU."""
     ours, theirs, options = PAIRS[name]
     a, b = (m(I, H, **{"dtype": f64, **options, **kwargs}) for m in (ours, theirs))
     a.load_state_dict(b.state_dict())
@@ -68,7 +68,7 @@ def test_sizes(device: torch.device, name: str, I: int, H: int) -> None:
 @pytest.mark.parametrize("bias", [True, False])
 @each
 def test_sizes_of_zero(device: torch.device, name: str, bias: bool, I: int, H: int) -> None:
-    """Without features the biases are left, without units nothing is; both have gradients."""
+    """With I = 0 only h and the biases count; with H = 0 results are empty. Both have gradients."""
     ours, theirs = make(device, name, I, H, bias=bias)
     for batch in ((4,), (), (0,)):
         for hx in (None, states(name, *batch, H)):
@@ -78,7 +78,7 @@ def test_sizes_of_zero(device: torch.device, name: str, bias: bool, I: int, H: i
 @pytest.mark.parametrize(("I", "H"), [(0, 5), (3, 0)])
 @each
 def test_sizes_of_zero_elsewhere(device: torch.device, name: str, I: int, H: int) -> None:
-    """In 16 bits, compiled, and derived twice."""
+    """Sizes of zero work in 16 bits, compiled, and in second derivatives."""
     ours, theirs = make(device, name, I, H, dtype=torch.bfloat16)
     x = torch.ones(2, I, dtype=torch.bfloat16)
     for got, wanted in zip(flat(ours(x.to(device))), flat(theirs(x)), strict=True):
@@ -108,7 +108,7 @@ def test_other_dtypes(device: torch.device, name: str, dtype: torch.dtype) -> No
 
 @each
 def test_a_sequence_is_the_layer(device: torch.device, name: str) -> None:
-    """Steps of the cell, with gradients through all of them, are the layer's."""
+    """A loop over a cell module gives the results and gradients of the layer."""
     ours, _ = make(device, name)
     options = {"nonlinearity": "relu"} if name == "rnn_relu" else {}
     layer_type = {"l": fusedrnn.FusedLSTM, "g": fusedrnn.FusedGRU, "r": fusedrnn.FusedRNN}[name[0]]

@@ -1,4 +1,4 @@
-"""torch.compile (fullgraph) and torch.export give the numbers of eager mode."""
+"""torch.compile (fullgraph) and torch.export compute the same as eager mode."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_fractions_cannot_be_told_in_a_graph() -> None:
 @pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
 @pytest.mark.parametrize("packed", [False, True])
 def test_lengths_of_a_buffer_that_is_filled_again(backend: str, packed: bool) -> None:
-    """Forward keeps a copy that no compiler takes for needless, or makes in backward instead."""
+    """Forward copies the lengths. A compiler must not remove the copy or move it to backward."""
     gru = fusedrnn.FusedGRU(3, 5, dtype=torch.float64)
     run = compiled(gru, backend)
     buffer = np.array([3, 2, 1])

@@ -1,6 +1,6 @@
-"""What must hold on every device, in both regimes of a GPU and at larger sizes where there is one.
+"""Layers on every device. On a GPU they run in both regimes and with larger sizes.
 
-Gradients, lengths, cells, modules and precision have tests of their own, on every device too.
+Gradients, lengths, cells, modules and precision have their own tests, on every device too.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ PRECISIONS = (FLOAT64, FLOAT32, FLOAT16, BFLOAT16)
 
 
 def places() -> list[Any]:
-    """Device, regime, H and precision of `test_layer`: one H on the CPU, more of all on a GPU."""
+    """Device, regime, H and precision of `test_layer`. A GPU has more of each than the CPU."""
     found: list[tuple[str, str, int, Precision]] = [("cpu", "", 24, p) for p in PRECISIONS]
     if "cuda" in DEVICES:
         tf32 = [TF32] if torch.cuda.get_device_capability() >= (8, 0) else []
@@ -68,7 +68,7 @@ def test_layer(
     H: int,
     precision: Precision,
 ) -> None:
-    """Outputs and gradients against the reference in float64, on the CPU."""
+    """Compares outputs and gradients with the reference in float64 on the CPU."""
     if regime == "resident" and BY_NAME[cell].projects:
         pytest.skip("a projection has no resident kernel")
     monkeypatch.setenv(REGIME, regime)
@@ -86,7 +86,7 @@ def test_layer(
                 if H == 24 or not refuses_regime(problem):
                     raise
                 pytest.skip(str(problem))
-        # Of many values some lie so near to 0 that rounding moves them across relu's kink.
+        # With many units, rounding moves some values across the kink of relu.
         alone = cell == "rnn_relu" and H > 24 and precision != FLOAT64
         results.append([*outputs, *([] if alone else gradients)])
     for got, wanted in zip(*results, strict=True):
@@ -96,7 +96,7 @@ def test_layer(
 
 @pytest.mark.parametrize("cell", BY_NAME)
 def test_limits_let_correct_kernels_pass(monkeypatch: pytest.MonkeyPatch, cell: str) -> None:
-    """At a size and in the precisions that are run on a GPU alone."""
+    """Runs a size and precisions that are otherwise run on a GPU only."""
     monkeypatch.setattr(_ops, "layer", emulated_kernels.layer)
     for precision in (FLOAT32, FLOAT16, BFLOAT16, TF32):
         test_layer(monkeypatch, cell, "packed", "cpu", "", 256, precision)
@@ -104,8 +104,8 @@ def test_limits_let_correct_kernels_pass(monkeypatch: pytest.MonkeyPatch, cell: 
 
 @pytest.mark.parametrize("form", ["plain", "packed"])
 @pytest.mark.parametrize("cell", TORCH_CELLS, ids=str)
-def test_module_beside_torchs(device: torch.device, cell: Cell, form: str) -> None:
-    """Two layers in two directions, on the device; torch.nn's on the CPU."""
+def test_module_compared_with_torch_nn(device: torch.device, cell: Cell, form: str) -> None:
+    """Two layers with two directions on the device, compared with torch.nn on the CPU."""
     ours, theirs = cell.make(5, 8, num_layers=2, bidirectional=True, dtype=torch.float64)
     x: Any = randn(6, 4, 5)
     if form == "packed":

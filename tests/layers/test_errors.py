@@ -1,4 +1,4 @@
-"""The same mistake in both libraries: the same exception type, and a message that says more."""
+"""A mistake raises the exception type of torch.nn, with a message that says more."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def with_weight(m: Any, name: str, change: Callable[[Tensor], Tensor]) -> Any:
 def compare(
     call: Callable[[Any], Any], ours: Any, theirs: Any, message: str, differs: type | None = None
 ) -> None:
-    """Both calls raise the same type (or ours the named one), and ours the message."""
+    """Both calls raise the same type, or ours the given type. Ours has the given message."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with pytest.raises(Exception) as wanted:  # noqa: PT011
@@ -94,7 +94,7 @@ def test_constructor(ours: Any, theirs: Any, name: str) -> None:
 
 
 @pytest.mark.parametrize(("ours", "theirs"), LAYERS, ids=["LSTM", "GRU", "RNN"])
-def test_missing_sizes_and_proj_size_of_others(ours: Any, theirs: Any) -> None:
+def test_missing_sizes_and_proj_size_of_other_layers(ours: Any, theirs: Any) -> None:
     compare(lambda m: m(), ours, theirs, "'input_size' and 'hidden_size'")
     compare(lambda m: m(4), ours, theirs, "'hidden_size'")
     if theirs is not nn.LSTM:
@@ -224,7 +224,7 @@ def test_forward(ours: Any, theirs: Any, name: str) -> None:
 
 
 h = torch.ones(1, 3, 6)
-# hx of another kind than the layer's.
+# Values of hx that an LSTM does not take.
 LSTM_HX: dict[str, tuple[Any, str]] = {
     "four dimensions": (torch.ones(2, 1, 3, 6), r"must be a tuple \(h_0, c_0\).*got Tensor"),
     "a number": (0.5, r"must be a tuple \(h_0, c_0\) of tensors, got float"),
@@ -265,17 +265,17 @@ def test_shapes_of_weights(ours: Any, theirs: Any, name: str) -> None:
 
 
 class TestDeliberateDifferences:
-    """Where torch.nn accepts nonsense, or its type is an accident of where it stumbled."""
+    """torch.nn accepts these mistakes, or its exception type depends on where it fails."""
 
     def test_shapes_of_an_lstms_weights(self) -> None:
-        # oneDNN reads beyond the end of the weights.
+        # torch.nn does not check, and oneDNN reads beyond the end of the weights.
         for name in ("weight_ih_l0", "weight_hh_l0"):
             m = with_weight(fusedrnn.FusedLSTM(4, 6), name, lambda w: w[:, :3])
             with pytest.raises(RuntimeError, match=rf"{name} must be \[4H, [IH]\] = \[24, \d\]"):
                 m(x)
 
     def test_a_deleted_weight(self) -> None:
-        # torch.nn goes on with the tensor that was deleted.
+        # torch.nn still computes with the deleted tensor.
         m = fusedrnn.FusedGRU(4, 6)
         del m.weight_hh_l0
         with pytest.raises(AttributeError, match="weight_hh_l0"):
@@ -298,12 +298,12 @@ class TestDeliberateDifferences:
                 fusedrnn.FusedGRU(4, 6)(packed(R(5, 4), sizes))
 
     def test_dtype_of_a_packed_lstm_input(self) -> None:
-        # A RuntimeError in torch.nn.LSTM only, a ValueError in its GRU and RNN.
+        # torch.nn.LSTM raises RuntimeError, and torch.nn's GRU and RNN raise ValueError.
         with pytest.raises(ValueError, match="input dtype"):
             fusedrnn.FusedLSTM(4, 6)(packed(R(5, 4).double(), [3, 2]))
 
     def test_one_tensor_for_an_lstms_states(self) -> None:
-        # IndexError or RuntimeError in torch.nn, after its shape.
+        # torch.nn raises IndexError or RuntimeError, depending on the shape.
         for hx in (h, torch.ones(2, 3, 6), "ab"):
             with pytest.raises(TypeError, match=r"hx must be a tuple \(h_0, c_0\)"):
                 fusedrnn.FusedLSTM(4, 6)(x, hx)
@@ -313,7 +313,7 @@ class TestDeliberateDifferences:
             fusedrnn.FusedLSTM(4, 6)(packed(R(5, 4), [3, 2]), (h[0], h[0]))
 
     def test_states_of_more_rows_than_a_packed_batch(self) -> None:
-        # torch.nn's index_select drops the fourth row without a word.
+        # torch.nn's index_select silently drops the fourth row.
         data = nn.utils.rnn.pack_sequence([R(1, 4), R(3, 4), R(2, 4)], enforce_sorted=False)
         with pytest.raises(RuntimeError, match=r"\(1, 3, 6\), got \[1, 4, 6\]"):
             fusedrnn.FusedGRU(4, 6)(data, torch.ones(1, 4, 6))

@@ -1,4 +1,4 @@
-"""fusedrnn.functional: the same as the modules, and its own errors."""
+"""fusedrnn.functional computes the same as the modules, and has its own errors."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-<<<<<<< HEAD:tests/layers/test_functional.py
-from fusedrnn import functional
-from fusedrnn._library import CudaLibrary
+from fusedrnn import _run, functional
+from fusedrnn._library import CELLS as SPECS
+from fusedrnn._library import CellParameter, CudaLibrary
 from tests.kit.layers import (
     BY_NAME,
     CELLS,
@@ -24,18 +24,12 @@ from tests.kit.layers import (
     ragged,
     randn,
 )
-=======
-from fusedrnn import _run, functional
-from fusedrnn._library import CELLS as SPECS
-from fusedrnn._library import CellParameter, CudaLibrary
-from tests.helpers import BY_NAME, CELLS, Cell, assert_close, flat, make_states, pad, ragged, randn
->>>>>>> w/python:tests/test_functional.py
 
 f64 = torch.float64
 
 
 def arguments(module: torch.nn.RNNBase) -> dict[str, Any]:
-    """The keyword arguments of a function that a module stands for."""
+    """The keyword arguments with which a function computes the same as a module."""
     names = ("num_layers", "bias", "dropout", "training", "bidirectional", "batch_first")
     return {name: getattr(module, name) for name in names}
 
@@ -104,7 +98,7 @@ def test_a_packed_sequence_comes_back_as_one(cell: Cell, sort: bool) -> None:
 
 
 def test_weights_may_be_any_tensors(device: torch.device) -> None:
-    """Computed weights, and one weight used twice, get their gradients."""
+    """Computed weights get gradients, and so does a weight that is used twice."""
     ours, _ = BY_NAME["gru"].make(5, 5, device=device, dtype=f64)
     scale = torch.tensor(0.5, dtype=f64, device=device, requires_grad=True)
     shared = randn(15, 5, device=device).requires_grad_()
@@ -381,7 +375,7 @@ def test_mistakes(name: str) -> None:
 
 
 def test_other_devices_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without CUDA here, a tensor that says it is there stands in."""
+    """A tensor that claims to be on another device stands for one on a GPU."""
     missing = CudaLibrary(None, "torch computes on the CPU only")
     monkeypatch.setattr("fusedrnn._library.CUDA", missing)
     monkeypatch.setattr("fusedrnn._checks.CUDA", missing)

@@ -1,4 +1,4 @@
-"""Tensors of other layouts: sparse ones are made dense, others are an error with the way out."""
+"""Tensors of other layouts. Sparse ones become dense; for others an error says what to do."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def few(*shape: int) -> Tensor:
 @pytest.mark.parametrize("form", SPARSE)
 @pytest.mark.parametrize(("ours", "theirs"), CELLS)
 def test_a_cell_takes_a_sparse_input(ours: type[Any], theirs: type[Any], form: str) -> None:
-    """As torch.nn's cells do, and with the gradient of the input besides."""
+    """torch.nn's cells take it too. Ours also give the gradient of the input."""
     module, plain = ours(4, 6).double(), theirs(4, 6).double()
     plain.load_state_dict(module.state_dict())
     x = few(3, 4)
@@ -61,7 +61,7 @@ def test_a_layer_takes_sparse_tensors(layer: type[Any]) -> None:
 
 
 @pytest.mark.parametrize("layer", [*LAYERS, *(ours for ours, _ in CELLS)])
-def test_what_is_refused(layer: type[Any]) -> None:
+def test_layouts_that_are_refused(layer: type[Any]) -> None:
     module = layer(4, 6)
     x = randn(3, 4).float() if "Cell" in layer.__name__ else randn(5, 3, 4).float()
     for layout in (torch.strided, torch.jagged):

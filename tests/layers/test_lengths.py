@@ -1,4 +1,4 @@
-"""`lengths=` on padded input: what it computes, and that padding is never read."""
+"""`lengths=` with padded input: the results, and that padding is never read."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_same_as_a_packed_sequence(
 
 @pytest.mark.parametrize("cell", CELLS, ids=str)
 def test_gradients_and_padding(device: torch.device, cell: Cell) -> None:
-    """Any padding gives the bits that another padding gives, and gradient 0 in the padding."""
+    """The values in the padding change no bit of the results. Gradients are 0 there."""
     T, lengths = 7, [3, 0, 7, 1, 0, 2]
     ours, theirs = cell.make(4, 5, device=device, num_layers=2, bidirectional=True, dtype=f64)
     sequences = ragged(lengths, 4)
@@ -95,7 +95,7 @@ def test_gradients_and_padding(device: torch.device, cell: Cell) -> None:
     for other in runs[1:]:
         assert all(torch.equal(runs[0][name], other[name]) for name in runs[0])
 
-    # Row by row, each without padding, with the same weights of the loss.
+    # The reference runs each sequence alone, without padding, with the same weights of the loss.
     total = {name: torch.zeros_like(p) for name, p in theirs.named_parameters()}
     cotangents = [randn(*runs[0][k].shape, seed=1000 + i) for i, k in enumerate(outputs(cell))]
     for n, L in enumerate(lengths):
@@ -133,7 +133,7 @@ def test_full_lengths_are_no_lengths(device: torch.device, cell: Cell) -> None:
 
 
 @pytest.mark.parametrize("cell", CELLS, ids=str)
-def test_nothing_lives(device: torch.device, cell: Cell) -> None:
+def test_all_lengths_are_zero(device: torch.device, cell: Cell) -> None:
     ours, theirs = cell.make(4, 5, device=device, num_layers=2, bidirectional=True, dtype=f64)
     x, hx = torch.full((3, 2, 4), NAN, dtype=f64), make_states(theirs, 2, f64)
     result = run(ours, x, hx, lengths=[0, 0])
@@ -176,7 +176,7 @@ def test_lengths_are_positional_too(device: torch.device) -> None:
 
 
 def test_lengths_and_dropout(device: torch.device) -> None:
-    """Dropout between layers falls on the padded output: zeros of the padding stay zeros."""
+    """Dropout between layers applies to the padded output, in which padding stays zero."""
     ours, _ = BY_NAME["lstm"].make(4, 5, device=device, num_layers=2, dropout=0.5, dtype=f64)
     x = pad(ragged([2, 5, 3], 4), 5, NAN)
     first, second = run(ours, x, lengths=[2, 5, 3]), run(ours, x, lengths=[2, 5, 3], seed=1)
@@ -186,7 +186,7 @@ def test_lengths_and_dropout(device: torch.device) -> None:
 
 
 class Index:
-    """What Python takes for a whole number."""
+    """An object that Python accepts as an integer."""
 
     def __init__(self, value: int) -> None:
         self.value = value
@@ -196,7 +196,7 @@ class Index:
 
 
 DTYPES = ("int64", "int32", "int16", "int8", "uint8", "uint16", "uint64", "float32", "bfloat16")
-# [5, 2, 3] in every form that pack_padded_sequence takes, as it says itself in the test.
+# [5, 2, 3] in every form that pack_padded_sequence takes. The test calls it with each of them.
 FORMS: dict[str, Any] = {
     "tuple": (5, 2, 3),
     "range": range(5, 2, -1),
@@ -214,7 +214,7 @@ FORMS: dict[str, Any] = {
     **{f"torch.{d}": torch.tensor([5, 2, 3]).to(getattr(torch, d)) for d in DTYPES},
     **{f"numpy.{d}": np.array([5, 2, 3], dtype=d) for d in DTYPES if d != "bfloat16"},
 }
-# Of these it refuses all but one, of which it warns; nothing is wrong with them.
+# Forms that we take too. pack_padded_sequence refuses all of them but one, for which it warns.
 MORE_FORMS: dict[str, Any] = {
     "other byte order": np.array([5, 2, 3], dtype=">i8"),
     "numpy backwards": np.array([3, 2, 5])[::-1],
@@ -241,7 +241,7 @@ def test_forms_of_lengths(form: str) -> None:
 
 
 def test_numpy_is_not_needed() -> None:
-    """Lengths of every kind but numpy's, where numpy cannot be imported any more."""
+    """Uses lengths of every kind but numpy's in a process that cannot import numpy."""
     program = """
 import sys
 import torch
@@ -259,7 +259,7 @@ print("computed")
     assert done.stdout == "computed\n", done.stderr
 
 
-# Where torch makes new tensors, and of which dtype, is nothing to a call whose tensors exist.
+# Defaults of torch for new tensors, which must not affect a call whose tensors exist.
 DEFAULTS: dict[str, Callable[[], Any]] = {
     "device": lambda: torch.device("meta"),
     "dtype": lambda: default_dtype(torch.float64),
@@ -279,7 +279,7 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
 @pytest.mark.parametrize("default", DEFAULTS)
 @pytest.mark.parametrize("cell", CELLS, ids=str)
 def test_defaults_of_torch_do_not_matter(cell: Cell, default: str) -> None:
-    """Neither to lengths, nor to states, nor to derivatives of derivatives."""
+    """They affect neither lengths, nor states, nor second derivatives."""
     ours, _ = cell.make(4, 5, num_layers=2, bidirectional=True, dtype=torch.float32)
     x = torch.randn(5, 3, 4, requires_grad=True)
     packed = pack_padded_sequence(x, [5, 2, 3], enforce_sorted=False)
@@ -330,12 +330,12 @@ def test_lengths_of_a_buffer_that_is_filled_again(
     expected = gradient(ours(x, lengths=[6, 3, 2])[0])
     buffer = np.array([6, 3, 2])
     y, _ = ours(x, lengths=kind(buffer))
-    buffer[:] = [1, 6, 6]  # the loader's next batch, in memory that torch does not watch
+    buffer[:] = [1, 6, 6]  # the next batch of a loader; torch cannot see this write
     assert torch.equal(gradient(y), expected)
 
 
 def test_lengths_changed_in_place() -> None:
-    """As with pack_padded_sequence, which copies: no error, and the gradient of what ran."""
+    """No error is raised, and gradients are right, as with pack_padded_sequence, which copies."""
     gru, _ = BY_NAME["gru"].make(4, 5, dtype=f64)
     x, lengths = randn(6, 3, 4), torch.tensor([6, 3, 2])
     expected = torch.autograd.grad(gru(x, lengths=lengths)[0].sum(), gru.weight_hh_l0)
@@ -347,7 +347,7 @@ def test_lengths_changed_in_place() -> None:
 @pytest.mark.parametrize("transform", [False, True])
 @pytest.mark.parametrize("cell", CELLS, ids=str)
 def test_batch_sizes_that_are_filled_again(cell: Cell, transform: bool) -> None:
-    """The result holds the caller's batch_sizes, as torch.nn's does; backward has its own."""
+    """The result holds the caller's batch_sizes, as torch.nn's does. Backward has a copy."""
     ours, _ = cell.make(4, 5, num_layers=2, dtype=f64)
     x = randn(11, 4)
 

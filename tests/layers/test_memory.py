@@ -1,4 +1,4 @@
-"""What a training step keeps for backward is at most what torch.nn's layer keeps."""
+"""A training step keeps at most as much memory for backward as torch.nn's layer does."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def make_input(form: str, dtype: torch.dtype) -> Tensor | PackedSequence:
 
 
 def sizes_of(form: str) -> int:
-    """Bytes of batch_sizes, a copy; torch.nn's has them in its nodes, of which it makes T."""
+    """Bytes of our copy of batch_sizes. torch.nn keeps them in T nodes, which are not counted."""
     return T * 8 if form == "packed" else 0
 
 
 DTYPES = [torch.float32, torch.float64]
-if LIBRARY.multiplies_pairs:  # others keep the layer's float32
+if LIBRARY.multiplies_pairs:  # other kernels keep x and the weights converted to float32
     DTYPES.append(torch.bfloat16)
 
 
@@ -49,7 +49,7 @@ def test_layer_keeps_at_most_what_torch_keeps(
 @pytest.mark.parametrize("form", ["plain", "packed"])
 @pytest.mark.parametrize("name", ["rnn_tanh", "rnn_relu"])
 def test_rnn_keeps_h_once(name: str, form: str) -> None:
-    """h after every step, and before the first."""
+    """The layer keeps h after every step, and before the first."""
     ours, _ = BY_NAME[name].make(I, H, dtype=torch.float64)
     rows = T * N if form == "plain" else sum(LENGTHS)
     expected = (rows + N) * H * 8 + sizes_of(form)

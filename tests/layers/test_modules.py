@@ -1,4 +1,4 @@
-"""The layers against torch.nn in float64: outputs and all gradients over the options."""
+"""The layers, compared with torch.nn in float64: outputs and all gradients for all options."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ f64 = torch.float64
 
 
 def make_input(form: str, T: int, N: int, I: int, dtype: torch.dtype = f64) -> Any:
-    """Makes an input of a form, with N sequences of up to T steps."""
+    """Makes an input in one of the forms, with N sequences of up to T steps."""
     if form == "unbatched":
         return randn(T, I, dtype=dtype)
     if form.startswith("packed"):
@@ -66,7 +66,7 @@ def test_grid(
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("cell", TORCH_CELLS, ids=str)
-def test_results_have_torchs_form(device: torch.device, cell: Cell, form: str) -> None:
+def test_results_have_the_form_of_torch_nn(device: torch.device, cell: Cell, form: str) -> None:
     ours, theirs = cell.make(
         3, 5, device=device, num_layers=2, bidirectional=True, **constructor(form)
     )
@@ -146,7 +146,7 @@ def test_empty_batch(device: torch.device, cell: Cell, batch_first: bool) -> Non
 @pytest.mark.parametrize("dropout", [0.3, 1.0])
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("cell", CELLS, ids=str)
-def test_dropout_has_torchs_masks(cell: Cell, form: str, dropout: float) -> None:
+def test_dropout_has_the_masks_of_torch_nn(cell: Cell, form: str, dropout: float) -> None:
     if cell not in TORCH_CELLS and form.startswith("packed"):
         pytest.skip("the naive partner has no dropout on packed input")
     ours, theirs = cell.make(
@@ -164,8 +164,8 @@ def test_dropout_has_torchs_masks(cell: Cell, form: str, dropout: float) -> None
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("cell", TORCH_CELLS, ids=str)
 def test_dropout_masks_in_other_dtypes(cell: Cell, dtype: torch.dtype) -> None:
-    # The second layer sees only the dropped output of the first: with W = 1 and U = 0 a wrong mask
-    # is a number that is wrong by a large part of the largest.
+    # The second layer sees only the output of the first after dropout. With W = 1 and U = 0 a wrong
+    # mask changes a result by a large part of the largest value.
     ours, theirs = cell.make(3, 5, num_layers=2, dropout=0.5, dtype=dtype)
     x = randn(6, 40, 3, dtype=dtype)
     for module in (ours, theirs):
@@ -197,7 +197,7 @@ def test_strided_tensors(device: torch.device, cell: Cell) -> None:
         return [*results, *torch.autograd.grad(results[0].cos().sum(), x)]
 
     for module in (ours, theirs):
-        # Weights whose memory is transposed.
+        # The weights become transposed views.
         for name, p in list(module.named_parameters()):
             if p.dim() == 2:
                 setattr(module, name, nn.Parameter(p.detach().t().contiguous().t()))
@@ -349,7 +349,7 @@ def test_nan_stays_in_its_row(device: torch.device, cell: Cell) -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e30, -1e30])
 @pytest.mark.parametrize("cell", TORCH_CELLS, ids=str)
 def test_nan_and_inf_go_through_as_in_torch(device: torch.device, cell: Cell, value: float) -> None:
-    # In float32, whose kernels compute their own exp.
+    # float32 is used, since its kernels compute exp themselves.
     ours, theirs = cell.make(3, 5, device=device)
     x = randn(4, 2, 3, dtype=torch.float32)
     x[1, 0, 1] = value
@@ -389,7 +389,7 @@ def test_a_subclass_and_the_checks_that_others_call() -> None:
 
 
 def test_the_other_convention_for_z(device: torch.device) -> None:
-    """h_t = (1 − z) h_{t−1} + z n becomes ours by negating the rows of z."""
+    """h_t = (1 − z) h_{t−1} + z n becomes our formula if the rows of z are negated."""
     H = 5
     ours = fusedrnn.FusedGRU(3, H, dtype=f64, device=device)
     other = copy.deepcopy(ours)

@@ -1,5 +1,5 @@
-"""Odd values for each argument of a constructor and for attributes that are changed afterwards:
-what torch.nn computes with them, or an error of its type.
+"""Odd values for each argument of a constructor, and for attributes that are changed afterwards.
+The layer computes the same as torch.nn, or raises an error of the same type.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ VALUES: dict[str, Any] = {
     **{repr(v): v for v in (torch.tensor(2), torch.tensor(0.5), Decimal("0.5"), object)},
 }
 
-# Where the answer is not torch.nn's, which is in the comment.
+# Calls with which our layer raises another error. The comments say what torch.nn does.
 DIFFERENT: dict[tuple[str, str, str], Any] = {
     **{(kind, "num_layers", "np.False_"): TypeError for kind in LAYERS},  # ValueError
     ("LSTM", "proj_size", "inf"): TypeError,  # ValueError
-    ("LSTM", "proj_size", "np.False_"): TypeError,  # goes on without projection
+    ("LSTM", "proj_size", "np.False_"): TypeError,  # runs without projection
 }
 
 
 def outcome(make: Callable[[], Any], *shape: int) -> list[Tensor] | type[Exception]:
-    """What a module gives, or the type of what it raises where it is made or called."""
+    """The result of a module, or the type of the exception that making or calling it raises."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -93,7 +93,7 @@ def test_constructors(kind: str, argument: str) -> None:
     assert not wrong
 
 
-# torch.nn's LSTM alone computes something: with the first of its weights, or with other sizes.
+# torch.nn's LSTM does not check these, and computes with its first weights or with other sizes.
 CHANGES: list[tuple[str, Any, type[Exception], str]] = [
     ("num_layers", 1, RuntimeError, "num_layers = 1, .* ask for 4 weights, the layer has 8"),
     ("num_layers", 3, RuntimeError, "num_layers = 3, .* ask for 12 weights, the layer has 8"),

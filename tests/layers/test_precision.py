@@ -1,4 +1,4 @@
-"""Precision: the error budget in each dtype, published numbers, autocast."""
+"""Precision: the error budget of each dtype, published results, autocast."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_error_budget(device: torch.device, cell: Cell, dtype: torch.dtype, case
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_golden_lstm_step(device: torch.device, dtype: torch.dtype) -> None:
     golden = GOLDEN["lstm_one_step"]
-    order = "ifco"  # torch's i, f, g, o; the file calls g c
+    order = "ifco"  # the file's names of torch's gates i, f, g, o
     w_ih, w_hh, b = (
         torch.tensor([[golden[name][gate]] for gate in order], dtype=dtype)
         for name in ("w_x", "w_h", "b")
@@ -80,7 +80,7 @@ def test_golden_rnn_training_step(device: torch.device) -> None:
 
     y_hat, value = loss()
     value.backward()
-    # The file's numbers were computed in float32.
+    # The expected values of the file were computed in float32.
     assert y_hat.item() == pytest.approx(golden["y_hat"], rel=1e-6)
     assert value.item() == pytest.approx(golden["loss"], rel=1e-6)
     for name, p in named.items():
@@ -102,7 +102,7 @@ def dtypes(result: Any) -> set[torch.dtype]:
 def test_autocast(
     device: torch.device, cell: Cell, given: torch.dtype, wanted: torch.dtype
 ) -> None:
-    """Weights of one dtype, input of any 16- or 32-bit type: everything in the autocast dtype."""
+    """The results have the autocast dtype for any 16- or 32-bit dtypes of weights and input."""
     ours, _ = cell.make(3, 5, device=device, num_layers=2, bidirectional=True, dtype=given)
     low, _ = cell.make(3, 5, device=device, num_layers=2, bidirectional=True, dtype=wanted)
     low.load_state_dict(ours.state_dict())
@@ -158,7 +158,7 @@ def test_autocast_of_cells(device: torch.device, cell: type[nn.Module]) -> None:
     with torch.autocast(device.type, dtype=torch.bfloat16):
         result = module(torch.randn(2, 3, device=device))
         again = module(torch.randn(2, 3, device=device), result)
-    # An LSTM's c is float32 from step to step.
+    # c of an LSTM stays float32 between steps.
     expected = [torch.bfloat16, torch.float32][: len(flat(result))]
     assert [t.dtype for t in flat(result)] == [t.dtype for t in flat(again)] == expected
     sum(t.float().sum() for t in flat(result)).backward()  # type: ignore[union-attr]
@@ -167,7 +167,7 @@ def test_autocast_of_cells(device: torch.device, cell: type[nn.Module]) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_c_is_float32_inside(device: torch.device, dtype: torch.dtype) -> None:
-    """An LSTM that counts: i = f = o ≈ 1, g small; c in 16 bits would stop growing."""
+    """An LSTM that counts, with i = f = o ≈ 1 and small g. c in 16 bits would stop growing."""
     T = 2000
     module = fusedrnn.FusedLSTM(1, 1, dtype=dtype, device=device)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Hypothesis: any shapes and options against torch.nn in float64."""
+"""Shapes and options that hypothesis draws, compared with torch.nn in float64."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LENGTHS = st.lists(st.integers(1, 9), min_size=1, max_size=9)
 
 @st.composite
 def modules(draw: Any) -> tuple[Cell, int, dict[str, Any]]:
-    """A cell, I and options of a constructor; the numbers come from a drawn seed."""
+    """A cell, I and the options of a constructor. Weights come from a seed that is drawn too."""
     cell = draw(st.sampled_from(CELLS))
     torch.manual_seed(draw(st.integers(0, 2**32 - 1)))
     options = {
@@ -68,7 +68,7 @@ def test_packed(drawn: Any, H: int, lengths: list[int], states: bool) -> None:
 
 @given(modules(), SIZES, st.lists(st.integers(0, 7), min_size=1, max_size=9), st.integers(0, 3))
 def test_lengths(drawn: Any, H: int, lengths: list[int], extra: int) -> None:
-    """The live rows give what they give alone; dead rows give their state, padding nothing."""
+    """Sequences of length 0 return their state. The others compute the same as a packed batch."""
     ours, theirs = make(drawn, H)
     T = max(1, max(lengths) + extra)
     sequences = ragged(lengths, drawn[1])
@@ -100,7 +100,7 @@ def test_lengths(drawn: Any, H: int, lengths: list[int], extra: int) -> None:
     st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
 )
 def test_other_dtypes(drawn: Any, H: int, T: int, N: int, dtype: torch.dtype) -> None:
-    """Near float64: a bound that a wrong stride or lane cannot meet, not the error budget."""
+    """Results are near float64. The limit is no error budget; it finds wrong strides and lanes."""
     ours, _ = make(drawn, H)
     ours = ours.to(dtype)
     x, hx = randn(T, N, drawn[1], dtype=dtype), make_states(ours, N, dtype)
@@ -111,8 +111,8 @@ def test_other_dtypes(drawn: Any, H: int, T: int, N: int, dtype: torch.dtype) ->
     for name, value in expected.items():
         assert result[name].dtype == dtype
         if drawn[0].name == "rnn_relu" and name.startswith("d_"):
-            continue  # a rounding that crosses the kink changes a gradient by any amount
-        # Gradients of few and small numbers cancel: the terms of all these sums are of order 1.
+            continue  # rounding may cross the kink and change a gradient by any amount
+        # The terms of a gradient are about 1, and may cancel.
         scale = max(1.0, value.abs().max().item())
         difference = (result[name].double() - value).abs().max().item()
         assert difference < 30 * torch.finfo(dtype).eps * scale, name

@@ -1,5 +1,5 @@
-"""What must not happen: reading memory that nobody wrote, values that spread to other sequences,
-saved tensors that change, memory that grows.
+"""Faults that must not happen: reads of memory that was never written, values that spread to other
+sequences, saved tensors that change, and memory that grows.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ each_form = pytest.mark.parametrize("form", FORMS)
 
 
 def split_rows(input: Any, tensor: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """The rows of y, or of a gradient of the input, that belong to sequence n, and the others."""
+    """The rows of y, or of a gradient of the input, of sequence n, and all other rows."""
     if isinstance(input, PackedSequence):
         assert input.sorted_indices is not None
         owner = torch.cat([input.sorted_indices[:size] for size in input.batch_sizes])
@@ -53,12 +53,12 @@ def assert_same_bits(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> 
     assert not wrong
 
 
-# --- Memory that nobody wrote --------------------------------------------------------------------
+# --- Memory that was never written ---------------------------------------------------------------
 
 
 @pytest.fixture
 def poisoned_memory() -> Iterator[None]:
-    """torch fills every new tensor, our scratch included, with NaN (bytes: 255, a NaN again)."""
+    """torch fills every new tensor with NaN, and tensors of bytes, like our scratch, with 255."""
     assert torch.utils.deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
     assert torch.empty(3).isnan().all()
@@ -97,10 +97,10 @@ def test_poisoned_memory(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("cell", "form"), CELLS_AND_FORMS)
-def test_poisoned_memory_in_what_is_kept(
+def test_poisoned_memory_in_the_reserve(
     cell: str, form: str, dtype: torch.dtype, poisoned_memory: None
 ) -> None:
-    """It is an op's output, the same in every run."""
+    """The reserve is an output of an op, so all of it must be the same in every run."""
     call = make_arguments(cell, form, dtype=dtype, requires_grad=False)
     *_, reserve = torch.ops.fusedrnn.forward(*call.op_arguments())
     assert reserve.numel() > 0 and reserve.isfinite().all()
@@ -147,7 +147,7 @@ def test_padding_is_never_read(cell: Cell, fill: float) -> None:
         padding = torch.arange(9)[:, None] >= torch.tensor(LENGTHS)
         assert (got["y"][padding] == 0).all()
         assert (got["d_x"][padding] == 0).all()
-        # The same holds for what comes from behind: gradients of y's padding.
+        # Backward does not read the padding of the gradient of y either.
         y = module(clean_input.clone().requires_grad_(), hx, **kwargs)[0]
         weights = torch.randn_like(y)
         poisoned = weights.masked_fill(padding[..., None], fill)
@@ -163,7 +163,7 @@ def test_padding_is_never_read(cell: Cell, fill: float) -> None:
 @pytest.mark.parametrize("value", [float("inf"), -float("inf"), float("nan")])
 @pytest.mark.parametrize("where", ["x", "h0", "c0", "weight_ih_l0", "weight_hh_l0", "bias_ih_l0"])
 @each_cell
-def test_inf_and_nan_go_where_torchs_go(cell: Cell, where: str, value: float) -> None:
+def test_inf_and_nan_spread_as_in_torch_nn(cell: Cell, where: str, value: float) -> None:
     if where == "c0" and not cell.has_c:
         pytest.skip("no c")
     ours, theirs = cell.make(3, 5)
@@ -247,7 +247,7 @@ def test_outputs_may_be_changed_in_place(cell: Cell, form: str) -> None:
 @pytest.mark.parametrize("changed", ["input", "weight_hh_l0"])
 @each_cell
 def test_a_changed_input_is_noticed(cell: Cell, changed: str) -> None:
-    """As in torch.nn: what backward needs must not change between forward and backward."""
+    """An error is raised, as in torch.nn, if a tensor that backward needs was changed."""
     ours, theirs = cell.make(4, 9)
     for module in (ours, theirs) if cell in TORCH_CELLS else (ours,):
         x = randn(3, 2, 4, dtype=torch.float32).requires_grad_()
@@ -264,7 +264,7 @@ def test_a_changed_input_is_noticed(cell: Cell, changed: str) -> None:
 
 @pytest.fixture(scope="module")
 def growth() -> dict[str, dict[str, int]]:
-    """What tests/kit/growth.py measures, in a process whose memory no other test has used."""
+    """The results of tests/kit/growth.py, in a process whose memory no other test has used."""
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-m", "tests.kit.growth"],
         cwd=ROOT,
@@ -284,9 +284,9 @@ def test_no_growth_over_1000_calls(
 ) -> None:
     grown = growth[f"{cell} {mode}"]
     assert grown["objects"] < 50
-    # The smallest thing malloc gives out, kept at each call, is 32 KB.
+    # The smallest block of malloc is 32 bytes. 1000 calls that each keep one hold 32 KB.
     assert grown["allocated"] < 16_000
-    # Small leaks in between keep freed memory from being used again: far more than they hold.
+    # Small leaks also keep freed memory around them from being used again, which is far more.
     assert grown["resident"] < 8_000_000
 
 

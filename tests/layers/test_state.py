@@ -1,4 +1,4 @@
-"""Parameters and what is done to them: state_dict, copies, pruning, parametrizations, sharing."""
+"""Uses of parameters: state_dict, copies, pruning, parametrizations, sharing."""
 
 from __future__ import annotations
 
@@ -92,8 +92,8 @@ def test_state_dict_both_ways(device: torch.device, cell: Cell, options: dict[st
         ours.load_state_dict({}, strict=True)
 
 
-def test_signatures_are_torchs() -> None:
-    """The overload that torch.nn documents, argument for argument; ours adds keywords only."""
+def test_signatures_equal_those_of_torch_nn() -> None:
+    """Each argument equals the overload that torch.nn documents. Ours only adds keywords."""
     common = ["input_size", "hidden_size", "num_layers"]
     rest = ["bias", "batch_first", "dropout", "bidirectional"]
     expected = {
@@ -141,7 +141,7 @@ def test_copies(device: torch.device, cell: Cell) -> None:
         actual = run(other, x)
         assert all(torch.equal(actual[k], expected[k]) for k in expected)
         assert all(v is w for v, w in zip(other._flat_weights, other.parameters(), strict=True))
-    # A deep copy is apart from the original.
+    # A deep copy shares nothing with the original.
     with torch.no_grad():
         copies[0].weight_hh_l0.zero_()
     assert torch.equal(run(ours, x)["y"], expected["y"])
@@ -162,7 +162,7 @@ def test_copies_of_a_converted_layer(cell: Cell) -> None:
 
 
 def test_old_checkpoints() -> None:
-    """Pickles from before proj_size and before names were kept, as torch.nn.LSTM reads them."""
+    """Reads pickles that are older than proj_size or the lists of names, as torch.nn.LSTM does."""
     ours = fusedrnn.FusedLSTM(3, 5, 2, bidirectional=True)
     state = ours.__getstate__()
     del state["proj_size"]
@@ -206,13 +206,13 @@ def test_swapped_tensors(device: torch.device) -> None:
 
 
 def changed(device: torch.device, cell: Cell, change: Any) -> None:
-    """Does the same to both modules and compares outputs and all gradients."""
+    """Changes both modules in the same way, and compares outputs and all gradients."""
     ours, theirs = cell.make(3, 6, device=device, num_layers=2, bidirectional=True, dtype=f64)
     for module in (ours, theirs):
         torch.manual_seed(4)
         change(module)
     x = randn(4, 2, 3)
-    for _ in range(2):  # some of these change at every call
+    for _ in range(2):  # some changes have an effect at every call
         assert_same(run(ours, x), run(theirs, x))
     ours.eval(), theirs.eval()
     assert_same(run(ours, x), run(theirs, x))
@@ -225,9 +225,9 @@ def test_weight_norm(device: torch.device, cell: Cell) -> None:
 
 @pytest.mark.parametrize("cell", CELLS, ids=str)
 def test_spectral_norm(device: torch.device, cell: Cell) -> None:
-    """In eval mode as torch.nn; training takes one step of the power iteration a call.
+    """In eval mode results equal torch.nn's. In training a call takes one step of the iteration.
 
-    torch.nn.LSTM reads its weights several times a call and takes as many.
+    torch.nn.LSTM reads its weights several times in a call, and takes a step each time.
     """
     ours, theirs = cell.make(3, 6, device=device, num_layers=2, bidirectional=True, dtype=f64)
     for module in (ours, theirs):
@@ -303,7 +303,7 @@ def test_new_parameters_and_plain_tensors(device: torch.device, cell: Cell) -> N
 
 @pytest.mark.parametrize("cell", CELLS, ids=str)
 def test_writes_to_data_are_seen(cell: Cell) -> None:
-    """Nothing is kept between calls that a write unseen by autograd could make old."""
+    """No values are kept between calls that a write unseen by autograd could make stale."""
     ours, theirs = cell.make(3, 6, dtype=f64)
     x = randn(4, 2, 3)
     for module in (ours, theirs):
@@ -364,7 +364,7 @@ def test_replica_for_data_parallel(device: torch.device, cell: Cell) -> None:
 
 
 def test_an_optimizer_trains_it(device: torch.device) -> None:
-    """The same losses as torch.nn's over 20 steps of Adam."""
+    """The losses of 20 steps of Adam equal those of torch.nn."""
     kind = {"num_layers": 2, "bidirectional": True, "dtype": f64}
     ours, theirs = BY_NAME["lstm"].make(3, 8, device=device, **kind)
     x, target = randn(6, 5, 3), randn(6, 5, 16)

@@ -1,5 +1,5 @@
-// Memory that fails when asked to: loaded before everything else, it counts what the library
-// fusedrnn/_C.so allocates by operator new, and what torch allocates for tensors, and refuses one.
+// A library for LD_PRELOAD that makes an allocation fail. It counts the allocations of
+// fusedrnn/_C.so by operator new and of torch for tensors, and refuses the n-th of them.
 #include <dlfcn.h>
 #include <execinfo.h>
 #include <link.h>
@@ -14,7 +14,7 @@
 
 namespace {
 
-// Addresses of a loaded library's code.
+// The addresses of the code of a loaded library.
 struct Range {
   const char* name;
   uintptr_t begin = 0, end = 0;
@@ -40,12 +40,12 @@ int find(dl_phdr_info* info, size_t, void* wanted) {
   return 1;
 }
 
-// Whether this allocation is the one to be refused.
+// Counts an allocation. True if it is to be refused.
 bool refuse() { return counted.fetch_add(1) + 1 == refused; }
 
-// Whether the library asks, itself or in a function of the standard library.
+// Whether fusedrnn/_C.so allocates, itself or through a function of the standard library.
 bool library_asks() {
-  thread_local bool inside = false;  // backtrace may allocate
+  thread_local bool inside = false;  // backtrace may allocate too
   if (!counting || inside) return false;
   inside = true;
   void* frames[12];
@@ -75,21 +75,21 @@ constexpr size_t kUsual = alignof(std::max_align_t);
 
 extern "C" {
 
-// From now on the n-th allocation fails; none where n is 0.
+// Counts from 0 again. The n-th allocation from now on fails; if n is 0, none does.
 void refuse_allocation(long n) {
   counting = false;
   for (Range* range : {&ours, &standard, &self}) dl_iterate_phdr(find, range);
   void* frame;
-  backtrace(&frame, 1);  // loads what it needs
+  backtrace(&frame, 1);  // the first call of backtrace loads a library
   counted = 0;
   refused = n;
   counting = n > 0;
 }
 
-// How many there were since then.
+// The number of allocations since refuse_allocation.
 long allocations() { return counted; }
 
-// What torch's memory for tensors on the CPU comes from.
+// torch allocates the memory of tensors on the CPU with this function.
 int posix_memalign(void** p, size_t alignment, size_t bytes) {
   if (counting && refuse()) return ENOMEM;
   *p = allocate(bytes, alignment);

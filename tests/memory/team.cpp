@@ -1,5 +1,5 @@
-// A team of threads whose pieces of work throw: what is thrown reaches the leader when all pieces
-// are done, and the team goes on.
+// A team of threads whose pieces of work throw. The leader gets the exception when all pieces are
+// done, and the team can be used again.
 #include "cpu/team.h"
 
 #include <cstdio>
@@ -17,10 +17,10 @@ int main() {
   const auto leader = std::this_thread::get_id();
   for (int i = 0; i < 3; ++i) helpers.emplace_back([&] { team.help(); });
   int caught = 0, wrong = 0;
-  // Each piece throws in turn; every fourth time they all do, and the last time none.
+  // Each piece throws in turn. In every fourth round all pieces throw, and in the last round none.
   for (int thrower = 0; thrower <= kPieces; ++thrower) {
     std::atomic<int> done{0};
-    const auto note = std::make_unique<int>(thrower);  // no piece runs once it is gone
+    const auto note = std::make_unique<int>(thrower);  // destroyed after all pieces have run
     try {
       team.parallel(kPieces, [&](int64_t i) {
         if (std::this_thread::get_id() != leader) taken_by_helpers.fetch_add(1);

@@ -1,4 +1,4 @@
-"""Casts of weights under autocast: one in a region, never of other values than the weights'."""
+"""Casts of weights under autocast: each weight is cast once a region, from its present values."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ each = pytest.mark.parametrize("kind", KINDS)
 
 @pytest.fixture
 def made(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What cast_weights has returned since."""
+    """A list to which every call of cast_weights appends its result."""
     results: list[Any] = []
     right = _autocast._from_region
 
@@ -50,7 +50,7 @@ def region(dtype: torch.dtype = torch.bfloat16, **options: Any) -> Any:
 
 
 def fresh(module: Any, x: Tensor, dtype: torch.dtype = torch.bfloat16) -> list[Tensor]:
-    """The results in a region that keeps no casts."""
+    """The results in an autocast region without a cache of casts."""
     with torch.no_grad(), region(dtype, cache_enabled=False):
         return flat(module(x))
 
@@ -84,7 +84,7 @@ def test_nothing_is_kept_after_the_region(made: list[Any]) -> None:
             module(x)
         gone = weakref.ref(made.pop()[0])
         gc.collect()
-        assert gone() is not None  # torch's cache lives to the end of the outermost region
+        assert gone() is not None  # torch's cache lives until the outermost region ends
     gc.collect()
     assert gone() is None
     weight = weakref.ref(module.weight_ih_l0)
@@ -117,7 +117,7 @@ def test_changes_within_a_region_are_seen(kind: str, change: str) -> None:
 
 
 def test_the_same_memory_the_other_way_round() -> None:
-    """Neither version nor address tells."""
+    """Neither the version nor the address of the weight shows this change."""
     module = fusedrnn.FusedRNN(4, 4)
     x = randn(3, 2, 4).float()
     with torch.no_grad(), region():
@@ -128,7 +128,7 @@ def test_the_same_memory_the_other_way_round() -> None:
 
 
 def test_other_data_where_old_data_lay() -> None:
-    """Memory that the cast values had may be given to others before the next call."""
+    """Before the next call other values may lie in the memory of the weights that were cast."""
     module = fusedrnn.FusedLSTM(4, 64)
     x = randn(3, 2, 4).float()
     with torch.no_grad(), region():
@@ -160,7 +160,7 @@ def test_another_parameter_and_an_optimizer(kind: str) -> None:
 
 @each
 def test_writes_through_data_between_regions(kind: str) -> None:
-    """As optimizers of old write: no version tells of it."""
+    """Old optimizers write in this way, which does not change the version of a weight."""
     module, x = make(kind)
     with torch.no_grad(), region():
         module(x)
@@ -187,7 +187,7 @@ def test_regions_in_regions(kind: str) -> None:
 
 @each
 def test_without_grad_first(kind: str, made: list[Any]) -> None:
-    """A cast that was made without grad serves training too."""
+    """A cast that was made without grad is used in training too."""
     module, x = make(kind)
     parameters = list(module.parameters())
     with region(cache_enabled=False):
@@ -205,7 +205,7 @@ def test_without_grad_first(kind: str, made: list[Any]) -> None:
 
 @each
 def test_gradients_through_many_steps(kind: str) -> None:
-    """Of the rounded weights' exact gradient, summed in float32."""
+    """The gradients are exact for the rounded weights, and are summed in float32."""
     module, _ = make(kind)
     x = randn(30, 2, 4, seed=3).float()
     exact = KINDS[kind]().double()
@@ -242,7 +242,7 @@ def test_second_derivatives() -> None:
 
 
 def test_weights_that_are_no_parameters(made: list[Any]) -> None:
-    """What is computed anew at each call is cast anew, with its graph."""
+    """Weights that are computed anew for each call are cast each time, and keep their graph."""
     module, x = make("GRU")
     nn.utils.parametrizations.weight_norm(module, "weight_hh_l0")
     with region():
@@ -268,7 +268,7 @@ def test_frozen_weights_are_kept(made: list[Any]) -> None:
 
 
 def test_threads() -> None:
-    """torch's casts are of all threads, and one that leaves its region ends them."""
+    """All threads share torch's cache of casts, and a thread that leaves its region empties it."""
     module, x = make("LSTM")
     expected, wrong = fresh(module, x), []
 

@@ -1,4 +1,4 @@
-"""Biases changed in place between forward and backward, as torch.nn's GRU and RNN allow it."""
+"""Biases change in place between forward and backward, which torch.nn's GRU and RNN allow."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def change(module: torch.nn.Module, value: float) -> None:
 
 @each
 def test_gradients_are_those_of_the_forward_that_ran(name: str) -> None:
-    """No kernel reads biases in backward: not even nan is seen."""
+    """No kernel reads biases in backward, so even nan in them changes no gradient."""
     module, x, parameters = make(name)
     expected = torch.autograd.grad(loss(module, x), [x, *parameters])
     y = loss(module, x)
@@ -59,7 +59,7 @@ def test_gradients_are_those_of_the_forward_that_ran(name: str) -> None:
 
 @each
 def test_second_derivatives(name: str) -> None:
-    """They need the biases: changed before the first derivative is an error, afterwards nothing."""
+    """They read the biases. A change is an error before the first derivative and not after it."""
     module, x, parameters = make(name)
 
     def second(y: Tensor, factor: float) -> tuple[Tensor, ...]:
@@ -90,7 +90,7 @@ def test_weights_may_not_be_changed(name: str) -> None:
 
 @each
 def test_weights_may_not_be_changed_between_derivatives(name: str) -> None:
-    """The sum of y: its second derivative does not pass the forward pass again."""
+    """The loss is the sum of y, whose second derivative does not go through forward again."""
     module, x, parameters = make(name)
     for p in parameters:
         if p.dim() == 2:

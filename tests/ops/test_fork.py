@@ -1,5 +1,5 @@
-"""A process that was forked after its parent used threads: torch's own regions hang in it, whose
-threads were not forked; ours have other threads.
+"""A process that is forked after its parent used threads. torch's parallel regions hang there, as
+the threads were not forked; ours start other threads.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# Sums and comparisons are torch's: of few values, or by one thread, since they would hang.
+# torch computes the sums and comparisons here. They have few values or one thread, since torch's
+# parallel regions would hang.
 PROGRAM = """
 import sys
 import torch
@@ -71,14 +72,14 @@ def run(*arguments: str, log: str = "0") -> subprocess.CompletedProcess[str]:
     )
 
 
-# Threads of the child: 0 for those that it inherits, else what it sets.
+# The number of threads that the child sets; with 0 it keeps the inherited number.
 @pytest.mark.parametrize("child", ["0", "1", "2", "5"])
 def test_after_a_parent_that_used_threads(child: str) -> None:
     done = run("2", child)
     assert done.stdout == "ok\nok\ndone\n", done.stdout + done.stderr
 
 
-def test_a_child_whose_parent_used_none_has_threads() -> None:
+def test_a_child_has_threads_if_its_parent_used_none() -> None:
     done = run("1", "2", log="1")
     assert done.stdout == "ok\nok\ndone\n", done.stdout + done.stderr
     assert " slices" in done.stderr or "cut at 0 4 8" in done.stderr

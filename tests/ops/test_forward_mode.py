@@ -1,4 +1,4 @@
-"""Forward-mode AD is an error in our words, wherever a tangent comes from; never a lost tangent."""
+"""Forward-mode AD raises our error, wherever a tangent comes from. No tangent is lost silently."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ frozen_or_not = pytest.mark.parametrize("trainable", [True, False])
 
 
 def make(name: str, trainable: bool, device: torch.device) -> tuple[Any, Tensor, Any]:
-    """A module, its input and states of its size."""
+    """A module, an input for it and its initial states."""
     module = MODULES[name]().to(device).requires_grad_(trainable)
     x = randn(*((2, 3) if "Cell" in name else (5, 2, 3)), dtype=torch.float32, device=device)
     with torch.no_grad():
@@ -59,7 +59,7 @@ def test_duals(device: torch.device, name: str, trainable: bool) -> None:
             for key, w in weights.items():
                 with refused():
                     torch.func.functional_call(module, {key: dual(w)}, (x,))
-            module(x, states)  # nothing to derive
+            module(x, states)  # no tensor has a tangent
 
 
 @frozen_or_not
@@ -101,7 +101,7 @@ def test_a_tangent_that_comes_in_backward(
 
 @pytest.fixture
 def own_dynamo() -> Iterator[None]:
-    """What Dynamo learns of functions that raise is not for the tests that follow."""
+    """Resets Dynamo, which remembers functions that raised, so that later tests are unaffected."""
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()

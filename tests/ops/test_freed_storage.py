@@ -1,6 +1,6 @@
-"""A tensor whose storage was freed or cut, as FSDP does with weights, is an error and no crash.
+"""An error says that a tensor's storage was freed or cut, as FSDP does with weights.
 
-Cases run in forked children, which may crash.
+The cases run in forked children, since a failure may be a crash.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tests.kit.layers import BY_NAME, CELL_MODULES, CELLS, Cell, flat, make_stat
 
 
 def ending(body: Callable[..., object], *arguments: Any) -> str:
-    """How a call ends, in this process."""
+    """How a call ends: "ok", or the type and message of its exception. Runs in this process."""
     try:
         body(*arguments)
     except Exception as error:
@@ -33,25 +33,25 @@ def ending(body: Callable[..., object], *arguments: Any) -> str:
 each_cell = pytest.mark.parametrize("cell", CELLS, ids=str)
 each_form = pytest.mark.parametrize("form", FORMS)
 
-# What an element of the storages below takes at least: with 2 bytes left there is none.
+# How many bytes are left of a storage. An element of the tensors here takes more than 2.
 LEFT = (0, 2)
 
 
 def refused(said: str, name: str = "") -> bool:
-    """Whether a call ended as it has to: with bytes, sizes and what freed them."""
+    """Whether a call ended with our error, which says how many bytes are missing and why."""
     words = ("RuntimeError: fusedrnn: ", " must have a storage of ", " its memory was freed")
-    # torch's own, where the states of a stack of layers are taken apart.
+    # torch raises this error itself when it splits the states of a stack of layers.
     split = said.startswith("RuntimeError: setStorage: ") and not name
     return split or (all(word in said for word in words) and name in said)
 
 
 class Prepared:
-    """A module's call, with names for what it reads."""
+    """A call of a module, with names for the tensors that it reads."""
 
     def __init__(self, cell: Cell, form: str, dtype: torch.dtype, strided: bool = False) -> None:
         torch.manual_seed(0)
         self.module = cell.make(4, 6, num_layers=2, bidirectional=True)[0].to(dtype)
-        if strided:  # weights with an odd offset in one storage, as a flat parameter's views
+        if strided:  # weights are views of one storage at odd offsets, as with a flat parameter
             parameters = dict(self.module.named_parameters())
             whole = torch.cat(
                 [torch.zeros(1, dtype=dtype)] + [p.view(-1) for p in parameters.values()]
@@ -113,7 +113,7 @@ def test_forward_of_another_kind(form: str, kind: str) -> None:
 
 
 def backward(cell: Cell, form: str, higher: bool) -> None:
-    # Of batch_sizes too there is a copy, but torch's backward of packing reads them.
+    # batch_sizes are left out: we copy them, but torch's backward of packing reads them itself.
     for name in Prepared(cell, form, torch.float64).named.keys() - {"batch_sizes"}:
         for left in LEFT:
             call = Prepared(cell, form, torch.float64)
@@ -124,8 +124,8 @@ def backward(cell: Cell, form: str, higher: bool) -> None:
                 loss = torch.stack([g.square().sum() for g in first]).sum()
             call.cut(name, left)
             said = ending(torch.autograd.grad, loss, wanted)
-            # The states are in what forward kept, and only a second derivative reads them again:
-            # copies, where x came packed and not sorted. Of lengths there is a copy always.
+            # Forward keeps the states in the reserve. Only a second derivative reads them again,
+            # and then copies of them if x was packed and not sorted. Lengths are always copied.
             needless = name in ("h_0", "c_0") and (not higher or form == "packed")
             needless = needless or name == "lengths"
             assert refused(said) or (needless and said == "ok"), (name, left, said)
@@ -135,7 +135,7 @@ def backward(cell: Cell, form: str, higher: bool) -> None:
 @each_form
 @pytest.mark.parametrize("cell", ["lstm_proj", "gru"])
 def test_backward(cell: str, form: str, higher: bool) -> None:
-    """What forward read is freed before backward, or after it and before the second derivative."""
+    """Frees an input of forward before backward, or between backward and the second derivative."""
     assert outcome(lambda: backward(BY_NAME[cell], form, higher)) == "ok"
 
 
@@ -156,7 +156,7 @@ def test_before_a_backward_that_is_derived(kind: str) -> None:
 
 @each_form
 @each_cell
-def test_what_forward_kept(cell: Cell, form: str) -> None:
+def test_reserve_of_forward(cell: Cell, form: str) -> None:
     def backward() -> None:
         call = make_arguments(cell.name, form)
         y: Any = call.run(_ops.layer)[0]
@@ -236,7 +236,7 @@ def test_a_compiled_layer() -> None:
         assert refused(outcome(free(name)), name.removesuffix("_l0"))
 
 
-def test_what_has_no_elements_needs_no_storage() -> None:
+def test_tensors_without_elements_need_no_storage() -> None:
     layer = fusedrnn.FusedLSTM(4, 6)
     x = torch.randn(5, 0, 4)
     hx = (torch.randn(1, 0, 6), torch.randn(1, 0, 6))

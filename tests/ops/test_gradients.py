@@ -1,4 +1,4 @@
-"""Derivatives of the layer: gradcheck, gradgradcheck, and what autograd must not get wrong."""
+"""Derivatives of the layer: gradcheck, gradgradcheck, and uses of autograd that need care."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_gradients_against_the_reference(
 
 @pytest.mark.parametrize("cell", CELLS, ids=str)
 def test_third_derivative(device: torch.device, cell: Any) -> None:
-    """A smooth cell's third derivative along x, against that of the reference."""
+    """The third derivative of a smooth cell along x equals the reference's."""
     call = make_arguments(cell.name, T=2, N=1, I=2, H=2, D=1, device=device)
 
     def third(layer: Any) -> Tensor:
@@ -107,7 +107,7 @@ def test_backward_twice_gives_the_same_gradients(
 
 @pytest.mark.parametrize("cell", CELLS, ids=str)
 def test_output_may_be_changed_in_place(device: torch.device, cell: Any) -> None:
-    """As with torch.nn's GRU and RNN: backward keeps its own copy of h."""
+    """torch.nn's GRU and RNN allow this too. Backward has its own copy of h."""
     ours, _ = cell.make(3, 5, device=device, dtype=torch.float64)
     x = randn(4, 2, 3, device=device).requires_grad_()
     (expected,) = torch.autograd.grad(ours(x)[0].relu().sum(), x)
@@ -117,7 +117,7 @@ def test_output_may_be_changed_in_place(device: torch.device, cell: Any) -> None
 
 @pytest.mark.parametrize("which", ["y", "h_n", "c_n"])
 def test_one_output_alone(device: torch.device, which: str) -> None:
-    """Gradients of the outputs that take no part in the loss are absent, not zeros by luck."""
+    """Backward gets no gradients for the outputs that the loss does not use."""
     call = make_arguments("lstm", "lengths", device=device)
     k = ["y", "h_n", "c_n"].index(which)
     ours = torch.autograd.grad(call.run(_ops.layer)[k].sum(), call.leaves)

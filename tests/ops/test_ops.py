@@ -1,4 +1,4 @@
-"""The ops as torch sees them: schemas, fake implementations, autograd registration."""
+"""The registration of the ops with torch: schemas, fake implementations, autograd."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_opcheck_every_op(cell: str, form: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("form", ["plain", "lengths"])
 def test_opcheck_with_a_float32_c(form: str, dtype: torch.dtype) -> None:
-    """c0 of 16-bit rows may be float32: c_n and the gradient of c0 are so too."""
+    """With x in 16 bits c0 may be float32. Then c_n and the gradient of c0 are float32 too."""
     call = make_arguments("lstm", form, T=4, N=3, I=2, H=6, dtype=dtype)
     assert call.c0 is not None
     call.c0 = call.c0.detach().float().requires_grad_()
@@ -67,7 +67,7 @@ def test_opcheck_with_a_float32_c(form: str, dtype: torch.dtype) -> None:
     opcheck(BACKWARD, (*arguments, True, True, True))
     _, d_h0, d_c0, d_weights = BACKWARD(*arguments, True, True, True)
     assert (d_h0.dtype, d_c0.dtype) == (dtype, torch.float32)
-    assert {d.dtype for d in d_weights} == {torch.float32}  # as they were summed
+    assert {d.dtype for d in d_weights} == {torch.float32}  # the dtype of their sums
 
 
 def test_opcheck_without_states_bias_or_keep() -> None:
@@ -102,8 +102,8 @@ def test_forward_is_the_same_with_and_without_keep() -> None:
         assert plain[3].numel() == 0 and kept[3].numel() > 0
 
 
-def test_batch_is_read_where_it_is_not_given() -> None:
-    """From x, and from batch_sizes."""
+def test_batch_is_read_from_the_arguments_if_it_is_not_given() -> None:
+    """The batch size is read from x, or from batch_sizes."""
     for form in FORMS:
         call = make_arguments("gru", form, N=4)
         assert batch_of(call.x, call.batch.batch_sizes, call.batch.lengths) == call.batch
@@ -111,7 +111,7 @@ def test_batch_is_read_where_it_is_not_given() -> None:
 
 @pytest.mark.parametrize("form", ["packed", "lengths"])
 def test_sequences_changed_before_backward(form: str) -> None:
-    """In place by torch, or in numpy's memory: backward has its own batch_sizes and lengths."""
+    """torch or numpy changes them in place. Backward has its own batch_sizes and lengths."""
     call = make_arguments("gru", form)
     sizes = call.batch.batch_sizes if form == "packed" else call.batch.lengths
     expected = torch.autograd.grad(FORWARD(*call.op_arguments())[0].sum(), call.leaves)

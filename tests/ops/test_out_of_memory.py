@@ -1,5 +1,5 @@
-"""A lack of memory, wherever it strikes: an error that speaks of it, never a hang, and the next
-call is right.
+"""A lack of memory at any place raises an error that says so. Nothing hangs, and the next call
+computes the right results.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def failing() -> Path:
 
 
 def test_pieces_that_throw() -> None:
-    """In any thread of a team: the leader throws it after all pieces, no thread waits for ever."""
+    """In any thread of a team. The leader throws the exception when all pieces are done."""
     flags = [*setup_build.common_flags(), "-pthread"]
     source = ROOT / "tests" / "memory" / "team.cpp"
     with turn(BUILD_DIR / "team"):
@@ -44,7 +44,7 @@ def test_pieces_that_throw() -> None:
 
 def run(module: str, *arguments: str, preload: Path | None = None) -> str:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    # What a call gives back goes back to the system.
+    # malloc returns the memory of a call to the system.
     environment |= {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
     if preload:
         environment["LD_PRELOAD"] = str(preload)
@@ -60,7 +60,7 @@ def run(module: str, *arguments: str, preload: Path | None = None) -> str:
     return done.stdout
 
 
-# A single sequence is shared by units, several by rows.
+# Threads share a single sequence by units, and several sequences by rows.
 SHARED = ("lstm, plain, torch.float32", "lstm, lengths, torch.float32", "FusedRNNCell")
 
 
@@ -68,22 +68,22 @@ SHARED = ("lstm, plain, torch.float32", "lstm, lengths, torch.float32", "FusedRN
 def test_every_allocation_refused_in_turn(
     failing: Path, threads: str, calls: tuple[str, ...]
 ) -> None:
-    """The library's own by operator new, and torch's for tensors; forward, backward, cells."""
+    """The library allocates by operator new, and torch for tensors, in forward and backward."""
     said = run("tests.memory.refusals", threads, *calls, preload=failing)
     counts = [int(n) for n in re.findall(r"(\d+) allocations$", said, re.MULTILINE)]
     assert len(counts) == (len(calls) or 12) and min(counts) > 40, said
 
 
-def test_less_and_less_memory() -> None:
-    """Large tensors: copies, conversions, scratch memory, outputs and gradients."""
+def test_limits_of_memory() -> None:
+    """Large tensors are copies, conversions, scratch memory, outputs and gradients."""
     said = run("tests.memory.limits")
     counts = [int(n) for n in re.findall(r"(\d+) errors$", said, re.MULTILINE)]
     assert len(counts) == 6 and min(counts) >= 2 and said.endswith("done\n"), said
 
 
 @pytest.mark.parametrize("T", [1 << 45, 1 << 57])
-def test_torchs_words_and_type(T: int) -> None:
-    """By which those who try again with a smaller batch know a lack of memory."""
+def test_the_error_has_the_type_and_words_of_torch(T: int) -> None:
+    """Programs that retry with a smaller batch recognise a lack of memory by them."""
     x = torch.zeros(1, 1, 1).expand(T, 1, 4)
     with pytest.raises(RuntimeError, match="DefaultCPUAllocator: can't allocate memory"):
         fusedrnn.FusedGRU(4, 6)(x)

@@ -1,5 +1,5 @@
-"""torch.ops.fusedrnn.forward and backward, called directly with nonsense: an error that names the
-argument, whatever it is, and never a kernel that runs on it.
+"""torch.ops.fusedrnn.forward and backward, called directly with wrong arguments. An error names
+the argument, and no kernel runs.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from fusedrnn._library import CELLS
 from tests.kit.arguments import FORMS, make_arguments, other_memory
 
 Arguments = dict[str, Any]
-# One argument made wrong: its name, the change of its value, what the error must say.
+# A wrong argument: its name, the change of its value, and a pattern of the error's message.
 Row = tuple[str, Callable[[Any], Any], str]
 
 ERRORS = (RuntimeError, NotImplementedError)
@@ -57,7 +57,7 @@ def meta(t: Tensor) -> Tensor:
     return t.to("meta")
 
 
-# By the cell and the form of the batch that the call is made of.
+# Wrong arguments of both ops, by the cell and the form of the batch of the call.
 SHARED: dict[tuple[str, str], list[Row]] = {
     ("lstm", "plain"): [
         ("cell", const("lsmt"), "cell must be one of lstm, lstm_proj, gru, .*, got 'lsmt'"),
@@ -197,7 +197,7 @@ def rows(*tables: dict[tuple[str, str], list[Row]]) -> list[Any]:
 
 def check(op: Any, arguments: Arguments, row: Row) -> None:
     name, change, message = row
-    op(**arguments)  # right before the change
+    op(**arguments)  # the unchanged arguments are right
     with pytest.raises(ERRORS, match=message):
         op(**arguments | {name: change(arguments[name])})
 
@@ -214,7 +214,7 @@ def test_backward(cell: str, form: str, row: Row) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_reserve_in_other_memory(dtype: torch.dtype) -> None:
-    """The values are what counts, wherever they lie."""
+    """Backward reads the values of the reserve from any memory."""
     call = make_arguments("lstm", dtype=dtype, requires_grad=False)
     x, h0, c0, weights, batch_sizes, lengths, *options, _ = call.op_arguments()
     y, _, _, reserve = torch.ops.fusedrnn.forward(*call.op_arguments())
@@ -232,10 +232,10 @@ def test_a_reserve_in_other_memory(dtype: torch.dtype) -> None:
         assert all(torch.equal(a, b) for a, b in pairs)
 
 
-# --- Sizes that no memory holds ------------------------------------------------------------------
+# --- Sizes that are larger than any memory -------------------------------------------------------
 
 
-def test_steps_of_no_sequence() -> None:
+def test_steps_without_sequences() -> None:
     arguments = forward_arguments("lstm", "plain") | {"batch": 0, "h0": None, "c0": None}
     for T in (0, 1, 1 << 40, 1 << 58):
         x = torch.zeros(T, 0, 4, dtype=torch.float64)
@@ -252,11 +252,11 @@ def test_an_x_that_memory_cannot_hold(shape: tuple[int, ...]) -> None:
         torch.ops.fusedrnn.forward(**arguments)
 
 
-# --- At random -----------------------------------------------------------------------------------
+# --- Random changes ------------------------------------------------------------------------------
 
 
 def distort(value: Any, rng: random.Random) -> Any:
-    """Another value of the argument's type, or of a neighbouring one."""
+    """Another value for an argument, of the same type or of a similar one."""
     if isinstance(value, bool):
         return not value
     if isinstance(value, int):
@@ -298,7 +298,7 @@ def distort(value: Any, rng: random.Random) -> Any:
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_random_changes(cell: str) -> None:
-    """Up to three arguments changed at random: a result of the right shape, or an error."""
+    """Up to three arguments change at random. There is a result of the right shape or an error."""
     rng = random.Random(cell)
     outcomes = {"result": 0, "error": 0}
     messages: list[str] = []
@@ -325,5 +325,5 @@ def test_random_changes(cell: str) -> None:
         elif changed["need_x"]:
             assert first.shape == changed["x"].shape
     assert min(outcomes.values()) > 100, outcomes
-    # From the checks, not from some call inside a kernel.
+    # The errors come from the checks and not from a later call.
     assert all("fusedrnn" in message for message in messages)

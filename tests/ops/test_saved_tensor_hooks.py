@@ -1,4 +1,4 @@
-"""Hooks for saved tensors: what forward kept comes back in whatever memory, as with torch.nn."""
+"""Hooks for saved tensors may return them to backward in any memory, as with torch.nn."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.kit.arguments import CELLS_AND_FORMS, make_arguments, other_memory
 from tests.kit.layers import CELL_MODULES, flat
 
 f64 = torch.float64
-# Functions from a saved tensor to what its hook hands back.
+# Functions from a saved tensor to the tensor that its hook returns.
 UNPACK: dict[str, Callable[[Tensor], Tensor]] = {
     kind: lambda t, k=k: other_memory(t)[k] if t.dim() else t  # type: ignore[misc]
     for k, kind in enumerate(("strided", "late", "unaligned"))
@@ -93,7 +93,7 @@ def test_save_on_cpu() -> None:
 
 @pytest.mark.parametrize("kind", ["LSTM", "GRU", "LSTMCell"])
 def test_weights_changed_where_torch_allows_it(kind: str) -> None:
-    """allow_mutation_on_saved_tensors copies by such hooks what is changed before backward."""
+    """allow_mutation_on_saved_tensors has such hooks, which copy tensors before they change."""
     module = getattr(fusedrnn, f"Fused{kind}")(4, 6, dtype=f64)
     x = torch.randn(3, 4, dtype=f64)
 
@@ -110,7 +110,7 @@ def test_weights_changed_where_torch_allows_it(kind: str) -> None:
 
 
 def test_a_dtype_that_was_changed() -> None:
-    """A hook that compresses has to give back what it got."""
+    """A hook that compresses a tensor must return it in its original dtype."""
     message = "reserve must be float64, got float32; it is what forward kept, which a hook"
     for gradients in (
         lambda hook: layer_gradients("gru", "plain", False, hook),
@@ -148,7 +148,7 @@ def test_another_device(higher: bool) -> None:
     ids=str,
 )
 def test_checkpoint(flags: dict[str, Any], kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    # What debug=True logs for itself has no text that pytest could show.
+    # pytest cannot format the records that debug=True logs.
     monkeypatch.setattr(logging.getLogger("LoggingTensor"), "propagate", False)
     layer = fusedrnn.FusedLSTM(4, 6, 2, dropout=0.5, bidirectional=True, dtype=f64)
     cell = fusedrnn.FusedLSTMCell(4, 6, dtype=f64)

@@ -1,4 +1,4 @@
-"""A cell's step by ops of its own: the layer's numbers, and where the layer's ops take over."""
+"""The ops of one step compute the same as a layer's, and calls that use a layer's ops instead."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ each = pytest.mark.parametrize("cell", CELL_MODULES)
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Which of the two ways went through since, one word a call."""
+    """A list to which each call appends "step" or "layer", by the op that it runs."""
     words: list[str] = []
 
     def record(name: str, run: Callable[..., Any]) -> None:
@@ -42,7 +42,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def make(cell: str, N: tuple[int, ...] = (3,), dtype: torch.dtype = f64) -> tuple[Any, ...]:
-    """A module of I = 4, H = 6, an input, and hx."""
+    """A cell module with I = 4 and H = 6, an input, and hx."""
     module = CELL_MODULES[cell](4, 6, dtype=dtype)
     x, h, c = (randn(*N, size, dtype=dtype, seed=size + k) for k, size in enumerate((4, 6, 6)))
     return module, x, (h, c) if CELLS[cell].has_c else h
@@ -64,7 +64,7 @@ def through_layer(module: Any, x: Tensor, hx: Any, monkeypatch: pytest.MonkeyPat
 def test_the_same_as_a_layer(
     cell: str, N: tuple[int, ...], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Bit for bit: outputs and gradients, of any one of the outputs too."""
+    """Outputs and gradients have the same bits, also for a loss of one output alone."""
     module, x, hx = make(cell, N, dtype)
     for states in (hx, None):
         a, b = flat(module(x, states)), flat(through_layer(module, x, states, monkeypatch))
@@ -99,7 +99,7 @@ def test_eager_calls_are_steps(cell: str, calls: list[str]) -> None:
 
 
 @each
-def test_where_a_layer_takes_over(cell: str, calls: list[str]) -> None:
+def test_calls_that_use_the_ops_of_a_layer(cell: str, calls: list[str]) -> None:
     module, x, hx = make(cell, dtype=torch.float32)
     expected = flat(module(x, hx))
     calls.clear()
@@ -136,8 +136,8 @@ def test_second_derivatives(cell: str, N: tuple[int, ...]) -> None:
 
 
 @each
-def test_what_is_kept_goes_through_hooks(cell: str) -> None:
-    """Checkpointing and offloading take hold of tensors that backward needs by these."""
+def test_saved_tensors_go_through_hooks(cell: str) -> None:
+    """Checkpointing and offloading use these hooks to get the tensors that backward needs."""
     module, x, hx = make(cell)
     packed: list[Tensor] = []
 
@@ -156,7 +156,7 @@ def test_what_is_kept_goes_through_hooks(cell: str) -> None:
 
 @each
 def test_checkpointing(cell: str) -> None:
-    """The forward that is repeated ends within the step, by an exception of torch's."""
+    """torch ends the repeated forward inside the step, by an exception."""
     module, x, hx = make(cell)
     leaves = leaves_of(module, x, hx)
     expected = torch.autograd.grad(flat(module(x, hx))[0].sum(), leaves)
@@ -175,7 +175,7 @@ def test_backward_under_autocast() -> None:
     assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
 
 
-# --- The ops, called directly with nonsense ------------------------------------------------------
+# --- The ops, called directly with wrong arguments -----------------------------------------------
 
 
 def arguments(cell: str = "lstm") -> dict[str, Any]:
@@ -238,15 +238,17 @@ BACKWARD: list[tuple[str, Callable[[Any], Any], str]] = [
 
 
 @pytest.mark.parametrize(("name", "change", "message"), SHARED + FORWARD)
-def test_step_of_nonsense(name: str, change: Callable[[Any], Any], message: str) -> None:
+def test_step_with_wrong_arguments(name: str, change: Callable[[Any], Any], message: str) -> None:
     given = arguments()
-    STEP(**given)  # right before the change
+    STEP(**given)  # the unchanged arguments are right
     with pytest.raises(ERRORS, match=message):
         STEP(**given | {name: change(given[name])})
 
 
 @pytest.mark.parametrize(("name", "change", "message"), SHARED + BACKWARD)
-def test_step_backward_of_nonsense(name: str, change: Callable[[Any], Any], message: str) -> None:
+def test_step_backward_with_wrong_arguments(
+    name: str, change: Callable[[Any], Any], message: str
+) -> None:
     given = backward_arguments()
     STEP_BACKWARD(**given)
     with pytest.raises(ERRORS, match=message):
@@ -254,7 +256,7 @@ def test_step_backward_of_nonsense(name: str, change: Callable[[Any], Any], mess
 
 
 @pytest.mark.parametrize("cell", [name for name in CELL_MODULES if not CELLS[name].has_c])
-def test_a_cell_state_that_a_cell_has_not(cell: str) -> None:
+def test_a_cell_state_for_a_cell_without_one(cell: str) -> None:
     c = torch.zeros(3, 6, dtype=f64)
     with pytest.raises(ERRORS, match=r"c must be absent: .* has no cell state"):
         STEP(**arguments(cell) | {"c": c})

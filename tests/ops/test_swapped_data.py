@@ -18,7 +18,7 @@ each = pytest.mark.parametrize("name", NAMES)
 
 
 def make(name: str, device: torch.device) -> tuple[Any, list[Tensor], Callable[[], Tensor]]:
-    """A module, the leaves of a call (input, states, parameters), and the call to one number."""
+    """A module, the leaves of a call (input, states, parameters), and a function to the loss."""
     x = randn(2, 3, seed=1, device=device)
     if name.endswith(" cell"):
         module = CELL_MODULES[name.removesuffix(" cell")](3, 4, dtype=f64).to(device)
@@ -53,7 +53,7 @@ def gradients(loss: Tensor, leaves: list[Tensor], second: bool) -> list[Tensor]:
 @pytest.mark.parametrize("second", [False, True], ids=["first", "second"])
 @each
 def test_another_memory(device: torch.device, name: str, second: bool) -> None:
-    """The derivatives are those of the forward that ran."""
+    """Derivatives are computed with the values that forward read."""
     _, leaves, call = make(name, device)
     expected = gradients(call(), leaves, second)
     loss = call()
@@ -65,7 +65,7 @@ def test_another_memory(device: torch.device, name: str, second: bool) -> None:
 
 @each
 def test_gathered_again(device: torch.device, name: str) -> None:
-    """As sharding does it: nothing left after forward, equal values elsewhere before backward."""
+    """Sharding frees weights after forward and puts equal values elsewhere before backward."""
     module, leaves, call = make(name, device)
     expected = gradients(call(), leaves, False)
     values = [p.detach().clone() for p in module.parameters()]
@@ -120,7 +120,7 @@ def test_a_weight_changed_in_place_is_an_error(device: torch.device, name: str) 
 
 @each
 def test_a_bias_changed_in_place(device: torch.device, name: str) -> None:
-    """No backward reads it; the derivative of a backward does, and says so."""
+    """Backward does not read a bias. The derivative of backward does, and raises an error."""
     module, leaves, call = make(name, device)
     expected = gradients(call(), leaves, False)
     loss, again = call(), call()
@@ -135,7 +135,7 @@ def test_a_bias_changed_in_place(device: torch.device, name: str) -> None:
 
 
 def test_weights_that_are_computed(device: torch.device) -> None:
-    """Second derivatives go on through what the weights were computed from."""
+    """Second derivatives reach the tensors that the weights are computed from."""
     module = fusedrnn.FusedGRU(3, 4, dtype=f64, device=device)
     plain = nn.GRU(3, 4, dtype=f64, device=device)
     plain.load_state_dict(module.state_dict())

@@ -1,4 +1,4 @@
-"""Threads: torch's own in the engine, Python's around it, and forked processes."""
+"""torch's threads in the engine, Python threads that call it, and forked processes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def make_input(batch: str, I: int, dtype: torch.dtype) -> tuple[object, dict[str
 
 
 def result(cell: Cell, batch: str, dtype: torch.dtype, **options: int) -> dict[str, Tensor]:
-    """Outputs and gradients of a layer; all numbers follow from torch's seed."""
+    """Outputs and gradients of a layer. All inputs and weights follow from torch's seed."""
     torch.manual_seed(0)
     ours, _ = cell.make(19, 67, num_layers=2, **options)
     ours = ours.to(dtype)
@@ -52,7 +52,7 @@ def assert_same_bits(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> 
 @pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize("cell", CELLS, ids=str)
 def test_threads_change_no_bit(cell: Cell, batch: str, dtype: torch.dtype) -> None:
-    """Sums have one order, whoever computes them; a second run gives the same bits too."""
+    """The order of sums does not depend on the threads. A second run gives the same bits too."""
     for bidirectional in (False, True):
         torch.set_num_threads(1)
         alone = result(cell, batch, dtype, bidirectional=bidirectional)
@@ -64,7 +64,7 @@ def test_threads_change_no_bit(cell: Cell, batch: str, dtype: torch.dtype) -> No
 @pytest.mark.parametrize("N", [0, 1, 2, 3])
 @pytest.mark.parametrize("cell", CELLS, ids=str)
 def test_few_sequences(cell: Cell, N: int) -> None:
-    """Less work than threads, and matrices so large that threads share each step."""
+    """There are fewer sequences than threads, and weights so large that threads share each step."""
     for H in (5, 190):
         module, _ = cell.make(3, H)
         module = module.double()
@@ -118,7 +118,7 @@ def test_calls_from_several_threads_at_once(cell: Cell) -> None:
 @pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize("cell", CELLS, ids=str)
 def test_without_gradients(cell: Cell, batch: str) -> None:
-    """no_grad and inference_mode give training's bits, on one thread and on two."""
+    """no_grad and inference_mode give the same bits as training, with one thread and with two."""
     module, _ = cell.make(6, 33, bidirectional=True)
     input, kwargs = make_input(batch, 6, torch.float32)
 
@@ -191,6 +191,6 @@ def test_in_forked_workers_of_a_data_loader() -> None:
         timeout=100,
     )
     assert done.stdout == "done\n", done.stderr
-    # The first call's forward at least; beside busy processes later calls run on one thread.
+    # At least the first forward used two threads. Later calls use one beside busy processes.
     assert "sequences cut at 0 8 16" in done.stderr, "the parent ran on one thread"
     assert "sequences cut at 0 16\n" in done.stderr, "the workers ran on more than one"

@@ -1,9 +1,9 @@
-// Drives whole layers, forward and backward, for the sanitizers: every cell, dtype and instruction
-// set at odd sizes, on buffers of exactly the promised size. What the engine is to write is NaN
-// before, so that a value it forgot, or read too early, shows in a result.
+// Runs whole layers, forward and backward, under the sanitizers: every cell, dtype and instruction
+// set at odd sizes, on buffers of exactly the documented size. Buffers that the engine must write
+// hold NaN before, so that a value that it does not write, or reads too early, shows in a result.
 //
-// Each case runs on heap buffers, of which AddressSanitizer watches both ends, and on buffers that
-// end at a forbidden page: that catches the masked loads and stores too, which are not
+// Each case runs twice: on heap buffers, whose ends AddressSanitizer watches, and on buffers that
+// end at an inaccessible page. The latter finds masked loads and stores too, which are not
 // instrumented.
 #include <sys/mman.h>
 
@@ -54,7 +54,7 @@ class Pool {
     }
   }
 
-  // Aligned to 64 bytes where `bytes` is a multiple of 64.
+  // The memory is aligned to 64 bytes if `bytes` is a multiple of 64.
   void* take(size_t bytes) {
     if (place_ == Place::kHeap) {
       void* base = bytes % 64 == 0 ? std::aligned_alloc(64, bytes) : std::malloc(bytes);
@@ -81,7 +81,7 @@ class Pool {
 
   template <class T>
   T* random(int64_t values, double bound) {
-    // The caller's bfloat16 may begin between two floats, in a view of a larger tensor.
+    // bfloat16 may begin at an odd multiple of 2 bytes, in a view of a larger tensor.
     constexpr int64_t kShift = std::is_same_v<T, Bf16>;
     T* p = static_cast<T*>(take(static_cast<size_t>(values + kShift) * sizeof(T))) + kShift;
     std::uniform_real_distribution<double> uniform(-bound, bound);
@@ -216,7 +216,7 @@ std::vector<Case> make_cases() {
   };
   std::vector<Case> cases;
   const auto add = [&](CellKind cell, int64_t I, int64_t H, int64_t D, const Batch& batch) {
-    // The other choices go through all their combinations from case to case.
+    // The other options take all their combinations, one after another.
     const size_t i = cases.size();
     const bool projects = info_of(cell).projects;
     cases.push_back({.cell = cell,
@@ -239,8 +239,8 @@ std::vector<Case> make_cases() {
   return cases;
 }
 
-// What takes another way through the engine: so many rows that forward and backward cut them into
-// chunks, and matrices so large that threads share the steps of few sequences.
+// Cases that take other paths through the engine: many rows, which forward and backward cut into
+// chunks, and large matrices, with which threads share the steps of few sequences.
 std::vector<Case> make_large_cases() {
   std::vector<Case> cases;
   const auto add = [&](int kind, int64_t N, int64_t H, int64_t D, int64_t T) {
@@ -289,7 +289,8 @@ int main() {
       std::printf("%s: not run, this processor lacks one of %s\n", isa.name, isa.needs);
       continue;
     }
-    // A table with kernels for bfloat16 has those of another for the rest.
+    // A kernel table of an instruction set that only adds bfloat16 has the kernels of another one
+    // for the other dtypes.
     const bool bf16 = isa.table->bf16;
     size_t layers = 0;
     for (const Case& c : cases) {

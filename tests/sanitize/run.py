@@ -15,8 +15,8 @@ sys.path.insert(0, str(ROOT))
 import setup_build
 
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-# -O1 keeps every access that the sanitizers are to see. -Og and -O0 would take minutes to run.
-# g++ warns of uninitialised values that are none where it instruments: no reason to stop.
+# -O1 keeps the accesses that the sanitizers check. With -Og or -O0 the run would take minutes.
+# g++ wrongly warns of uninitialised values in instrumented code, so warnings are no errors here.
 FLAGS = [*SANITIZERS, "-O1", "-g", "-fno-omit-frame-pointer", "-Wno-error"]
 LINK_FLAGS = [*SANITIZERS, "-pthread"]
 
@@ -28,7 +28,7 @@ def main() -> int:
             ROOT / "build" / "sanitize",
             "engine",
             {**setup_build.engine_units(), HERE / "main.cpp": []},
-            # The later of two -O holds.
+            # -O1 comes behind the -O of common_flags, and the last -O counts.
             [*setup_build.common_flags(), *FLAGS],
             LINK_FLAGS,
         )
