@@ -185,6 +185,8 @@ class FusedLSTM(_FusedRNNBase):
             self.register_parameter(name, weight)
             names.append(name)
         self._flat_weights_names = [name for names in self._all_weights for name in names]
+        for name in self._flat_weights_names:  # parameters() gives them in this order
+            self._parameters[name] = self._parameters.pop(name)
 
     def _cell(self) -> str:
         if self.peephole:

@@ -217,7 +217,8 @@ def steps(
 def carries_h(cell: str) -> bool:
     """Whether h_{t-1} reaches h_t other than through the weights, as in the GRUs."""
     G = CELLS[cell].gates
-    weights = [np.zeros(shape) for shape in ((G, 1), (G, 1), (G,), (G,), (1, 1))]
+    products = {"w_ih": np.zeros((G, 1)), "w_hh": np.zeros((G, 1))}
+    weights = dict.fromkeys(numpy_reference.WEIGHTS) | products
     one = np.ones((1, 1))
     h, _ = numpy_reference.STEPS[cell](one, one, 0 * one, weights)
     return bool(h.any())

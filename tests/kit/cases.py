@@ -37,7 +37,9 @@ class Case:
             return rng.normal(size=shape).astype(np.float32).astype(np.float64)
 
         spec = CELLS[self.cell]
-        GH, scale = spec.gates * self.H, np.float32(1 / np.sqrt(self.H))
+        scale = np.float32(1 / np.sqrt(self.H))
+        parameters = {p.name: p for p in spec.parameters_with(self.bias)}
+        sizes = {"G": spec.gates, "I": self.I, "H": self.H, "P": self.P}
 
         def weight(*shape: int) -> Array:
             return (rng.uniform(-1, 1, size=shape) * scale).astype(np.float32).astype(np.float64)
@@ -47,12 +49,8 @@ class Case:
             "x": normal(sum(self.batch_sizes), self.I),
             "weights": [
                 [
-                    weight(GH, self.I),
-                    weight(GH, self.P),
-                    weight(GH) if self.bias else None,
-                    weight(GH) if self.bias else None,
-                    weight(self.P, self.H) if spec.projects else None,
-                    weight(spec.params * self.H) if spec.params else None,
+                    weight(*parameters[name].shape(**sizes)) if name in parameters else None
+                    for name in WEIGHTS.values()
                 ]
                 for _ in range(self.D)
             ],

@@ -34,14 +34,30 @@ def why_not_on_cuda() -> str:
 DEVICES = ["cpu"] if why_not_on_cuda() else ["cpu", "cuda"]
 
 
-class NaiveGRUResetBefore(nn.GRU):
-    """The GRU that torch.nn does not have: Cho et al. 2014, step by step.
+States = tuple[Tensor, ...]  # h, or h and c
 
-    The partner of FusedGRU(reset_after=False) in the tests; written after the formula and
-    independent of fusedrnn._reference. Computes in its own dtype, as torch.nn's GRU does.
+
+class Naive(nn.RNNBase):
+    """A layer that torch.nn does not have, step by step: the partner of ours in the tests.
+
+    A subclass writes its step after the formula, independent of fusedrnn._reference. It computes in
+    its own dtype, as torch.nn's layers do.
     """
 
-    def forward(self, input: Any, hx: Tensor | None = None) -> Any:  # type: ignore[override]
+    def step(self, x: Tensor, states: States, suffix: str) -> States:
+        """One step, x [N, I], with the parameters whose names end in this suffix."""
+        raise NotImplementedError
+
+    def gates(self, kind: str, suffix: str, count: int) -> list[Tensor]:
+        """A parameter's rows for each gate; zeros for an absent bias."""
+        p = getattr(self, kind + suffix, None)
+        if p is None:
+            return [torch.zeros((), dtype=self.weight_ih_l0.dtype)] * count
+        # Slices, not chunk(): they may be changed in place between forward and backward.
+        H = self.hidden_size
+        return [p[k * H : (k + 1) * H] for k in range(count)]
+
+    def forward(self, input: Any, hx: Any = None) -> Any:  # type: ignore[override]
         packed = isinstance(input, PackedSequence)
         unbatched = not packed and input.dim() == 2
         if packed:
@@ -51,62 +67,89 @@ class NaiveGRUResetBefore(nn.GRU):
             padded = padded.transpose(0, 1) if self.batch_first and not unbatched else padded
             lengths = torch.full((padded.size(1),), padded.size(0))
         D = 2 if self.bidirectional else 1
+        has_c = isinstance(self, nn.LSTM)
         if hx is None:
-            hx = padded.new_zeros(self.num_layers * D, padded.size(1), self.hidden_size)
-        elif unbatched:
-            hx = hx.unsqueeze(1)
+            zeros = padded.new_zeros(self.num_layers * D, padded.size(1), self.hidden_size)
+            initial = (zeros, zeros) if has_c else (zeros,)
+        else:
+            initial = tuple(hx) if has_c else (hx,)
+            initial = tuple(s.unsqueeze(1) for s in initial) if unbatched else initial
         # Groups of rows that run together: all of a plain batch, each alone of a packed one.
         N = padded.size(1)
         groups = [slice(n, n + 1) for n in range(N)] if packed else [slice(0, N)]
         rows = [padded[: int(lengths[g][0]) if packed else None, g] for g in groups]
-        finals = []
+        finals: list[States] = []
         for layer in range(self.num_layers):
             if layer > 0 and self.training and self.dropout > 0:
                 assert not packed
                 rows = [nn.functional.dropout(rows[0], self.dropout)]
             halves = []
             for d in range(D):
-                h0 = hx[layer * D + d]
+                suffix = f"_l{layer}{'_reverse' if d == 1 else ''}"
                 runs = [
-                    self._sequences(row, h0[g], layer, d == 1)
+                    self._sequences(row, tuple(s[layer * D + d][g] for s in initial), suffix)
                     for row, g in zip(rows, groups, strict=True)
                 ]
                 halves.append([y for y, _ in runs])
-                finals.append(torch.cat([h for _, h in runs]))
+                finals.append(tuple(map(torch.cat, zip(*(last for _, last in runs), strict=True))))
             rows = [torch.cat(both, dim=-1) for both in zip(*halves, strict=True)]
-        h_n = torch.stack(finals)
+        last = [torch.stack(states) for states in zip(*finals, strict=True)]
         if packed:
             sequences = [row.squeeze(1) for row in rows]
-            return pack_sequence(sequences, enforce_sorted=input.unsorted_indices is None), h_n
-        y = rows[0]
-        if unbatched:
-            return y.squeeze(1), h_n.squeeze(1)
-        return y.transpose(0, 1) if self.batch_first else y, h_n
+            y: Any = pack_sequence(sequences, enforce_sorted=input.unsorted_indices is None)
+        elif unbatched:
+            y, last = rows[0].squeeze(1), [s.squeeze(1) for s in last]
+        else:
+            y = rows[0].transpose(0, 1) if self.batch_first else rows[0]
+        return y, tuple(last) if has_c else last[0]
 
-    def _sequences(self, x: Tensor, h: Tensor, layer: int, reverse: bool) -> tuple[Tensor, Tensor]:
-        """Runs sequences of one length: x [T, N, I], h [N, H]."""
-        suffix = f"_l{layer}{'_reverse' if reverse else ''}"
-        H = self.hidden_size
-
-        def thirds(name: str) -> list[Tensor]:
-            # Slices, not chunk(): they may be changed in place between forward and backward.
-            p = getattr(self, name + suffix)
-            return [p[:H], p[H : 2 * H], p[2 * H :]]
-
-        W_r, W_z, W_n = thirds("weight_ih")
-        U_r, U_z, U_n = thirds("weight_hh")
-        b_r = b_z = b_n = c_r = c_z = c_n = x.new_zeros(())
-        if self.bias:
-            b_r, b_z, b_n = thirds("bias_ih")
-            c_r, c_z, c_n = thirds("bias_hh")
+    def _sequences(self, x: Tensor, states: States, suffix: str) -> tuple[Tensor, States]:
+        """Runs sequences of one length: x [T, N, I], states [N, H]."""
         y: list[Tensor] = []
+        reverse = suffix.endswith("_reverse")
         for t in reversed(range(len(x))) if reverse else range(len(x)):
-            r = torch.sigmoid(x[t] @ W_r.T + b_r + h @ U_r.T + c_r)
-            z = torch.sigmoid(x[t] @ W_z.T + b_z + h @ U_z.T + c_z)
-            n = torch.tanh(x[t] @ W_n.T + b_n + (r * h) @ U_n.T + c_n)
-            h = (1 - z) * n + z * h
-            y.append(h)
-        return torch.stack(y[::-1] if reverse else y), h
+            states = self.step(x[t], states, suffix)
+            y.append(states[0])
+        return torch.stack(y[::-1] if reverse else y), states
+
+
+class NaiveGRUResetBefore(Naive, nn.GRU):
+    """Cho et al. 2014, the partner of FusedGRU(reset_after=False)."""
+
+    def step(self, x: Tensor, states: States, suffix: str) -> States:
+        (h,) = states
+        W_r, W_z, W_n = self.gates("weight_ih", suffix, 3)
+        U_r, U_z, U_n = self.gates("weight_hh", suffix, 3)
+        b_r, b_z, b_n = self.gates("bias_ih", suffix, 3)
+        c_r, c_z, c_n = self.gates("bias_hh", suffix, 3)
+        r = torch.sigmoid(x @ W_r.T + b_r + h @ U_r.T + c_r)
+        z = torch.sigmoid(x @ W_z.T + b_z + h @ U_z.T + c_z)
+        n = torch.tanh(x @ W_n.T + b_n + (r * h) @ U_n.T + c_n)
+        return ((1 - z) * n + z * h,)
+
+
+class NaivePeepholeLSTM(Naive, nn.LSTM):
+    """Gers & Schmidhuber 2000, the partner of FusedLSTM(peephole=True)."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        H = self.hidden_size
+        for names in self._all_weights:
+            weight = nn.Parameter(torch.empty(3 * H, dtype=self.weight_ih_l0.dtype))
+            nn.init.uniform_(weight, -(H**-0.5), H**-0.5)
+            names.append(names[0].replace("weight_ih", "weight_ch"))
+            self.register_parameter(names[-1], weight)
+        for name in (name for names in self._all_weights for name in names):
+            self._parameters[name] = self._parameters.pop(name)
+
+    def step(self, x: Tensor, states: States, suffix: str) -> States:
+        h, c = states
+        p_i, p_f, p_o = self.gates("weight_ch", suffix, 3)
+        parts = (self.gates(kind, suffix, 4) for kind in ("weight_ih", "weight_hh"))
+        biases = (self.gates(kind, suffix, 4) for kind in ("bias_ih", "bias_hh"))
+        i, f, g, o = (x @ W.T + b + h @ U.T + d for W, U, b, d in zip(*parts, *biases, strict=True))
+        new_c = torch.sigmoid(f + p_f * c) * c + torch.sigmoid(i + p_i * c) * torch.tanh(g)
+        return torch.sigmoid(o + p_o * new_c) * torch.tanh(new_c), new_c
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,6 +203,7 @@ CELLS = [
     ),
     Cell("rnn_tanh", fusedrnn.FusedRNN, nn.RNN),
     Cell("rnn_relu", fusedrnn.FusedRNN, nn.RNN, options=(("nonlinearity", "relu"),)),
+    Cell("lstm_peephole", fusedrnn.FusedLSTM, NaivePeepholeLSTM, ours_only=(("peephole", True),)),
 ]
 
 # The functions of fusedrnn.functional with the options that choose a cell, by the cell.
@@ -170,6 +214,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "gru_reset_before": partial(F.gru, reset_after=False),
     "rnn_tanh": partial(F.rnn, nonlinearity="tanh"),
     "rnn_relu": partial(F.rnn, nonlinearity="relu"),
+    "lstm_peephole": partial(F.lstm, peephole=True),
 }
 # Our modules of one step, by the cell of the ops.
 CELL_MODULES: dict[str, Callable[..., Any]] = {
@@ -181,7 +226,7 @@ CELL_MODULES: dict[str, Callable[..., Any]] = {
 }
 BY_NAME = {cell.name: cell for cell in CELLS}
 # Those that torch.nn has itself.
-TORCH_CELLS = [cell for cell in CELLS if cell.theirs is not NaiveGRUResetBefore]
+TORCH_CELLS = [cell for cell in CELLS if not issubclass(cell.theirs, Naive)]
 
 
 def randn(

@@ -14,7 +14,14 @@ import numpy as np
 Array = np.ndarray[Any, Any]
 # The parameters of a direction: w_ih [G*H, I], w_hh [G*H, P], b_ih and b_hh [G*H], w_hr [P, H] and
 # w_ch [K*H]; None where they are absent.
-WEIGHTS = ("w_ih", "w_hh", "b_ih", "b_hh", "w_hr", "w_ch")
+WEIGHTS = {  # and their names in Python
+    "w_ih": "weight_ih",
+    "w_hh": "weight_hh",
+    "b_ih": "bias_ih",
+    "b_hh": "bias_hh",
+    "w_hr": "weight_hr",
+    "w_ch": "weight_ch",
+}
 Weights = list[list["Array | None"]]
 
 
