@@ -121,7 +121,8 @@ struct ResidentShape {
   ResidentTile tile[kMaxStages];
   int partials;  // byte offsets in shared memory: [slices][rows_pad][ld] of the widest stage,
   int staged;    // [kFmaRows][K_pad] of the widest stage, and
-  int bias;      // [2][G][units] b_ih, then b_hh
+  int bias;      // [2][G][units] b_ih, then b_hh; forward only
+  int params;    // [K][units] parameters of each unit
   int shared_bytes;
 };
 

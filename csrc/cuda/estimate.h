@@ -205,10 +205,20 @@ inline std::optional<Regime> regime_named(const std::string& name) {
   throw std::invalid_argument("regime must be resident or per_step, got '" + name + "'");
 }
 
-// A request in words; sizes: T, N, I, H, P, D. Throws std::invalid_argument.
-inline PlanRequest request_named(CellKind cell, const std::string& dtype,
-                                 const std::vector<int64_t>& sizes, const std::string& arch,
-                                 bool backward, bool allow_tf32, const std::string& regime) {
+// A request in words, as the command and the tests have it.
+struct WordsOfRequest {
+  CellKind cell;
+  const std::string& dtype;           // f32, f64, f16 or bf16
+  const std::vector<int64_t>& sizes;  // T, N, I, H, P, D
+  const std::string& arch;            // a card, or an architecture as in sm_90
+  bool backward;
+  bool allow_tf32;
+  const std::string& regime;  // resident, per_step, or empty for what fits
+};
+
+// Throws std::invalid_argument.
+inline PlanRequest request_named(const WordsOfRequest& words) {
+  const std::vector<int64_t>& sizes = words.sizes;
   if (sizes.size() != 6)
     throw std::invalid_argument("sizes must be T, N, I, H, P, D, got " +
                                 std::to_string(sizes.size()) + " of them");
@@ -217,18 +227,18 @@ inline PlanRequest request_named(CellKind cell, const std::string& dtype,
       throw std::invalid_argument("sizes must be positive and below 2^31, got " +
                                   std::to_string(size));
   }
-  return {.cell = cell,
-          .dtype = dtype_named(dtype),
+  return {.cell = words.cell,
+          .dtype = dtype_named(words.dtype),
           .T = sizes[0],
           .N = sizes[1],
           .I = sizes[2],
           .H = sizes[3],
           .P = sizes[4],
           .D = sizes[5],
-          .backward = backward,
-          .allow_tf32 = allow_tf32,
-          .regime = regime_named(regime),
-          .device = card_named(arch).device};
+          .backward = words.backward,
+          .allow_tf32 = words.allow_tf32,
+          .regime = regime_named(words.regime),
+          .device = card_named(words.arch).device};
 }
 
 // Assumed: mma.sync, which the resident kernels use, is as fast a clock as on sm_80. The rates of

@@ -90,10 +90,12 @@ inline int64_t least_units(Cores cores, bool backward, int gates) {
 
 // The layout of a block of `units` units and `rows` sequences; nothing where it exceeds what the
 // kernels can do, whatever the device.
-inline std::optional<ResidentShape> make_shape(const CellInfo& info, Cores cores, bool backward,
-                                               Dtype dtype, int64_t H, int64_t units,
+inline std::optional<ResidentShape> make_shape(const PlanRequest& q, Cores cores, int64_t units,
                                                int64_t rows) {
-  const int64_t value_bytes = static_cast<int64_t>(size_of(dtype));
+  const CellInfo& info = info_of(q.cell);
+  const bool backward = q.backward;
+  const int64_t H = q.H;
+  const int64_t value_bytes = static_cast<int64_t>(size_of(q.dtype));
   if (units * rows > kPairs * kThreads) return std::nullopt;
   ResidentShape shape = {};
   shape.units = static_cast<int>(units);
@@ -133,6 +135,8 @@ inline std::optional<ResidentShape> make_shape(const CellInfo& info, Cores cores
   at += staged;
   shape.bias = static_cast<int>(at);
   if (!backward) at += 2 * info.gates * units * 4;
+  shape.params = static_cast<int>(at);
+  at += info.params * units * 4;
   if (at > int64_t(1) << 30) return std::nullopt;
   shape.shared_bytes = static_cast<int>(at);
   return shape;
@@ -152,7 +156,7 @@ inline bool fit_resident(const PlanRequest& q, Cores cores, int per_sm, Plan& pl
     const int64_t units = std::max(ceil_div(q.H, at_once / row_blocks),
                                    std::min(q.H, least_units(cores, q.backward, info.gates)));
     if (found && (rows < kLeastRows || units > plan.shape.units)) break;
-    const auto shape = make_shape(info, cores, q.backward, q.dtype, q.H, units, rows);
+    const auto shape = make_shape(q, cores, units, rows);
     if (!shape || blocks_per_sm(q.device, registers, shape->shared_bytes) < per_sm) continue;
     found = true;
     plan.regime = Regime::kResident;

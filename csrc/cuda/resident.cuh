@@ -17,20 +17,36 @@
 
 namespace fusedrnn::cuda {
 
+// A value of a stage's weights, for the concept alone.
+template <class Stored>
+struct AnyWeight {
+  Stored operator()(int row, int k) const;
+};
+
+template <class P>
+concept ResidentProduct =
+    requires(P& product, SharedMemory memory, const typename P::Stored* source,
+             typename P::Stored (*as_stored)(typename P::Stored)) {
+      P(memory);
+      as_stored(P::exchanged(float{}));
+      product.template load_weights<0>(AnyWeight<typename P::Stored>());
+      product.template multiply<0>(source, int{});
+    };
+
 // Where this block is.
 template <class Args>
 struct Place {
-  int d;            // direction
-  int first_u;      // its units are [first_u, first_u + units)
-  int units;        // of a whole block
-  int64_t first_j;  // and its sequences [first_j, first_j + rows)
+  int d;        // direction
+  int first_u;  // its units are [first_u, first_u + units)
+  int units;    // of a whole block
+  int first_j;  // and its sequences [first_j, first_j + rows)
   int rows;
 
   __device__ __forceinline__ explicit Place(const Args& a) {
     d = blockIdx.z;
     units = a.shape.units;
     first_u = blockIdx.x * units;
-    first_j = int64_t(blockIdx.y) * a.shape.rows;
+    first_j = static_cast<int>(blockIdx.y) * a.shape.rows;
     rows = static_cast<int>(min(int64_t(a.shape.rows), a.N - first_j));
   }
 };
@@ -76,6 +92,19 @@ __device__ __forceinline__ Barrier barrier_of(const Args& a, const Place<Args>& 
                                               const char* kernel) {
   return Barrier(a.arrivals + (place.d * gridDim.y + blockIdx.y) * kArrivalStride, gridDim.x,
                  a.spin_limit, kernel);
+}
+
+// Brings the parameters of the block's units to shared memory.
+template <class Cell, class Args>
+__device__ __forceinline__ void load_params(const Args& a, const Place<Args>& place,
+                                            const SharedMemory& memory) {
+  if constexpr (Cell::kParams > 0) {
+    for (int i = threadIdx.x; i < Cell::kParams * place.units; i += kThreads) {
+      const int k = i / place.units, u = place.first_u + i % place.units;
+      if (u < a.H) memory.params()[i] = real(a.params[place.d][k * a.H + u]);
+    }
+    __syncthreads();
+  }
 }
 
 }  // namespace fusedrnn::cuda

@@ -6,7 +6,7 @@
 
 namespace fusedrnn::cuda {
 
-template <class Product, class Cell>
+template <ResidentProduct Product, class Cell>
 class ResidentBackward {
   using Stored = typename Product::Stored;
   using V = Real<Stored>;
@@ -24,7 +24,7 @@ class ResidentBackward {
   __device__ __forceinline__ void run() {
     load_weights<0>();
     if constexpr (kLast > 0) load_weights<kLast>();
-    load_params();
+    load_params<Cell>(a, place, memory);
     load_gradients();
     for (int64_t p = 0; p < a.T; ++p) {
       const Step step = step_of(a, place, place.d == 1 ? p : a.T - 1 - p);
@@ -55,12 +55,6 @@ class ResidentBackward {
       const int u = place.first_u + r;
       if (r >= place.units || u >= a.H || k >= kStage.gates * a.H) return Stored{};
       return a.w_hh[place.d][(kStage.first_gate * a.H + k) * a.H + u];
-    });
-  }
-
-  __device__ __forceinline__ void load_params() {
-    for_pairs(a, place, place.rows, [&](int i, int, int u) {
-      inputs[i].load_params(a.params[place.d], a.H, place.first_u + u);
     });
   }
 
@@ -110,6 +104,8 @@ class ResidentBackward {
 
   template <int s>
   __device__ __forceinline__ void run_cell(int i, int j, int u, int64_t row) {
+    Inputs<Cell, V> inputs;
+    inputs.load_params(memory.params(), place.units, u);
     V d_emit;
     Carry<V> carry;
     if constexpr (s == kLast) {
@@ -121,8 +117,8 @@ class ResidentBackward {
     }
     if constexpr (Cell::kHasC) carry.d_c = d_c[i];
     Delta<V> delta = {delta_h[i], delta_x[i], delta_params[i]};
-    Cell::template backward<s>(d_emit, saved[i], inputs[i].of_row(a.row_input, row), state[i],
-                               carry, delta);
+    Cell::template backward<s>(d_emit, saved[i], inputs.of_row(a.row_input, row), state[i], carry,
+                               delta);
     if constexpr (Cell::kHasC) d_c[i] = carry.d_c;
     if constexpr (Cell::kCarriesH) d_h[i] = carry.d_h;
   }
@@ -174,7 +170,6 @@ class ResidentBackward {
   State<V> state[kPairs];
   V delta_h[kPairs][Cell::kGates], delta_x[kPairs][Cell::kGates];
   V delta_params[kPairs][Cell::kParams > 0 ? Cell::kParams : 1];
-  Inputs<Cell, V> inputs[kPairs];
   int turn = 0;             // the buffer for the deltas of this step
   int pending = 0;          // sequences whose deltas of the step before are in the exchange
   int64_t pending_row = 0;  // packed row of the first of them there

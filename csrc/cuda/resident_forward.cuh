@@ -5,7 +5,7 @@
 
 namespace fusedrnn::cuda {
 
-template <class Product, class Cell>
+template <ResidentProduct Product, class Cell>
 class ResidentForward {
   using Stored = typename Product::Stored;
   using V = Real<Stored>;
@@ -24,9 +24,9 @@ class ResidentForward {
     load_weights<0>();
     if constexpr (kLast > 0) load_weights<kLast>();
     load_biases();
-    load_params();
+    load_params<Cell>(a, place, memory);
     load_states();
-    for (int64_t p = a.begin; p < a.end; ++p) {
+    for (int p = static_cast<int>(a.begin); p < a.end; ++p) {  // T fits, see make_plan
       const Step step = step_of(a, place, place.d == 1 ? a.T - 1 - p : p);
       if (step.n == 0) continue;
       load_inputs(step);
@@ -60,12 +60,6 @@ class ResidentForward {
       bias[i] = b_ih ? real(b_ih[g * a.H + u]) : V(0);
       bias[i + Cell::kGates * place.units] = b_hh ? real(b_hh[g * a.H + u]) : V(0);
     }
-  }
-
-  __device__ __forceinline__ void load_params() {
-    for_pairs(a, place, place.rows, [&](int i, int, int u) {
-      inputs[i].load_params(a.params[place.d], a.H, place.first_u + u);
-    });
   }
 
   // h_0 and c_0 to registers, and h_0 to the other blocks.
@@ -111,7 +105,13 @@ class ResidentForward {
 
   template <int s>
   __device__ __forceinline__ void run_cell(const Step& step, V (&emit)[kPairs]) {
-    const V *b_ih = memory.bias(), *b_hh = b_ih + Cell::kGates * place.units;
+    // The compiler is not to know this offset: it would compute the addresses of all biases once,
+    // before the loop over steps, and would have no registers for them.
+    int offset = a.shape.bias;
+    asm volatile("" : "+r"(offset));
+    const V* b_ih = memory.template at<V>(offset);
+    const V* b_hh = b_ih + Cell::kGates * place.units;
+    const V* params = b_hh + Cell::kGates * place.units;
     for_pairs(a, place, step.n, [&](int i, int j, int u) {
       constexpr Stage kStage = Cell::stage(s);
       V gates_x[kStage.gates], acc[kStage.gates];
@@ -120,10 +120,12 @@ class ResidentForward {
         acc[g] = memory.sum_slices(s, j, g * place.units + u) + b_hh[column];
         gates_x[g] = x[i][kStage.first_gate + g] + b_ih[column];
       }
+      Inputs<Cell, V> inputs;
+      inputs.load_params(params, place.units, u);
       State<V> state;
       state.h = h[i];
       if constexpr (Cell::kHasC) state.c = c[i];
-      emit[i] = Cell::template forward<s>(gates_x, acc, inputs[i].of_row(a.row_input, step.row + j),
+      emit[i] = Cell::template forward<s>(gates_x, acc, inputs.of_row(a.row_input, step.row + j),
                                           state, saved[i]);
       if constexpr (Cell::kHasC) c[i] = state.c;
       if constexpr (s == kLast) h[i] = emit[i];
@@ -184,7 +186,6 @@ class ResidentForward {
   Barrier barrier;
   V h[kPairs], c[kPairs];  // of this thread's pairs
   V x[kPairs][Cell::kGates], saved[kPairs][Cell::kSaved];
-  Inputs<Cell, V> inputs[kPairs];
   int turn = 0;  // the buffer with h_{t-1}
 };
 

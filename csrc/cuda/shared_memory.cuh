@@ -15,6 +15,8 @@ struct SharedMemory {
   __device__ __forceinline__ float4* staged() const { return at<float4>(shape.staged); }
   // b_ih, then b_hh of the block's units, [2][G][units].
   __device__ __forceinline__ float* bias() const { return at<float>(shape.bias); }
+  // Parameters of the block's units, [K][units], right behind bias().
+  __device__ __forceinline__ float* params() const { return at<float>(shape.params); }
   // The weights of a stage that are not in registers.
   template <class Vector>
   __device__ __forceinline__ Vector* weights(int stage) const {
@@ -31,7 +33,7 @@ struct SharedMemory {
     return sum;
   }
 
- private:
+  // offset: in bytes.
   template <class Value>
   __device__ __forceinline__ Value* at(int offset) const {
     return reinterpret_cast<Value*>(base + offset);

@@ -35,6 +35,7 @@ template <class Cell, class V>
 struct Inputs {
   V params[Cell::kParams > 0 ? Cell::kParams : 1];
 
+  // from: [kParams, H]
   template <class Stored>
   __device__ __forceinline__ void load_params(const Stored* from, int64_t H, int64_t u) {
     for (int k = 0; k < Cell::kParams; ++k) params[k] = real(from[k * H + u]);

@@ -25,8 +25,8 @@ std::tuple<std::string, double, double, std::string> plan(StringHandle cell, Str
   const std::string card_name = take_string(card), asked = take_string(regime);
   using Result = std::tuple<std::string, double, double, std::string>;
   return told_as_ours([&]() -> Result {
-    const cuda::PlanRequest q = cuda::request_named(cell_of(cell_name), dtype_name, sizes,
-                                                    card_name, backward, allow_tf32, asked);
+    const cuda::PlanRequest q = cuda::request_named(
+        {cell_of(cell_name), dtype_name, sizes, card_name, backward, allow_tf32, asked});
     const cuda::Card& chosen = cuda::card_named(card_name);
     const cuda::Plan plan = cuda::make_plan(q);
     const cuda::Estimate e = cuda::estimate(q, plan, chosen);

@@ -23,9 +23,34 @@
 
 namespace fusedrnn {
 
+template <class E>
+concept PassEngine = requires(
+    E& engine, const OpCall& call, const Tensor& t, const OptionalTensor& maybe, Sizes sizes,
+    ScalarType dtype, const ForwardTensors& forward, const BackwardTensors& backward,
+    Tensor (*as_tensor)(Tensor), ScalarType (*as_dtype)(ScalarType), int64_t (*as_size)(int64_t)) {
+  E(t);
+  engine.check_device(t, "");
+  as_tensor(engine.empty(sizes, dtype));
+  as_tensor(engine.copied(t, dtype));
+  as_tensor(engine.prepare(t, dtype));
+  engine.zero_from(t, size_t{});
+  as_dtype(engine.stored_dtype(call));
+  as_dtype(engine.h_dtype(call));
+  as_dtype(engine.gradient_dtype(call));
+  as_dtype(engine.reserve_dtype(call));
+  as_size(engine.reserve_size(call, int64_t{}));
+  as_tensor(engine.packed_rows(call, t, int64_t{}));
+  as_tensor(engine.output_rows(call, t, int64_t{}));
+  as_tensor(engine.own_state(call, maybe, sizes, dtype));
+  as_tensor(engine.output_state(call, t, int64_t{}, dtype));
+  typename E::Spare;
+  engine.forward(call, forward);
+  engine.backward(call, backward);
+};
+
 // What forward keeps for backward. With lengths its size is that of the padded batch, since the
 // shape of an output must not depend on values; the part that no live row fills is zero.
-template <class Engine>
+template <PassEngine Engine>
 Tensor empty_reserve(Engine& engine, const OpCall& call) {
   const Tensor reserve =
       engine.empty({engine.reserve_size(call, call.reserve_rows())}, engine.reserve_dtype(call));
@@ -37,7 +62,7 @@ Tensor empty_reserve(Engine& engine, const OpCall& call) {
 
 // The reserve as the kernels take it. Between forward and backward it passes the hooks for saved
 // tensors, which give back the values, in whatever memory.
-template <class Engine>
+template <PassEngine Engine>
 Tensor read_reserve(Engine& engine, const OpCall& call, const Tensor& reserve) {
   const ScalarType dtype = engine.reserve_dtype(call), got = reserve.scalar_type();
   check(got == dtype, "reserve must be ", name_of(dtype), ", got ", name_of(got),
@@ -58,7 +83,7 @@ struct GivenState {
   ScalarType wanted;  // the engine's
 };
 
-template <class Engine>
+template <PassEngine Engine>
 Tensor own_state(Engine& engine, const OpCall& call, const OptionalTensor& state,
                  const GivenState& as) {
   if (state) check_tensor(engine, *state, as.name, as.given, as.meaning, as.sizes);
@@ -68,7 +93,7 @@ Tensor own_state(Engine& engine, const OpCall& call, const OptionalTensor& state
 // For the gradients of the weights, in the dtype that they are summed in; none where they are not
 // wanted. (Autograd rounds them where a weight is of 16 bits and keeps them where it is a float32
 // weight that was cast.)
-template <class Engine>
+template <PassEngine Engine>
 std::vector<Tensor> empty_gradients(Engine& engine, const OpCall& call, bool wanted) {
   std::vector<Tensor> gradients;
   if (!wanted) return gradients;
@@ -78,7 +103,7 @@ std::vector<Tensor> empty_gradients(Engine& engine, const OpCall& call, bool wan
   return gradients;
 }
 
-template <class Engine>
+template <PassEngine Engine>
 std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& x, OptionalTensor h0,
                                                    OptionalTensor c0, std::vector<Tensor> weights,
                                                    OptionalTensor batch_sizes,
@@ -113,7 +138,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& x, OptionalTens
           reserve ? *reserve : engine.empty({0}, engine.reserve_dtype(call))};
 }
 
-template <class Engine>
+template <PassEngine Engine>
 std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> backward(
     OptionalTensor grad_y, OptionalTensor grad_h, OptionalTensor grad_c, const Tensor& x,
     OptionalTensor h0, OptionalTensor c0, std::vector<Tensor> weights, const Tensor& reserve,
@@ -160,7 +185,7 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> backward(
 }
 
 // forward for one step. Returns h, then c of a cell that has one, then what is kept if `keep`.
-template <class Engine>
+template <PassEngine Engine>
 std::vector<Tensor> step(const Tensor& x, const OptionalTensor& h0, const OptionalTensor& c0,
                          const std::vector<Tensor>& weights, int64_t input_size,
                          int64_t hidden_size, StringHandle cell, bool keep) {
@@ -193,7 +218,7 @@ std::vector<Tensor> step(const Tensor& x, const OptionalTensor& h0, const Option
 
 // backward for one step; what is not wanted is absent. The gradient of c is in the dtype that c is
 // computed in.
-template <class Engine>
+template <PassEngine Engine>
 std::tuple<OptionalTensor, OptionalTensor, OptionalTensor, std::vector<Tensor>> step_backward(
     const OptionalTensor& grad_h, const OptionalTensor& grad_c, const Tensor& x,
     const std::vector<Tensor>& weights, const Tensor& reserve, int64_t input_size,

@@ -39,9 +39,9 @@ def test_lists() -> None:
     wanted = list(LIBRARY.cells)
     assert native().cells() == wanted
     assert list(_reference.STEPS) == wanted
-    assert list(numpy_reference.STEPS) == wanted
-    assert list(BY_NAME) == wanted
-    assert list(FUNCTIONS) == wanted
+    # A cell may be without a step in numpy and without a public layer.
+    for others in (numpy_reference.STEPS, BY_NAME, FUNCTIONS):
+        assert [cell for cell in wanted if cell in others] == list(others)
 
 
 @pytest.mark.parametrize("cell", CELLS, ids=str)

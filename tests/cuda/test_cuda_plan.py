@@ -105,7 +105,10 @@ def assert_layout(request: dict[str, Any], plan: dict[str, Any]) -> None:
     assert plan["staged"] >= plan["partials"] + partials
     assert plan["bias"] >= plan["staged"] + staged
     bias = 0 if request["backward"] else 2 * CELLS[request["cell"]].gates * units * 4
-    assert plan["shared_bytes"] >= plan["bias"] + bias
+    assert plan["params"] >= plan["bias"] + bias
+    weight_ch = [p for p in CELLS[request["cell"]].parameters if p.name == "weight_ch"]
+    params = sum(p.shape(H=units)[0] for p in weight_ch) * 4
+    assert plan["shared_bytes"] >= plan["params"] + params
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -283,20 +283,6 @@ def test_every_public_name_is_on_the_api_page(site: Site) -> None:
     assert not set(names) - site["api.html"].ids
 
 
-def test_the_cell_of_the_page_compiles_and_its_backward_is_right(tmp_path: Path) -> None:
-    page = ROOT / "docs/adding-a-cell.md"
-    (header,) = (text for _, info, text in blocks(page) if info == "cpp" and "#pragma" in text)
-    (tmp_path / "cell.h").write_text(header)
-    # -iquote finds the headers of csrc/cells, which are included in quotes, and leaves <math.h> to
-    # the system; csrc/cells has a math.h of its own.
-    flags = ["-std=c++20", "-Wall", "-Wextra", "-Werror", "-iquote", tmp_path]
-    flags += ["-iquote", ROOT / "csrc/cells", '-DCELL_HEADER="cell.h"', "-DCELL=LstmCoupled"]
-    source = Path(__file__).with_name("derivative.cpp")
-    subprocess.run(["g++", source, *flags, "-o", tmp_path / "derivative"], check=True)
-    result = subprocess.run([tmp_path / "derivative"], capture_output=True, text=True)
-    assert result.returncode == 0, result.stdout
-
-
 def test_pictures_are_up_to_date() -> None:
     for file, draw in PICTURES.items():
         assert (ROOT / "docs/images" / file).read_text() == draw().svg(), (

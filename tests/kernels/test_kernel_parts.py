@@ -220,7 +220,7 @@ def carries_h(cell: str) -> bool:
     products = {"w_ih": np.zeros((G, 1)), "w_hh": np.zeros((G, 1))}
     weights = dict.fromkeys(numpy_reference.WEIGHTS) | products
     one = np.ones((1, 1))
-    h, _ = numpy_reference.STEPS[cell](one, one, 0 * one, weights)
+    h, _ = numpy_reference.step_of(cell)(one, one, 0 * one, weights)
     return bool(h.any())
 
 

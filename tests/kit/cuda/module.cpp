@@ -97,7 +97,7 @@ py::dict device_dict(const Device& d) {
 py::dict plan(const std::string& cell, const std::string& dtype, const std::vector<int64_t>& sizes,
               const std::string& arch, bool backward, bool allow_tf32, const std::string& regime,
               int registers) {
-  PlanRequest q = request_named(cell_of(cell), dtype, sizes, arch, backward, allow_tf32, regime);
+  PlanRequest q = request_named({cell_of(cell), dtype, sizes, arch, backward, allow_tf32, regime});
   q.registers_fma = q.registers_mma = registers;
   const Plan plan = make_plan(q);
   const Card& card = card_named(arch);
@@ -129,6 +129,7 @@ py::dict plan(const std::string& cell, const std::string& dtype, const std::vect
   out["partials"] = plan.shape.partials;
   out["staged"] = plan.shape.staged;
   out["bias"] = plan.shape.bias;
+  out["params"] = plan.shape.params;
   out["step_us"] = e.step();
   out["total_us"] = e.total();
   out["limit"] = e.limit();
