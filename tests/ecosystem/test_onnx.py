@@ -32,7 +32,7 @@ pytestmark = [
 ]
 
 EXPORTED = [cell for cell in CELLS if not cell.projects]
-OPERATORS = {"lstm": "LSTM", "gru": "GRU", "gru_reset_before": "GRU"}
+OPERATORS = {"lstm": "LSTM", "gru": "GRU", "gru_reset_before": "GRU", "lstm_peephole": "LSTM"}
 
 
 class Call(nn.Module):
@@ -99,7 +99,10 @@ def test_exported_layers(cell: Cell, form: str, tmp_path: Path) -> None:
     nodes = {node.name: node for node in model.graph.node if node.op_type == operator}
     assert list(nodes) == [f"rnn_l{k}" for k in range(layer.num_layers)]
     stored = {tensor.name for tensor in model.graph.initializer}
-    assert all(set(filter(None, node.input[1:4])) <= stored for node in nodes.values())
+    weights = {
+        name for node in nodes.values() for name in (*node.input[1:4], *node.input[7:]) if name
+    }
+    assert weights <= stored
     for k, (name, again) in enumerate(fusedrnn.onnx.load(file).items()):
         assert name == f"rnn_l{k}"
         assert type(again) is type(layer)

@@ -93,6 +93,18 @@ def test_loaded_nodes(
     assert_node(model, layer, inputs)
 
 
+@pytest.mark.parametrize("D", [1, 2])
+def test_peepholes(D: int) -> None:
+    weights = make_weights("LSTM", D)
+    weights["P"] = randn(D, 3 * H, dtype=torch.float32).numpy()
+    direction = "bidirectional" if D == 2 else "forward"
+    inputs = ["X", "W", "R", "B", "", "", "", "P"]
+    model = make_model([node("LSTM", inputs=inputs, direction=direction)], weights)
+    layer = fusedrnn.onnx.load(model, "it")
+    assert layer._cell() == "lstm_peephole"
+    assert_node(model, layer)
+
+
 def test_node_without_biases() -> None:
     weights = make_weights("GRU", 1)
     del weights["B"]
@@ -208,7 +220,7 @@ def test_published_files(file: str, count: int) -> None:
         (
             "LSTM",
             {"inputs": ["X", "W", "R", "B", "", "", "", "W"]},
-            "the input P must be absent: peepholes",
+            r"P must be \[D, 3\*H\] = \[1, 18\], got \[1, 24, 4\]",
         ),
         (
             "LSTM",
