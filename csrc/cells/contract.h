@@ -1,4 +1,4 @@
-// What a cell is: the contract between the math of one step and the engines that run it.
+// The contract of a cell, between the math of one step and the engines that run it.
 //
 // A cell is a struct with compile-time constants and two function templates over a value type V: a
 // SIMD vector on the CPU, a float or double on CUDA and in reference tests. It derives from
@@ -57,11 +57,11 @@ struct State {
   V c;  // only where kHasC
 };
 
-// What else a stage is given, the same in forward and backward.
+// The other inputs of a stage, which are the same in forward and backward.
 template <class V>
 struct Given {
   const V* params;  // [kParams] of the unit, in the order of weight_ch
-  V row;            // of the row, only where kTakesRow
+  V row;            // the input of the row, only where kTakesRow
 };
 
 // Gradients handed from step t to step t-1 elementwise.

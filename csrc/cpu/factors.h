@@ -11,7 +11,8 @@ namespace {
 
 // --- float and double: factors are values -------------------------------------------------------
 
-// Vectors of factors. n: those that exist, whole groups of kTerms<Stored>; the others are zero.
+// A vector of factors. n is the number of those that exist, whole groups of kTerms<Stored>; the
+// others become zero.
 template <class Stored>
 FUSEDRNN_INLINE Vec<Real<Stored>> load_factors(const Stored* p) {
   return Vec<Stored>::load(p);
@@ -20,13 +21,13 @@ template <class Stored>
 FUSEDRNN_INLINE Vec<Real<Stored>> load_factors(const Stored* p, int n) {
   return Vec<Stored>::load_partial(p, n);
 }
-// One group of terms in every lane.
+// A vector with the same group of terms in every lane.
 template <class Stored>
 FUSEDRNN_INLINE Vec<Real<Stored>> broadcast_factors(const Stored* p) {
   return Vec<Stored>::broadcast(*p);
 }
 
-// sum + a b, and over the terms of each lane.
+// sum + a b, summed over the terms of each lane too.
 template <class Stored>
 FUSEDRNN_INLINE Vec<Real<Stored>> multiply_add(Vec<Real<Stored>> a, Vec<Real<Stored>> b,
                                                Vec<Real<Stored>> sum) {
@@ -56,7 +57,7 @@ FUSEDRNN_INLINE Real<Stored> value(Stored x) {
 }
 
 // A group of terms of every lane's unit, from the rows of a matrix [K, units] that lie ld apart.
-// rows: those that exist, of kTerms<Stored>; n: the units.
+// rows is the number of rows that exist, at most kTerms<Stored>; n is the number of units.
 template <class Stored>
 FUSEDRNN_INLINE Vec<Real<Stored>> load_rows(const Stored* p, int64_t, int64_t, int n) {
   return n == Vec<Stored>::kLanes ? Vec<Stored>::load(p) : Vec<Stored>::load_partial(p, n);
@@ -90,8 +91,8 @@ FUSEDRNN_INLINE Vec<float> multiply_add<Bf16>(Vec<float> a, Vec<float> b, Vec<fl
 
 FUSEDRNN_INLINE __mmask16 first_lanes(int n) { return static_cast<__mmask16>((1u << n) - 1); }
 
-// The bits of n values, each in the lower half of a lane. (Conversion and shift as operators: GCC
-// 12 warns of its own header's intrinsics for them.)
+// The bits of n values, each in the lower half of a lane. (Conversion and shift are operators,
+// because GCC 12 warns about its own header's intrinsics for them.)
 FUSEDRNN_INLINE Lanes<float>::Unsigned low_halves(const Bf16* p, int n) {
   typedef unsigned short Halves __attribute__((vector_size(32)));
   const __m256i bits = n == 16 ? _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))

@@ -1,5 +1,5 @@
-// Products with weights as torch stores them, for so few rows that packing would cost more than it
-// saves. Compiled once per instruction set, see kernels.inl.
+// Products with weights as torch stores them. They serve layers of few rows, for which packing
+// would cost more than it saves. Compiled once per instruction set, see kernels.inl.
 #pragma once
 
 #include "tile.h"
@@ -67,7 +67,7 @@ void dots(Rows<const Stored> source, const Stored* weight, int inside, int64_t K
     if (i0 + kDots <= inside) {
       add_dots<Stored>(source, weight + i0 * K, K, sums);
     } else {
-      // One after another, as far as there are any.
+      // Some of the rows do not exist: one dot product after another.
       for (int i = 0; i < kDots && i0 + i < inside; ++i)
         for (int r = 0; r < kRows; ++r)
           for (int64_t k = 0; k < K; k += kLanes) {
@@ -111,7 +111,8 @@ FUSEDRNN_INLINE void products_as_stored(const StageProduct<Stored>& p, const Bod
   }
 }
 
-// Rows of a that share what is read of b: as many as still leave four dot products at once.
+// How many rows of a share each value of b that is read: as many as leave registers for four dot
+// products at once.
 template <class Scalar>
 constexpr int shared_rows() {
   int rows = 1;

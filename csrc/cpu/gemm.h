@@ -59,7 +59,7 @@ void pack_gates(const PackGatesArgs<Stored>& a) {
       const int64_t u = index * units + column % units;
       const int64_t row = column / units * a.width + u;
       const int inside = static_cast<int>(max64(0, min64(kLanes, a.width - u)));
-      // A group of terms moves as one.
+      // A group of terms is moved as one value.
       if (a.panels)
         transpose(reinterpret_cast<const Scalar*>(a.weight + (inside ? row * a.K : 0)),
                   a.K / kTerms<Stored>, inside, a.K / kTerms<Stored>,
@@ -92,19 +92,21 @@ void pack_columns(const PackColumnsArgs<Stored>& a) {
   }
 }
 
-// Rows that share one part of a panel, kTermsNear terms: with AVX-512 512 KiB of rows beside 256
-// KiB of panel, which L2 holds together. Fewer terms would send c through memory more often.
+// The number of rows that share one part of a panel, which is kTermsNear terms long. With AVX-512
+// the rows take 512 KiB and the part 256 KiB, which L2 holds together. With fewer terms c would go
+// through memory more often.
 constexpr int64_t kGemmRows = 128;
 
-// The same where a is transposed, and so copied: with AVX-512 128 KiB of panel beside 96 KiB of a.
+// The number of terms of a part of a panel if a is transposed, and so is copied. With AVX-512 the
+// part takes 128 KiB and the copy of a 96 KiB.
 template <class Stored>
 constexpr int64_t kTransposedTerms = 2048 / int64_t{sizeof(Real<Stored>)} * kTerms<Stored>;
 constexpr int64_t kTransposedRows = 48;
 
-// A gradient of weights sums over all T*N rows, and the error of a sum grows with its length: so
-// many terms are summed, then the sums. Sums of about √K of K terms make the least error; more than
-// 32 sums in a row of tiles would cost more than a tenth of the time. (Factors of 16 bits are
-// rounded by far more than a float's sum.)
+// The number of terms that are summed before the sums are summed. A gradient of weights is a sum
+// over all T*N rows, and the error of a sum grows with its length. The error is least for sums of
+// about √K of the K terms, but more than 32 sums in a row of tiles would cost more than a tenth of
+// the time. (Factors of 16 bits are rounded by far more than a float's sum.)
 template <class Stored>
 FUSEDRNN_INLINE int64_t sum_terms(int64_t K) {
   return sizeof(Stored) < sizeof(float) ? 256 * kTerms<Stored> : K <= 64 ? 8 : K <= 256 ? 16 : 32;
@@ -156,7 +158,7 @@ struct RowTile {
   int64_t first, count;
 };
 
-// c (+)= a b for some tiles of rows of a as they lie.
+// c (+)= a b for some tiles of rows of an a that is not transposed.
 template <class Stored>
 FUSEDRNN_INLINE void gemm_tiles(const GemmArgs<Stored>& a, const RowTile* tiles, int64_t n) {
   constexpr int kVectors = kColumnVectors;
@@ -188,7 +190,7 @@ FUSEDRNN_INLINE void gemm_tiles(const GemmArgs<Stored>& a, const RowTile* tiles,
   }
 }
 
-// c (+)= a b, a as it lies.
+// c (+)= a b for an a that is not transposed.
 template <class Stored>
 void gemm_rows(const GemmArgs<Stored>& a) {
   constexpr int64_t kMaxRows = tile_rows(kColumnVectors);
@@ -218,8 +220,9 @@ void gemm_rows(const GemmArgs<Stored>& a) {
 }
 
 // The first `columns` columns of a matrix, `terms` rows that lie ld apart, to
-// [terms][kTransposedRows] in groups of kTerms<Stored>: rows far apart share sets of the caches,
-// and each its page. They are fetched ahead, which the hardware does not do across pages.
+// [terms][kTransposedRows] in groups of kTerms<Stored>. Rows that lie far apart compete for the
+// same sets of the caches, and each lies in another page. They are fetched ahead here, because the
+// hardware does not fetch across pages.
 template <class Stored>
 FUSEDRNN_INLINE void copy_columns(const Stored* from, int64_t ld, int64_t terms, int64_t columns,
                                   Stored* to) {
@@ -234,7 +237,7 @@ FUSEDRNN_INLINE void copy_columns(const Stored* from, int64_t ld, int64_t terms,
   }
 }
 
-// c (+)= a b, a transposed. Part by part of K, so that a part of b stays in L2 for all of a.
+// c (+)= a b for a transposed a. K is done in parts, so that a part of b stays in L2 for all rows.
 template <class Stored>
 void gemm_columns(const GemmArgs<Stored>& a) {
   constexpr int kVectors = kColumnVectors;

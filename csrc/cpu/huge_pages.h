@@ -28,9 +28,9 @@ inline void advise_huge_pages([[maybe_unused]] void* p, [[maybe_unused]] size_t 
 #endif
 }
 
-// A mapping of its own, in huge pages, for weights that only L3 holds. What malloc hands out for
-// them may lie in small pages, and then each step's way through 16 MB misses the TLB all along:
-// LSTM (25,64,16,1024) forward took 105 ms there and 67 here.
+// Memory from a mapping in huge pages, for weights that are so large that only L3 holds them.
+// malloc may return memory in small pages, and then each step, which reads all 16 MB, misses the
+// TLB again and again: LSTM (25,64,16,1024) forward took 105 ms in such memory and 67 ms here.
 class HugePages {
  public:
   HugePages() = default;

@@ -161,7 +161,7 @@ struct GemmArgs {
   int64_t m_begin = 0, m_end = 0;
   int64_t panel_begin = 0, panel_end = 0;
   bool accumulate = false;
-  int64_t whole_K = 0;  // of the whole sum where this product is a part of it, else 0
+  int64_t whole_K = 0;  // terms of the whole sum if this product is a part of it, else 0
   // Unless null, the rows are those of these sequences in these steps, counted from first_row, and
   // not [m_begin, m_end); a is not transposed.
   const Steps* steps = nullptr;

@@ -30,7 +30,7 @@ struct Position {
   int64_t entering;  // [entering, end) enter here; those before were alive at the position before
   int64_t leaving;   // [leaving, end) leave here; those before are alive at the next position
   int64_t previous_row;  // packed row of sequence 0 at the position before
-  int64_t previous_end;  // of the sequences alive there, be it in the chunk before
+  int64_t previous_end;  // end of the sequences alive there, also if it is in the chunk before
 };
 
 FUSEDRNN_INLINE Position position_at(const Steps& s, int64_t p) {
@@ -220,8 +220,9 @@ FUSEDRNN_INLINE int64_t h_row(const ForwardArgs<Stored>& a, int64_t p) {
   return a.keep ? a.steps.row_offset[step_at(a.steps, p)] : (p & 1) * a.N;
 }
 
-// Brings in the states of the sequences that enter in this chunk. No stage reads a.h or writes
-// these rows before they enter, so it can be done ahead for all positions.
+// Copies the states of the sequences that enter in this chunk. No stage reads a.h or writes these
+// rows before the sequences enter, so the copies are made for all positions at once, before the
+// first.
 template <class Stored>
 void enter(const ForwardArgs<Stored>& a) {
   for (int64_t p = a.steps.begin; p < a.steps.end; ++p) {

@@ -58,7 +58,7 @@ template <class Stored>
 struct ForwardBuffers {
   Factor<Stored> w_ih[2];         // unless x W reads the weights as stored
   Real<Stored>* gates_x[2] = {};  // [buffers, chunk rows, G*H]
-  int64_t chunk_values = 0;       // of one buffer
+  int64_t chunk_values = 0;       // values of one buffer
 };
 
 template <class Stored>

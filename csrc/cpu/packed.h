@@ -99,7 +99,7 @@ class PackedWeights {
   const DtypeKernels<Stored>& kernels_;
   const Parameters<const Stored>* const w_;
   const bool as_stored_;
-  int64_t count_[2][kMaxStages] = {};  // of panels
+  int64_t count_[2][kMaxStages] = {};  // number of panels
   Stored* panels_[2][kMaxStages] = {};
   Real<Stored>* bias_[2][kMaxStages] = {};
 };
@@ -142,7 +142,7 @@ class Factor {
     gemm.m_end = a.rows;
     gemm.accumulate = how.accumulate;
     gemm.whole_K = how.whole_K;
-    // Few rows: every thread would read all of b for them, so it is b that is cut, if it is wide.
+    // With few rows, every thread would read all of b for them. So b is cut if it is wide.
     if (a.rows < kRowsToSplit * work.threads() && count_ >= work.threads()) {
       add_panels(work, count_, kernels_->gemm, gemm);
     } else {
@@ -179,7 +179,7 @@ class Factor {
 
   static constexpr int64_t kRowsToSplit = 48;
   const DtypeKernels<Stored>* kernels_ = nullptr;
-  int64_t K_ = 0, N_ = 0, count_ = 0;  // count_: of panels
+  int64_t K_ = 0, N_ = 0, count_ = 0;  // count_ is the number of panels
   Stored* panels_ = nullptr;
 };
 

@@ -16,8 +16,9 @@ struct Plan {
   bool as_stored = false;    // the time loop reads weights as torch stores them, without packing
   bool x_as_stored = false;  // the same of x W
   int64_t chunk_steps = 1;   // steps per chunk of x W (forward) or of deltas (backward)
-  // By rows: task i runs sequences [cut[i], cut[i + 1]) through all steps, nobody waits. By units:
-  // every step is cut into slices of hidden units, and a step waits for the one before.
+  // By rows, task i runs the sequences [cut[i], cut[i + 1]) through all steps, and no task waits
+  // for another. By units, every step is cut into slices of hidden units, and a step waits for the
+  // step before.
   bool by_units = false;
   std::vector<int64_t> sequence_cut;
   // Forward by rows: a task computes x W of its own sequences too, so that threads meet only at the
@@ -28,10 +29,10 @@ struct Plan {
   int64_t tasks_per_direction() const { return static_cast<int64_t>(sequence_cut.size()) - 1; }
 };
 
-// Values of a chunk's gate buffer: 512 KiB of float stay in L2 between the product that writes them
-// and the loop that reads them. Backward: products over a chunk sum over its rows and want more of
-// them. (One thread, LSTM 100,32,256,256: forward 16.5 ms with 2^20, 15.8 with 2^17; training 53.6
-// with 2^22, 50.1 with 2^18, 52.1 with 2^20.)
+// The number of values of a chunk's gate buffer. In forward, 512 KiB of float stay in L2 between
+// the product that writes them and the loop that reads them. In backward, the products sum over the
+// rows of a chunk and are faster with more rows. (One thread, LSTM 100,32,256,256: forward 16.5 ms
+// with 2^20, 15.8 with 2^17; training 53.6 with 2^22, 50.1 with 2^18, 52.1 with 2^20.)
 constexpr int64_t kForwardChunkValues = 1 << 17;
 constexpr int64_t kBackwardChunkValues = 1 << 20;
 
@@ -56,10 +57,10 @@ inline std::vector<int64_t> cut_sequences(const Sequences& seq, int64_t tasks) {
   return cut;
 }
 
-// The sizes from which on a sequence is shared by units: recurrent weights of at least so many
-// values in one direction, and fewer sequences than so many for each thread. By rows every thread
-// reads the whole matrix at each step. By units it reads its part, and waits at each step for the
-// others. (Two threads: LSTM (25,16,512,512) and (25,64,1024,1024) gained 3 to 9 %.)
+// The sizes at which the steps are shared by units: the recurrent weights of one direction have at
+// least `values` values, and each thread has fewer than `sequences` sequences. By rows, every
+// thread reads the whole matrix at each step. By units it reads its part, and waits at each step
+// for the other threads. (Two threads: LSTM (25,16,512,512) and (25,64,1024,1024) gained 3 to 9 %.)
 struct ByUnits {
   int64_t values, sequences;
 };
@@ -71,13 +72,14 @@ constexpr ByUnits kByUnits[] = {
 // Two, so that another thread can take over half of a late thread's work.
 constexpr int64_t kSlicesPerThread = 2;
 
-// Packing a weight costs as much as reading it three or four times; a dot product over K values of
-// a weight as it is stored costs the sum over its lanes besides, about as much as 64 of its values.
-// So it pays where few rows use a weight, and long ones. (One thread, LSTM (25,1,1024,1024)
-// forward: 8.9 ms packed, 7.2 as stored.)
+// Packing a weight costs as much as reading it three or four times. A dot product with a weight as
+// it is stored costs the sum over the lanes of a vector in addition, which is about as much as 64
+// of its K values. So reading weights as stored pays if few rows use them and K is large. (One
+// thread, LSTM (25,1,1024,1024) forward: 8.9 ms packed, 7.2 as stored.)
 inline bool reads_as_stored(int64_t rows, int64_t K) { return rows <= K / 16; }
 
-// A tile's rows with AVX-512 are six: of fewer rows a step, x W goes better by whole chunks.
+// The fewest sequences for which a task computes x W itself. A tile has six rows with AVX-512; with
+// fewer rows in a step, x W is faster by whole chunks.
 constexpr int64_t kOwnChunkSequences = 4;
 
 // The facts of a pass that decide its plan.

@@ -1,4 +1,11 @@
-// The time loop: who runs which part of which step. Two ways to share a sequence among threads.
+// The time loop: which thread runs which part of which step. There are two ways to share a sequence
+// among threads.
+//
+// The words nest like this. A chunk (Steps) has positions, one for each step. A position has stages
+// (StagePanels), in order. A stage has panels of units. A Part is some panels of one stage of one
+// position: the smallest piece that a kernel runs. By rows, a task runs all parts of its own
+// sequences. By units, an epoch is one stage of one position, and it is cut into slices of panels
+// that threads claim.
 #pragma once
 
 #include <algorithm>
@@ -15,7 +22,7 @@
 
 namespace fusedrnn::cpu {
 
-// What a position consists of, in order.
+// A stage of every position, and the number of its panels.
 struct StagePanels {
   int stage;
   int64_t panels;
@@ -43,8 +50,8 @@ void run_sequences(const Loop<Args>& loop, const Args& a) {
     for (const StagePanels& s : loop.stages) loop.kernel(a, {p, s.stage, {0, s.panels}});
 }
 
-// Adds the tasks by rows: body(d, task, args), args being those of the task's own sequences. Nobody
-// waits for anybody.
+// Adds the tasks by rows: body(d, task, args), where args are those of the task's own sequences. No
+// task waits for another.
 template <class Args, class Body>
 void add_by_rows(Work& work, const Plan& plan, const Loop<Args>& loop, Body body) {
   const int64_t tasks = plan.tasks_per_direction();
@@ -58,9 +65,9 @@ void add_by_rows(Work& work, const Plan& plan, const Loop<Args>& loop, Body body
 }
 
 // Every stage of every position is cut into the same slices of units for each direction, and
-// threads claim them: whoever runs does the work, and a thread that comes late finds it done. A
-// slice computes the same whoever runs it, so the bits do not depend on that. One worker alone
-// claims everything, so it does not matter whether the workers really run together.
+// threads claim them: the threads that are running do the work, and a thread that comes late finds
+// it done. A slice computes the same on every thread, so the bits do not depend on which one ran
+// it. One worker alone claims every slice, so the workers need not really run together.
 template <class Args>
 void run_by_units(Runtime& runtime, const Plan& plan, const Loop<Args>& loop) {
   struct alignas(64) Slice {
@@ -103,7 +110,8 @@ void run_by_units(Runtime& runtime, const Plan& plan, const Loop<Args>& loop) {
         epoch = completed / total;
         continue;
       }
-      // From its own slices on, which it had in the epoch before: their weights are in its cache.
+      // A worker begins with the slices that it had in the epoch before, whose weights are in its
+      // cache.
       for (int64_t i = 0; i < total; ++i) {
         const int64_t slot = (worker * total / workers + i) % total;
         int64_t expected = epoch;
@@ -121,7 +129,8 @@ void run_by_units(Runtime& runtime, const Plan& plan, const Loop<Args>& loop) {
   });
 }
 
-// One chunk in the way that the plan says: by units at once, by rows with what else is in `work`.
+// Runs one chunk by units at once, or adds its tasks by rows to the other pieces in `work`, as the
+// plan says.
 template <class Args>
 void run_or_add(Runtime& runtime, Work& work, const Plan& plan, const Loop<Args>& loop) {
   if (plan.by_units) {

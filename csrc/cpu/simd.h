@@ -7,7 +7,7 @@
 // library.
 //
 // Arithmetic is that of the compilers' vector extensions; intrinsics appear only where those have
-// no word for it (fused multiply-add, min and max, masked memory access).
+// no operator for it (fused multiply-add, min and max, masked memory access).
 #pragma once
 
 #ifndef FUSEDRNN_VECTOR_BYTES
@@ -44,7 +44,8 @@ struct Lanes;
 template <>
 struct Lanes<float> {
   typedef float Native __attribute__((vector_size(FUSEDRNN_VECTOR_BYTES)));
-  // Not by 4: a lane may be a pair of bfloat16 (factors.h), which begins at any even address.
+  // The alignment is 2 and not 4, because a lane may be a pair of bfloat16 (factors.h), which
+  // begins at any even address.
   typedef float Unaligned
       __attribute__((vector_size(FUSEDRNN_VECTOR_BYTES), aligned(2), may_alias));
   typedef int Bits __attribute__((vector_size(FUSEDRNN_VECTOR_BYTES)));
@@ -144,8 +145,9 @@ struct Vec {
   static FUSEDRNN_INLINE Bits sign_bit() { return Vec(Scalar(-0.0)).bits(); }
 };
 
-// What makes of a and b the two vectors in which the lanes of b with bit d clear and those of a
-// with it set have changed places. (In numbers of lanes of a, then b.)
+// Indices for __builtin_shuffle(a, b, .) that swap the lanes of a whose index has bit d set with
+// the lanes of b whose index has it clear: `low` gives the new a, `high` the new b. Lanes 0 to
+// kLanes - 1 are a's, the following ones b's. This is one step of a butterfly transpose.
 template <class Scalar>
 struct Exchange {
   typename Lanes<Scalar>::Bits low, high;
@@ -162,7 +164,7 @@ FUSEDRNN_INLINE Exchange<Scalar> exchange_of(int d) {
   return e;
 }
 
-// Rows of a square of vectors become its columns: row i of the result has lane i of every row.
+// Transposes a square of vectors: row i of the result has lane i of every row.
 template <class Scalar>
 FUSEDRNN_INLINE void transpose_square(Vec<Scalar> (&rows)[Vec<Scalar>::kLanes]) {
   constexpr int kLanes = Vec<Scalar>::kLanes;
@@ -179,7 +181,7 @@ FUSEDRNN_INLINE void transpose_square(Vec<Scalar> (&rows)[Vec<Scalar>::kLanes]) 
   }
 }
 
-// Lane i of the result is the sum of all lanes of rows[i], which are left as anything.
+// Lane i of the result is the sum of all lanes of rows[i]. The rows are overwritten.
 template <class Scalar>
 FUSEDRNN_INLINE Vec<Scalar> sums_of_rows(Vec<Scalar> (&rows)[Vec<Scalar>::kLanes]) {
   constexpr int kLanes = Vec<Scalar>::kLanes;
@@ -195,7 +197,8 @@ FUSEDRNN_INLINE Vec<Scalar> sums_of_rows(Vec<Scalar> (&rows)[Vec<Scalar>::kLanes
   return rows[0];
 }
 
-// --- What the vector extensions cannot say ------------------------------------------------------
+// --- Operations that the vector extensions lack
+// ------------------------------------------------------
 
 // fma(a, b, c) = a * b + c, rounded once where the instruction set can (the portable build rounds
 // twice). min and max: where either argument is NaN the result is b. (GCC does not find the single
@@ -210,8 +213,8 @@ FUSEDRNN_INLINE Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {
   return Vec<double>::from_native(_mm512_fmadd_pd(a.native, b.native, c.native));
 }
 
-// With a mask of ones because GCC 12 warns of its own header's _mm512_max_ps. The instruction is
-// the unmasked one.
+// The mask is all ones: GCC 12 warns about its own header's _mm512_max_ps. It compiles to the
+// instruction without a mask.
 FUSEDRNN_INLINE Vec<float> min(Vec<float> a, Vec<float> b) {
   return Vec<float>::from_native(_mm512_maskz_min_ps(0xffff, a.native, b.native));
 }

@@ -11,7 +11,8 @@
 
 namespace fusedrnn::cpu {
 
-// Waits a little; after a while gives the processor away, for whoever is waited for may want it.
+// Waits a little. After a while it gives the processor away, because the thread that is waited for
+// may need it.
 inline void relax(int64_t spins) {
   if (spins % 256 == 255) {
     std::this_thread::yield();
@@ -22,13 +23,13 @@ inline void relax(int64_t spins) {
   }
 }
 
-// One thread leads: it calls parallel, and close at the end, whatever was thrown. Any others call
-// help, which returns after that; whether any do, and when, makes no difference to what is
-// computed.
+// One thread leads: it calls parallel, and at the end close, also after an exception. Other threads
+// call help, which returns after close. Whether and when they do makes no difference to the
+// results.
 class Team {
  public:
-  // body(i) for every i in [0, n), n <= kMost, shared by whoever is there; returns when all are
-  // done, and then throws what a piece threw, of several the first.
+  // Runs body(i) for every i in [0, n), n <= kMost, on the threads that are there. It returns when
+  // all pieces are done. If pieces threw, it then throws the first of those exceptions.
   void parallel(int64_t n, const std::function<void(int64_t)>& body) {
     body_ = &body;
     done_.store(0, std::memory_order_relaxed);
@@ -58,8 +59,8 @@ class Team {
   static constexpr int64_t kMost = (int64_t{1} << 24) - 1;
 
  private:
-  // The job's number, how many pieces it has and how many are taken, in one word: so a thread that
-  // looked at a job that is over takes nothing of the next.
+  // One word holds the job's number, the number of its pieces and the number of those taken. So a
+  // thread that has read an earlier job cannot take a piece of the next one.
   static constexpr int kBits = 24;
   static constexpr uint64_t kMask = (uint64_t{1} << kBits) - 1;
 
@@ -78,7 +79,7 @@ class Team {
     return true;
   }
 
-  // Valid from a piece's being taken until it is done.
+  // It is valid from the moment when a piece is taken until the piece is done.
   const std::function<void(int64_t)>* body_ = nullptr;
   alignas(64) std::atomic<uint64_t> ticket_{0};
   alignas(64) std::atomic<int64_t> done_{0};

@@ -1,5 +1,6 @@
-// The product tile: a few rows of a source times panels of packed weights, summed in registers and
-// handed to whoever asked while they are in L1. Compiled once per instruction set, see kernels.inl.
+// The product tile: a few rows of a source times panels of packed weights. The sums are made in
+// registers and handed to the caller while they are in L1. Compiled once per instruction set, see
+// kernels.inl.
 #pragma once
 
 #include "factors.h"
@@ -289,7 +290,7 @@ struct StageProduct {
   int64_t K;
   const Stored* panels;     // [panel][K][a panel's width], or null
   const Stored* as_stored;  // or null
-  int64_t width;            // of a gate
+  int64_t width;            // rows of the weight for each gate
   PanelRange range;
   Rows<const Real<Stored>> starts;  // [panel][a panel's width]: of the sums; null for zero
 };

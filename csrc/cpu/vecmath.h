@@ -1,10 +1,11 @@
 // exp, sigmoid, tanh, relu and the gradient of relu on Vec<float> and Vec<double>.
 //
-// One source for every instruction set, with FMA or without: what must be exact (n times the high
-// part of ln 2, products with powers of two) is exact by construction. Over the whole range exp is
-// within 2 units in the last place, sigmoid and tanh within 3, with correct subnormal results,
-// infinities and NaN, exact values at 0, and no step back of more than one unit. Measured over
-// every float: 1.01, 2.41 and 2.73 units (tests/kernels/sweep.py measures, test_vecmath.py checks).
+// This is one source for every instruction set, with FMA or without. The operations that must be
+// exact (n times the high part of ln 2, products with powers of two) are exact by construction.
+// Over the whole range exp is within 2 units in the last place, sigmoid and tanh within 3, with
+// correct subnormal results, infinities and NaN, exact values at 0, and no step back of more than
+// one unit. Measured over every float: 1.01, 2.41 and 2.73 units (tests/kernels/sweep.py measures,
+// test_vecmath.py checks).
 //
 // Every function rests on  x = n ln 2 + r,  |r| <= ln(2) / 2,  exp(x) = 2^n (1 + expm1(r)).
 // tests/kernels/derive_exp_polynomial.py derives the constants and prints their error.
@@ -64,7 +65,7 @@ struct ExpConstants<double> {
   static constexpr double kUnlift = 0x1p-512;
 };
 
-// What exp(x) = 2^n (1 + expm1(r)) is made of.
+// The parts of exp(x) = 2^n (1 + expm1(r)).
 template <class Scalar>
 struct ReducedExp {
   Vec<Scalar> expm1_r;
@@ -98,7 +99,7 @@ FUSEDRNN_INLINE ReducedExp<Scalar> reduce_exp(Vec<Scalar> x) {
   return {fma(r * r, q, r), unsigned_bits(shifted)};
 }
 
-// 2^n from its biased exponent in the low bits; whatever stands above them is shifted out.
+// 2^n from its biased exponent in the low bits. The bits above them are shifted out.
 template <class Scalar>
 FUSEDRNN_INLINE Vec<Scalar> power_of_two(typename Lanes<Scalar>::Unsigned biased_exponent) {
   const auto bits = biased_exponent << ExpConstants<Scalar>::kMantissaBits;

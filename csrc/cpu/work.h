@@ -11,8 +11,8 @@
 
 namespace fusedrnn::cpu {
 
-// Pieces of work that do not depend on each other, collected to be shared among the threads: they
-// wait for each other at the end of all, not of each kind.
+// Collects pieces of work that do not depend on each other, of several kinds, and shares them among
+// the threads. The threads wait for each other once, after the pieces of all kinds.
 class Work {
  public:
   explicit Work(Runtime& runtime) : runtime_(runtime) {}
@@ -25,8 +25,9 @@ class Work {
     pieces_ += n;
   }
 
-  // body(begin, end) for parts of [0, n): up to four for each thread, so that others can take over
-  // from a late one, but none of less than `least` unless a thread would have none.
+  // Adds body(begin, end) for parts of [0, n). There are up to four parts for each thread, so that
+  // other threads can take over the work of a late one. A part is at least `least` long, unless a
+  // thread would otherwise have none.
   template <class Body>
   void split(int64_t n, int64_t least, Body body) {
     const int64_t most = std::min(n, threads() == 1 ? 1 : 4 * threads());
@@ -34,7 +35,7 @@ class Work {
     add(parts, [=](int64_t i) { body(n * i / parts, n * (i + 1) / parts); });
   }
 
-  // Does what was added, from the first on, and returns when all is done.
+  // Runs the pieces in the order in which they were added, and returns when all are done.
   void run() {
     if (pieces_ == 0) return;
     runtime_.parallel(pieces_, [&](int64_t i) {

@@ -10,7 +10,7 @@
 
 namespace fusedrnn::cuda {
 
-constexpr int kThreads = 256;  // of a block, every kernel
+constexpr int kThreads = 256;  // threads of a block, in every kernel
 
 // Whether a struct may be a kernel's argument: copied as bytes, and at most 4 KiB of them, which
 // every GPU and driver takes.
@@ -97,25 +97,25 @@ constexpr int kFmaRows = 8;
 constexpr int kMmaRows = 16;
 // Row tiles of 16 that a warp sums at once, and so the most that a stage may have.
 constexpr int kMmaTiles = 4;
-// Of each thread's part of stage 0's weights, what stays in registers, in steps of its sum; the
-// rest is in shared memory. 64 registers (the compiler unpacks 16-bit values once, outside the
-// loop).
+// How much of its stage-0 weights each thread keeps in registers, counted in iterations of its
+// summation loop. The rest is in shared memory. That is 64 registers, also for 16-bit types,
+// because the compiler converts them to float once, before the loop.
 constexpr int kFmaHeld = 16;  // vectors of 4 values
 constexpr int kMmaHeld = 2;   // groups of 64 bytes by kMmaTiles row tiles
 
 // A block's product of one stage: R rows of weights times the source, both K long.
 struct ResidentTile {
   int R;        // forward: gates of the stage * units; backward: units
-  int ld;       // of the partial sums of one slice and sequence: R, padded
+  int ld;       // stride of the partial sums of one slice and sequence: R, padded
   int slices;   // parts of K that are summed by themselves
-  int steps;    // of a slice's sum
+  int steps;    // iterations of a slice's sum
   int K_pad;    // values of a source row in the exchange, zero from K on
   int weights;  // byte offset in shared memory
 };
 
 // How a layer is cut into blocks: the grid is [unit_blocks, row_blocks, D].
 struct ResidentShape {
-  int units;     // of a block; the last block may have fewer
+  int units;     // units of a block; the last block may have fewer
   int rows;      // sequences of a block, the same
   int rows_pad;  // rows of a block in the exchange
   ResidentTile tile[kMaxStages];

@@ -1,4 +1,5 @@
-// What surrounds the time loop beside matrix products: rounding states, sums over rows.
+// The kernels around the time loop, besides matrix products: rounding of states, sums over rows,
+// and numbers of the host.
 #include "kernels.h"
 #include "storage.cuh"
 

@@ -1,12 +1,13 @@
-// A barrier among the blocks of a grid that all run together, in two halves: work that nobody waits
-// for goes between them.
+// A barrier among the blocks of a grid that all run together, in two halves. Work for which no
+// block waits goes between them.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
-// What a device assert calls: the driver prints the message, and the next call of the CUDA runtime
-// ends in cudaErrorAssert. In the toolkit's headers where assert.h is included with asserts on.
+// The function that a device assert calls: the driver prints the message, and the next call of the
+// CUDA runtime ends in cudaErrorAssert. In the toolkit's headers where assert.h is included with
+// asserts on.
 extern "C" [[noreturn]] __device__ void __assertfail(const char* message, const char* file,
                                                      unsigned line, const char* function,
                                                      size_t char_size);
@@ -21,7 +22,7 @@ class Barrier {
                                      const char* kernel)
       : arrivals_(arrivals), blocks_(blocks), spin_limit_(spin_limit), kernel_(kernel) {}
 
-  // Everything that the block's threads wrote before is visible to whoever waits for it.
+  // Everything that the block's threads wrote before is visible to the blocks that wait for it.
   __device__ __forceinline__ void arrive() {
     expected_ += blocks_;
     __syncthreads();

@@ -19,7 +19,7 @@ namespace fusedrnn::cuda {
 // multiprocessor.
 struct Card {
   const char* name;         // for people and --arch
-  const char* driver_name;  // what torch.cuda.get_device_name says
+  const char* driver_name;  // the name that torch.cuda.get_device_name returns
   Device device;
   double ghz;       // boost clock
   double hbm_gb_s;  // memory bandwidth
@@ -257,7 +257,7 @@ constexpr double kSharedBytesPerClock = 128;
 struct Estimate {
   // Microseconds of a step: those of barriers or launches, and the largest of the others.
   double barrier = 0, launch = 0, l2 = 0, hbm = 0, cores = 0, shared = 0;
-  double outside = 0;  // of the products outside the time loop, in all
+  double outside = 0;  // microseconds of the products outside the time loop, in all
   double steps = 0;
 
   double step() const { return barrier + launch + std::max({l2, hbm, cores, shared}); }
@@ -270,7 +270,7 @@ struct Estimate {
   }
 };
 
-// Of torch's products, by the vendor's library.
+// The rate of torch's products, which the vendor's library computes.
 inline double gemm_flops_of(const PlanRequest& q, const Card& card) {
   if (q.dtype == Dtype::kFloat64) return card.double_flops;
   if (q.dtype == Dtype::kFloat32)
@@ -291,7 +291,8 @@ inline Estimate estimate(const PlanRequest& q, const Plan& plan, const Card& car
   const double gemm_flops = gemm_flops_of(q, card);
   Estimate e;
   e.steps = static_cast<double>(q.T);
-  // What a step reads and writes beside h: x W, y and what is kept; backward that and the deltas.
+  // A step reads and writes x W, y and the reserve, besides h. Backward reads and writes the
+  // reserve and the deltas.
   const double kept =
       (info.saves_h ? 0 : info.saved) * H * value + P * value + info.has_c * H * real;
   const double streamed = q.backward ? kept + (columns + P) * value : columns * real + kept;
@@ -345,7 +346,7 @@ inline std::string to_text(const Estimate& e) {
               e.steps, e.outside, e.total());
 }
 
-// What would run, and how long it should take; or why what was asked for cannot run.
+// The plan and its estimate in words, or the reason why the regime that was asked for cannot run.
 inline std::string to_text(const PlanRequest& q, const Plan& plan, const Card& card) {
   const std::string head =
       text("%s %s %s on %s (%s): T=%lld N=%lld I=%lld ", info_of(q.cell).name, name_of(q.dtype),

@@ -1,6 +1,6 @@
-// What the host side of the CUDA engine asks of its surroundings: start a kernel, multiply
-// matrices, give memory. On a GPU that is the CUDA runtime and torch on the current stream; in the
-// tests the PTX interpreter and numpy. Every call takes effect in the order of the calls.
+// The operations that the host side of the CUDA engine needs: start a kernel, multiply matrices,
+// get memory. On a GPU that is the CUDA runtime and torch on the current stream; in the tests the
+// PTX interpreter and numpy. Every call takes effect in the order of the calls.
 #pragma once
 
 #include <cstddef>
@@ -21,7 +21,7 @@ struct Device {
   int capability;  // 10 * major + minor
   int sms;
   int threads_per_sm;
-  int registers_per_sm;     // of 32 bits
+  int registers_per_sm;     // registers of 32 bits
   size_t shared_per_block;  // bytes that a block may ask for at most (opt-in)
   size_t shared_per_sm;
   size_t shared_reserved;  // taken by the system from each block's share

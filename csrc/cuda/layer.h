@@ -20,7 +20,7 @@ struct RegimeRefused : std::invalid_argument {
   using std::invalid_argument::invalid_argument;
 };
 
-// What a caller may choose.
+// The options of a caller.
 struct Options {
   bool allow_tf32 = false;       // float32 products on tensor cores, with 10 bits of mantissa
   std::optional<Regime> regime;  // an error where it cannot run; by default what fits

@@ -25,7 +25,7 @@ struct PlanRequest {
   bool allow_tf32;
   std::optional<Regime> regime;  // asked for, else what fits
   Device device;
-  int registers_fma = 255;  // of a thread of the resident kernels
+  int registers_fma = 255;  // registers of a thread of the resident kernels
   int registers_mma = 255;
 };
 

@@ -111,7 +111,7 @@ class MmaProduct {
   static constexpr int kColumnTiles = kMmaRows / 8;
   static constexpr int kAhead = 4;
   static_assert(kMmaHeld <= kAhead);
-  static constexpr int kFragmentVectors = 64;  // of 16 bytes, of all threads of a warp
+  static constexpr int kFragmentVectors = 64;  // vectors of 16 bytes, of all threads of a warp
 
   // A thread's 16 bytes of two rows of weights, 8 apart.
   struct Fragment {

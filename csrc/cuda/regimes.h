@@ -16,7 +16,7 @@ struct Deltas {
   Stored* delta_params;  // [rows, K*H] or null
 };
 
-// What both regimes need of a call.
+// A pass over a layer, as both regimes take it.
 struct Pass {
   const Layer& layer;
   Launcher& launcher;

@@ -38,7 +38,7 @@ template <class Args>
 struct Place {
   int d;        // direction
   int first_u;  // its units are [first_u, first_u + units)
-  int units;    // of a whole block
+  int units;    // units of a whole block
   int first_j;  // and its sequences [first_j, first_j + rows)
   int rows;
 

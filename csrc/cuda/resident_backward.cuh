@@ -65,7 +65,7 @@ class ResidentBackward {
     });
   }
 
-  // What forward kept of the step, and d_y, before the other blocks have arrived.
+  // Loads what forward kept of the step, and d_y, before the other blocks have arrived.
   __device__ __forceinline__ void load_kept(const Step& step) {
     const int d = place.d;
     const int64_t H = a.H;
@@ -82,7 +82,7 @@ class ResidentBackward {
     });
   }
 
-  // d_h of the pending sequences is complete only with the product of their deltas.
+  // Completes d_h of the pending sequences with the product of their deltas.
   __device__ __forceinline__ void add_product() {
     if (pending == 0) return;
     barrier.wait();
@@ -163,8 +163,8 @@ class ResidentBackward {
   const SharedMemory memory;
   Product product;
   Barrier barrier;
-  // Of this thread's pairs. d_h is that of h_t from later steps, without what still is in the
-  // exchange.
+  // The values of this thread's pairs. d_h is the gradient of h_t from later steps, without the
+  // part that is still in the exchange.
   V d_h[kPairs], d_c[kPairs], d_y[kPairs];
   V saved[kPairs][Cell::kSaved];
   State<V> state[kPairs];

@@ -62,7 +62,7 @@ class ResidentForward {
     }
   }
 
-  // h_0 and c_0 to registers, and h_0 to the other blocks.
+  // Brings h_0 and c_0 to registers, and h_0 to the other blocks.
   __device__ __forceinline__ void load_states() {
     for_pairs(a, place, place.rows, [&](int i, int j, int u) {
       const int64_t at = state_at(j, u);
@@ -73,7 +73,7 @@ class ResidentForward {
     barrier.arrive();
   }
 
-  // x W of the step, before the other blocks have arrived.
+  // Loads x W of the step, before the other blocks have arrived.
   __device__ __forceinline__ void load_inputs(const Step& step) {
     for_pairs(a, place, step.n, [&](int i, int j, int u) {
       const int64_t row = step.row + j - a.first_row[place.d];
@@ -132,8 +132,8 @@ class ResidentForward {
     });
   }
 
-  // What the stage emitted, to the blocks that multiply it: in the next stage or, h_t, in the next
-  // step. Sequences that are not alive hand on the state with which they begin or ended.
+  // Hands what the stage emitted to the blocks that multiply it, in the next stage or, for h_t, in
+  // the next step. Sequences that are not alive hand on the state with which they begin or ended.
   template <int s>
   __device__ __forceinline__ void hand_on(const Step& step, const V (&emit)[kPairs]) {
     constexpr int kTo = s == kLast ? 0 : s + 1;
@@ -150,7 +150,7 @@ class ResidentForward {
     });
   }
 
-  // y and the saved values, which no other block waits for.
+  // Stores y and the saved values. No other block waits for them.
   __device__ __forceinline__ void store_outputs(const Step& step) {
     for_pairs(a, place, step.n, [&](int i, int j, int u) {
       const int64_t row = step.row + j, unit = place.first_u + u;
@@ -184,7 +184,7 @@ class ResidentForward {
   const SharedMemory memory;
   Product product;
   Barrier barrier;
-  V h[kPairs], c[kPairs];  // of this thread's pairs
+  V h[kPairs], c[kPairs];  // states of this thread's pairs
   V x[kPairs][Cell::kGates], saved[kPairs][Cell::kSaved];
   int turn = 0;  // the buffer with h_{t-1}
 };

@@ -29,8 +29,8 @@ __device__ __forceinline__ Bf16 stored<Bf16>(float x) {
   return {__bfloat16_as_ushort(__float2bfloat16_rn(x))};
 }
 
-// What a cell is given of unit u of a hidden size H, beside the sums: its parameters, and the input
-// of a row where row_input is one of the cell's.
+// The inputs of a cell besides the sums: the parameters of a unit, and the input of a row if the
+// cell takes one.
 template <class Cell, class V>
 struct Inputs {
   V params[Cell::kParams > 0 ? Cell::kParams : 1];

@@ -17,9 +17,9 @@ struct OpCall {
   CellKind cell = {};
   int64_t I = 0, H = 0, P = 0, D = 0, T = 0, N = 0;
   bool bias = false;
-  ScalarType dtype = ScalarType::Float;    // of the tensors
-  ScalarType compute = ScalarType::Float;  // of sums and c, float or double
-  ScalarType stored = ScalarType::Float;   // of rows and weights as the engine takes them
+  ScalarType dtype = ScalarType::Float;    // dtype of the tensors
+  ScalarType compute = ScalarType::Float;  // dtype of sums and c, float or double
+  ScalarType stored = ScalarType::Float;   // dtype of rows and weights as the engine takes them
   std::optional<PaddedRows> padded = {};
   Sequences packed = {};             // where not padded
   std::vector<Tensor> weights = {};  // stored
@@ -213,8 +213,8 @@ OpCall read_step(Engine& engine, const Tensor& x, const std::vector<Tensor>& wei
   return call;
 }
 
-// Of c or its gradient as the caller has it: where x is of 16 bits it may be float32, and then what
-// belongs to it is float32 too.
+// The dtype of c, or of its gradient, as the caller has it. If x is of 16 bits, c may be float32,
+// and then c_n and the gradients of c are float32 too.
 inline ScalarType c_dtype(const OpCall& call, const OptionalTensor& c) {
   return c && c->scalar_type() == call.compute ? call.compute : call.dtype;
 }
@@ -235,7 +235,7 @@ Parameters<T> pointers(const OpCall& call, const std::vector<Tensor>& tensors, i
   return p;
 }
 
-// What an engine's passes take, in packed order and the engine's dtypes.
+// The tensors that an engine's passes take, in packed order and the engine's dtypes.
 struct ForwardTensors {
   const Tensor& x;
   const Tensor& h;          // in: h_0, out: h_n

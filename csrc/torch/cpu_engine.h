@@ -112,7 +112,7 @@ class CpuEngine {
     return prepare(out, dtype);
   }
 
-  // Memory for values of the compute dtype that nobody wants.
+  // Memory for an output of the compute dtype that is not needed.
   class Spare {
    public:
     Spare(CpuEngine&, const OpCall& call, int64_t values)

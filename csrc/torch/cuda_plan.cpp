@@ -5,7 +5,7 @@
 namespace fusedrnn {
 namespace {
 
-// What body returns; its word about a wrong argument as one of ours.
+// Returns what body returns. Its error about a wrong argument becomes one of the ops'.
 template <class Body>
 auto told_as_ours(const Body& body) {
   try {
@@ -15,8 +15,8 @@ auto told_as_ours(const Body& body) {
   }
 }
 
-// What would run and its estimate: text, microseconds a step and in all, and what limits a step,
-// which is empty where the regime that was asked for cannot run.
+// The plan and its estimate: a text, the microseconds of a step and of all steps, and the part that
+// limits a step, which is empty if the regime that was asked for cannot run.
 std::tuple<std::string, double, double, std::string> plan(StringHandle cell, StringHandle dtype,
                                                           std::vector<int64_t> sizes,
                                                           StringHandle card, bool backward,

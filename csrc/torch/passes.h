@@ -1,5 +1,5 @@
-// What runs behind the ops, on any device: check, bring rows and states into packed order and the
-// engine's dtypes, run, bring back.
+// The passes behind the ops, on any device: check the arguments, bring rows and states into packed
+// order and the engine's dtypes, run the engine, and bring the results back.
 //
 // An Engine lives through one op call and knows the device of x:
 //   Engine(x)                        throws where x is on another kind of device
@@ -12,7 +12,7 @@
 //   own_state, output_state          states: a copy, in packed order and the dtype asked for,
 //                                    updated in place (zeros where absent), and the way back to
 //                                    the dtype asked for
-//   Spare(engine, call, values)      memory for an output that nobody wants
+//   Spare(engine, call, values)      memory for an output that is not needed
 //   forward(call, tensors), backward(call, tensors)
 #pragma once
 
@@ -48,7 +48,7 @@ concept PassEngine = requires(
   engine.backward(call, backward);
 };
 
-// What forward keeps for backward. With lengths its size is that of the padded batch, since the
+// The reserve, for what forward keeps. With lengths its size is that of the padded batch, since the
 // shape of an output must not depend on values; the part that no live row fills is zero.
 template <PassEngine Engine>
 Tensor empty_reserve(Engine& engine, const OpCall& call) {
@@ -77,7 +77,7 @@ Tensor read_reserve(Engine& engine, const OpCall& call, const Tensor& reserve) {
 // A state as the caller gives it, or its gradient, and what the engine wants of it.
 struct GivenState {
   const char* name;
-  const char* meaning;  // of its sizes
+  const char* meaning;  // its sizes by letter
   Sizes sizes;
   ScalarType given;   // the dtype that it must have
   ScalarType wanted;  // the engine's

@@ -1,4 +1,4 @@
-// What a layer on the CPU needs from its surroundings, given by torch: threads and memory.
+// The threads and the memory of a layer on the CPU, which torch gives.
 #pragma once
 
 #include <unistd.h>

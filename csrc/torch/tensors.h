@@ -91,7 +91,7 @@ inline const char* name_of(ScalarType dtype) {
 // torch's words for a lack of memory on a GPU.
 constexpr const char* kTorchLacksGpuMemory = "CUDA out of memory";
 
-// What check_torch throws under a torch that does not give the reason.
+// check_torch throws this under a torch that does not give the reason.
 struct TorchSaysNothing : std::runtime_error {
   TorchSaysNothing()
       : std::runtime_error(

@@ -1,4 +1,4 @@
-// What the bindings need around the engine: rows in and out of packed order, sums.
+// The kernels that the bindings start: rows in and out of packed order, and stores of products.
 #include "../cuda/storage.cuh"
 #include "copies.h"
 #include "kernels.h"

@@ -37,7 +37,7 @@ std::string text_of(cudaError_t error) {
   return std::string(cudaGetErrorName(error)).append(" (").append(cudaGetErrorString(error)) + ")";
 }
 
-// What cudaErrorAssert means here.
+// The meaning of cudaErrorAssert here.
 constexpr const char* kAsserted =
     "a kernel of this process stopped itself, and said why on standard error (for one of "
     "fusedrnn's: its blocks waited too long for each other; FUSEDRNN_CUDA_REGIME=per_step needs no "
@@ -90,7 +90,7 @@ void load_kernels(DeviceFacts& device) {
   });
 }
 
-// Of the current device, whose index this is.
+// The facts of the current device, whose index is given.
 std::unique_ptr<DeviceFacts> facts_of(int index) {
   auto facts = std::make_unique<DeviceFacts>();
   const auto bytes = [&](cudaDeviceAttr which) {
@@ -135,7 +135,7 @@ DeviceFacts& facts_on(int index) {
   return *facts;
 }
 
-// What to do about an error that a launch, or the search for a kernel, ended with.
+// Advice about an error of a launch, or of the search for a kernel.
 std::string way_out(cudaError_t error, const DeviceFacts& device) {
   switch (error) {
     case cudaErrorNoKernelImageForDevice:

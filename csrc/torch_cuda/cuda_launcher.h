@@ -11,7 +11,7 @@ namespace fusedrnn::cuda {
 // Machine code and PTX in the library, as in FUSEDRNN_CUDA_ARCH: "80;90+PTX".
 const char* compiled_architectures();
 
-// What is known of a device and of the kernels that have run there.
+// The facts of a device and of the kernels that have run there.
 struct DeviceFacts;
 
 // What the driver says of a device, in lines of `key value`: the limits by which the plan goes, and

@@ -1,7 +1,7 @@
 """Whether a change keeps every bit: digests of outputs and gradients, to compare between commits.
 
-    python -m tests.bits write build/bits.json      # at the commit before
-    python -m tests.bits compare build/bits.json    # after the change
+    python -m tests.kit.bits write build/bits.json      # at the commit before
+    python -m tests.kit.bits compare build/bits.json    # after the change
 
 There is one digest for each cell, form of batch, dtype and size. The CPU engine runs with every
 instruction set of this machine, with one thread and with two. The CUDA engine runs in both regimes,
@@ -53,6 +53,9 @@ def arguments(
             weights += [draw(spec.gates * H), draw(spec.gates * H)]
         if spec.projects:
             weights.append(draw(P, H, scale=H**-0.5))
+        for p in spec.parameters:
+            if p.name == "weight_ch":
+                weights.append(draw(*p.shape(H=H)))
     lengths = generator.randint(0, T + 1, size=N)
     lengths[0] = T
     batch_sizes = given_lengths = None
@@ -144,7 +147,7 @@ def everything() -> dict[str, str]:
     where = ["cuda", *(isa for isa, supported in LIBRARY.compiled.items() if supported)]
     for isa in where:
         variables = os.environ | ({} if isa == "cuda" else {"FUSEDRNN_ISA": isa})
-        command = [sys.executable, "-m", "tests.bits", "one", isa]
+        command = [sys.executable, "-m", "tests.kit.bits", "one", isa]
         said = subprocess.run(command, env=variables, check=True, stdout=subprocess.PIPE, text=True)
         found |= json.loads(said.stdout.splitlines()[-1])  # after what a build printed
         print(f"{isa}: {len(found)} digests", file=sys.stderr)
