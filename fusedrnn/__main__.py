@@ -12,7 +12,7 @@ from ._cards import CARDS, card_spelled
 from ._library import CELLS, show_config
 
 DTYPES = {"f32": "float32", "f64": "float64", "f16": "float16", "bf16": "bfloat16"}
-# Of T, N, I and H: the kernels count in 32 bits.
+# The largest T, N, I and H: the kernels count in 32 bits.
 LARGEST = 2**31 - 1
 
 

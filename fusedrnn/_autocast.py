@@ -109,7 +109,7 @@ def _may_keep(w: Any) -> bool:
     )
 
 
-# Of a device and a dtype: the mark, and a factor to multiply.
+# For each device and dtype, the mark and a factor for the product with it.
 _MARKS: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
 
 

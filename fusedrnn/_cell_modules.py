@@ -30,13 +30,13 @@ _step_options = functools.lru_cache(maxsize=1000)(StepOptions)
 # The parameters of every cell module.
 WEIGHT_NAMES = tuple(parameter.name for parameter in CELLS["lstm"].parameters)
 
-# What arguments that do not fit raise in a step. Other exceptions are not of our making: by one
-# torch.utils.checkpoint ends a forward that it repeats.
+# The exceptions of a step whose arguments do not fit. Others pass: torch.utils.checkpoint ends a
+# forward that it repeats by one of its own.
 _UNFIT = (RuntimeError, TypeError, ValueError, AttributeError)  # NotImplementedError is the first
 
 
 class _FusedCell(RNNCellBase):
-    """What the three cells share: the checks and the call."""
+    """The checks and the call, which the three cell modules share."""
 
     __prepare_scriptable__ = refuse_script
     _slow_forward = refuse_trace
@@ -138,7 +138,7 @@ class _FusedCell(RNNCellBase):
         parameters = self._parameters
         weights: list[Any]
         try:
-            # What getattr would find, without nn.Module.__getattr__.
+            # The same weights that getattr finds, without the cost of nn.Module.__getattr__.
             weights = [
                 parameters["weight_ih"],
                 parameters["weight_hh"],

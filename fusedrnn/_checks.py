@@ -1,7 +1,7 @@
-"""What a call must satisfy before any kernel runs: exception types and wording are torch.nn's.
+"""The checks of a call before any kernel runs. Exception types and wording are torch.nn's.
 
-Each function returns quietly or raises; the cheap comparison comes first, the message is made only
-for an error. Shapes are written as everywhere: T steps, N batch, I input, H hidden, P the
+Each function returns quietly or raises. A cheap comparison comes first, and the message is made
+only for an error. Shapes are written as everywhere: T steps, N batch, I input, H hidden, P the
 size of h, G gates.
 """
 

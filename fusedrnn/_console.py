@@ -12,7 +12,7 @@ __all__ = ["run"]
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:
-    """Ends the process with the exit status of `main`, quietly where nobody reads its output."""
+    """Ends the process with the exit status of `main`, quietly if its output is not read."""
     status: int | None
     try:
         try:

@@ -146,7 +146,7 @@ def to_torch(module: M) -> M:
         UserWarning: as `revert` does.
     """
     _plan_revert("to_torch", module)
-    # What deepcopy finds in its memo it takes for copied.
+    # deepcopy takes an object that it finds in its memo for copied already.
     shared: dict[int, Any] = {id(t): t for layer in module.modules() for t in _tensors(layer)}
     duplicate = copy.deepcopy(module, shared)
     changes, left = _plan_revert("to_torch", duplicate)

@@ -1,6 +1,6 @@
-"""What `torch.utils.flop_counter.FlopCounterMode` counts for the ops.
+"""The numbers that `torch.utils.flop_counter.FlopCounterMode` counts for the ops.
 
-As torch counts its own: two for each multiply-add of the products, nothing for what is elementwise.
+They follow torch's rule: two for each multiply-add of a product, nothing for elementwise work.
 A layer counts what torch.nn's does where that runs as single operations, steps of padding left out.
 """
 

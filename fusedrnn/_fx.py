@@ -12,8 +12,8 @@ from torch import fx, nn
 
 __all__ = ["CALL", "as_leaf"]
 
-# What nn.Module.__call__ is where nothing is traced. A Tracer puts its own function there, so one
-# look at it tells the layers that none of their arguments is a proxy.
+# nn.Module.__call__ as it is while nothing is traced. A Tracer puts its own function there, so a
+# layer that finds this one knows that none of its arguments is a proxy.
 CALL = nn.Module.__call__
 
 

@@ -1,4 +1,4 @@
-"""What `fusedrnn.onnx` and `fusedrnn.keras` share: numpy arrays into one of our layers."""
+"""Helpers of `fusedrnn.onnx` and `fusedrnn.keras`: from numpy arrays to one of our layers."""
 
 from __future__ import annotations
 

@@ -95,14 +95,14 @@ class CudaLibrary:
         return any(served) or (self.ptx is not None and self.ptx <= capability)
 
     def architectures(self) -> str:
-        """What it was compiled for, in words."""
+        """Returns the architectures that it was compiled for, in words."""
         words = [f"sm_{code}" for code in self.codes]
         return ", ".join(words + ([f"PTX of sm_{self.ptx}"] if self.ptx else []))
 
 
 @dataclasses.dataclass(frozen=True)
 class Library:
-    """What the compiled library says of itself."""
+    """The facts that the compiled library states about itself."""
 
     path: Path
     isa: str
@@ -220,7 +220,7 @@ def _load_cuda() -> CudaLibrary:
 
 def _allow_tf32() -> bool:
     """Whether torch is set to compute float32 products in TF32; asked by the CUDA kernels."""
-    # Of torch's three settings of this, the one that can be read whichever of them was set.
+    # torch has three settings for this. This one can be read, whichever of them was set.
     return torch.backends.cuda.matmul.fp32_precision == "tf32"
 
 
@@ -233,7 +233,7 @@ _implementations.impl("_allow_tf32", _allow_tf32, "CompositeExplicitAutograd")
 
 
 def cuda_problem(index: int) -> str:
-    """What keeps the kernels from running on a GPU, with the way out; "" where nothing does."""
+    """Returns why the kernels cannot run on a GPU and what to do, or "" if they can."""
     if CUDA.path is None:
         return f"the CUDA library of fusedrnn is not loaded: {CUDA.missing}"
     major, minor = torch.cuda.get_device_capability(index)

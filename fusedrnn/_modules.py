@@ -22,7 +22,7 @@ __all__ = ["FusedGRU", "FusedLSTM", "FusedRNN"]
 
 
 class _FusedRNNBase(nn.RNNBase):
-    """What the three layers share beyond nn.RNNBase: how weights are read and a call is run.
+    """The base of the three layers: how weights are read and how a call is run.
 
     Weights are read by attribute at each call, so that pruning, parametrizations, weight_norm,
     functional_call and weights that are computed or shared need nothing of their own.
@@ -68,7 +68,7 @@ class _FusedRNNBase(nn.RNNBase):
         parameters = self._parameters
         weights: list[Any]
         try:
-            # What getattr would find, without nn.Module.__getattr__.
+            # The same weights that getattr finds, without the cost of nn.Module.__getattr__.
             weights = [parameters[name] for name in self._flat_weights_names]
         except KeyError:
             weights = [getattr(self, name) for name in self._flat_weights_names]

@@ -1,4 +1,4 @@
-"""What both directions of `fusedrnn.onnx` share."""
+"""Helpers of both directions of `fusedrnn.onnx`."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ _WEIGHT, _DYNAMIC_LENGTHS = "fusedrnn.weight", "fusedrnn.dynamic_lengths"
 
 
 class _NoForm(NotImplementedError):
-    """What ONNX cannot say."""
+    """Raised for a layer that ONNX's operators cannot express."""
 
 
 def export(
@@ -165,7 +165,7 @@ _IGNORED_BY_TORCH = (
 
 
 def translations(*, opset_version: int | None = None) -> dict[Any, Callable[..., Any]]:
-    """What `torch.onnx.export` must know of fused layers, for those who call it themselves.
+    """The translations of fused layers that `torch.onnx.export` needs if you call it yourself.
 
     Pass it as ``custom_translation_table``. Unlike `export`, which reorders the weights once,
     torch's exporter leaves that to a few nodes before each layer; ONNX Runtime runs them once when
@@ -335,8 +335,8 @@ def _give_names(program: Any, recurrent: Sequence[Any]) -> None:
     for node in recurrent:
         scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]"))
         path = scopes[-2] if len(scopes) > 1 else ""  # ["", "encoder", "the call"]
-        # What runs under torch.autocast or torch.no_grad, or in a branch of torch.cond, has lost
-        # its modules below those of the block; the weight says where it is from.
+        # A layer under torch.autocast or torch.no_grad, or in a branch of torch.cond, has lost the
+        # modules below those of the block. Its weight says from which module it is.
         weight = re.fullmatch(
             r"(?:(.*?)\.)??(?:parametrizations\.)?weight_ih(?:_l(\d+))?(?:_reverse)?(?:[._].*)?",
             held.get(node.meta.get(_WEIGHT), ""),

@@ -28,8 +28,9 @@ QUANTIZED = "DynamicQuantizeLSTM"
 KINDS = {**{("", kind): kind for kind in TO_ONNX}, ("com.microsoft", QUANTIZED): "LSTM"}
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
-# Of a model, once every call of a local function is replaced by the function's nodes. Exporters
-# that write functions nest them a few deep, and keep weights out of them.
+# The most nodes of a model after every call of a local function is replaced by the function's
+# nodes, and the deepest nesting. Exporters that write functions nest them a few deep, and keep
+# weights out of them.
 MOST_NODES = 1_000_000
 DEEPEST = 100
 MOST_BYTES = 1 << 26  # beside four times the file's own
@@ -115,7 +116,7 @@ def load(source: Any, name: str | None = None) -> Layer | dict[str, Layer]:
 
 
 def constants(layer: Layer, N: int | None = None) -> dict[str, Any]:
-    """What the file that a layer was loaded from feeds to its node besides the weights.
+    """Returns the values that a layer's file feeds to its node besides the weights.
 
     A model can start from states that are stored with it (learned ones, for example), or fix the
     lengths of its rows. `load` hands those over here::
@@ -313,7 +314,7 @@ class _Node:
         return layer, self._keep_constants(layer, D, H, W.dtype)
 
     def _options(self) -> dict[str, Any]:
-        """What the attributes say to our constructor; raises where it cannot be said."""
+        """Returns the attributes as options of our constructor; raises if it lacks one."""
         kind, node = self.kind, self.proto
         direction = text(attribute(node, "direction", "STRING", b"forward"))
         if direction not in ("forward", "bidirectional"):

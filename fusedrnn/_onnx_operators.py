@@ -56,7 +56,7 @@ def _ints(what: str, array: Array | None) -> list[int] | None:
 
 
 def _of_either(node: Any, name: str, array: Array | None) -> list[int] | None:
-    """What was an attribute in early versions of an operator and is an input in later ones."""
+    """Reads a value that early versions of an operator have as an attribute, later ones as an input."""
     given = attribute(node, name, "INTS", None)
     if given is not None and array is not None:
         raise ValueError(f"{name} must be an attribute or an input, not both")
@@ -305,8 +305,8 @@ def dequantized(x: Array, scale: Array, zero: Array | None) -> Array:
     return x.astype(np.float32) * scale.astype(np.float32)
 
 
-# What may prepare a value, the inputs that it must have and its attributes; and who writes it into
-# files with recurrent nodes.
+# The operators that may prepare a value: the function, the number of inputs that it must have, and
+# its attributes. The comments say which exporters write them into files with recurrent nodes.
 OPERATORS: dict[str, tuple[Callable[..., Any], int, tuple[str, ...]]] = {
     # torch's exporters, which put the gates into ONNX's order; Paddle2ONNX; mx2onnx
     "Identity": (_identity, 1, ()),

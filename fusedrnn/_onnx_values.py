@@ -54,7 +54,7 @@ class Scope:
 
     def __init__(self, graph: Any, outer: Scope | None) -> None:
         self.outer = outer
-        # Of a name: the tensor stored for it, the node that computes it, or why there is neither.
+        # For each name: its stored tensor, the node that computes it, or why there is neither.
         self.sources: dict[Any, Any] = {}
         for tensor in graph.initializer:
             self._add(tensor.name, tensor)
@@ -143,7 +143,7 @@ class Constants:
     def _plan(
         self, what: str, name: Any, any_batch: bool
     ) -> tuple[dict[Key, Any], list[tuple[Scope, Any]]]:
-        """What is stored for a value, and the nodes that compute it in the order to run them in."""
+        """Returns the stored tensors of a value, and the nodes that compute it, in order."""
         leaves: dict[Key, Any] = {}
         nodes: list[tuple[Scope, Any]] = []
         opened: set[int] = set()
@@ -292,7 +292,7 @@ def _said(node: Any) -> str:
 
 
 def _one_row(constants: Constants, node: Any, x: Array) -> Array:
-    """What an Expand or Tile for a batch of any size is for a batch of one."""
+    """Returns the result of an Expand or Tile for a batch of any size, as for a batch of one."""
     if node.op_type == "Tile" and (x.ndim != 3 or x.shape[1] != 1):
         raise ValueError(f"load does not know how often it repeats {form(x)}")
     constants.repeated = True

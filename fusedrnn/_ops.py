@@ -92,7 +92,7 @@ def layer(
 
 
 def may_step() -> bool:
-    """Whether `step` may be called: nobody traces or transforms what runs now."""
+    """Returns whether `step` may be called: the running code is neither traced nor transformed."""
     return not (
         is_compiling()
         or _C._are_functorch_transforms_active()

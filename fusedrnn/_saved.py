@@ -1,4 +1,4 @@
-"""What is saved for backward, and how that is joined to the graph again."""
+"""The tensors that are saved for backward, and how they are joined to the graph again."""
 
 from __future__ import annotations
 

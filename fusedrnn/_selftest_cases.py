@@ -1,4 +1,4 @@
-"""What the selftest computes: cells and shapes, the reference, and how far a result may be off."""
+"""The cases of the selftest: cells and shapes, the reference, and the limits of errors."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ class Call:
         ]
 
     def outputs(self, leaves: Sequence[Tensor | None], layer: Any = None) -> list[Tensor]:
-        """What a layer, ours where none is given, makes of them."""
+        """Runs a layer on them, ours if none is given."""
         x, h0, c0, *weights = leaves
         run: Any = layer or _ops.layer
         return [t for t in run(x, h0, c0, weights, self.batch, self.options) if t is not None]

@@ -1,4 +1,4 @@
-"""What came of a selftest, in JSON for programs and in Markdown for people."""
+"""The report of a selftest, in JSON for programs and in Markdown for people."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ __all__ = ["from_weights", "load", "repeat_last", "with_mask"]
 
 Layer = FusedLSTM | FusedGRU | FusedRNN
 
-# Of our gates (LSTM ifgo, GRU rzn), the place in Keras's order (LSTM ifco, GRU zrh).
+# For each of our gates (LSTM ifgo, GRU rzn), its place in Keras's order (LSTM ifco, GRU zrh).
 _TO_OURS = {"LSTM": (0, 1, 2, 3), "GRU": (1, 0, 2), "SimpleRNN": (0,)}
 
 
@@ -239,7 +239,7 @@ def _take(x: Tensor, steps: Tensor) -> Tensor:
     return x.gather(1, steps.unsqueeze(2).expand_as(x))
 
 
-# Of the weights of one direction.
+# The names of the weights of one direction.
 _NAMES = ("kernel", "recurrent_kernel", "bias")
 
 

@@ -1,7 +1,7 @@
 """Models with fused layers to ONNX files, and ONNX's recurrent nodes to fused layers.
 
 `export` writes a model in which every fused layer is one node: LSTM, GRU or RNN. `load` reads such
-nodes, whoever wrote them, and `constants` gives what a file feeds to them besides weights. The
+nodes of any exporter, and `constants` gives what a file feeds to them besides weights. The
 package onnx is needed for both, onnxscript for `export`.
 
     import fusedrnn.onnx

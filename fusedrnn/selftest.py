@@ -104,7 +104,7 @@ class Selftest:
             torch.cuda.synchronize(self.device)
 
     def why_no_tf32(self) -> str:
-        """What keeps float32 products from being computed in TF32; "" where nothing does."""
+        """Returns why float32 products cannot be computed in TF32, or "" if they can."""
         if self.device.type != "cuda":
             return "the CPU computes float32 products in float32"
         major, minor = torch.cuda.get_device_capability(self.device)
