@@ -56,7 +56,7 @@ def _ints(what: str, array: Array | None) -> list[int] | None:
 
 
 def _of_either(node: Any, name: str, array: Array | None) -> list[int] | None:
-    """Reads a value that early versions of an operator have as an attribute, later ones as an input."""
+    """Reads a value that is an attribute in early versions of an operator and an input later."""
     given = attribute(node, name, "INTS", None)
     if given is not None and array is not None:
         raise ValueError(f"{name} must be an attribute or an input, not both")
