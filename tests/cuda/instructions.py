@@ -1,4 +1,4 @@
-"""Instructions of the resident kernels in the interpreter: python -m tests.cuda.instructions."""
+"""Counts the instructions of the resident kernels: python -m tests.cuda.instructions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CASES = (
 
 
 class CountingDevice(Device):
-    """Prints what each resident launch took."""
+    """Prints how many instructions each resident launch takes."""
 
     def launch(self, kernel: str, *args: object) -> None:  # type: ignore[override]
         before = self.instructions

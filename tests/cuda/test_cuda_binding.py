@@ -1,6 +1,6 @@
-"""The CUDA ops without a GPU: bindings as they are, CPU tensors, kernels in the interpreter.
+"""The CUDA ops without a GPU: the real bindings, on CPU tensors, with kernels in the interpreter.
 
-Against the CPU's ops. What only a GPU can show is left: the CUDA runtime's launches, cuBLAS.
+They are compared with the CPU's ops. Launches of the CUDA runtime and cuBLAS need a GPU.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SHORT = {
     torch.float16: "f16",
     torch.bfloat16: "bf16",
 }
-# Of the largest value of a tensor.
+# Limits of errors, relative to the largest value of a tensor.
 TOLERANCE = {
     torch.float32: 2e-5,
     torch.float64: 1e-12,
@@ -84,7 +84,7 @@ def assert_close(actual: Any, expected: Any, dtype: torch.dtype) -> None:
 
 
 def both_ways(forward: Any, backward: Any, call: Any, grads: list[Tensor]) -> tuple[Any, Any]:
-    """Outputs without the reserve, and the gradients of everything."""
+    """The outputs but for the reserve, and all gradients."""
     x, h0, c0, weights, batch_sizes, lengths, *options, keep = call.op_arguments()
     y, h_n, c_n, reserve = forward(x, h0, c0, weights, batch_sizes, lengths, *options, keep)
     if not grads:
@@ -94,7 +94,7 @@ def both_ways(forward: Any, backward: Any, call: Any, grads: list[Tensor]) -> tu
         *(d_y, d_h, d_c if CELLS[call.options.cell].has_c else None),
         *(x, h0, c0, weights, reserve, batch_sizes, lengths, *options, True, True, True),
     )
-    # The CPU engine gives those of weights as they were summed.
+    # The CPU engine returns gradients of weights in the dtype of their sums.
     return (y, h_n, c_n), (*gradients, [d.to(x.dtype) for d in d_weights])
 
 
@@ -130,7 +130,7 @@ def test_every_dtype(gpu: dict[str, Any], dtype: torch.dtype, form: str) -> None
 def test_a_float32_c(gpu: dict[str, Any], dtype: torch.dtype, form: str) -> None:
     call = make_arguments("lstm", form, dtype=dtype, requires_grad=False)
     assert call.c0 is not None
-    call.c0 = call.c0.float() + 1e-6  # what 16 bits would not hold
+    call.c0 = call.c0.float() + 1e-6  # 16 bits cannot hold this sum
     assert_same_as_cpu(gpu, call, dtype)
     assert gpu["forward"](*call.op_arguments())[2].dtype == torch.float32
 
@@ -170,10 +170,10 @@ def test_regimes(
 
 
 @pytest.mark.parametrize(("precision", "kernel"), [("highest", "fma_f32"), ("high", "mma_tf32")])
-def test_tf32_is_torchs_choice(
+def test_tf32_follows_the_setting_of_torch(
     gpu: dict[str, Any], device: TorchDevice, precision: str, kernel: str
 ) -> None:
-    """Read when the op runs, so that a compiled graph goes by it too."""
+    """The op reads the setting when it runs, so it holds in a compiled graph too."""
     call = make_arguments("lstm", N=9, dtype=torch.float32, requires_grad=False)
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision)
@@ -235,7 +235,7 @@ def test_step(gpu: dict[str, Any], cell: str, dtype: torch.dtype) -> None:
         *gradients, d_weights = backward(
             *(d_h, None if c is None else d_c, x, weights, reserve, I, H, cell, True, True, True)
         )
-        # The CPU engine gives those of weights as they were summed.
+        # The CPU engine returns gradients of weights in the dtype in which it sums them.
         rounded = (d.to(dtype) for d in d_weights)
         results.append([*states, *(g for g in gradients if g is not None), *rounded])
     assert_close(results[1], results[0], dtype)
@@ -243,17 +243,17 @@ def test_step(gpu: dict[str, Any], cell: str, dtype: torch.dtype) -> None:
 
 @pytest.fixture
 def limit_products() -> Iterator[Any]:
-    """Sets how much scratch memory a product may take, for one test."""
+    """A function that limits the scratch memory of a product for the rest of the test."""
     yield binding().limit_products
     binding().limit_products(binding().PRODUCT_BYTES)
 
 
 @pytest.mark.parametrize("regime", ["per_step", "resident"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_no_product_of_torchs_is_in_16_bits(
+def test_products_of_torch_have_float32_results(
     gpu: dict[str, Any], monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, regime: str
 ) -> None:
-    """There torch may add the parts of a long sum in 16 bits."""
+    """With a result in 16 bits torch may add the parts of a long sum in 16 bits."""
     monkeypatch.setenv("FUSEDRNN_CUDA_REGIME", regime)
     for cell in ("lstm", "gru_reset_before", *(["lstm_proj"] if regime == "per_step" else [])):
         assert_same_as_cpu(gpu, make_arguments(cell, dtype=dtype, requires_grad=False), dtype)
@@ -265,18 +265,18 @@ def test_no_product_of_torchs_is_in_16_bits(
 def test_products_in_slices(
     gpu: dict[str, Any], device: TorchDevice, limit_products: Any, dtype: torch.dtype
 ) -> None:
-    """Slices of an odd number of rows, and of one, give the same values."""
+    """Products in slices of an odd number of rows, or of one row, have the same values."""
     call = make_arguments("lstm", T=7, N=5, I=3, H=6, D=2, dtype=dtype, requires_grad=False)
     grads: list[Tensor] = []
     whole = both_ways(gpu["forward"], gpu["backward"], call, grads)[1]
     stores = device.launches.count(f"store_{SHORT[dtype]}")
     for rows in (11, 1):
-        limit_products(rows * 3 * max(4, dtype.itemsize))  # of d_x: 35 rows of 3 values
+        limit_products(rows * 3 * max(4, dtype.itemsize))  # d_x has 35 rows of 3 values
         parts = both_ways(gpu["forward"], gpu["backward"], call, grads)[1]
         assert_close(parts, whole, dtype)
         assert device.launches.count(f"store_{SHORT[dtype]}") > 2 * stores
-    # 35 rows in slices of 9, 9, 9 and 8: of both directions, or where torch may write the first
-    # direction's product itself, of the second.
+    # The slices have 9, 9, 9 and 8 rows. In 16 bits both directions are cut. Otherwise torch writes
+    # the product of the first direction itself, and only the second is cut.
     rows_at_once = [rows for rows, *_ in binding().products()]
     assert rows_at_once.count(9) == 3 * (2 if dtype.itemsize == 2 else 1)
 
@@ -290,14 +290,14 @@ def test_slices_cover_and_keep_the_bound(seed: int) -> None:
         rows = binding().slice_rows(M, N, size, limit)
         assert 1 <= rows <= M
         assert rows * N * size <= limit or rows == 1
-        # As few slices as can be: with one fewer some slice would be too large.
+        # With one slice fewer some slice would be too large.
         slices = -(-M // rows)
         if slices > 1:
             assert -(-M // (slices - 1)) * N * size > limit
 
 
 def test_a_reserve_in_other_memory(gpu: dict[str, Any]) -> None:
-    """The values are what counts, wherever they lie."""
+    """Backward reads the values of the reserve from any memory."""
     call = make_arguments("lstm", dtype=torch.float32, requires_grad=False)
     x, h0, c0, weights, batch_sizes, lengths, *options, _ = call.op_arguments()
     y, _, _, reserve = gpu["forward"](*call.op_arguments())
@@ -312,7 +312,7 @@ def test_a_reserve_in_other_memory(gpu: dict[str, Any]) -> None:
         assert all(torch.equal(a, b) for a, b in pairs)
 
 
-# Rows that choose the ordinary cores, and those that choose the tensor cores.
+# With 3 sequences the plan chooses ordinary cores, with 9 tensor cores.
 @pytest.mark.parametrize("N", [3, 9])
 @pytest.mark.parametrize("regime", ["per_step", "resident"])
 @pytest.mark.parametrize(
@@ -328,7 +328,7 @@ def test_storage_offsets_change_no_bit(
     regime: str,
     N: int,
 ) -> None:
-    """The interpreter reports a load that is not aligned to its width."""
+    """The interpreter raises a fault for a load that is not aligned to its width."""
     if regime == "resident" and dtype == torch.float64:
         pytest.skip("float64 has no resident kernel")
     monkeypatch.setenv("FUSEDRNN_CUDA_REGIME", regime)
@@ -375,7 +375,7 @@ def test_regime_by_a_wrong_name(gpu: dict[str, Any], monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("limit", ["0", "-1", "fast", "1e6", "4294967296", " 5"])
-def test_a_spin_limit_that_is_none(
+def test_spin_limits_that_are_refused(
     gpu: dict[str, Any], monkeypatch: pytest.MonkeyPatch, limit: str
 ) -> None:
     monkeypatch.setenv("FUSEDRNN_CUDA_SPIN_LIMIT", limit)
@@ -390,7 +390,7 @@ def test_a_spin_limit_that_is_none(
 def test_the_spin_limit_reaches_the_kernels(
     gpu: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No block finds the others there at its first look."""
+    """With a limit of 1 a kernel gives up, since no block finds the others at its first look."""
     monkeypatch.setenv("FUSEDRNN_CUDA_REGIME", "resident")
     call = make_arguments("lstm", H=40, dtype=torch.float32, requires_grad=False)
     monkeypatch.setenv("FUSEDRNN_CUDA_SPIN_LIMIT", "1")
@@ -409,8 +409,8 @@ def test_regime_that_cannot_run(gpu: dict[str, Any], monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.usefixtures("everywhere")
-def test_lack_of_memory_where_torch_gives_no_reason(device: TorchDevice) -> None:
-    """As under torch before 2.13."""
+def test_lack_of_memory_if_torch_gives_no_reason(device: TorchDevice) -> None:
+    """torch before 2.13 gives none."""
     layer = fusedrnn.FusedGRU(3, 4)
     x = torch.randn(5, 2, 3)
     y = layer(x)[0]
@@ -425,7 +425,7 @@ def test_lack_of_memory_where_torch_gives_no_reason(device: TorchDevice) -> None
 
 
 @pytest.mark.usefixtures("everywhere")
-def test_a_broken_device_is_no_lack_of_memory(device: TorchDevice) -> None:
+def test_a_broken_device_is_not_reported_as_lack_of_memory(device: TorchDevice) -> None:
     def lost() -> tuple[int, int]:
         raise RuntimeError("cudaMemGetInfo failed: cudaErrorIllegalAddress")
 
@@ -438,7 +438,7 @@ def test_a_broken_device_is_no_lack_of_memory(device: TorchDevice) -> None:
 @pytest.mark.usefixtures("everywhere")
 @pytest.mark.parametrize("cell", ["LSTM", "GRU"])
 def test_modules(cell: str) -> None:
-    """A stack of layers in two directions, trained: outputs and gradients are torch.nn's."""
+    """Outputs and gradients of a bidirectional stack of layers equal those of torch.nn."""
     theirs = getattr(torch.nn, cell)(3, 5, num_layers=2, bidirectional=True)
     ours = getattr(fusedrnn, f"Fused{cell}")(3, 5, num_layers=2, bidirectional=True)
     ours.load_state_dict(theirs.state_dict())
@@ -487,7 +487,7 @@ def test_table_of_kernels_is_complete() -> None:
 
 @pytest.mark.parametrize("arch", [75, 120])
 def test_kernels_of_the_bindings_compile(arch: int) -> None:
-    """For the oldest architecture and the newest, with every kernel, and without a spill."""
+    """All of them compile for the oldest and the newest architecture, without spills."""
     source = CSRC / "torch_cuda" / "copies.cu"
     kernels = kernels_of(
         compile_kernel(source, Path("/dev/null"), f"-arch=sm_{arch}", "-cubin", "-Xptxas=-v")
@@ -498,7 +498,7 @@ def test_kernels_of_the_bindings_compile(arch: int) -> None:
         assert kernel.spills == kernel.stack == kernel.shared == 0, (name, kernel)
 
 
-def test_an_assembler_that_says_nothing_is_noticed() -> None:
+def test_output_of_ptxas_without_kernels_is_an_error() -> None:
     with pytest.raises(AssertionError, match="ptxas names no kernel"):
         kernels_of("")
     with pytest.raises(AssertionError, match="spill"):
@@ -507,8 +507,8 @@ def test_an_assembler_that_says_nothing_is_noticed() -> None:
         )
 
 
-def test_numbers_travel_in_as_many_launches_as_it_takes() -> None:
-    """More sequences than one launch can carry."""
+def test_lengths_and_offsets_may_need_several_launches() -> None:
+    """There are more sequences than the arguments of one launch can hold."""
     device = TorchDevice(ptx(80))
     N = 500
     call = make_arguments(

@@ -1,4 +1,4 @@
-"""What the compiler makes of the kernels: registers, shared memory, no spills, tensor cores."""
+"""The compiled kernels: their registers, shared memory, spills, and use of tensor cores."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ pytestmark = pytest.mark.skipif(
 DTYPES = ["f32", "f64", "f16", "bf16"]
 ARCHITECTURES = [75, 80, 90, 100, 120]
 WAYS = ("forward", "backward")
-# Registers of a thread at most: what nvcc 13.0 takes, and up to eight more, the number in which
-# they are given out. The resident kernels hold weights in them, in one block of 256 threads on a
-# multiprocessor, which has 65,536: those for tensor cores need all that a thread can have, and
-# what holds them is that nothing spills. On sm_75 they stop at once.
+# Limits of the registers of a thread: the number that nvcc 13.0 uses and up to eight more, since
+# registers are allocated in groups of eight. The resident kernels keep weights in registers, with
+# one block of 256 threads on a multiprocessor, which has 65,536 registers. The kernels for tensor
+# cores use all that a thread can have; for them the test that nothing spills is the limit. On sm_75
+# they stop at once.
 #                   sm_75, 80, 90, 100, 120
 BUDGETS = {
     "resident_fma": (240, 240, 248, 248, 248),
@@ -49,7 +50,7 @@ KERNELS = {
 
 @functools.cache
 def assembled(arch: int) -> dict[str, build.Kernel]:
-    """The kernels as ptxas makes them for an architecture, from the PTX of the tests."""
+    """The kernels that ptxas compiles for an architecture, from the PTX of the tests."""
 
     def assemble(path: Path) -> dict[str, build.Kernel]:
         return build.kernels_of(
@@ -80,7 +81,7 @@ def test_registers_and_spills(arch: int) -> None:
         assert 0 < kernel.registers <= budget, (name, kernel)
         assert kernel.spills == 0, (name, kernel)
         assert kernel.stack == 0, (name, kernel)
-        # Nothing but sum_rows has shared memory of its own: the plan counts the rest.
+        # Only sum_rows has static shared memory. The plan counts the dynamic one.
         sums = 8 * 32 * (8 if name.endswith("f64") else 4)
         assert kernel.shared == (sums if name.startswith("sum_rows") else 0), (name, kernel)
 
@@ -88,7 +89,7 @@ def test_registers_and_spills(arch: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_the_grids_fit(arch: int) -> None:
-    """With the registers that the kernels have, blocks of a resident launch run together."""
+    """All blocks of a resident launch fit on the card at once, with the kernels' real registers."""
     device = build.host().device(f"sm_{arch}")
     resident = 0
     for cores, dtype, way, H, N, D in itertools.product(
@@ -127,8 +128,8 @@ def test_tensor_cores_are_used_where_the_plan_says_so() -> None:
         assert used == ({wanted} if wanted and "mma" in name else set()), name
 
 
-def test_the_barrier_is_what_it_should_be() -> None:
-    """One arrival and one poll with the order they need, and no fence of the whole system."""
+def test_instructions_of_the_barrier() -> None:
+    """A release for arriving and an acquire for polling are enough. There are no fences."""
     for path in build.ptx(80):
         for name, body in bodies(path).items():
             resident = name.startswith("resident")
@@ -139,7 +140,7 @@ def test_the_barrier_is_what_it_should_be() -> None:
 
 
 def test_it_compiles_for_the_oldest_gpu() -> None:
-    """sm_75 has no bfloat16 and no TF32 tensor cores: its kernels that use them stop at once."""
+    """sm_75 has no tensor cores for bfloat16 and TF32, so kernels that use them stop at once."""
     found = {name: body for path in build.ptx(75) for name, body in bodies(path).items()}
     assert found.keys() == KERNELS.keys()
     for name, body in found.items():

@@ -1,7 +1,8 @@
-"""Whole layers of the CUDA engine: nvcc's PTX in the interpreter, the host side as it is.
+"""Whole layers of the CUDA engine: nvcc's PTX in the interpreter, started by the real host side.
 
-Against numpy in float64 (outputs) and the CPU engine's portable kernels in float64 (gradients, and
-what forward keeps). Every access is checked: bounds, races, uninitialised and stale reads.
+Outputs are compared with numpy in float64. Gradients and the reserve are compared with the CPU
+engine's portable kernels in float64. Every access is checked for its bounds, for races, and for
+uninitialised and stale reads.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def some_cases(cell: str, dtype: str) -> Iterator[DeviceCase]:
-    """Odd sizes, ragged and whole batches, one and two directions, one step, one sequence."""
+    """Odd sizes, plain and packed batches, one and two directions, one step, one sequence."""
     for D, N, H, sizes, bias in [
         (1, 3, 5, (3, 3, 3, 3), True),
         (2, 5, 33, (5, 3, 3, 1), True),
@@ -58,8 +59,8 @@ def test_per_step(cell: str, dtype: str) -> None:
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("cell", CELLS)
-def test_reserve_is_the_cpu_engines(cell: str, dtype: type) -> None:
-    """The same values at the same places, whichever engine ran forward."""
+def test_reserve_equals_that_of_the_cpu_engine(cell: str, dtype: type) -> None:
+    """Both engines write the same values to the same places of the reserve."""
     name = "f32" if dtype is np.float32 else "f64"
     for case in some_cases(cell, name):
         inputs = case.inputs | {
@@ -111,12 +112,12 @@ def test_resident_on_tensor_cores(cell: str, dtype: str) -> None:
 @pytest.mark.parametrize(
     ("cores", "case", "sms"),
     [
-        # More weights than registers hold, so that shared memory has its part.
+        # The weights do not fit into the registers, so that some are in shared memory.
         ("fma_f32", DeviceCase("lstm", 2, 3, 70, 70, 1, True, (2, 1)), 2),
         ("fma_bf16", DeviceCase("gru", 2, 3, 70, 70, 1, True, (2, 1), "bf16"), 1),
         ("mma_tf32", DeviceCase("rnn_tanh", 8, 3, 530, 530, 1, True, (8, 8)), 9),
         ("mma_f16", DeviceCase("lstm", 9, 3, 135, 135, 1, True, (9, 8), "f16"), 9),
-        # More sequences than a block takes.
+        # There are more sequences than one block takes.
         ("fma_f32", DeviceCase("lstm", 70, 3, 8, 8, 2, True, (70, 41, 3)), 4),
         ("mma_bf16", DeviceCase("gru", 40, 3, 16, 16, 1, True, (40, 23, 3), "bf16"), 4),
     ],
@@ -140,8 +141,8 @@ def test_the_order_of_threads_changes_no_bit(cell: str, cores: str) -> None:
 
 
 @pytest.mark.parametrize("cores", ["fma_f32", "mma_bf16"])
-def test_blocks_look_far_less_often_than_they_may(cores: str) -> None:
-    """With a limit 8192 times smaller nothing gives up, though threads take turns here."""
+def test_blocks_poll_far_less_often_than_the_limit(cores: str) -> None:
+    """No block gives up with a limit 8192 times smaller, though threads take turns here."""
     mma, dtype = cores.split("_")
     N = 9 if mma == "mma" else 3
     case = DeviceCase("lstm", N, 3, 70, 70, 2, True, (N, N, 2), dtype)
@@ -157,7 +158,7 @@ def test_blocks_look_far_less_often_than_they_may(cores: str) -> None:
 
 
 def test_the_regimes_agree() -> None:
-    """Whichever regime forward had, either can take its reserve back."""
+    """Either regime can run backward from the reserve of either regime."""
     case = DeviceCase("gru", 3, 4, 19, 19, 2, True, (3, 2, 2))
     per_step, resident = (
         run_on(case, Device(build.ptx(80)), regime=regime) for regime in ("per_step", "resident")
@@ -188,7 +189,7 @@ def test_what_does_not_fit_is_refused() -> None:
 @pytest.mark.parametrize("cell", ["lstm", "gru_reset_before"])
 @pytest.mark.parametrize("regime", ["per_step", "resident"])
 def test_chunks_of_steps(regime: str, cell: str) -> None:
-    """x W of a few steps at a time: states go on from launch to launch."""
+    """x W is computed for a few steps at a time. States pass from launch to launch."""
     case = DeviceCase(cell, 3, 3, 6, 6, 2, True, (3, 3, 3, 2, 2, 1, 1))
     step = 2 * 3 * CELLS[cell].gates * 6 * 4
     for steps in (1, 3, 6):
@@ -198,7 +199,7 @@ def test_chunks_of_steps(regime: str, cell: str) -> None:
         assert_right(got, case)
 
 
-def test_offsets_of_long_sequences_travel_in_parts() -> None:
+def test_offsets_of_long_sequences_need_several_launches() -> None:
     case = DeviceCase("rnn_tanh", 2, 1, 2, 2, 1, True, (2,) * 300 + (1,) * 400)
     device = Device(build.ptx(80))
     got = run_on(case, device, regime="resident")
@@ -208,7 +209,7 @@ def test_offsets_of_long_sequences_travel_in_parts() -> None:
 
 @pytest.mark.parametrize("regime", ["per_step", "resident"])
 def test_no_rows(regime: str) -> None:
-    """Sequences without steps: states are their own result, gradients of weights are zero."""
+    """Without rows the initial states are the result, and gradients of weights are zero."""
     case = DeviceCase("gru", 2, 3, 4, 4, 2, True, ())
     got = run_on(case, Device(build.ptx(80)), regime=regime)
     np.testing.assert_array_equal(got.results["h_n"], case.inputs["h0"])
@@ -234,7 +235,7 @@ def test_nan_stays_in_its_sequence(cell: str, cores: str) -> None:
     N = 9 if cores == "mma" else 3
     case = DeviceCase(cell, N, 3, 18, 18, 2, True, (N, N - 1), "bf16")
     clean = run_with(cores, case)
-    sick = dataclasses.replace(case)  # computes its inputs anew
+    sick = dataclasses.replace(case)  # a copy computes its own inputs
     sick.inputs["x"][[1, N + 1]] = sick.inputs["h0"][:, 1] = np.nan
     got = run_with(cores, sick)
     assert np.isnan(got.results["y"][[1, N + 1]]).all()
@@ -249,7 +250,7 @@ def test_nan_stays_in_its_sequence(cell: str, cores: str) -> None:
 
 @pytest.mark.parametrize("cores", ALL_CORES)
 def test_gradients_that_are_not_wanted(cores: str) -> None:
-    """An absent gradient of y is zero; those not asked for leave the others as they are."""
+    """An absent gradient of y counts as zero. Leaving out some gradients changes no other."""
     N = 9 if cores == "mma" else 3
     case = DeviceCase("gru", N, 3, 18, 18, 2, True, (N, 2), "bf16")
     whole = run_with(cores, case).results
@@ -267,7 +268,7 @@ def test_gradients_that_are_not_wanted(cores: str) -> None:
 @pytest.mark.parametrize("dtype", ["f32", "bf16"])
 @pytest.mark.parametrize("cell", CELLS)
 def test_the_oldest_gpu(cell: str, dtype: str) -> None:
-    """The PTX of sm_75, with its 64 KB of shared memory: no tensor cores."""
+    """The PTX of sm_75 runs with 64 KB of shared memory and without tensor cores."""
     limits = Limits(75, 4, 1024, 65536, 65536, 65536, 0)
     case = DeviceCase(cell, 9, 3, 18, 12 if CELLS[cell].projects else 18, 1, True, (9, 4), dtype)
     device = Device(build.ptx(75), limits=limits)
@@ -279,7 +280,7 @@ def test_the_oldest_gpu(cell: str, dtype: str) -> None:
 
 
 def random_case(rng: np.random.Generator) -> tuple[DeviceCase, dict[str, Any], Limits]:
-    """A call of small sizes, options for it, and a device of few multiprocessors."""
+    """A call with small sizes, options for it, and a device with few multiprocessors."""
     cell, dtype = list(CELLS)[rng.integers(len(CELLS))], DTYPES[rng.integers(len(DTYPES))]
     N, H, T, D = (int(rng.integers(1, most)) for most in (30, 60, 5, 3))
     sizes = np.sort(rng.integers(1, N + 1, size=T))[::-1] if rng.random() < 0.6 else [N] * T

@@ -1,4 +1,4 @@
-"""The checks fire on our own kernels: each test takes one thing out of them, or moves it."""
+"""The interpreter's checks find faults in our kernels: each test removes or moves one statement."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(
 
 FMA = DeviceCase("gru", 3, 3, 18, 18, 1, True, (3, 3, 2, 1))
 MMA = DeviceCase("lstm", 9, 3, 18, 18, 1, True, (9, 9, 4), "bf16")
-# Only what a case runs is compiled: other lines of the file are taken out.
+# The kernels of each file that are compiled. The lines of the other kernels are removed.
 KEPT = {
     "resident_fma.cu": "fma_f32",
     "resident_mma.cu": "mma_bf16",
@@ -32,9 +32,9 @@ KEPT = {
 
 @dataclasses.dataclass(frozen=True)
 class Mutation:
-    """In `header`, which `kernels` includes, the one `old` becomes `new`; `sign` is what shows it.
+    """A change of `header`, which the file `kernels` includes: `old` becomes `new`.
 
-    A sign is a kind of fault, or "numbers" for wrong results.
+    `sign` lists how the change may show: a kind of fault, or "numbers" for wrong results.
     """
 
     name: str
@@ -207,7 +207,7 @@ MUTATIONS = [
 
 
 def mutated(csrc: Path, mutation: Mutation) -> Path:
-    """A copy of the sources with the change, and of kernels and cells only what its case runs."""
+    """Copies the sources with the change. Only kernels and cells that the case runs are kept."""
     shutil.copytree(build.CSRC, csrc, ignore=shutil.ignore_patterns("*.cpp", "*.inl"))
     header = csrc / "cuda" / mutation.header
     text = header.read_text()
@@ -228,7 +228,7 @@ def mutated(csrc: Path, mutation: Mutation) -> Path:
 
 
 def judge(mutation: Mutation, ptx: list[Path]) -> str:
-    """What shows first over some orders of threads: a kind of fault, "numbers", or nothing: ""."""
+    """The first sign under several orders of threads: a kind of fault, "numbers", or ""."""
     return next(filter(None, (sign_of(mutation, ptx, seed) for seed in range(3))), "")
 
 
@@ -244,7 +244,7 @@ def sign_of(mutation: Mutation, ptx: list[Path], seed: int) -> str:
 
 
 def compiled(mutation: Mutation, tmp_path: Path) -> list[Path]:
-    """All kernels, with the change."""
+    """The PTX of all kernels, with the change."""
     source = mutated(tmp_path / "csrc", mutation)
     output = tmp_path / f"{source.stem}.ptx"
     build.compile_kernel(source, output, "-arch=compute_80", "-ptx")
@@ -269,7 +269,7 @@ def test_nothing_is_caught_without_a_change(mutation: Mutation, tmp_path: Path) 
 def test_a_block_that_never_arrives_ends_in_an_error(
     case: DeviceCase, way: str, tmp_path: Path
 ) -> None:
-    """The others stop looking, and the error names the kernel and a way out."""
+    """The other blocks stop polling, and the error names the kernel and what to do."""
     cores = "mma" if case is MMA else "fma"
     block = f"if (threadIdx.x == 0 && (blockIdx.x != 1 || kernel_[9] != '{way[0]}'))"
     absent = Mutation(

@@ -1,4 +1,4 @@
-"""How the CUDA engine would run a layer: a pure function of sizes and limits, on random ones."""
+"""The CUDA engine's plan of a layer: a pure function, here of random sizes and limits."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ CARDS = {
     "B200": (148, 232448),
     "RTX 5090": (170, 101376),
 }
-# Gates of each stage's product in the resident regime, in which no projection runs: the second of
-# two stages computes one gate.
+# The number of gates of each stage's product in the resident regime. No projection runs in it, so
+# the second of two stages computes one gate.
 STAGES = {
     cell: [spec.gates] if spec.stages == 1 else [spec.gates - 1, 1]
     for cell, spec in CELLS.items()
@@ -68,7 +68,7 @@ def random_request(rng: np.random.Generator) -> dict[str, Any]:
 
 
 def assert_layout(request: dict[str, Any], plan: dict[str, Any]) -> None:
-    """The parts of shared memory are large enough and lie beside each other."""
+    """Asserts that the parts of shared memory are large enough and do not overlap."""
     H, value = request["sizes"][3], SIZE[request["dtype"]]
     units, rows, mma = plan["units"], plan["rows"], plan["cores"] == "mma"
     end = 0
@@ -130,13 +130,13 @@ def test_fits_and_covers(seed: int) -> None:
             assert device["capability"] >= 80
             assert N >= 8
             assert request["dtype"] != "f32" or request["allow_tf32"]
-        # Every unit and every sequence has one block.
+        # Every unit of every sequence belongs to one block.
         x, y, z = plan["grid"]
         assert (x - 1) * plan["units"] < H <= x * plan["units"]
         assert (y - 1) * plan["rows"] < N <= y * plan["rows"]
         assert z == D
         assert plan["units"] * plan["rows"] <= PAIRS
-        # All blocks run together.
+        # All blocks fit on the card at once.
         assert plan["shared_bytes"] <= device["shared_per_block"]
         together = build.host().blocks_per_sm(
             request["arch"], request["registers"], plan["shared_bytes"]
@@ -189,7 +189,7 @@ def test_an_architecture_is_its_first_card(arch: str, card: str) -> None:
 
 @pytest.mark.parametrize("card", CARDS)
 def test_no_plan_asks_for_more_than_the_card_has(card: str) -> None:
-    """Counted from the card's figures here, without the plan's own count of blocks."""
+    """The test counts from the figures of the card, and does not use the plan's count of blocks."""
     sms, shared_per_block = CARDS[card]
     device = build.host().device(card)
     seen = set()
@@ -221,13 +221,13 @@ def test_no_plan_asks_for_more_than_the_card_has(card: str) -> None:
         of_block = plan["shared_bytes"] + device["shared_reserved"]
         assert together * of_block <= device["shared_per_sm"], plan
         assert together * THREADS <= device["threads_per_sm"], plan
-        # Registers are given to a warp in units of 256: 8 for each of its threads.
+        # A warp gets registers in groups of 256, 8 for each thread.
         assert together * THREADS * ceil_div(registers, 8) * 8 <= 65536, plan
     assert seen == {"per step", "fma"} | ({"mma"} if card != "T4" else set())
 
 
-def test_peaks_are_the_vendors() -> None:
-    """TFLOPS of float32, 16-bit and TF32 and float64 products, from the sources in estimate.h."""
+def test_peaks_equal_those_of_the_vendor() -> None:
+    """TFLOPS of products in float32, 16 bits, TF32 and float64. estimate.h names the sources."""
     published = {
         "T4": (8.1, 65, 0, 8.1 / 32),
         "A100": (19.5, 312, 156, 19.5),
@@ -242,12 +242,12 @@ def test_peaks_are_the_vendors() -> None:
     }
     assert published.keys() == CARDS.keys()
     for card, tflops in published.items():
-        # Some figures are for a clock up to 8 % faster than the one of the table.
+        # For some figures the vendor assumes a clock up to 8 % faster than ours.
         np.testing.assert_allclose(build.host().peaks(card), tflops, rtol=0.08, err_msg=card)
 
 
-def test_bandwidths_are_those_of_the_memory() -> None:
-    """Bits of the bus times what a pin carries, Gbit/s."""
+def test_bandwidths_of_the_memory() -> None:
+    """A bandwidth is the width of the bus in bits times Gbit/s of a pin."""
     memory = {
         "T4": (256, 10),
         "A100": (5120, 2.43),
@@ -266,7 +266,7 @@ def test_bandwidths_are_those_of_the_memory() -> None:
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_a_regime_that_is_asked_for(cell: str) -> None:
+def test_a_regime_may_be_asked_for(cell: str) -> None:
     sizes = [10, 4, 32, 32, 16 if CELLS[cell].projects else 32, 1]
     plan = build.host().plan(cell, "f32", sizes, "sm_80", regime="per_step")
     assert plan["regime"] == "per_step"
@@ -289,8 +289,8 @@ def test_known_sizes() -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_what_does_not_fit_is_named(seed: int) -> None:
-    """Fewer sequences fit where they are blamed, and not one where the weights are."""
+def test_the_plan_names_what_does_not_fit(seed: int) -> None:
+    """If sequences are named, fewer of them fit. If weights are named, not even one does."""
     rng = np.random.default_rng(seed)
     blamed = {"sequences": 0, "weights": 0}
     while min(blamed.values()) < 20:
@@ -300,7 +300,7 @@ def test_what_does_not_fit_is_named(seed: int) -> None:
         why = plan["why_per_step"]
         if "do not fit" not in why:
             continue
-        # 8 sequences are the least for tensor cores.
+        # Tensor cores need at least 8 sequences.
         regimes = [
             build.host().plan(sizes=[T, n, I, H, P, D], **request)["regime"] for n in (1, min(N, 8))
         ]
@@ -313,8 +313,8 @@ def test_what_does_not_fit_is_named(seed: int) -> None:
             assert "resident" not in regimes
 
 
-def test_what_the_plan_believes_can_be_asked() -> None:
-    """By the keys that the driver's side uses, so that a program can compare them."""
+def test_facts_that_the_plan_assumes_can_be_read() -> None:
+    """They have the same keys as the facts that the driver gives, so programs can compare them."""
     for card in (*CARDS, "sm_90"):
         device = build.host().device(card)
         lines = torch.ops.fusedrnn._plan_device(card).splitlines()
@@ -349,8 +349,8 @@ def test_unknown_names_are_refused() -> None:
 
 
 @pytest.mark.skipif(setup_build.nvcc() is None, reason="no nvcc: no cuda_occupancy.h")
-def test_occupancy_is_nvidias(tmp_path: Path) -> None:
-    """What may run together is what NVIDIA's own header says."""
+def test_occupancy_is_at_most_that_of_nvidia(tmp_path: Path) -> None:
+    """The number of blocks on a multiprocessor is compared with NVIDIA's header."""
     program = tmp_path / "occupancy"
     compiler = setup_build.nvcc()
     assert compiler is not None
@@ -377,7 +377,7 @@ def test_occupancy_is_nvidias(tmp_path: Path) -> None:
         ours = [
             build.host().blocks_per_sm(card, r, s) for r, s in zip(registers, shared, strict=True)
         ]
-        # Where NVIDIA's finer rules allow more, fewer are planned; never the other way.
+        # NVIDIA's finer rules may allow more blocks than ours, and never fewer.
         assert len(wanted) == len(ours)
         assert all(mine <= theirs for mine, theirs in zip(ours, wanted, strict=True)), card
         exact = sum(mine == theirs for mine, theirs in itertools.zip_longest(ours, wanted))

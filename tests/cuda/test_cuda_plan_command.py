@@ -1,4 +1,4 @@
-"""`python -m fusedrnn plan`: what a GPU would run, on a machine without one."""
+"""`python -m fusedrnn plan` prints how a GPU would run a layer, on a machine without one."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_cards_in_the_order_in_which_they_are_asked_for(
         ("NVIDIA H200", 90, "H200"),
         ("NVIDIA B200", 100, "B200"),
         ("NVIDIA GeForce RTX 5090", 120, "RTX 5090"),
-        # No entry of their own: the first of the nearest capability.
+        # These have no entry, and get the first card of the nearest capability.
         ("NVIDIA H100 PCIe", 90, "H100"),
         ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", 90, "H100"),
         ("NVIDIA A100 80GB PCIe", 80, "A100"),
@@ -107,7 +107,7 @@ def test_the_card_of_a_device(device_name: str, capability: int, name: str) -> N
 
 
 def test_the_cards_are_sorted_by_capability() -> None:
-    """On which the choice of the nearest one relies."""
+    """The choice of the nearest one relies on this order."""
     capabilities = [card.capability for card in CARDS]
     assert capabilities == sorted(capabilities)
 
@@ -145,7 +145,7 @@ def test_options_reach_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_regime_that_cannot_run(
     capsys: pytest.CaptureFixture[str], arguments: list[str], why: str
 ) -> None:
-    """Said plainly, without an estimate of something else; what runs anyway says why too."""
+    """The command says why and prints no estimate. Without --regime the plan says why too."""
     one = [*arguments, "--arch", "sm_90"]
     out = plan(capsys, *one, "--regime", "resident", status=1)
     assert len(re.findall(f"resident: cannot run, {why}", out)) == 2
@@ -227,7 +227,7 @@ def test_without_a_command_it_shows_what_is_there(capsys: pytest.CaptureFixture[
     assert "instruction set chosen" in capsys.readouterr().out
 
 
-def test_the_documented_estimates_are_the_models(
+def test_the_documented_estimates_are_up_to_date(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["cuda_estimates", str(DOCUMENT), "--check"])

@@ -1,4 +1,4 @@
-"""What Python does for CUDA: which GPUs the library fits, messages, shapes of fake CUDA tensors."""
+"""CUDA in the Python package: which GPUs the library fits, messages, shapes of fake tensors."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ def test_which_gpus_a_library_fits(
 def use(
     monkeypatch: pytest.MonkeyPatch, library: CudaLibrary, capability: tuple[int, int] | None = None
 ) -> None:
-    """As if this library were loaded, on a machine with a GPU of this capability, or with none.
+    """Pretends that this library is loaded, and that there is a GPU of this capability or none.
 
-    Fake tensors are made before: torch 2.11 starts CUDA for them where there seems to be a GPU.
+    Fake tensors must be made before: torch 2.11 starts CUDA for them if there seems to be a GPU.
     """
     monkeypatch.setattr(_library, "CUDA", library)
     monkeypatch.setattr(_checks, "CUDA", library)
@@ -102,7 +102,7 @@ def test_devices_are_not_mixed() -> None:
 def test_modules_on_fake_gpu_tensors(
     monkeypatch: pytest.MonkeyPatch, kind: type[torch.nn.Module]
 ) -> None:
-    """Shapes, dtypes and devices without a GPU."""
+    """Shapes, dtypes and devices are right, and no GPU is needed."""
     use(monkeypatch, CI)
     layer = kind(4, 5, num_layers=2, bidirectional=True)
     with FakeTensorMode(), torch.no_grad():
@@ -114,7 +114,7 @@ def test_modules_on_fake_gpu_tensors(
 
         y = run(x)
         assert y.shape == (3, 2, 10) and y.dtype == torch.float32 and y.device.type == "cuda"
-        # torch.autocast turns itself off where there is no GPU.
+        # torch.autocast turns itself off if there is no GPU.
         torch.set_autocast_enabled("cuda", True)
         try:
             assert run(x).dtype == torch.get_autocast_dtype("cuda") == torch.float16
@@ -150,7 +150,7 @@ def full(*_: Any) -> Any:
     raise RuntimeError(f"fusedrnn: CUDA out of memory. Tried to allocate 2.00 GiB{MEMORY_TAG}")
 
 
-def test_lack_of_memory_is_torchs_exception(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lack_of_memory_raises_the_exception_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     layer, cell = fusedrnn.FusedRNN(3, 4), fusedrnn.FusedGRUCell(3, 4)
     weights, frozen = list(cell.parameters()), [p.detach() for p in cell.parameters()]
     x = torch.randn(2, 2, 3)
@@ -176,7 +176,7 @@ def test_lack_of_memory_is_torchs_exception(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_lack_of_memory_in_a_compiled_graph(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the op raises, in its own words: no code of ours stands around it there."""
+    """A compiled graph raises the op's own error, since none of our Python runs around the op."""
     compiled = torch.compile(fusedrnn.FusedRNN(3, 4), fullgraph=True, backend="aot_eager")
     x = torch.randn(2, 2, 3)
     compiled(x)
@@ -191,7 +191,7 @@ def test_lack_of_memory_in_a_compiled_graph(monkeypatch: pytest.MonkeyPatch) -> 
         library._destroy()
 
 
-def test_a_regime_that_cannot_run_is_an_error_as_others(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_regime_that_cannot_run_is_a_runtime_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> Any:
         raise RuntimeError(f"fusedrnn: the resident regime cannot run{REGIME_TAG}")
 
@@ -219,7 +219,7 @@ def test_tags_are_those_of_the_ops() -> None:
         (None, "7.1", "torch .* is built for ROCm, and fusedrnn knows NVIDIA's GPUs alone"),
     ],
 )
-def test_what_a_build_of_torch_lacks(
+def test_builds_of_torch_without_cuda(
     monkeypatch: pytest.MonkeyPatch, cuda: str | None, hip: str | None, message: str
 ) -> None:
     monkeypatch.setattr(torch.version, "cuda", cuda)
@@ -230,7 +230,7 @@ def test_what_a_build_of_torch_lacks(
         assert _library._cuda_devices() == "none: this torch has no CUDA"
 
 
-def test_other_errors_stay_what_they_are() -> None:
+def test_other_errors_pass_unchanged() -> None:
     with pytest.raises(RuntimeError, match="x must be"):
         _ops.layer(torch.randn(2), None, None, [], Batch(None, None, 1), Options("lstm"))
 
@@ -247,7 +247,7 @@ def test_other_errors_stay_what_they_are() -> None:
         ({"fp32_precision": "ieee"}, False),
     ],
 )
-def test_tf32_by_each_of_torchs_settings(change: dict[str, Any], allowed: bool) -> None:
+def test_tf32_by_each_setting_of_torch(change: dict[str, Any], allowed: bool) -> None:
     matmul = torch.backends.cuda.matmul
     before = torch.get_float32_matmul_precision()
     try:
@@ -263,8 +263,8 @@ def test_tf32_by_each_of_torchs_settings(change: dict[str, Any], allowed: bool) 
         torch.set_float32_matmul_precision(before)
 
 
-def test_what_the_driver_says_needs_the_library_and_a_gpu() -> None:
-    """With a GPU: the plan's keys, and a line for each kernel."""
+def test_facts_of_the_driver_need_the_library_and_a_gpu() -> None:
+    """With a GPU there are the keys of the plan, and a line for each kernel."""
     ops = torch.ops.fusedrnn
     if _library.CUDA.path is None:
         for call in (
@@ -289,6 +289,6 @@ def test_what_the_driver_says_needs_the_library_and_a_gpu() -> None:
         assert all(ops._occupancy(name, 0, 0) > 0 for name in kernels)
 
 
-def test_config_says_what_there_is_of_cuda() -> None:
+def test_config_describes_cuda() -> None:
     config = _library.config()
     assert "CUDA library" in config and "CUDA devices" in config

@@ -1,6 +1,6 @@
-"""What the bindings ask of the CUDA runtime, by a runtime that is made up: no GPU is needed.
+"""The calls of the CUDA runtime that the bindings make, recorded by a fake runtime without a GPU.
 
-Each program is a process of its own, in which no device has been used yet.
+Each program runs in its own process, in which no device has been used yet.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def module_path() -> str:
 
 
 def run(program: str) -> list[str]:
-    """The lines that it prints; `cuda` is the module of tests/kit/torch_cuda/runtime.cpp."""
+    """The lines that a program prints. `cuda` is the module of tests/kit/torch_cuda/runtime.cpp."""
     head = (
         "import torch\nfrom pathlib import Path\nfrom tests.kit.build import load\n"
         f"cuda = load(Path({module_path()!r}))\n"
@@ -46,19 +46,19 @@ def run(program: str) -> list[str]:
 
 
 def test_all_kernels_are_loaded_at_the_first_use_of_a_device() -> None:
-    """In a mode in which a capture goes on; a launch finds its kernel there."""
+    """They are loaded in a mode that does not break a capture. Launches then find their kernels."""
     lines = run("cuda.launch('step', 0, False); cuda.launch('rows', 0, False); show()")
     first, second = "launch step 2x3x1 of 256, 0 bytes", "launch rows 2x3x1 of 256, 0 bytes"
     assert lines == ["guard 0", *LOADED, first, "guard 0", second]
 
 
-def test_each_device_loads_them() -> None:
+def test_each_device_loads_the_kernels() -> None:
     lines = run("cuda.describe_device(0); cuda.calls(); cuda.describe_device(1); show()")
     assert lines == ["count", "guard 1", "set 1", *LOADED]
 
 
-def test_a_device_that_is_current_is_not_set() -> None:
-    """cudaSetDevice would change the context for the primary one."""
+def test_the_current_device_is_not_set_again() -> None:
+    """cudaSetDevice would replace the current context by the primary one."""
     lines = run("cuda.make_current(1); cuda.launch('step', 0, False); show()")
     assert lines[1] == "set 0"
     lines = run("cuda.launch('step', 0, False); show()")
@@ -86,7 +86,7 @@ def test_shared_memory_is_allowed_once_and_relaxed() -> None:
     [("launch", "CUDA kernel step did not start"), ("set", "cudaSetDevice failed")],
 )
 def test_a_failed_assert_is_explained(function: str, told: str) -> None:
-    """By whichever call meets it first."""
+    """The first call that returns the error explains it."""
     (line,) = run(
         f"cuda.make_current(1); cuda.fail({function!r}, {ASSERT})\n"
         "error(cuda.launch, 'step', 0, False)"
@@ -135,7 +135,7 @@ def test_occupancy() -> None:
         ("cuda.blocks_together, 'step', 232449, 0", "must be at most 232448 on this device, got"),
     ],
 )
-def test_nonsense(call: str, message: str) -> None:
+def test_wrong_arguments(call: str, message: str) -> None:
     (line,) = run(f"error({call})")
     assert message in line
 

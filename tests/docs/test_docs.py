@@ -174,15 +174,20 @@ NOT_IN_THE_REPOSITORY = {
 
 
 def missing_paths(page: Path) -> list[str]:
-    """Paths in `code` on a page that do not exist, from the repository's root or from the page.
+    """Paths and tests in `code` on a page that do not exist.
 
-    A path may hold * and <placeholders>, and the name of a test behind two colons.
+    A path begins at the repository's root or at the page, and may hold * and <placeholders>. The
+    name of a test stands alone or behind a path and two colons.
     """
     missing = []
     for token in tokens(page):
         for child in token.children or ():
             text = child.content
-            if child.type != "code_inline" or not re.fullmatch(rf"({FOLDERS})/\S*", text):
+            if child.type != "code_inline":
+                continue
+            if re.fullmatch(r"test_\w+", text):
+                text = f"tests/*/test_*.py::{text}"
+            elif not re.fullmatch(rf"({FOLDERS})/\S*", text):
                 continue
             path, _, test = text.partition("::")
             pattern = re.sub(r"<\w+>", "*", path)
@@ -203,12 +208,21 @@ def test_paths_in_the_repository_exist(page: Path) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["csrc/cpu/absent.h", "csrc/absent_<isa>.cpp", "../absent", "tests/docs/test_docs.py::test_x"],
+    [
+        "csrc/cpu/absent.h",
+        "csrc/absent_<isa>.cpp",
+        "../absent",
+        "tests/docs/test_docs.py::test_x",
+        "test_x",
+    ],
 )
 def test_a_path_that_does_not_exist_is_found(tmp_path: Path, path: str) -> None:
     page = tmp_path / "page.md"
-    page.write_text(f"See `{path}`, `csrc/cpu/layer.h` and `csrc/cpu/kernels_<isa>.cpp`.")
-    assert missing_paths(page) == [path]
+    page.write_text(
+        f"See `{path}`, `csrc/cpu/layer.h`, `csrc/cpu/kernels_<isa>.cpp` and `test_commands`."
+    )
+    (missing,) = missing_paths(page)
+    assert missing.endswith(path)
 
 
 class Html(HTMLParser):
