@@ -1,7 +1,7 @@
 """The schemas of the ops, and a program of an earlier version that calls them.
 
-`python -m tests.test_schemas FILE` writes such a program with the ops as they are now. The files of
-earlier versions stay as they are.
+`python -m tests.ops.test_schemas FILE` writes such a program with the present ops. The files
+of earlier versions stay as they are.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import fusedrnn
 
 HERE = Path(__file__).parent
 SCHEMAS = HERE / "golden_schemas.txt"
-# Of fusedrnn 0.1 with torch 2.13.0.
+# A program that was saved with fusedrnn 0.1 and torch 2.13.0.
 EXPORTED = HERE / "exported.pt2"
-# torch.compile and torch.export put these into graphs; the last two are read by fusedrnn alone.
+# torch.compile and torch.export put these ops into graphs. Only fusedrnn calls the last two.
 OPS = ("forward", "backward", "double_backward", "_own", "info", "cuda_info")
 
 RULE = (
@@ -29,7 +29,7 @@ RULE = (
 
 
 class Model(nn.Module):
-    """A plain layer, and one with lengths."""
+    """A model of a layer without lengths and a layer with lengths."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
-"""The benchmark suite: it runs, refuses to time what is wrong, and its report says what was found.
+"""The benchmark suite: it runs, times no layer with wrong results, and reports its measurements.
 
-Nothing here judges a time.
+No test here judges a time.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def test_a_run_keeps_every_figure_with_the_machine(run: Path) -> None:
         assert row["ours"]["fastest"] <= row["ours"]["p10"] <= row["ours"]["median"]
         assert 0 < row["parity"]["ours"] <= row["parity"]["limit"]
         assert row["floor"]["seconds"] > 0
-    # A rival that is not installed is listed, and is no error.
+    # A rival that is not installed is listed and raises no error.
     if found["rival_versions"]["ort"] is None:
         assert found["rivals"] == []
     else:
@@ -77,7 +77,7 @@ def test_the_report_has_tables_and_pictures(run: Path, tmp_path: Path) -> None:
     assert readme.read_text() == once
 
 
-def test_the_report_shows_losses_and_what_was_not_timed(run: Path, tmp_path: Path) -> None:
+def test_the_report_shows_losses_and_rows_without_a_time(run: Path, tmp_path: Path) -> None:
     found = results.load(run)
     loss, red = found["rows"]
     loss["ratio"] = 0.5
@@ -114,7 +114,7 @@ def test_compare_finds_what_changed(run: Path) -> None:
 
 
 class _Wrong(fusedrnn.FusedRNN):
-    """Its y is a little off, or its gradients are."""
+    """An RNN whose y, or whose gradients, are slightly wrong."""
 
     factor, gradient_only = 1.0, False
 
@@ -129,7 +129,7 @@ class _Wrong(fusedrnn.FusedRNN):
     ("factor", "gradient_only", "status"),
     [(1.0, False, "ok"), (1.001, False, "red"), (1.001, True, "red"), (float("nan"), False, "red")],
 )
-def test_a_wrong_layer_is_red_and_has_no_time(
+def test_a_wrong_layer_fails_and_has_no_time(
     monkeypatch: pytest.MonkeyPatch, factor: float, gradient_only: bool, status: str
 ) -> None:
     monkeypatch.setitem(cases.LAYERS, ("rnn", False), (nn.RNN, _Wrong))
@@ -187,8 +187,8 @@ def test_busy_processes_end_with_their_trial() -> None:
 def test_kept_counts_each_storage_once_without_input_and_parameters() -> None:
     class Layer(nn.Linear):
         def forward(self, input: Tensor) -> Tensor:
-            y = super().forward(input).exp()  # keeps input and weight, and exp its result
-            return y * y[:]  # twice the same storage, by two views
+            y = super().forward(input).exp()  # keeps the input, the weight, and the result of exp
+            return y * y[:]  # keeps two views of one storage
 
     x = torch.randn(7, 3)
     assert memory.kept(Layer(3, 5), x) == 7 * 5 * 4
@@ -215,7 +215,7 @@ def test_flops_and_floor_of_a_row() -> None:
 
 
 def test_rows_on_one_device(tmp_path: Path) -> None:
-    """What `--device cuda` does, on the CPU."""
+    """Runs on the CPU the code that `--device cuda` runs."""
     out = tmp_path / "device.json"
     command = [sys.executable, "-m", "benchmarks", "run", "--set", "core", "--rows", "100,1,64,64"]
     command += ["--cell", "gru", "--seconds", "0.01", "--device", "cpu", "--out", str(out)]

@@ -1,4 +1,4 @@
-"""The first steps of a user: what a build says, and what Python finds in the repository."""
+"""The first steps of a user: the messages of a build, and imports in the repository's folder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.kit.packaging import LIBRARY, ROOT, make_nvcc
 
 @pytest.fixture
 def build_without_compiling(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Builds go to a new folder, in which ninja plans and does nothing."""
+    """Builds go to a new folder, and ninja does not run its commands."""
     real = subprocess.run
 
     def run_nothing_but_questions(command, **options):
@@ -30,7 +30,7 @@ def build_without_compiling(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     monkeypatch.setattr(setup_build, "CUDA_BUILD_DIR", tmp_path / "cuda")
 
 
-def test_build_says_how_much_there_is_to_compile(build_without_compiling, monkeypatch, capsys):
+def test_build_says_how_many_files_it_compiles(build_without_compiling, monkeypatch, capsys):
     monkeypatch.setenv("MAX_JOBS", "2")
     setup_build.build_library()
     said = capsys.readouterr().out
@@ -68,7 +68,7 @@ def test_build_says_how_to_leave_the_cuda_library_out(
     ],
 )
 def test_build_without_torch_ends_before_torch_is_downloaded(folder, said, tmp_path):
-    """pip asks for the metadata first, then downloads what they require, then builds."""
+    """pip asks for the metadata, downloads the packages that they require, and then builds."""
     program = (
         "import runpy, sys; sys.modules['torch'] = None; sys.path.append(sys.argv[1]); "
         "sys.argv[:] = ['setup.py', 'dist_info', '--output-dir', sys.argv[2]]; "
@@ -86,12 +86,12 @@ def test_build_without_torch_ends_before_torch_is_downloaded(folder, said, tmp_p
 
 @pytest.mark.parametrize("has_torch", [False, True])
 def test_make_says_which_torch_pip_may_fetch_before_it_does(tmp_path, has_torch):
-    """A CUDA build is several GB; the way round is printed while it can still be taken."""
+    """A CUDA build is several GB, so the message that says how to avoid it must come first."""
     if shutil.which("make") is None:
         pytest.skip("make is not installed")
     python = tmp_path / "environment" / "bin" / "python"
     python.parent.mkdir(parents=True)
-    # In place of pip it only says what it is asked for.
+    # This program replaces pip and prints its arguments.
     script = [
         "#!/bin/sh",
         'case "$*" in',
@@ -115,13 +115,13 @@ def test_make_says_which_torch_pip_may_fetch_before_it_does(tmp_path, has_torch)
     assert ("VENV=path/to/environment" in before) != has_torch
 
 
-# What Python needs to find in the repository to take it for fusedrnn.
+# The files with which Python imports fusedrnn from the repository.
 TREE = ("fusedrnn/*.py", "setup_build.py")
 
 
 @pytest.fixture
 def source_tree(tmp_path: Path) -> Path:
-    """The repository as far as importing goes, nothing compiled."""
+    """A copy of these files, without compiled libraries."""
     tree = tmp_path / "tree"
     for source in (path for pattern in TREE for path in ROOT.glob(pattern)):
         target = tree / source.relative_to(ROOT)
@@ -131,7 +131,7 @@ def source_tree(tmp_path: Path) -> Path:
 
 
 def import_in(folder: Path, *, path: Path | None = None) -> str:
-    """What `python -m fusedrnn` prints in a folder, and the last line of its errors."""
+    """The output of `python -m fusedrnn` in a folder, and the last line of its errors."""
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     if path is not None:
         environment["PYTHONPATH"] = str(path)
@@ -146,7 +146,7 @@ def import_in(folder: Path, *, path: Path | None = None) -> str:
 
 
 def test_sources_run_with_what_pip_built_in_them(source_tree):
-    """`pip install .` and then `python -m fusedrnn` in the repository, whose folder comes first."""
+    """After `pip install .`, `python -m fusedrnn` in the repository imports from its own folder."""
     if not LIBRARY.exists():
         pytest.skip(f"{LIBRARY} is not there: the library was not built in this tree")
     said = import_in(source_tree)

@@ -1,4 +1,4 @@
-"""Command lines whose output nobody reads to the end, such as `python -m fusedrnn plan | head`."""
+"""Commands whose output is not read to its end, such as `python -m fusedrnn plan | head`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Runs Python with a stdout that nobody reads, and so may print nothing to stderr."""
+    """Runs Python with a stdout that nothing reads. It must print nothing to stderr."""
     read, write = os.pipe()
     os.close(read)
     try:
@@ -43,7 +43,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     ],
     ids=" ".join,
 )
-def test_a_reader_that_has_seen_enough(arguments: list[str], tmp_path: Path) -> None:
+def test_a_reader_that_stops_early(arguments: list[str], tmp_path: Path) -> None:
     done = run("-m", *(argument.format(tmp=tmp_path) for argument in arguments))
     assert (done.returncode, done.stderr) == (141, "")
 

@@ -1,4 +1,4 @@
-"""The tests' own house: who imports whom, and that kernels are compiled as the library's are."""
+"""Imports between files of tests, and that tests compile kernels in the way of the library."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PYTHON = sorted(TESTS.rglob("*.py"))
 
 
 def imported(path: Path) -> Iterator[str]:
-    """The modules, and names from modules, that a file imports anywhere in it."""
+    """The modules that a file imports, and the names that it imports from them."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (name.name for name in node.names)
@@ -46,13 +46,13 @@ def test_nothing_imports_a_file_of_tests() -> None:
         "from .test_house import TESTS",
     ],
 )
-def test_such_an_import_is_seen(tmp_path: Path, line: str) -> None:
+def test_imports_of_a_file_of_tests_are_found(tmp_path: Path, line: str) -> None:
     (tmp_path / "test_other.py").write_text(f"def test_it():\n    {line}\n")
     assert len(modules_of_tests(tmp_path / "test_other.py")) == 1
 
 
-def test_the_kit_is_of_no_floor() -> None:
-    """No part of it needs what a folder of tests holds, but for the interpreter of PTX."""
+def test_the_kit_imports_no_folder_of_tests() -> None:
+    """The kit imports nothing from the folders of tests except the PTX interpreter."""
     floors = {path.name for path in TESTS.iterdir() if path.is_dir()} - {"kit", "ptxvm"}
     for path in (TESTS / "kit").glob("*.py"):
         for name in imported(path):
@@ -61,7 +61,7 @@ def test_the_kit_is_of_no_floor() -> None:
 
 @pytest.fixture
 def nvcc_in_cuda_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A program that writes down its arguments; nvcc is a link to it in CUDA_HOME, none on PATH."""
+    """CUDA_HOME has an nvcc that writes its arguments to the returned file. PATH has no nvcc."""
     program = tmp_path / "of_the_system"
     program.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" >{tmp_path}/arguments\n')
     program.chmod(0o755)
@@ -86,7 +86,7 @@ def test_kernels_are_compiled_with_the_compiler_and_the_flags_of_the_library(
 
 
 def test_no_test_looks_for_nvcc_itself() -> None:
-    """A test that looked on PATH alone would skip where the library was built."""
+    """A test that searched PATH only might skip although the library was built with CUDA."""
     own = Path(__file__)
     searches = [path for path in PYTHON if path != own and 'which("nvcc"' in path.read_text()]
     assert searches == []

@@ -1,8 +1,8 @@
-"""What the build makes: object files and a library without stray symbols, an sdist and a wheel.
+"""The results of the build: object files and libraries without stray symbols, an sdist, a wheel.
 
-FUSEDRNN_OTHER_PYTHON names Pythons whose version or torch is another than this one's (separated as
-in PATH): the wheel's smoke test then runs under each too, the libraries' symbols are looked for in
-its torch, and where that is a CUDA build the CUDA library is loaded there.
+FUSEDRNN_OTHER_PYTHON lists Pythons with another version or another torch, separated as in PATH. The
+smoke test of the wheel then runs under each of them, and its torch must have the symbols that the
+libraries need. If it is a CUDA build, the CUDA library is loaded there too.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from tests.kit.packaging import LIBRARY, ROOT, SMOKE_TEST, make_nvcc, run
 CUDA_LIBRARY = ROOT / "fusedrnn" / "_cuda.so"
 OTHER_PYTHONS = [p for p in os.environ.get("FUSEDRNN_OTHER_PYTHON", "").split(os.pathsep) if p]
 
-# Functions of torch that the libraries do without where it is older than 2.13.
+# Functions that torch before 2.13 lacks. The libraries work without them.
 WEAK = {
     "_C.so": {"torch_exception_get_what_without_backtrace"},
     "_cuda.so": {"torch_exception_get_what_without_backtrace", "torch_stream_native_handle"},
 }
-# What gcc's own start-up code asks for, and does without.
+# Symbols that gcc's start-up code uses if they exist.
 WEAK_OF_GCC = {"__gmon_start__", "_ITM_deregisterTMCloneTable", "_ITM_registerTMCloneTable"}
 
 
-# A CUDA build of torch that sees no GPU: all is there but the device.
+# A program for a CUDA build of torch on a machine where it finds no GPU.
 NO_GPU_TEST = """
 import sys
 sys.path.insert(0, sys.argv[1])
@@ -83,18 +83,18 @@ def library(request: pytest.FixtureRequest) -> Path:
 
 @pytest.mark.parametrize("isa", setup_build.isa_flags())
 def test_kernel_object_offers_the_linker_only_its_table(isa):
-    """A weak or global function compiled with AVX-512 could be linked for a CPU without it."""
+    """The linker could choose a weak or global function compiled with AVX-512 for any caller."""
     path = setup_build.BUILD_DIR / "cpu" / f"kernels_{isa}.o"
     assert (ROOT / "csrc" / "cpu" / f"kernels_{isa}.cpp").exists()
     if not path.exists():
         pytest.skip(f"{path} is not there: the library was not built in this tree")
     found = symbols(path)
-    # nm writes local symbols in lower case, but for the unique global u.
+    # nm prints local symbols in lower case; the only exception is u, a unique global symbol.
     offered = [(kind, name) for kind, name in found if kind in "u" or kind.isupper()]
     offered = [(kind, name) for kind, name in offered if kind != "U"]
     assert len(offered) == 1, offered
     assert offered[0][0] in "DR", f"{offered[0]} is not data"
-    # What the object asks of others is C (memcpy, ...), never a C++ function.
+    # The object needs only C functions of others, such as memcpy.
     asked = [name for kind, name in found if kind in "Uwv"]
     assert [name for name in asked if name.startswith("_Z")] == []
 
@@ -113,21 +113,21 @@ def test_library_asks_only_for_the_stable_abi_and_the_runtime(library):
         bare, _, version = name.partition("@")
         assert not re.match(r"_?Py[A-Z_]", bare), f"{name} is Python's"
         if bare.startswith("_Z"):
-            # at::, c10:: and torch:: have no version; what libstdc++ offers has.
+            # Symbols of libstdc++ have a version, and those of at::, c10:: and torch:: have none.
             assert version.startswith(("GLIBCXX", "CXXABI")), f"{name} is not libstdc++'s"
         elif not version and kind == "U":
             assert bare.startswith(("aoti_torch_", "torch_")), f"{name} is not the stable ABI's"
 
 
-def test_weak_symbols_are_those_that_the_library_does_without(library):
-    """Each more that the sources declare weak needs a second way in them."""
+def test_weak_symbols_are_those_that_the_library_does_not_need(library):
+    """For each weak symbol the sources must have code that works without it."""
     undefined = symbols(library, "--dynamic", "--undefined-only")
     weak = {name for kind, name in undefined if kind in "wv" and "@" not in name}
     assert weak - WEAK_OF_GCC == WEAK[library.name]
 
 
 @pytest.mark.parametrize("python", [sys.executable, *OTHER_PYTHONS])
-def test_torch_has_what_the_library_cannot_do_without(library, python):
+def test_torch_has_the_symbols_that_the_library_needs(library, python):
     found = run(python, "-I", "-c", "import torch; print(torch.__version__, torch.__file__)")
     version, path = found.split(maxsplit=1)
     torch_cpu = Path(path.strip()).parent / "lib" / "libtorch_cpu.so"
@@ -138,7 +138,7 @@ def test_torch_has_what_the_library_cannot_do_without(library, python):
     asked = {name for kind, name in undefined if kind == "U" and "@" not in name}
     assert asked
     assert asked <= offered, f"torch {version} lacks {sorted(asked - offered)}"
-    # From 2.13 on the functions themselves are called, and not what stands in for them.
+    # From 2.13 on the functions themselves are called and not their replacements.
     if tuple(map(int, version.split(".")[:2])) >= (2, 13):
         assert WEAK[library.name] <= offered
 
@@ -166,7 +166,7 @@ def test_library_needs_torch_cpu_and_no_other_library_of_torch_python_or_cuda(li
     ],
 )
 def test_build_names_the_variable_that_is_wrong(monkeypatch, variable, value, message):
-    # Should a check be missing, nothing is compiled all the same.
+    # Nothing is compiled even if the check is missing.
     monkeypatch.setattr(setup_build.subprocess, "run", lambda *_, **__: pytest.fail("compiles"))
     monkeypatch.setenv(variable, value)
     with pytest.raises(setup_build.BuildError, match=re.escape(message)):
@@ -177,7 +177,7 @@ def test_build_names_the_variable_that_is_wrong(monkeypatch, variable, value, me
 def torch_and_nvcc(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> Callable[[bool, str | None], None]:
-    """Makes the build see a torch with CUDA or without, and an nvcc of a release, or none."""
+    """A function that makes the build see a torch with or without CUDA, and an nvcc or none."""
 
     def choose(torch_has_cuda: bool, release: str | None) -> None:
         (tmp_path / "lib").mkdir()
@@ -270,19 +270,20 @@ def test_device_code_is_packed_where_every_driver_unpacks_it(tmp_path, release, 
 
 
 def device_code(library: Path) -> set[tuple[str, int]]:
-    """("sm" or "ptx", architecture) of each piece of device code, from the fat binaries in it."""
+    """("sm" or "ptx", architecture) of each piece of device code in a library's fat binaries."""
     found = set()
     content = library.read_bytes()
     at = 0
-    # struct { magic, version: 16 bits, header: 16 bits, size: 64 bits }, then its pieces.
+    # A fat binary is struct { magic, version: 16 bits, header: 16 bits, size: 64 bits } and pieces.
     while (at := content.find(b"\x50\xed\x55\xba", at)) >= 0:
         version, header, size = struct.unpack_from("<HHQ", content, at + 4)
         piece, end = at + header, at + header + size
         at += 4
         if version != 1 or end > len(content):
-            continue  # the four bytes mean something else here
+            continue  # these four bytes are not the magic of a fat binary
         while piece < end:
-            # struct { kind: 16 bits, 16 bits, header: 32 bits, size: 64 bits, ..., arch at 28 }
+            # A piece is struct { kind: 16 bits, 16 bits, header: 32 bits, size: 64 bits, ... }; the
+            # architecture is at byte 28.
             kind, _, its_header, its_size = struct.unpack_from("<HHIQ", content, piece)
             (arch,) = struct.unpack_from("<I", content, piece + 28)
             found.add(({1: "ptx", 2: "sm"}[kind], arch))
@@ -290,10 +291,10 @@ def device_code(library: Path) -> set[tuple[str, int]]:
     return found
 
 
-def test_cuda_library_holds_the_code_that_it_says():
+def test_cuda_library_has_code_for_the_architectures_that_it_lists():
     if not CUDA_LIBRARY.exists():
         pytest.skip(f"{CUDA_LIBRARY.name} was not built")
-    # In a process of its own, so that this one's ops stay what they are.
+    # The library is loaded in another process, so that the ops of this process do not change.
     program = "import sys, torch; [torch.ops.load_library(p) for p in sys.argv[1:]]; "
     said = run(
         *(sys.executable, "-c", program + "print(torch.ops.fusedrnn.cuda_info())"),
@@ -312,34 +313,34 @@ def test_cuda_library_under_a_cuda_build_of_torch_without_a_gpu(tmp_path, python
         pytest.skip(f"torch of {python} is no CUDA build; FUSEDRNN_OTHER_PYTHON can name another")
     if not CUDA_LIBRARY.exists():
         pytest.skip(f"{CUDA_LIBRARY.name} was not built")
-    # Hides a GPU, should there be one.
+    # This hides a GPU if there is one.
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
     said = run(python, "-I", "-c", NO_GPU_TEST, ROOT, cwd=tmp_path, env=environment)
     assert re.search(f"CUDA library +sm_.*, CUDA runtime .*{CUDA_LIBRARY}", said), said
     assert re.search("CUDA devices +none: torch finds no GPU or no driver", said), said
-    # torch's own words for it.
+    # These are torch's messages.
     assert len(re.findall("^to cuda.*(NVIDIA driver|CUDA GPUs)", said, re.MULTILINE)) == 2, said
 
 
 @pytest.fixture(scope="module")
 def sdist(tmp_path_factory) -> Path:
-    """The sdist's folder, unpacked."""
+    """The folder of the unpacked sdist."""
     folder = tmp_path_factory.mktemp("sdist")
     setup = [sys.executable, "setup.py", "-q", "egg_info", "--egg-base", folder]
     run(*setup, "sdist", "--dist-dir", folder, cwd=ROOT)
     (archive,) = folder.glob("*.tar.gz")
     with tarfile.open(archive) as tar:
-        # The argument is in every Python that is still maintained; before, all was trusted.
+        # Old releases of Python lack the argument `filter`, and trust all files.
         tar.extractall(folder, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
     return folder / archive.name.removesuffix(".tar.gz")
 
 
 @pytest.fixture(scope="module")
 def wheel(sdist, tmp_path_factory) -> Path:
-    """The wheel, built from the sdist as a user builds it."""
+    """The wheel, which is built from the sdist with pip."""
     folder = tmp_path_factory.mktemp("wheel")
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "--no-index"]
-    # Where there is a CUDA library in it, one architecture is enough.
+    # If the wheel has a CUDA library, one architecture is enough.
     environment = os.environ | {"FUSEDRNN_CUDA_ARCH": "90"}
     command = [*pip, "--no-build-isolation", "--no-deps", "--wheel-dir", folder, sdist]
     run(*command, env=environment)
@@ -384,5 +385,5 @@ def test_wheel_works_unpacked(wheel, tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
     for python in [sys.executable, *OTHER_PYTHONS]:
-        # -I: neither PYTHONPATH nor the current folder is on the path.
+        # With -I neither PYTHONPATH nor the current folder is on the path.
         print(run(python, "-I", "-c", SMOKE_TEST, tmp_path / "site", cwd=tmp_path))

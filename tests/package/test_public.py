@@ -1,4 +1,4 @@
-"""What outsiders may hold on to: the modules that are public, and the names in pickles."""
+"""The public modules, and the names of classes in pickles."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ def test_all_other_modules_are_private() -> None:
 
 
 @pytest.mark.parametrize("module", [fusedrnn, fusedrnn.functional, fusedrnn.keras, fusedrnn.onnx])
-def test_what_is_public_says_where(module: object) -> None:
+def test_public_names_have_the_public_module(module: object) -> None:
     names = NAMES if module is fusedrnn else module.__all__  # type: ignore[attr-defined]
     for name in names:
         if (module, name) == (fusedrnn.onnx, "load"):
-            continue  # the documentation finds its overloads by its file
+            continue  # the documentation finds the overloads of load by its file
         assert getattr(module, name).__module__ == module.__name__  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n.startswith("Fused")])
 def test_pickles_name_the_public_class(name: str) -> None:
-    """So files of whole modules load wherever the class lies in the package."""
+    """Files of whole modules then load even if the class moves inside the package."""
     cls = getattr(fusedrnn, name)
     assert pickle.dumps(cls, protocol=0).startswith(f"cfusedrnn\n{name}\n".encode())
     module, file = cls(3, 4), io.BytesIO()

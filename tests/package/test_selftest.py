@@ -1,4 +1,4 @@
-"""fusedrnn.selftest: that it passes on the CPU, that it fails where it should, what it writes."""
+"""fusedrnn.selftest passes on the CPU, fails for wrong kernels, and writes a report."""
 
 from __future__ import annotations
 
@@ -94,11 +94,11 @@ def test_a_regime_is_for_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--regime is for a GPU, and --device is cpu" in capsys.readouterr().err
 
 
-# --- Limits: what correct kernels give passes, and what wrong ones give does not -----------------
+# --- Limits: correct kernels pass, and wrong ones do not -----------------------------------------
 
 
 def parity_of(monkeypatch: pytest.MonkeyPatch, cell: str, layer: Any) -> list[Check]:
-    """The checks of a cell, all shapes and TF32 too, where this is what the device computes."""
+    """The checks of a cell with all shapes, and TF32 too, if a device computes as `layer` does."""
     monkeypatch.setattr(_ops, "layer", layer)
     monkeypatch.setattr(selftest, "CELLS", {cell: CELLS[cell]})
     monkeypatch.setattr(selftest.Selftest, "why_no_tf32", lambda _: "")
@@ -118,7 +118,7 @@ def test_correct_kernels_pass(monkeypatch: pytest.MonkeyPatch, cell: str) -> Non
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_a_lost_gradient_fails(monkeypatch: pytest.MonkeyPatch, cell: str) -> None:
-    """In every case whose gradients are compared."""
+    """Every case whose gradients are compared must fail."""
     for check in parity_of(monkeypatch, cell, emulated_kernels.with_a_lost_unit):
         wanted = "passed" if "outputs alone" in check.detail else "failed"
         assert check.result == wanted, (check.name, check.detail)
@@ -126,7 +126,7 @@ def test_a_lost_gradient_fails(monkeypatch: pytest.MonkeyPatch, cell: str) -> No
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_a_shifted_step_fails(monkeypatch: pytest.MonkeyPatch, cell: str) -> None:
-    """In every case that has more than one step."""
+    """Every case with more than one step must fail."""
     for check in parity_of(monkeypatch, cell, emulated_kernels.a_step_late):
         wanted = "passed" if str(SMALL[1]) in check.name else "failed"
         assert check.result == wanted, (check.name, check.detail)
@@ -135,7 +135,7 @@ def test_a_shifted_step_fails(monkeypatch: pytest.MonkeyPatch, cell: str) -> Non
 def test_large_relu_in_float32_depends_on_the_order_of_sums(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Why its gradients are not compared: the last bits of h decide on which side of 0 it lies."""
+    """Its gradients are not compared, since the last bits of h decide whether relu is active."""
     monkeypatch.setattr(Call, "compares_gradients", lambda *_: True)
     errors = []
     for scale in (1 - 2**-22, 1 + 2**-22):
@@ -151,7 +151,7 @@ def test_large_relu_in_float32_depends_on_the_order_of_sums(
 @pytest.mark.parametrize("regime", ["resident", "per_step"])
 @pytest.mark.parametrize("cell", [cell for cell, spec in CELLS.items() if not spec.projects])
 def test_the_cuda_kernels_pass(monkeypatch: pytest.MonkeyPatch, cell: str, regime: str) -> None:
-    """In the interpreter: what a GPU is asked for is what these kernels give."""
+    """The kernels pass the checks in the interpreter, with the limits that hold on a GPU."""
     with using(TorchDevice(ptx(80))) as gpu:
         monkeypatch.setattr(_raw_ops, "_forward_now", gpu["forward"])
         monkeypatch.setattr(_raw_ops, "_backward_now", gpu["backward"])
@@ -163,8 +163,8 @@ def test_the_cuda_kernels_pass(monkeypatch: pytest.MonkeyPatch, cell: str, regim
 
 @pytest.mark.skipif(setup_build.nvcc() is None, reason="no nvcc: kernels cannot be compiled")
 @pytest.mark.parametrize("used", [True, False])
-def test_tf32_is_seen_to_be_used(monkeypatch: pytest.MonkeyPatch, used: bool) -> None:
-    """By the kernels' numbers, in the interpreter."""
+def test_use_of_tf32_is_detected(monkeypatch: pytest.MonkeyPatch, used: bool) -> None:
+    """The results of the kernels in the interpreter show whether TF32 was used."""
     monkeypatch.setattr(selftest, "CELLS", {"gru": CELLS["gru"]})
     if not used:
         monkeypatch.setattr(torch, "set_float32_matmul_precision", lambda _: None)
@@ -180,11 +180,11 @@ def test_tf32_is_seen_to_be_used(monkeypatch: pytest.MonkeyPatch, used: bool) ->
         assert (f"resident_{which}_mma_tf32" in device.launches) == used
 
 
-# --- What only a GPU can show, with something in its place ---------------------------------------
+# --- Checks that need a GPU, with a replacement for it -------------------------------------------
 
 
 def refuse(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A GPU on which the resident regime never runs."""
+    """Pretends that the resident regime never runs."""
     right = _raw_ops._forward_now
 
     def forward(*args: Any) -> Any:
@@ -228,7 +228,7 @@ def test_every_regime_must_be_deterministic(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 class Stream:
-    """A stream of a GPU that sleeps: what it is given meanwhile waits, on others it is done."""
+    """A stream of a GPU. While it sleeps its work waits, and work on other streams is done."""
 
     current: Stream
 
@@ -255,7 +255,7 @@ class Stream:
 
 
 def on_streams(monkeypatch: pytest.MonkeyPatch, astray: str) -> None:
-    """Our ops and copies as work on streams; that of the op `astray` goes to the default one."""
+    """Runs our ops and copies as work on streams. The op `astray` uses the default stream."""
     default = Stream()
     monkeypatch.setattr(Stream, "current", default, raising=False)
 
@@ -283,7 +283,7 @@ def on_streams(monkeypatch: pytest.MonkeyPatch, astray: str) -> None:
 
 
 def launched(op: Any, astray: bool, default: Stream) -> Any:
-    """The op as a launch: its results have their memory now, and their values later."""
+    """The op as a launch: the memory of its results exists at once, and their values come later."""
 
     def launch(*args: Any) -> Any:
         results = op(*args)
@@ -293,7 +293,7 @@ def launched(op: Any, astray: bool, default: Stream) -> Any:
 
         def work() -> None:
             for to, value in zip(flat(memory), flat(list(op(*args))), strict=True):
-                to.data.copy_(value)  # not a change that autograd should know of
+                to.data.copy_(value)  # autograd must not notice this change
 
         (default if astray else Stream.current).enqueue(work)
         return results

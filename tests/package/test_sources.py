@@ -1,4 +1,4 @@
-"""The house of csrc: which folder may include which, and how many arguments a function takes."""
+"""Which folder of csrc may include which, and how many arguments a function may take."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SOURCES = sorted(
     path for path in CSRC.rglob("*") if path.suffix in (".h", ".cpp", ".inl", ".cu", ".cuh")
 )
 # The folders that the files of a folder may include. An engine includes neither the other engine
-# nor the bindings; what both engines share is in layer.
+# nor the bindings. Code that both engines share is in layer.
 MAY_INCLUDE = {
     "cells": {"cells"},
     "layer": {"layer", "cells"},
@@ -25,7 +25,7 @@ MAY_INCLUDE = {
 }
 # The files of csrc/torch that know an engine. The others serve the bindings on any device.
 KNOW_AN_ENGINE = {"cpu_engine.h": "cpu", "runtime.h": "cpu", "cuda_plan.cpp": "cuda"}
-# The operations: torch passes their arguments by position, as their schemas have them.
+# The operations may take more arguments: torch passes all arguments of a schema by position.
 OPERATIONS = {"torch/passes.h": {"forward", "backward", "step", "step_backward"}}
 OPERATIONS["torch/cuda_plan.cpp"] = {"plan"}
 
