@@ -1,4 +1,4 @@
-"""Calls of `_ops.layer` for tests that go below the modules: every cell, every form of batch."""
+"""Calls of `_ops.layer` for tests of the ops, with every cell and every form of batch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FORMS = ("plain", "packed", "lengths")
 
 @dataclasses.dataclass
 class LayerArguments:
-    """Arguments of `_ops.layer`, leaves that require grad."""
+    """Arguments of `_ops.layer`. The tensors are leaves that require grad."""
 
     x: Tensor
     h0: Tensor | None
@@ -32,14 +32,14 @@ class LayerArguments:
         return [t for t in (self.x, self.h0, self.c0, *self.weights) if t is not None]
 
     def with_leaves(self, leaves: Sequence[Tensor]) -> LayerArguments:
-        """The same call on other tensors, in the order of `leaves`."""
+        """The same call with other tensors, which are in the order of `leaves`."""
         rest = iter(leaves)
         x, h0, c0 = (None if t is None else next(rest) for t in (self.x, self.h0, self.c0))
         assert x is not None
         return dataclasses.replace(self, x=x, h0=h0, c0=c0, weights=list(rest))
 
     def run(self, layer: Any) -> list[Tensor]:
-        """Outputs of `_ops.layer` or of another function of its signature."""
+        """Outputs of `_ops.layer`, or of another function with the same arguments."""
         result = layer(self.x, self.h0, self.c0, self.weights, self.batch, self.options)
         return [t for t in result if t is not None]
 
@@ -53,7 +53,7 @@ class LayerArguments:
 
 
 def other_memory(t: Tensor) -> list[Tensor]:
-    """The same values in memory of another kind: strided, and at odd places of the machine."""
+    """Copies of a tensor in other memory: strided, and at addresses that are not aligned."""
     strided = torch.stack([t, t.neg() if t.is_floating_point() else t], -1)[..., 0]
     late = t.new_empty(1 + t.numel())[1:].view(t.shape).copy_(t)
     raw = bytearray(t.numel() * t.itemsize + 1)
@@ -78,12 +78,12 @@ def make_arguments(
     device: torch.device | None = None,
     exact_in: torch.dtype | None = None,
 ) -> LayerArguments:
-    """Random arguments, from torch's seed; P is H / 2 where the cell projects.
+    """Random arguments, drawn with torch's seed. P is H / 2 if the cell projects.
 
     Args:
-        form: one of FORMS; with "packed" the rows are packed and sorted by length, with "lengths"
+        form: one of FORMS. With "packed" the rows are packed and sorted by length, with "lengths"
             they are padded.
-        exact_in: a dtype that every number is rounded to first, so that all wider dtypes hold the
+        exact_in: a dtype to which every number is rounded first, so that all wider dtypes hold the
             same numbers.
     """
     spec = CELLS[cell]
@@ -94,7 +94,7 @@ def make_arguments(
         rounded = values if exact_in is None else values.to(exact_in)
         return rounded.to(device, dtype).requires_grad_(requires_grad)
 
-    # Large weights make a chaotic system, in which nothing can be compared after a few steps.
+    # With large weights small errors grow so fast that results differ after a few steps.
     scale = H**-0.5
     weights: list[Tensor] = []
     for p in spec.parameters_with(bias) * D:

@@ -1,4 +1,4 @@
-"""Builds the tests' modules of the CUDA bindings, and compiles the kernels they start to PTX."""
+"""Builds the tests' modules of the CUDA bindings, and compiles their kernels to PTX."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ OPS = ("forward", "backward", "_step", "_step_backward")
 
 
 def _flags() -> list[str]:
-    # pybind11's folder first: torch 2.11 has a pybind11 of its own, which refuses the stable ABI.
+    # pybind11's folder comes first, since torch 2.11 has another pybind11, which refuses the stable
+    # ABI.
     return [*extension_flags(), *setup_build.torch_flags()]
 
 
@@ -37,8 +38,8 @@ def _link_flags() -> list[str]:
 
 @functools.cache
 def binding() -> ModuleType:
-    """The module; torch.ops.fusedrnn_gpu has the ops of torch.ops.fusedrnn from then on."""
-    # All of the bindings but what needs the CUDA runtime.
+    """Builds and loads the module, which defines torch.ops.fusedrnn_gpu."""
+    # The sources of the bindings that need no CUDA runtime.
     sources = [CSRC / "torch_cuda" / "torch_launcher.cpp", SOURCES / "module.cpp"]
     units = dict.fromkeys([*sorted((CSRC / "cuda").glob("*.cpp")), *sources], ())
     with turn(BUILD_DIR):
@@ -50,12 +51,12 @@ def binding() -> ModuleType:
         schema = str(getattr(torch.ops.fusedrnn, op).default._schema)
         library.define(schema.removeprefix("fusedrnn::"))
     module = load(path)
-    module.library = library  # its ops live as long
+    module.library = library  # the ops exist as long as this object
     return module
 
 
 def runtime() -> ModuleType:
-    """The module of runtime.cpp, with nothing loaded yet: what runs CUDA kernels on no GPU."""
+    """The module of runtime.cpp, a fake CUDA runtime. No kernels are loaded yet."""
     compiler = setup_build.nvcc()
     assert compiler is not None
     includes, _ = setup_build.cuda_folders(compiler)
@@ -72,7 +73,7 @@ def runtime() -> ModuleType:
 
 @functools.cache
 def ptx(arch: int) -> tuple[Path, ...]:
-    """The kernels of the engine and of the bindings."""
+    """Files of PTX with the kernels of the engine and of the bindings."""
     folder = BUILD_DIR / f"ptx_{arch}"
     folder.mkdir(parents=True, exist_ok=True)
     paths = list(build.ptx(arch))

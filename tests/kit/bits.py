@@ -1,4 +1,4 @@
-"""Whether a change keeps every bit: digests of outputs and gradients, to compare between commits.
+"""Digests of outputs and gradients, to see whether a change keeps every bit.
 
     python -m tests.kit.bits write build/bits.json      # at the commit before
     python -m tests.kit.bits compare build/bits.json    # after the change
@@ -28,7 +28,8 @@ from torch import Tensor
 from fusedrnn._library import CELLS, LIBRARY
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-# T, N, I, H: odd sizes, few rows (weights read as they are stored), several chunks, by units.
+# T, N, I, H: odd sizes, few rows (so that weights are read as stored), several chunks, and sizes
+# with which threads share steps by units.
 CPU_SIZES = ((5, 3, 4, 6), (1, 1, 1, 1), (7, 9, 13, 33), (3, 1, 40, 64), (40, 17, 24, 128))
 CUDA_SIZES = ((4, 3, 4, 5), (3, 9, 6, 24))
 FORMS = ("plain", "packed", "lengths")
@@ -37,7 +38,7 @@ FORMS = ("plain", "packed", "lengths")
 def arguments(
     cell: str, form: str, dtype: torch.dtype, sizes: tuple[int, int, int, int], directions: int
 ) -> tuple[Any, ...]:
-    """The arguments of the op `forward`, keep=True: drawn from a seed that the sizes give."""
+    """Arguments of the op `forward` with keep=True. The seed follows from the sizes."""
     T, N, I, H = sizes
     spec = CELLS[cell]
     P = max(1, H // 2) if spec.projects else H
@@ -84,7 +85,7 @@ def digest(tensors: list[Tensor]) -> str:
 def run(
     forward: Callable[..., Any], backward: Callable[..., Any], given: tuple[Any, ...]
 ) -> list[Tensor]:
-    """Outputs without and with what is kept, and all gradients."""
+    """Outputs without a reserve, outputs with one, and all gradients."""
     x, h0, c0, weights, batch_sizes, lengths, N, cell, bidirectional, _ = given
     plain = list(forward(*given[:-1], False))[:3]
     y, h_n, c_n, reserve = forward(*given)
@@ -113,7 +114,7 @@ def cases(sizes: tuple[tuple[int, int, int, int], ...]) -> Iterator[tuple[str, t
 
 
 def on_cpu() -> dict[str, str]:
-    """Digests of this process's instruction set."""
+    """Digests for the instruction set that this process runs."""
     ops = torch.ops.fusedrnn
     found = {}
     for threads in (1, 2):
@@ -125,7 +126,7 @@ def on_cpu() -> dict[str, str]:
 
 
 def on_cuda() -> dict[str, str]:
-    """Digests of the CUDA engine in the interpreter, in each regime that can run a case."""
+    """Digests of the CUDA engine in the interpreter, in each regime that can run the case."""
     from tests.kit.bindings import ptx
     from tests.kit.torch_device import TorchDevice, using
 
@@ -142,14 +143,14 @@ def on_cuda() -> dict[str, str]:
 
 
 def everything() -> dict[str, str]:
-    """Digests of every instruction set, each in a process of its own, and of the CUDA engine."""
+    """Digests of every instruction set, each in its own process, and of the CUDA engine."""
     found: dict[str, str] = {}
     where = ["cuda", *(isa for isa, supported in LIBRARY.compiled.items() if supported)]
     for isa in where:
         variables = os.environ | ({} if isa == "cuda" else {"FUSEDRNN_ISA": isa})
         command = [sys.executable, "-m", "tests.kit.bits", "one", isa]
         said = subprocess.run(command, env=variables, check=True, stdout=subprocess.PIPE, text=True)
-        found |= json.loads(said.stdout.splitlines()[-1])  # after what a build printed
+        found |= json.loads(said.stdout.splitlines()[-1])  # a build may print lines before
         print(f"{isa}: {len(found)} digests", file=sys.stderr)
     return found
 

@@ -1,5 +1,5 @@
-"""Builds the C++ of the tests: modules on the CPU engine and on the CUDA engine's host side, and
-the CUDA kernels as PTX. The compilers and their flags are those of setup_build.
+"""Builds the C++ of the tests: modules for the CPU engine and for the host side of the CUDA engine,
+and the CUDA kernels as PTX. The compilers and their flags come from setup_build.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ NATIVE_DIR = ROOT / "build" / "native"
 
 
 def pybind_flags() -> list[str]:
-    """Where the headers of pybind11 and Python are, which are not ours to keep free of warnings."""
+    """Flags for the headers of pybind11 and Python, in which warnings are ignored."""
     headers = [pybind11.get_include(), sysconfig.get_path("include")]
     return [word for path in headers for word in ("-isystem", path)]
 
 
 @contextmanager
 def turn(build_dir: Path) -> Iterator[None]:
-    """Test processes that run side by side take turns in a folder, which is made where missing."""
+    """Makes a folder, and lets one test process at a time build in it."""
     build_dir.mkdir(parents=True, exist_ok=True)
     with open(build_dir / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -45,7 +45,7 @@ def turn(build_dir: Path) -> Iterator[None]:
 
 
 def load(path: Path) -> ModuleType:
-    """Imports a module named as its file."""
+    """Imports a module from its file, which has its name."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -60,7 +60,7 @@ def extension_flags() -> list[str]:
 
 @functools.cache
 def native() -> ModuleType:
-    """The module of kit/native on the CPU engine, built first where a source is newer."""
+    """The module of kit/native with the CPU engine. It is built first if a source is newer."""
     isas = setup_build.isa_flags()
     units = setup_build.engine_units()
     for source in sorted((KIT / "native").glob("*.cpp")):
@@ -73,14 +73,14 @@ def native() -> ModuleType:
 
 
 def nvcc_flags() -> list[str]:
-    """The flags of every kernel; a warning is an error with and without FUSEDRNN_WERROR."""
+    """The flags of every kernel. Warnings are errors whether or not FUSEDRNN_WERROR is set."""
     strict = "-Werror=all-warnings"
     return [*(flag for flag in setup_build.nvcc_flags() if flag != strict), strict]
 
 
 @functools.cache
 def host() -> ModuleType:
-    """The module of kit/cuda on the host side of the CUDA engine, built where a source is newer."""
+    """The module of kit/cuda with the CUDA engine's host side, built if a source is newer."""
     sources = [*sorted((CSRC / "cuda").glob("*.cpp")), KIT / "cuda" / "module.cpp"]
     units = {source: [] for source in sources}
     with turn(CUDA_DIR):
@@ -95,7 +95,7 @@ def kernel_sources(csrc: Path = CSRC) -> list[Path]:
 
 
 def _digest(csrc: Path) -> str:
-    """Of every file that a kernel may be made of."""
+    """A digest of every file from which a kernel may be compiled."""
     digest = hashlib.sha256(" ".join(nvcc_flags()).encode())
     for path in sorted(csrc.rglob("*")):
         if path.suffix in (".cu", ".cuh", ".h"):
@@ -104,10 +104,10 @@ def _digest(csrc: Path) -> str:
 
 
 def compile_kernel(source: Path, output: Path, *flags: str) -> str:
-    """Runs nvcc on one file of kernels; what it printed."""
+    """Runs nvcc on a file of kernels and returns its messages."""
     compiler = setup_build.nvcc()
     assert compiler is not None
-    # The headers beside the source come first: it may be a changed copy of the tree.
+    # The source may be in a changed copy of the tree, whose headers must come first.
     command = [compiler, f"-I{source.parent.parent}", *nvcc_flags(), *flags]
     done = subprocess.run(
         [*command, str(source), "-o", str(output)], capture_output=True, text=True
@@ -117,16 +117,16 @@ def compile_kernel(source: Path, output: Path, *flags: str) -> str:
 
 
 class Kernel(NamedTuple):
-    """What ptxas says of a kernel; bytes but for the registers."""
+    """The figures of ptxas for a kernel. All but the registers are in bytes."""
 
-    registers: int  # of a thread
-    shared: int  # static
+    registers: int  # of each thread
+    shared: int  # static shared memory of a block
     stack: int
     spills: int
 
 
 def kernels_of(said: str) -> dict[str, Kernel]:
-    """The kernels in what ptxas printed under -v, at least one."""
+    """The kernels in the output of ptxas -v. There must be at least one."""
     kernels = {}
     for entry in said.split("Compiling entry function '")[1:]:
 
@@ -137,7 +137,7 @@ def kernels_of(said: str) -> dict[str, Kernel]:
 
         kernels[entry.split("'")[0]] = Kernel(
             registers=number(r"Used (\d+) registers"),
-            # What there is none of is not mentioned.
+            # ptxas does not mention shared memory if there is none.
             shared=number(r"(\d+) bytes smem", absent=0),
             stack=number(r"(\d+) bytes stack frame"),
             spills=number(r"(\d+) bytes spill stores") + number(r"(\d+) bytes spill loads"),
@@ -147,7 +147,7 @@ def kernels_of(said: str) -> dict[str, Kernel]:
 
 
 def ptx(arch: int, csrc: Path = CSRC, build_dir: Path = CUDA_DIR) -> list[Path]:
-    """The kernels' PTX for an architecture (80 is sm_80), one file for each source."""
+    """PTX of the kernels for an architecture (80 is sm_80), one file for each source."""
     folder = build_dir / f"ptx_{arch}_{_digest(csrc)}"
     with turn(CUDA_DIR):
         if not folder.exists():

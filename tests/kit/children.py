@@ -1,4 +1,4 @@
-"""Runs what may crash or hang in a forked child, and says how that ended."""
+"""Runs a function that may crash or hang in a forked child, and says how it ended."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ def outcome(body: Callable[[], object], seconds: int = 60) -> str:
     """Run body in a forked child and return how it ended.
 
     Returns:
-        "ok", "<type of exception>: <message>", "killed by SIGSEGV" or another signal's name, and
-        "hangs" where it takes longer than `seconds`.
+        "ok", "<type of exception>: <message>", "killed by SIGSEGV" or another signal's name, or
+        "hangs" if it takes longer than `seconds`.
     """
     read, write = os.pipe()
     with warnings.catch_warnings():
-        # Python 3.12 warns of a fork beside threads, which is what some tests are about.
+        # Python 3.12 warns of a fork while other threads run, which some tests do on purpose.
         warnings.simplefilter("ignore", DeprecationWarning)
         child = os.fork()
     if child == 0:

@@ -1,4 +1,4 @@
-"""A GPU made of the PTX interpreter and numpy, for the host side of the CUDA engine to drive."""
+"""A GPU made of the PTX interpreter and numpy, on which the CUDA engine's host side runs."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from tests.ptxvm import Memory, Program
 
 Array = np.ndarray[Any, Any]
 
-# Of the numpy arrays in which values are stored; bfloat16 is kept as its bits.
+# The numpy dtype in which values of each dtype are stored. bfloat16 is stored as its bits.
 STORAGE = {"f32": np.float32, "f64": np.float64, "f16": np.float16, "bf16": np.uint16}
 
 
 def to_device(values: Array, dtype: str) -> Array:
-    """Values as they are stored, rounded to nearest even."""
+    """Values in their stored type, rounded to nearest even."""
     if dtype != "bf16":
         return np.ascontiguousarray(values, STORAGE[dtype])
     bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
@@ -35,7 +35,7 @@ def from_device(values: Array, dtype: str) -> Array:
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What a device can hold, as in csrc/cuda/launcher.h."""
+    """The limits of a device, with the names of csrc/cuda/launcher.h."""
 
     capability: int = 80
     sms: int = 4
@@ -52,15 +52,15 @@ def _program(path: Path) -> Program:
 
 
 class Device:
-    """Starts kernels in the interpreter; a Launcher to the host side.
+    """Starts kernels in the interpreter. The host side uses it as a Launcher.
 
     Args:
         ptx: files of kernels.
-        seed: of the order in which threads run.
-        limits: what the host side takes this device to be.
+        seed: decides the order in which threads run.
+        limits: the limits that the host side sees.
     """
 
-    # Of a thread of each kernel; the resident ones may have them all.
+    # Registers of a thread, the same for every kernel. The resident kernels may use them all.
     REGISTERS = 255
 
     def __init__(self, ptx: list[Path], seed: int = 1, limits: Limits | None = None) -> None:
@@ -78,7 +78,7 @@ class Device:
         return list(self._kernels)
 
     def put(self, values: Array | None, dtype: str, name: str, writable: bool = False) -> Any:
-        """A copy on the device, rounded; None for None."""
+        """A rounded copy on the device, or None for None."""
         if values is None:
             return None
         return self.memory.copy(to_device(values, dtype), name, writable=writable)
@@ -91,7 +91,7 @@ class Device:
             flat, (rows, columns), (ld * flat.itemsize, flat.itemsize)
         )
 
-    # --- What a Launcher does -------------------------------------------------------------------
+    # --- The methods of a Launcher --------------------------------------------------------------
 
     def scratch(self, size: int) -> int:
         self._scratch.append(self.memory.empty((size,), np.uint8, "scratch"))
@@ -106,7 +106,7 @@ class Device:
         return self.REGISTERS
 
     def multiply(self, dtype: str, c_dtype: str, a: Any, b: Any, c: Any, accumulate: bool) -> None:
-        # What no kernel wrote is NaN, and spreads.
+        # Values that no kernel wrote are NaN, which spreads to the product.
         left, right = (from_device(self._matrix(m, dtype), dtype) for m in (a, b))
         left, right = left.T if a[4] else left, right.T if b[4] else right
         out = self._matrix(c, c_dtype)

@@ -32,7 +32,7 @@ def tokens(page: Path) -> list:
 
 
 def blocks(page: Path) -> Iterator[tuple[int, str, str]]:
-    """First line, language and text of every fenced block of code."""
+    """The first line, the language and the text of every fenced block of code."""
     for token in tokens(page):
         if token.type == "fence":
             yield token.map[0] + 1, token.info.strip(), token.content

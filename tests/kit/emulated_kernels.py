@@ -1,8 +1,8 @@
-"""A layer as correct kernels on a GPU compute it, in plain torch: what a limit must let pass.
+"""A layer in plain torch with the roundings of correct GPU kernels, which all limits must allow.
 
-The reference layer in float32, whose products take factors rounded to the 16-bit type, or to TF32
-where torch allows it: x, h, what a stage emits, weights, and backward the deltas. What is kept for
-backward is rounded to the 16-bit type.
+It is the reference layer in float32. The factors of its products are rounded to the 16-bit type, or
+to TF32 if torch allows it: x, h, the emit of a stage, weights, and in backward the deltas. Values
+that are kept for backward are rounded to the 16-bit type.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ Round = Callable[[Tensor], Tensor]
 
 
 def to_tf32(t: Tensor) -> Tensor:
-    """Rounds float32 to the 10 bits that a tensor core takes, ties away from zero."""
+    """Rounds float32 to 10 bits of mantissa, as for a tensor core. Ties go away from zero."""
     bits = t.contiguous().view(torch.int32)
     return ((bits + (1 << 12)) & ~((1 << 13) - 1)).view(torch.float32)
 
 
 def rounding(dtype: torch.dtype) -> Round:
-    """How a factor of a product is rounded."""
+    """The function that rounds a factor of a product."""
     if dtype == torch.float32 and torch.ops.fusedrnn._allow_tf32():
         return to_tf32
     if dtype.itemsize == 2:
@@ -54,7 +54,7 @@ class Product(torch.autograd.Function):
 
 
 def layer(x: Tensor, *args: Any, delta: Round = lambda d: d) -> Any:
-    """`_ops.layer` by such kernels; `delta` changes what backward multiplies, to make it wrong."""
+    """`_ops.layer` with these roundings. `delta` may change the deltas, to make backward wrong."""
     rounded, dtype = rounding(x.dtype), x.dtype
 
     def linear(a: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -75,7 +75,7 @@ def layer(x: Tensor, *args: Any, delta: Round = lambda d: d) -> Any:
 
 
 def with_a_lost_unit(*args: Any) -> Any:
-    """The same, but backward loses the deltas of one unit, the one that has most."""
+    """The same layer, but backward loses the deltas of the unit in which they are largest."""
 
     def lose(d: Tensor) -> Tensor:
         return d.index_fill(-1, d.abs().sum(0).argmax(), 0)
@@ -84,5 +84,5 @@ def with_a_lost_unit(*args: Any) -> Any:
 
 
 def a_step_late(x: Tensor, *args: Any) -> Any:
-    """The same, but each step reads the rows before its own."""
+    """The same layer, but each step reads the rows of the step before."""
     return layer(x.roll(1, 0), *args)

@@ -1,4 +1,4 @@
-"""What test_robustness.py runs in a process of its own: how much memory grows over 1000 calls.
+"""Measures how much memory grows over 1000 calls; test_robustness.py runs it as a process.
 
     python -m tests.kit.growth
 
@@ -26,14 +26,14 @@ def resident_bytes() -> int:
 
 
 class MallInfo(ctypes.Structure):
-    """glibc's struct mallinfo2; uordblks counts the bytes that malloc has given out."""
+    """glibc's struct mallinfo2, in which uordblks is the number of allocated bytes."""
 
     _names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
     _fields_ = [(name, ctypes.c_size_t) for name in _names.split()]
 
 
 def allocated_bytes() -> int:
-    """Bytes of malloc in use, to the last; 0 where glibc is older than 2.33."""
+    """The exact number of bytes that malloc has allocated, or 0 with glibc before 2.33."""
     mallinfo2 = getattr(ctypes.CDLL(None), "mallinfo2", None)
     if mallinfo2 is None:
         return 0
@@ -43,7 +43,7 @@ def allocated_bytes() -> int:
 
 
 def growth(cell: Cell, training: bool) -> dict[str, int]:
-    """By what resident memory, what malloc gave out and Python's objects grow over 1000 calls."""
+    """The growth of resident memory, allocated memory and Python objects over 1000 calls."""
     module, _ = cell.make(16, 64, bidirectional=True)
     inputs = [make_input(form, ragged(LENGTHS, 16, torch.float32)) for form in FORMS]
 

@@ -1,4 +1,4 @@
-"""What the tests share: pairs of our module and torch.nn's, inputs, runs with gradients, errors."""
+"""Pairs of our module and torch.nn's, inputs, runs with gradients, and errors, for all tests."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Tensors = dict[str, Tensor]
 
 
 def why_not_on_cuda() -> str:
-    """Why no test runs on a GPU; "" where they do."""
+    """The reason why no test runs on a GPU, or "" if tests run there."""
     if lacks := torch_lacks_cuda():
         return lacks
     if not torch.cuda.is_available():
@@ -30,7 +30,7 @@ def why_not_on_cuda() -> str:
     return cuda_problem(torch.cuda.current_device())
 
 
-# What the `device` of a test may be.
+# The devices that the fixture `device` goes through.
 DEVICES = ["cpu"] if why_not_on_cuda() else ["cpu", "cuda"]
 
 
@@ -38,22 +38,22 @@ States = tuple[Tensor, ...]  # h, or h and c
 
 
 class Naive(nn.RNNBase):
-    """A layer that torch.nn does not have, step by step: the partner of ours in the tests.
+    """A layer that torch.nn does not have, computed step by step, to compare ours with.
 
-    A subclass writes its step after the formula, independent of fusedrnn._reference. It computes in
-    its own dtype, as torch.nn's layers do.
+    A subclass implements its step after the formula and uses nothing of fusedrnn._reference. It
+    computes in its own dtype, as torch.nn's layers do.
     """
 
     def step(self, x: Tensor, states: States, suffix: str) -> States:
-        """One step, x [N, I], with the parameters whose names end in this suffix."""
+        """One step of x [N, I]. The names of its parameters end in `suffix`."""
         raise NotImplementedError
 
     def gates(self, kind: str, suffix: str, count: int) -> list[Tensor]:
-        """A parameter's rows for each gate; zeros for an absent bias."""
+        """The rows of a parameter for each gate, or zeros for an absent bias."""
         p = getattr(self, kind + suffix, None)
         if p is None:
             return [torch.zeros((), dtype=self.weight_ih_l0.dtype)] * count
-        # Slices, not chunk(): they may be changed in place between forward and backward.
+        # Biases may change in place before backward, which slices allow and chunk() does not.
         H = self.hidden_size
         return [p[k * H : (k + 1) * H] for k in range(count)]
 
@@ -74,7 +74,7 @@ class Naive(nn.RNNBase):
         else:
             initial = tuple(hx) if has_c else (hx,)
             initial = tuple(s.unsqueeze(1) for s in initial) if unbatched else initial
-        # Groups of rows that run together: all of a plain batch, each alone of a packed one.
+        # The sequences of a plain batch run together, and those of a packed batch one by one.
         N = padded.size(1)
         groups = [slice(n, n + 1) for n in range(N)] if packed else [slice(0, N)]
         rows = [padded[: int(lengths[g][0]) if packed else None, g] for g in groups]
@@ -104,7 +104,7 @@ class Naive(nn.RNNBase):
         return y, tuple(last) if has_c else last[0]
 
     def _sequences(self, x: Tensor, states: States, suffix: str) -> tuple[Tensor, States]:
-        """Runs sequences of one length: x [T, N, I], states [N, H]."""
+        """Runs sequences of the same length: x [T, N, I], states [N, H]."""
         y: list[Tensor] = []
         reverse = suffix.endswith("_reverse")
         for t in reversed(range(len(x))) if reverse else range(len(x)):
@@ -114,7 +114,7 @@ class Naive(nn.RNNBase):
 
 
 class NaiveGRUResetBefore(Naive, nn.GRU):
-    """Cho et al. 2014, the partner of FusedGRU(reset_after=False)."""
+    """The GRU of Cho et al. 2014, which FusedGRU(reset_after=False) is compared with."""
 
     def step(self, x: Tensor, states: States, suffix: str) -> States:
         (h,) = states
@@ -129,7 +129,7 @@ class NaiveGRUResetBefore(Naive, nn.GRU):
 
 
 class NaivePeepholeLSTM(Naive, nn.LSTM):
-    """Gers & Schmidhuber 2000, the partner of FusedLSTM(peephole=True)."""
+    """The LSTM of Gers & Schmidhuber 2000, which FusedLSTM(peephole=True) is compared with."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -154,7 +154,7 @@ class NaivePeepholeLSTM(Naive, nn.LSTM):
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """A cell of the ops, our layer for it and torch.nn's (or the naive one)."""
+    """A cell of the ops, our layer for it, and torch.nn's layer or a naive one."""
 
     name: str
     ours: type[nn.RNNBase]
@@ -173,9 +173,9 @@ class Cell:
     def make(
         self, I: int, H: int, device: torch.device | None = None, **kwargs: Any
     ) -> tuple[Any, Any]:
-        """Makes ours and theirs with the same weights; theirs decides, from torch's seed.
+        """Makes our layer on the device, and torch.nn's on the CPU, with the same weights.
 
-        Ours is on the device, theirs on the CPU.
+        torch.nn's layer draws the weights with torch's seed.
         """
         if self.projects:
             kwargs["proj_size"] = max(1, H // 2)
@@ -206,7 +206,7 @@ CELLS = [
     Cell("lstm_peephole", fusedrnn.FusedLSTM, NaivePeepholeLSTM, ours_only=(("peephole", True),)),
 ]
 
-# The functions of fusedrnn.functional with the options that choose a cell, by the cell.
+# For each cell, the function of fusedrnn.functional with the options that choose the cell.
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     "lstm": F.lstm,
     "lstm_proj": F.lstm,
@@ -216,7 +216,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "rnn_relu": partial(F.rnn, nonlinearity="relu"),
     "lstm_peephole": partial(F.lstm, peephole=True),
 }
-# Our modules of one step, by the cell of the ops.
+# For each cell of the ops, our cell module.
 CELL_MODULES: dict[str, Callable[..., Any]] = {
     "lstm": fusedrnn.FusedLSTMCell,
     "gru": fusedrnn.FusedGRUCell,
@@ -225,7 +225,7 @@ CELL_MODULES: dict[str, Callable[..., Any]] = {
     "rnn_relu": lambda *a, **k: fusedrnn.FusedRNNCell(*a, nonlinearity="relu", **k),
 }
 BY_NAME = {cell.name: cell for cell in CELLS}
-# Those that torch.nn has itself.
+# The cells for which torch.nn has a layer.
 TORCH_CELLS = [cell for cell in CELLS if not issubclass(cell.theirs, Naive)]
 
 
@@ -235,7 +235,7 @@ def randn(
     seed: int | None = None,
     device: torch.device | None = None,
 ) -> Tensor:
-    """Normal numbers, drawn in float64 on the CPU: the same for every dtype and device, rounded."""
+    """Normal numbers, drawn in float64 on the CPU: for each dtype and device the same, rounded."""
     generator = None if seed is None else torch.Generator().manual_seed(seed)
     return torch.randn(*shape, dtype=torch.float64, generator=generator).to(device, dtype)
 
@@ -274,12 +274,12 @@ def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
 
 
 def device_of(module: nn.Module) -> torch.device:
-    """Where a module's parameters are."""
+    """The device of a module's parameters."""
     return next(module.parameters()).device
 
 
 def on(device: torch.device, value: Any) -> Any:
-    """Moves a tensor, a PackedSequence, or a tuple of them; None stays."""
+    """Moves a tensor, a PackedSequence, or a tuple of them to a device. None stays None."""
     if value is None:
         return None
     if isinstance(value, tuple) and not isinstance(value, PackedSequence):
@@ -291,8 +291,8 @@ def run(module: nn.Module, input: Any, hx: Any = None, seed: int = 0, **kwargs: 
     """Runs forward and backward; returns outputs, and gradients of inputs, states, weights.
 
     The loss is a weighted sum of all outputs with random weights that depend on the seed alone.
-    torch's generator is seeded before forward, for dropout. All of it is on the module's device,
-    what is returned on the CPU.
+    torch's generator is seeded before forward, for dropout. The computation is on the module's
+    device, and the returned tensors are on the CPU.
     """
     device = device_of(module)
 
@@ -320,12 +320,12 @@ def run(module: nn.Module, input: Any, hx: Any = None, seed: int = 0, **kwargs: 
 
 
 def assert_close(actual: Tensor, expected: Tensor, limit: float = 1e-12, **options: Any) -> None:
-    """Asserts that values agree, on whatever devices they are."""
+    """Asserts that values agree. The tensors may be on different devices."""
     torch.testing.assert_close(actual.cpu(), expected.cpu(), rtol=limit, atol=limit, **options)
 
 
 def error(actual: Tensor, reference: Tensor) -> float:
-    """Largest absolute difference over the reference's largest absolute value."""
+    """The largest absolute difference, divided by the reference's largest absolute value."""
     assert actual.shape == reference.shape, (actual.shape, reference.shape)
     if reference.numel() == 0:
         return 0.0
@@ -353,7 +353,7 @@ def ragged(
 
 
 def pad(sequences: list[Tensor], T: int, fill: float, batch_first: bool = False) -> Tensor:
-    """Pads sequences to T steps with a number; nan shows who reads padding."""
+    """Pads sequences to T steps with a number. With nan, a read of the padding shows."""
     x = pad_sequence(sequences, padding_value=fill)
     if x.size(0) < T:
         x = torch.cat([x, x.new_full((T - x.size(0), *x.shape[1:]), fill)])
@@ -372,9 +372,9 @@ LENGTHS = [3, 7, 6, 1, 6]  # steps of five sequences
 
 
 def make_input(form: str, sequences: list[Tensor], fill: float = 0.0) -> tuple[Any, dict[str, Any]]:
-    """Sequences of LENGTHS as input and keyword arguments of a module; a plain batch has 7 steps,
+    """Makes the input and the keyword arguments of a module from sequences of LENGTHS.
 
-    where the shorter ones begin again.
+    A plain batch has 7 steps, in which shorter sequences are repeated.
     """
     if form == "plain":
         return torch.stack([s.repeat(7, 1)[:7] for s in sequences], 1), {}

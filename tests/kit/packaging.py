@@ -1,4 +1,4 @@
-"""What the tests of the build and of the wheel share: commands, and a compiler that is made up."""
+"""Commands and a fake compiler for the tests of the build and of the wheel."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import setup_build
 
 ROOT = setup_build.ROOT
 LIBRARY = ROOT / "fusedrnn" / "_C.so"
-# Replaces torch's LSTM by ours, in a process that knows nothing but the unpacked wheel.
+# A program that replaces torch's LSTM by ours. It imports fusedrnn from the unpacked wheel only.
 SMOKE_TEST = """
 import sys
 site = sys.argv[1]
@@ -32,7 +32,7 @@ fusedrnn.show_config()
 
 
 def run(*command: str | Path, **options) -> str:
-    """What `command` prints; fails with all that it printed where it exits with an error."""
+    """The output of `command`. If it exits with an error, the test fails and shows the output."""
     done = subprocess.run(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options
     )
@@ -41,7 +41,7 @@ def run(*command: str | Path, **options) -> str:
 
 
 def make_nvcc(folder: Path, says: str) -> None:
-    """A CUDA_HOME with an nvcc of which nothing is there but what it says of its version."""
+    """Makes a CUDA_HOME whose nvcc only prints its version."""
     (folder / "bin").mkdir()
     (folder / "bin" / "nvcc").write_text(f"#!/bin/sh\necho '{says}'\n")
     (folder / "bin" / "nvcc").chmod(0o755)

@@ -1,6 +1,6 @@
-"""Errors against float64, beside torch.nn's own in the same dtype.
+"""Errors relative to float64, compared with the errors of torch.nn in the same dtype.
 
-`python -m tests.kit.parity_table` prints the worst of every cell and dtype over the cases below.
+`python -m tests.kit.parity_table` prints the worst error of each cell and dtype in the cases below.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from torch.nn.utils.rnn import pack_sequence
 from fusedrnn import _console
 from tests.kit.layers import CELLS, Cell, error, make_states, map_tensors, ragged, randn, run
 
-# Draws of numbers that are measured together: a tensor's error is its largest in any of them. One
-# draw would compare with luck: a small tensor of torch.nn's is now and then exact to half an ulp,
-# and a pre-activation near 0 that rounding takes to the other side of relu's kink is a large error.
+# How many times numbers are drawn. The error of a tensor is the largest error of all draws. With
+# one draw the comparison would depend on luck: a small tensor of torch.nn may be exact to half an
+# ulp, and rounding may move an argument of relu across its kink, which is a large error.
 DRAWS = {torch.float32: 6, torch.bfloat16: 6, torch.float16: 2}
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One input shape and set of options."""
+    """The shape of an input, and a set of options."""
 
     name: str
     T: int
@@ -78,7 +78,7 @@ class Measured:
 
     @property
     def multiple(self) -> float:
-        """Multiple of torch.nn's error, after the one ulp that the budget grants."""
+        """Our error, less the one ulp that the budget grants, as a multiple of torch.nn's error."""
         return max(0.0, self.ours - self.eps) / self.theirs if self.theirs > 0 else 0.0
 
     def __str__(self) -> str:
@@ -94,9 +94,9 @@ MEASURED: list[Measured] = []
 def measure(
     cell: Cell, dtype: torch.dtype, case: Case, device: torch.device | None = None
 ) -> list[Measured]:
-    """Runs float64, torch.nn in the dtype and ours in the dtype on the same rounded numbers.
+    """Runs torch.nn in float64, and torch.nn and ours in the dtype, on the same rounded numbers.
 
-    The last two run on the device.
+    The runs in the dtype are on the device.
     """
     result: dict[str, Measured] = {}
     for draw in range(DRAWS[dtype]):
@@ -122,7 +122,7 @@ def measure(
 
 
 def as_text(measured: list[Measured]) -> str:
-    """Makes a table: for each cell and dtype the worst tensor."""
+    """Makes a table of the worst tensor of each cell and dtype."""
     lines = [
         f"{'cell':<17}{'dtype':<10}{'tensors':>8}{'ours':>10}{'torch.nn':>10}{'multiple':>10}"
         f"{'of budget':>11}  worst"
@@ -145,7 +145,7 @@ def as_text(measured: list[Measured]) -> str:
 
 
 def main() -> int:
-    """Measures everything and prints the table; 1 if a budget is exceeded."""
+    """Measures all cases and prints the table. Returns 1 if a budget is exceeded."""
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", message="LSTM with projections is not supported with oneDNN")
     for cell in CELLS:

@@ -1,4 +1,4 @@
-"""A GPU for torch's CPU tensors: the device of tests.kit.device, which is lent their memory."""
+"""A GPU for torch's CPU tensors: the device of tests.kit.device may access their memory."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from tests.kit.device import Device, Limits
 
 
 class TorchDevice(Device):
-    """Starts kernels in the interpreter, on memory that torch allocated."""
+    """Starts kernels in the interpreter. They access memory that torch allocated."""
 
-    # Whether there is no memory left; torch then fails as before 2.13, without a word.
+    # Whether no memory is left. torch then fails without a message, as before 2.13.
     full = False
 
     def __init__(self, ptx: Sequence[Path], seed: int = 1, limits: Limits | None = None) -> None:
@@ -27,11 +27,11 @@ class TorchDevice(Device):
         self._lent: list[Tensor] = []
 
     def memory_left(self) -> tuple[int, int]:
-        """Free bytes and all bytes of the device."""
+        """The free bytes and all bytes of the device."""
         raise NotImplementedError("only a device that is full is asked")
 
     def lend(self, address: int, size: int, writable: bool) -> None:
-        """Lets kernels touch memory that something else keeps alive."""
+        """Lets kernels access memory. The caller keeps it alive."""
         if size:
             raw = (ctypes.c_char * size).from_address(address)
             self.memory.add(np.frombuffer(raw, np.uint8), "tensor", writable=writable)
@@ -51,7 +51,7 @@ class TorchDevice(Device):
 
 @contextmanager
 def using(device: TorchDevice) -> Iterator[dict[str, Any]]:
-    """The ops of torch.ops.fusedrnn_gpu by name, on `device`."""
+    """The ops of torch.ops.fusedrnn_gpu by name. They run on `device`."""
     module = binding()
 
     def on_device(op: Any) -> Any:

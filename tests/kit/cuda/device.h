@@ -1,4 +1,4 @@
-// The device that a launcher in Python says it has.
+// The device that a launcher in Python describes.
 #pragma once
 
 #include <pybind11/pybind11.h>

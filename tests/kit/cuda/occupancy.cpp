@@ -1,6 +1,6 @@
-// NVIDIA's own count of the blocks that one multiprocessor runs together; needs no device.
-// Arguments: major minor threads_per_sm shared_per_block shared_per_sm shared_reserved, then lines
-// of "registers block shared" on stdin; prints the count of each.
+// Prints NVIDIA's own count of the blocks that one multiprocessor runs together, without a device.
+// The arguments are: major minor threads_per_sm shared_per_block shared_per_sm shared_reserved.
+// For each line of stdin, "registers block shared", the count is printed.
 #include <cuda_occupancy.h>
 
 #include <cstdio>

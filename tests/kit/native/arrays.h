@@ -1,4 +1,4 @@
-// What the bindings share: numpy arrays in and out of fenced memory.
+// Copies of numpy arrays in fenced memory and back, for all bindings of the tests.
 #pragma once
 
 #include <pybind11/numpy.h>
@@ -43,7 +43,7 @@ inline int64_t size_of(const std::vector<int64_t>& shape) {
   return n;
 }
 
-// A fenced copy of an array of exactly this shape; null for None.
+// A fenced copy of an array, which must have this shape. None becomes null.
 template <class T>
 T* fenced(Fence& fence, const std::string& name, const OptionalArray<T>& array,
           const std::vector<int64_t>& shape) {
@@ -53,7 +53,7 @@ T* fenced(Fence& fence, const std::string& name, const OptionalArray<T>& array,
   return fence.copy(name, array->data(), array->size());
 }
 
-// A numpy copy of a buffer; None for null.
+// A numpy copy of a buffer. Null becomes None.
 template <class T>
 py::object numpy(const T* from, const std::vector<int64_t>& shape) {
   if (!from) return py::none();
@@ -62,8 +62,8 @@ py::object numpy(const T* from, const std::vector<int64_t>& shape) {
   return array;
 }
 
-// The parameters of one direction as Python gives them: an array for each fusedrnn::Parameter, None
-// where the cell has it not or it is absent.
+// The parameters of one direction from Python: an array for each fusedrnn::Parameter, or None if it
+// is absent or the cell does not have it.
 template <class T>
 using WeightArrays = std::vector<OptionalArray<T>>;
 

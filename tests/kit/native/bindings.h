@@ -1,4 +1,4 @@
-// The parts of the native test module, each defined in the file of its name.
+// The parts of the native test module. Each is defined in the file of its name.
 #pragma once
 
 #include <pybind11/pybind11.h>

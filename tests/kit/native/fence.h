@@ -1,4 +1,4 @@
-// Memory that shows what was done to it, and the engine's Runtime on it.
+// Memory that detects wrong accesses, and a Runtime of the engine that uses it.
 #pragma once
 
 #include <cstdint>
@@ -15,9 +15,9 @@
 
 namespace fusedrnn_test {
 
-// Buffers between two bands each. A band that changed is an error that names the buffer. Bands and
-// fresh buffers hold NaN, so a value read from outside, or before it was written, spreads to the
-// results.
+// Buffers that lie between two bands. If a band changes, an error names the buffer. Bands and new
+// buffers hold NaN, so that a value that is read from outside, or before it is written, spreads to
+// the results.
 class Fence {
  public:
   template <class T>
@@ -33,7 +33,7 @@ class Fence {
     return to;
   }
 
-  // Aligned to 64 bytes plus `shift`.
+  // Memory at an address that is a multiple of 64 bytes, plus `shift`.
   void* take_bytes(const std::string& name, size_t bytes, size_t shift) {
     Piece piece = {name, std::unique_ptr<char, void (*)(void*)>(nullptr, std::free), shift, bytes};
     const size_t total = (2 * kBand + bytes + shift + 63) / 64 * 64;
@@ -54,9 +54,9 @@ class Fence {
   }
 
  private:
-  // More than the widest tile. A buffer's bands have the alignment of its numbers, no more.
+  // A band is larger than the widest tile.
   static constexpr size_t kBand = 2048;
-  // A quiet NaN that no computation makes, as a float and, twice, as a double.
+  // A quiet NaN that no computation makes, as a float. Twice this word is such a double.
   static constexpr uint32_t kWord = 0x7ffdbeef;
 
   struct Piece {
@@ -78,8 +78,8 @@ class Fence {
   std::vector<Piece> pieces_;
 };
 
-// Tasks run one after another from the last to the first, or at once, by a team or each in a thread
-// of its own.
+// A Runtime that runs tasks one after another, from the last to the first, or all at once. At once
+// they run by a team, or each in its own thread.
 class FencedRuntime final : public fusedrnn::cpu::Runtime {
  public:
   FencedRuntime(Fence& fence, int64_t threads, bool at_once)

@@ -1,5 +1,5 @@
-// Numpy arrays meet parts of the CPU engine, without torch. Built by tests/kit/build.py; no part
-// of the package.
+// Parts of the CPU engine for numpy arrays, without torch. tests/kit/build.py builds this module,
+// which is not part of the package.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <sys/mman.h>
@@ -23,7 +23,7 @@ namespace {
 template <class T>
 using Array = py::array_t<T, py::array::c_style>;
 
-// Why `isa` cannot run here; empty where it can.
+// The reason why `isa` cannot run here. It is empty if `isa` can run.
 std::string missing(const std::string& isa) {
   for (const fusedrnn::cpu::IsaInfo& info : fusedrnn::cpu::instruction_sets())
     if (isa == info.name)

@@ -2,7 +2,7 @@
 
 #include <cstring>
 
-// A second copy of the dispatch, in a namespace of its own, that asks another processor.
+// A second copy of the dispatch, in another namespace, for another processor.
 static bool old_processor_has(const char* feature) {
   return std::strcmp(feature, "avx2") == 0 || std::strcmp(feature, "fma") == 0;
 }

@@ -5,7 +5,7 @@
 
 namespace fusedrnn_test {
 
-// What it does for FUSEDRNN_ISA = name, or where that is not set for an empty name.
+// The kernels that it chooses for FUSEDRNN_ISA = name. An empty name means that it is not set.
 std::string old_processor_kernels_named(const std::string& name);
 
 }  // namespace fusedrnn_test

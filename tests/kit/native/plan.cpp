@@ -1,4 +1,4 @@
-// The pure functions of plan.h, rows.h and dispatch.cpp.
+// The pure functions of plan.h, layer/sequences.h and dispatch.cpp.
 #include "cpu/plan.h"
 #include "arrays.h"
 #include "bindings.h"
@@ -23,7 +23,7 @@ Array<int64_t> pack(const Sizes& lengths, const Array<int64_t>& padded) {
   return numpy(to, {S, row});
 }
 
-// padded: what lies there before.
+// padded: the values in the padded batch before the call.
 Array<int64_t> unpack(const Sizes& lengths, const Array<int64_t>& packed,
                       const Array<int64_t>& padded) {
   const PaddedRows rows = from_lengths(lengths.data(), static_cast<int64_t>(lengths.size()));

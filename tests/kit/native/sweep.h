@@ -1,5 +1,5 @@
-// Judges a function on float by double libm, and one on double by long double libm, over a range
-// of arguments in order.
+// Compares functions on float with libm's on double, and functions on double with libm's on long
+// double, for arguments in rising order.
 #pragma once
 
 #include <cmath>
@@ -25,7 +25,7 @@ struct Wide<double> {
   using Bits = uint64_t;
 };
 
-// Without a wider type than double there is nothing to judge double by.
+// Without a type wider than double there is no reference for double.
 template <class T>
 constexpr bool kHasReference =
     std::numeric_limits<typename Wide<T>::Type>::digits >= std::numeric_limits<T>::digits + 10;
@@ -47,7 +47,7 @@ Reference<T> reference(const std::string& function) {
   throw std::invalid_argument("function must be exp, sigmoid, tanh or relu, got " + function);
 }
 
-// The distance between neighbouring T around x; between subnormals where x is smaller.
+// The distance between neighbouring numbers of type T around x, at least that of subnormals.
 template <class T>
 typename Wide<T>::Type spacing(typename Wide<T>::Type x) {
   using Limits = std::numeric_limits<T>;
@@ -60,14 +60,14 @@ typename Wide<T>::Type spacing(typename Wide<T>::Type x) {
   return std::ldexp(typename Wide<T>::Type(1), exponent - Limits::digits);
 }
 
-// Errors in units in the last place: |got - wanted| / spacing(wanted).
+// The error in units in the last place, |got - wanted| / spacing(wanted).
 template <class T>
 double error_in_ulps(T got, typename Wide<T>::Type wanted) {
   using W = typename Wide<T>::Type;
   constexpr double kInfinite = std::numeric_limits<double>::infinity();
   if (std::isnan(wanted) || std::isnan(got))
     return std::isnan(wanted) && std::isnan(got) ? 0.0 : kInfinite;
-  // Infinity stands for the number that would follow the largest one.
+  // Infinity counts as the number that would follow the largest one.
   const W beyond = std::ldexp(W(1), std::numeric_limits<T>::max_exponent);
   const auto clamped = [&](W x) { return x > beyond ? beyond : x < -beyond ? -beyond : x; };
   return static_cast<double>(std::fabs(clamped(got) - clamped(wanted)) / spacing<T>(wanted));
@@ -77,13 +77,13 @@ template <class T>
 struct Findings {
   double worst_ulps = 0;
   T worst_at = 0;
-  double worst_step_back = 0;  // how far a result falls below that of a smaller argument
+  double worst_step_back = 0;  // the largest decrease to the next argument, in ulps
   T step_back_at = 0;
   int64_t count = 0;
 
   T previous = -std::numeric_limits<T>::infinity();
 
-  // x: in rising order, also from call to call. y: what the function gave there.
+  // x: arguments in rising order, also from call to call. y: the function's results.
   void judge(Reference<T> wanted, const T* x, const T* y, int64_t n) {
     for (int64_t i = 0; i < n; ++i) {
       const double error = error_in_ulps<T>(y[i], wanted(x[i]));
@@ -104,7 +104,8 @@ struct Findings {
   }
 };
 
-// The place of x among all T in rising order, counted from the negative infinity; -0 is before +0.
+// The position of x among all numbers of type T in rising order, from minus infinity. -0 comes
+// before +0.
 template <class T>
 typename Wide<T>::Bits rank_of(T x) {
   using Bits = typename Wide<T>::Bits;
@@ -124,8 +125,8 @@ T of_rank(typename Wide<T>::Bits rank) {
   return x;
 }
 
-// Visits the numbers from lowest to highest in blocks of neighbours: one block, at a place that
-// varies, of every `stride` blocks. Stride 1 visits every number.
+// Visits numbers from lowest to highest in groups of neighbours. Of every `stride` groups one is
+// visited, at a random place. Stride 1 visits every number.
 template <class T, class Function>
 Findings<T> sweep(Function function, Reference<T> wanted, T lowest, T highest, uint64_t stride) {
   constexpr uint64_t kBlock = 256;

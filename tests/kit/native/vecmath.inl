@@ -1,5 +1,5 @@
-// The body of vecmath_<isa>.cpp, which define FUSEDRNN_VECTOR_BYTES and TABLE.
-// Tails go through load_partial and store_partial, as in the engine.
+// The body of each vecmath_<isa>.cpp, which defines FUSEDRNN_VECTOR_BYTES and TABLE. The last
+// numbers of an array go through load_partial and store_partial, as in the engine.
 #include "cpu/vecmath.h"
 #include "vecmath_table.h"
 

@@ -1,4 +1,4 @@
-// csrc/cells/math.h on arrays. Cells have no exp, and a scalar has no partial loads.
+// The functions of csrc/cells/math.h on arrays. math.h has no exp, and scalars no partial loads.
 #include "cells/math.h"
 #include "vecmath_table.h"
 

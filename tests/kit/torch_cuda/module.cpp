@@ -1,6 +1,6 @@
-// The ops of csrc/torch_cuda on CPU tensors: kernels are started in the PTX interpreter, through an
-// object of the tests; torch gives memory and products as on a GPU. Built by
-// tests/kit/bindings.py; no part of the package.
+// The ops of csrc/torch_cuda on CPU tensors. A Python object of the tests starts kernels in the PTX
+// interpreter; memory and products come from torch, as on a GPU. tests/kit/bindings.py builds this
+// module, which is not part of the package.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -14,11 +14,11 @@ namespace {
 namespace py = pybind11;
 using namespace fusedrnn;
 
-// The device, with the methods of tests.kit.torch_device.TorchDevice; None where no test runs.
+// The device, with the methods of tests.kit.torch_device.TorchDevice, or None if no test runs.
 PyObject* current = nullptr;
-// What was allocated since then: the interpreter may touch it until the test ends.
+// All memory that was allocated for this device. The interpreter may access it until the test ends.
 std::vector<Tensor> allocated;
-// Products since then: rows of the result, dtype of the factors, dtype of the result.
+// The products on this device: rows of the result, dtype of the factors, dtype of the result.
 std::vector<std::tuple<int64_t, std::string, std::string>> products;
 size_t product_limit = cuda::kProductBytes;
 
@@ -61,7 +61,7 @@ class InterpreterLauncher final : public cuda::TorchLauncher {
   }
 
  protected:
-  // Full of NaN, so that what nobody wrote spreads.
+  // New memory holds NaN, so that values that were never written spread to the results.
   Tensor allocate(Sizes sizes, ScalarType dtype) override {
     {
       const py::gil_scoped_acquire gil;
@@ -85,10 +85,11 @@ class InterpreterLauncher final : public cuda::TorchLauncher {
   void mm(const Tensor& a, const Tensor& b, const Tensor& out) override {
     const ScalarType dtype = out.scalar_type();
     products.emplace_back(a.size(0), fusedrnn::name_of(a.scalar_type()), fusedrnn::name_of(dtype));
-    // On a CPU the bits of torch's products depend on where its factors begin; clones begin alike.
+    // On a CPU the bits of torch's products depend on the alignment of the factors. All clones have
+    // the same alignment.
     if (dtype == a.scalar_type())
       return TorchLauncher::mm(torch::stable::clone(a), torch::stable::clone(b), out);
-    // On a CPU torch has no product into another dtype.
+    // On a CPU the result of torch's product has the dtype of its factors.
     Tensor to = out;
     torch::stable::copy_(
         to, torch::stable::matmul(torch::stable::to(a, dtype), torch::stable::to(b, dtype)));
@@ -111,7 +112,7 @@ STABLE_TORCH_LIBRARY_IMPL(fusedrnn_gpu, CPU, m) {
 }
 
 PYBIND11_MODULE(_cuda_binding, m) {
-  // The caller keeps the device alive until it chooses another, or None.
+  // The caller keeps the device alive until it chooses another device or None.
   m.def("use", [](const pybind11::object& device) {
     fusedrnn_test::current = device.is_none() ? nullptr : device.ptr();
     fusedrnn_test::allocated.clear();

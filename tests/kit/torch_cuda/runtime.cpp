@@ -1,6 +1,6 @@
-// csrc/torch_cuda/cuda_launcher.cpp on a CUDA runtime that is made up: it has two devices, says in
-// what order it was called, and fails where a test wants it to. A CPU tensor counts as one of
-// device 0. Built by tests/kit/bindings.py; no part of the package.
+// csrc/torch_cuda/cuda_launcher.cpp with a fake CUDA runtime, which has two devices, records its
+// calls in order, and fails if a test asks for it. A CPU tensor counts as a tensor of device 0.
+// tests/kit/bindings.py builds this module, which is not part of the package.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -19,7 +19,7 @@ int current = 0;
 cudaStreamCaptureMode mode = cudaStreamCaptureModeGlobal;
 const char functions[4] = {};
 
-// An entry "what", or "what (relaxed)" where a capture would allow it.
+// Records the call. "(relaxed)" means that a stream capture would allow it.
 cudaError_t note(const std::string& function, const std::string& what) {
   calls.push_back(what.empty() ? function : function + " " + what);
   if (mode == cudaStreamCaptureModeRelaxed) calls.back() += " (relaxed)";
@@ -133,7 +133,7 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const voi
   return note("occupancy", name_of(function) + " " + std::to_string(bytes));
 }
 
-// --- Of torch's, what asks for a GPU -------------------------------------------------------------
+// --- Functions of torch that need a GPU ----------------------------------------------------------
 
 AOTITorchError aoti_torch_get_device_type(AtenTensorHandle, int32_t* type) {
   *type = aoti_torch_device_type_cuda();
@@ -165,7 +165,7 @@ PYBIND11_MODULE(_cuda_runtime, m) {
   using fusedrnn::cuda::CudaLauncher;
   const auto tensor = [] {
     const int64_t one = 1;
-    float* memory = new float[1]();  // as long as the process
+    float* memory = new float[1]();  // never freed
     AtenTensorHandle made = nullptr;
     fusedrnn::check_torch(
         aoti_torch_create_tensor_from_blob(memory, 1, &one, &one, 0, aoti_torch_dtype_float32(),
