@@ -23,7 +23,7 @@ def lanes(isa: str, dtype: type) -> int:
     return VECTOR_BYTES[isa] // np.dtype(dtype).itemsize
 
 
-def blocks_of(width: int, units: int) -> int:
+def panels_of(width: int, units: int) -> int:
     return -(-width // units)
 
 
@@ -45,31 +45,31 @@ def test_panels_of_gates(isa: str, gates: int, dtype: type) -> None:
         b_x, b_h = rng.normal(size=(2, gates * width)).astype(dtype)
 
         def pack(
-            biases: Any, blocks: int, begin: int, end: int, want: bool = True
+            biases: Any, count: int, begin: int, end: int, want: bool = True
         ) -> tuple[Array, Array, int]:
-            return native().pack_gates(isa, weight, *biases, gates, blocks, begin, end, want)  # noqa: B023
+            return native().pack_gates(isa, weight, *biases, gates, count, begin, end, want)  # noqa: B023
 
         units = pack((b_x, b_h), 0, 0, 0)[2]
         assert units == lanes(isa, dtype) * {1: 4, 2: 2, 3: 1, 4: 1}[gates]
-        blocks = blocks_of(width, units)
-        panels, bias, _ = pack((b_x, b_h), blocks, 0, blocks)
-        padded = np.zeros((gates, blocks * units, K), dtype)
+        count = panels_of(width, units)
+        panels, bias, _ = pack((b_x, b_h), count, 0, count)
+        padded = np.zeros((gates, count * units, K), dtype)
         padded[:, :width] = weight.reshape(gates, width, K)
-        wanted = padded.reshape(gates, blocks, units, K).transpose(1, 3, 0, 2)
+        wanted = padded.reshape(gates, count, units, K).transpose(1, 3, 0, 2)
         np.testing.assert_array_equal(panels, wanted)
-        padded = np.zeros((2, gates, blocks * units), dtype)
+        padded = np.zeros((2, gates, count * units), dtype)
         padded[0, :, :width], padded[1, :, :width] = b_x.reshape(gates, -1), b_h.reshape(gates, -1)
-        wanted = padded.reshape(2, gates, blocks, units).transpose(2, 0, 1, 3)
+        wanted = padded.reshape(2, gates, count, units).transpose(2, 0, 1, 3)
         np.testing.assert_array_equal(bias, wanted)
 
-        np.testing.assert_array_equal(pack((None, None), blocks, 0, blocks)[1], 0)
-        without_bias = pack((None, None), blocks, 0, blocks, False)
+        np.testing.assert_array_equal(pack((None, None), count, 0, count)[1], 0)
+        without_bias = pack((None, None), count, 0, count, False)
         assert without_bias[1] is None
         np.testing.assert_array_equal(without_bias[0], panels)
         # A part packs its own panels and writes no others.
-        begin, end = blocks // 3, blocks - blocks // 3
-        part, part_bias, _ = pack((b_x, b_h), blocks, begin, end)
-        inside = (np.arange(blocks) >= begin) & (np.arange(blocks) < end)
+        begin, end = count // 3, count - count // 3
+        part, part_bias, _ = pack((b_x, b_h), count, begin, end)
+        inside = (np.arange(count) >= begin) & (np.arange(count) < end)
         for got, whole in ((part, panels), (part_bias, bias)):
             np.testing.assert_array_equal(got[inside], whole[inside])
             assert untouched(got[~inside])
@@ -83,14 +83,14 @@ def test_panels_of_columns(isa: str, dtype: type) -> None:
         matrix = rng.normal(size=(K, N + gap)).astype(dtype)
         units = native().pack_columns(isa, matrix, N, 0, 0, 0)[1]
         assert units == 4 * lanes(isa, dtype)
-        blocks = blocks_of(N, units)
-        panels, _ = native().pack_columns(isa, matrix, N, blocks, 0, blocks)
-        padded = np.zeros((K, blocks * units), dtype)
+        count = panels_of(N, units)
+        panels, _ = native().pack_columns(isa, matrix, N, count, 0, count)
+        padded = np.zeros((K, count * units), dtype)
         padded[:, :N] = matrix[:, :N]
-        wanted = padded.reshape(K, blocks, units).transpose(1, 0, 2)
+        wanted = padded.reshape(K, count, units).transpose(1, 0, 2)
         np.testing.assert_array_equal(panels, wanted)
-        begin, end = blocks // 3, blocks - blocks // 3
-        part, _ = native().pack_columns(isa, matrix, N, blocks, begin, end)
+        begin, end = count // 3, count - count // 3
+        part, _ = native().pack_columns(isa, matrix, N, count, begin, end)
         np.testing.assert_array_equal(part[begin:end], panels[begin:end])
         assert untouched(part[:begin])
         assert untouched(part[end:])
@@ -116,10 +116,10 @@ def test_gemm(isa: str, transposed: bool, dtype: type) -> None:
         limit = (2 * K + 16) * np.finfo(dtype).eps
 
         def gemm(
-            accumulate: bool, rows: tuple[int, int], blocks: tuple[int, int] = (0, 1 << 40)
+            accumulate: bool, rows: tuple[int, int], panels: tuple[int, int] = (0, 1 << 40)
         ) -> Array:
             how = (left, transposed, b, before, accumulate)  # noqa: B023
-            return native().gemm(isa, *how, *rows, *blocks)
+            return native().gemm(isa, *how, *rows, *panels)
 
         for accumulate in (False, True):
             whole = gemm(accumulate, (0, M))

@@ -1,4 +1,4 @@
-"""Calls of whole layers by the CPU engine without torch, beside numpy in float64."""
+"""Calls of whole layers of the CPU engine without torch, and the expected results from numpy."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.kit.numpy_reference import WEIGHTS, Array
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One layer call; everything in it follows from these."""
+    """One call of a layer. All of its numbers follow from these fields."""
 
     cell: str
     N: int
@@ -30,7 +30,7 @@ class Case:
 
     @functools.cached_property
     def inputs(self) -> dict[str, Any]:
-        """The arguments of numpy_reference.layer, in float64 but exact in float32."""
+        """The arguments of numpy_reference.layer, as float64 numbers that are exact in float32."""
         rng = np.random.default_rng([len(self.batch_sizes), *dataclasses.astuple(self)[1:7]])
 
         def normal(*shape: int) -> Array:
@@ -61,7 +61,7 @@ class Case:
 
     @functools.cached_property
     def loss_weights(self) -> dict[str, Array]:
-        """Gradients of the outputs, exact in float32."""
+        """Gradients of the outputs, which are exact in float32."""
         rng = np.random.default_rng(0)
         outputs = numpy_reference.layer(**self.inputs)
         return {
@@ -71,7 +71,7 @@ class Case:
 
     @functools.cached_property
     def expected(self) -> dict[str, Array]:
-        """Outputs of the numpy layer, gradients of the portable float64 kernels."""
+        """Outputs of the numpy layer, and gradients of the portable kernels in float64."""
         gradients = run(self, "portable", np.float64)
         return gradients | numpy_reference.layer(**self.inputs)
 
@@ -83,7 +83,7 @@ def cast(value: Any, dtype: type) -> Any:
 
 
 def run(case: Case, isa: str, dtype: type, **how: Any) -> dict[str, Array]:
-    """Outputs and gradients by their names in numpy_reference, gradients with "d_" before."""
+    """Outputs and gradients by their names in numpy_reference. Gradients begin with "d_"."""
     inputs = {name: cast(value, dtype) for name, value in case.inputs.items()}
     d_out = {name: cast(value, dtype) for name, value in case.loss_weights.items()}
     x, weights, batch_sizes = inputs["x"], inputs["weights"], inputs["batch_sizes"]

@@ -1,4 +1,4 @@
-"""Calls of whole layers by the CUDA engine in the interpreter, and the limits of their errors."""
+"""Calls of whole layers of the CUDA engine in the interpreter, and the limits of their errors."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from tests.kit.numpy_reference import WEIGHTS, Array
 DTYPES = ["f32", "f64", "f16", "bf16"]
 EPS = {"f32": 2.0**-23, "f64": 2.0**-52, "f16": 2.0**-10, "bf16": 2.0**-7}
 EPS_OF_TF32 = 2.0**-10
-# Largest error over the largest value of a tensor, in eps.
+# Limits of the largest error of a tensor, as a multiple of eps and of the tensor's largest value.
 EPS_OF_OUTPUTS = {"f32": 12, "f64": 12, "f16": 2, "bf16": 2}
 EPS_OF_GRADIENTS = {"f32": 32, "f64": 32, "f16": 8, "bf16": 8}
 
 
 @dataclasses.dataclass(frozen=True)
 class DeviceCase(Case):
-    """A layer call whose inputs are exact in the dtype in which a device stores them."""
+    """A call of a layer whose inputs are exact in the dtype in which a device stores them."""
 
     dtype: str = "f32"
 
@@ -47,7 +47,7 @@ class DeviceCase(Case):
 
 @dataclasses.dataclass
 class Run:
-    """What a device computed, in float64, and the device."""
+    """The results of a device in float64, the reserve, and the device."""
 
     results: dict[str, Array]
     reserve: bytes
@@ -66,7 +66,7 @@ def run_on(
     want_weights: bool = True,
     with_d_y: bool = True,
 ) -> Run:
-    """Outputs and, if kept, gradients, by the names of tests.test_kernels.run."""
+    """Outputs and, with a reserve, gradients. Their names are those of tests.kit.cases.run."""
     how = (regime, allow_tf32, gates_bytes, spin_limit or build.host().SPIN_LIMIT)
     dtype, i = case.dtype, case.inputs
     real = "f64" if dtype == "f64" else "f32"
@@ -96,7 +96,8 @@ def run_on(
     results = {"y": from_device(y, dtype), "h_n": h} | ({} if c is None else {"c_n": c})
     if reserve is None:
         return Run(_doubles(results), b"", device)
-    assert memory.written(reserve).all() or dtype in ("f16", "bf16")  # gaps before c_in
+    # With 16-bit types there may be a gap before c_in, which is float32 and aligned.
+    assert memory.written(reserve).all() or dtype in ("f16", "bf16")
     before = reserve.tobytes()
     d_y = device.put(case.loss_weights["y"], dtype, "d_y") if with_d_y else None
     d_h, d_c = (
@@ -138,7 +139,10 @@ def _doubles(results: dict[str, Array]) -> dict[str, Array]:
 def assert_close(
     actual: dict[str, Array], expected: dict[str, Array], case: DeviceCase, eps: float
 ) -> None:
-    """Errors relative to the largest value or, where gradients cancel, to that of one term, 1."""
+    """Compares with errors relative to the largest value, or to 1 if that is larger.
+
+    The terms of a gradient are about 1, and may cancel.
+    """
     assert actual.keys() == expected.keys()
     for name, got in actual.items():
         wanted = expected[name]
@@ -153,13 +157,13 @@ def assert_close(
 
 
 def reserve_values(case: DeviceCase, reserve: bytes) -> Array:
-    """What forward kept, in float64, in the CPU engine's order: its reserve."""
+    """The values of a reserve, converted to the float64 reserve of the CPU engine."""
     dtype, rows, H = case.dtype, sum(case.batch_sizes), case.H
     spec = CELLS[case.cell]
     real = "f64" if dtype == "f64" else "f32"
     parts, at = [], 0
     for _ in range(case.D):
-        # Where saved is h_t itself, only that of each sequence's last step: h_in has the others.
+        # If saved is h_t itself, only the last step of each sequence has it: h_in has the others.
         saved = case.N if spec.saves_h else spec.saved * rows
         kept = [(dtype, saved * H), (dtype, rows * case.P)]
         kept += [(real, rows * H)] if spec.has_c else []
@@ -176,7 +180,7 @@ def reserve_values(case: DeviceCase, reserve: bytes) -> Array:
 
 
 def gradients_of(case: DeviceCase, reserve: Array) -> dict[str, Array]:
-    """The CPU engine's gradients in float64 from what another forward kept."""
+    """The CPU engine's gradients in float64, from the reserve of another engine's forward."""
     i, d_out = case.inputs, case.loss_weights
     states = (d_out["y"], d_out["h_n"], d_out.get("c_n"))
     d_x, d_h0, d_c0, d_weights = native().layer_backward(
@@ -189,13 +193,14 @@ def gradients_of(case: DeviceCase, reserve: Array) -> dict[str, Array]:
 
 
 def assert_right(got: Run, case: DeviceCase, eps: float | None = None) -> None:
-    """Outputs are those of numpy; so are gradients, given what forward kept.
+    """Asserts that outputs equal those of numpy, and gradients those of the CPU engine.
 
-    Rounding to 16 bits moves a relu's argument across zero, where its gradient jumps: only
-    gradients at the same point can be compared.
+    The CPU engine's backward reads the values that the device's forward kept: rounding to 16 bits
+    may move the argument of a relu across zero, where its gradient jumps, so that only gradients at
+    the same point can be compared.
 
     Args:
-        eps: of the products, where it is not the dtype's.
+        eps: the eps of the products, if it differs from the dtype's.
     """
     gradients = gradients_of(case, reserve_values(case, got.reserve))
     assert_close(got.results, case.expected | gradients, case, eps or EPS[case.dtype])

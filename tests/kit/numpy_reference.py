@@ -1,7 +1,7 @@
-"""The layers in numpy, as simply as they can be written, and their derivatives.
+"""The layers in numpy, written as simply as possible, and their derivatives.
 
-Serves float32, float64 and complex numbers: a step of 1e-100 along the imaginary axis gives an
-exact derivative in any direction (Squire & Trapp 1998), so that no gradient is derived by hand.
+The code works with float32, float64 and complex numbers. A step of 1e-100 along the imaginary axis
+gives an exact derivative in any direction (Squire & Trapp 1998), so no gradient is derived by hand.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from fusedrnn import _reference
 
 Array = np.ndarray[Any, Any]
 # The parameters of a direction: w_ih [G*H, I], w_hh [G*H, P], b_ih and b_hh [G*H], w_hr [P, H] and
-# w_ch [K*H]; None where they are absent.
-WEIGHTS = {  # and their names in Python
+# w_ch [K*H]. An absent parameter is None.
+WEIGHTS = {  # the value is the name in Python
     "w_ih": "weight_ih",
     "w_hh": "weight_hh",
     "b_ih": "bias_ih",
@@ -94,7 +94,7 @@ STEPS: dict[str, Callable[..., tuple[Array, Any]]] = {
 
 
 def step_of(cell: str) -> Callable[..., tuple[Array, Any]]:
-    """The step of a cell; one that has none here is judged by its definition in plain torch."""
+    """The step of a cell from STEPS, or from its definition in plain torch if STEPS has none."""
     if cell in STEPS:
         return STEPS[cell]
 
@@ -135,13 +135,13 @@ def layer(
 def derivative(
     inputs: dict[str, Any], name: str, direction: Array, loss_weights: dict[str, Array]
 ) -> float:
-    """d/ds of Σ outputs · loss_weights, for the input `name` moved by s times a direction.
+    """d/ds of Σ outputs · loss_weights, where s times a direction is added to the input `name`.
 
     Args:
         inputs: the arguments of `layer`.
-        name: one of x, h0, c0, or a name of WEIGHTS and the number of its direction, "w_ih 1".
-        direction: the shape of that input.
-        loss_weights: for each output of `layer`.
+        name: x, h0, c0, or a name of WEIGHTS and the number of the direction, as in "w_ih 1".
+        direction: an array of the shape of that input.
+        loss_weights: the gradient of each output of `layer`.
     """
     tiny = 1e-100
 

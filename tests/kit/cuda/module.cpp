@@ -1,6 +1,6 @@
-// The host side of the CUDA engine for Python: memory and launches come from an object of the
-// tests. Pointers are integers, 0 where absent. Built by tests/kit/build.py; no part of the
-// package.
+// The host side of the CUDA engine for Python. A Python object of the tests gives memory and runs
+// launches. Pointers are integers, and 0 means that there is none. tests/kit/build.py builds this
+// module, which is not part of the package.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -23,7 +23,7 @@ using namespace fusedrnn::cuda;
 
 using Address = uintptr_t;
 
-// Passes everything on to a Python object with methods of the same names.
+// Calls the methods of a Python object that have the same names.
 class PythonLauncher final : public Launcher {
  public:
   explicit PythonLauncher(py::object object)
@@ -43,7 +43,7 @@ class PythonLauncher final : public Launcher {
   }
 
   void multiply(const Product& p) override {
-    // In memory, then as the product takes it.
+    // (address, rows and columns in memory, row stride, whether the product transposes it).
     const auto operand = [](const auto& m) {
       return py::make_tuple(reinterpret_cast<Address>(m.data), m.transposed ? m.columns : m.rows,
                             m.transposed ? m.rows : m.columns, m.ld, m.transposed);
@@ -71,7 +71,7 @@ CellKind cell_of(const std::string& name) {
   return cell;
 }
 
-// regime: "per_step", "resident", or empty for what fits.
+// regime: "per_step", "resident", or empty to let the plan choose.
 Options options_of(const std::string& regime, bool allow_tf32, int64_t gates_bytes,
                    unsigned spin_limit) {
   Options options;
@@ -137,7 +137,7 @@ py::dict plan(const std::string& cell, const std::string& dtype, const std::vect
   return out;
 }
 
-// Sizes of a call.
+// The sizes of a call.
 struct Call {
   std::string cell;
   int64_t N, I, H, P, D;
@@ -155,7 +155,7 @@ struct Call {
   Layer layer() const { return {cell_of(cell), I, H, P, D, sequences}; }
 };
 
-// For each direction an address for each parameter, 0 where it is absent.
+// For each direction the addresses of the parameters, 0 for an absent one.
 using Addresses = std::vector<std::array<Address, kParameterCount>>;
 
 template <class Stored>
@@ -231,10 +231,10 @@ PYBIND11_MODULE(_cuda_host, m) {
     for (const Card& card : kCards) names.append(card.name);
     return names;
   });
-  // The limits of a card, by its name or as in sm_90.
+  // The limits of a card, which is given by its name or by an architecture such as sm_90.
   m.def("device", [](const std::string& name) { return device_dict(card_named(name).device); });
   m.def("bandwidth", [](const std::string& name) { return card_named(name).hbm_gb_s; });
-  // TFLOPS of a whole device: float32, 16-bit and TF32 and float64 products.
+  // TFLOPS of a whole device for products in float32, 16 bits, TF32 and float64.
   m.def("peaks", [](const std::string& name) {
     const Card& card = card_named(name);
     const double clocks = card.device.sms * card.ghz * 1e-3;

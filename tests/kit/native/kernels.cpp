@@ -1,4 +1,4 @@
-// Whole layers, packing and sums of the CPU engine on numpy arrays, every buffer fenced.
+// Whole layers, packing, products and sums of the CPU engine on numpy arrays in fenced memory.
 #include <algorithm>
 #include <cstring>
 #include <limits>
@@ -14,7 +14,7 @@ namespace {
 using namespace fusedrnn;
 using namespace fusedrnn::cpu;
 
-// Sizes of a call, from the shapes of its arrays.
+// The sizes of a call, which follow from the shapes of its arrays.
 template <class T>
 struct Shapes {
   CellKind kind;
@@ -119,12 +119,13 @@ py::tuple backward(const std::string& isa, const std::string& cell, const Array<
                         weight_gradients);
 }
 
-// --- Functions of the table by themselves -------------------------------------------------------
+// --- Single functions of the table --------------------------------------------------------------
 
-// Packs blocks [begin, end) of room for `blocks`; (panels, bias, units in a block).
+// Packs panels [begin, end) into memory for `count` panels. Returns the panels, the biases and the
+// number of units in a panel.
 template <class T>
 py::tuple pack_gates(const std::string& isa, const Array<T>& weight, const OptionalArray<T>& bias_x,
-                     const OptionalArray<T>& bias_h, int64_t gates, int64_t blocks, int64_t begin,
+                     const OptionalArray<T>& bias_h, int64_t gates, int64_t count, int64_t begin,
                      int64_t end, bool want_bias) {
   const DtypeKernels<T>& kernels = kernels_for<T>(isa);
   const int64_t units = kernels.units_of_gates_panel(gates), K = weight.shape(1);
@@ -135,56 +136,57 @@ py::tuple pack_gates(const std::string& isa, const Array<T>& weight, const Optio
   args.bias_h = fenced(fence, "bias_h", bias_h, {weight.shape(0)});
   args.gates = gates, args.width = weight.shape(0) / gates, args.K = K;
   args.panel_begin = begin, args.panel_end = end;
-  args.panels = fence.take<T>("panels", blocks * K * gates * units);
-  args.bias = want_bias ? fence.take<T>("bias", blocks * 2 * gates * units) : nullptr;
+  args.panels = fence.take<T>("panels", count * K * gates * units);
+  args.bias = want_bias ? fence.take<T>("bias", count * 2 * gates * units) : nullptr;
   kernels.pack_gates(args);
   fence.check();
-  return py::make_tuple(numpy(args.panels, {blocks, K, gates, units}),
-                        numpy(args.bias, {blocks, 2, gates, units}), units);
+  return py::make_tuple(numpy(args.panels, {count, K, gates, units}),
+                        numpy(args.bias, {count, 2, gates, units}), units);
 }
 
-// The first `columns` of a row-major matrix, up to its last number: what may be read.
+// A fenced copy of the first `columns` columns of a row-major matrix. The last row ends with them,
+// since a kernel may not read more.
 template <class T>
 const T* fence_columns(Fence& fence, const char* name, const Array<T>& matrix, int64_t columns) {
   const int64_t rows = matrix.shape(0);
   return fence.copy(name, matrix.data(), rows ? (rows - 1) * matrix.shape(1) + columns : 0);
 }
 
-// matrix: [K, ld], of which the first N columns are packed.
+// Packs the first N columns of matrix [K, ld].
 template <class T>
-py::tuple pack_columns(const std::string& isa, const Array<T>& matrix, int64_t N, int64_t blocks,
+py::tuple pack_columns(const std::string& isa, const Array<T>& matrix, int64_t N, int64_t count,
                        int64_t begin, int64_t end) {
   const DtypeKernels<T>& kernels = kernels_for<T>(isa);
   const int64_t units = kernels.units_of_columns_panel(), K = matrix.shape(0);
   Fence fence;
-  T* panels = fence.take<T>("panels", blocks * K * units);
+  T* panels = fence.take<T>("panels", count * K * units);
   kernels.pack_columns(
       {fence_columns(fence, "matrix", matrix, N), matrix.shape(1), K, N, begin, end, panels});
   fence.check();
-  return py::make_tuple(numpy(panels, {blocks, K, units}), units);
+  return py::make_tuple(numpy(panels, {count, K, units}), units);
 }
 
-// c (+)= a b for rows [m_begin, m_end) and columns of blocks [panel_begin, panel_end).
-// a: [M, a_ld], or [K, a_ld] if a_transposed; b: [K, N]; c: [M, c_ld] before. Returns c after.
+// c (+)= a b for rows [m_begin, m_end) and columns of panels [panel_begin, panel_end).
+// a: [M, a_ld], or [K, a_ld] if a_transposed; b: [K, N]; c: [M, c_ld]. Returns the new c.
 template <class T>
 py::object gemm(const std::string& isa, const Array<T>& a, bool a_transposed, const Array<T>& b,
                 const Array<T>& c, bool accumulate, int64_t m_begin, int64_t m_end,
                 int64_t panel_begin, int64_t panel_end) {
   const DtypeKernels<T>& kernels = kernels_for<T>(isa);
   const int64_t M = c.shape(0), K = b.shape(0), N = b.shape(1);
-  const int64_t units = kernels.units_of_columns_panel(), blocks = (N + units - 1) / units;
+  const int64_t units = kernels.units_of_columns_panel(), count = (N + units - 1) / units;
   Fence fence;
-  T* panels = fence.take<T>("panels", blocks * K * units);
-  kernels.pack_columns({fence.copy("b", b.data(), b.size()), N, K, N, 0, blocks, panels});
+  T* panels = fence.take<T>("panels", count * K * units);
+  kernels.pack_columns({fence.copy("b", b.data(), b.size()), N, K, N, 0, count, panels});
   T* out = fence.copy("c", c.data(), c.size());
   const T* left = fence_columns(fence, "a", a, a_transposed ? M : K);
   kernels.gemm({left, a.shape(1), a_transposed, panels, out, c.shape(1), K, N, m_begin, m_end,
-                panel_begin, std::min(panel_end, blocks), accumulate});
+                panel_begin, std::min(panel_end, count), accumulate});
   fence.check();
   return numpy(out, {M, c.shape(1)});
 }
 
-// m: [rows, ld]; out: [ld] before. Returns out after.
+// m: [rows, ld]; out: [ld]. Returns the new out.
 template <class T>
 py::object sum_rows(const std::string& isa, const Array<T>& m, const Array<T>& out, int64_t begin,
                     int64_t end, bool accumulate) {
@@ -215,10 +217,10 @@ void define_for(py::module_& m) {
         py::arg("threads") = 1, py::arg("at_once") = false,
         "d_x, d_h0, d_c0 and per direction a gradient for each parameter; None if absent.");
   m.def("pack_gates", pack_gates<T>, py::arg("isa"), exact("weight"), exact("bias_x"),
-        exact("bias_h"), py::arg("gates"), py::arg("blocks"), py::arg("begin"), py::arg("end"),
+        exact("bias_h"), py::arg("gates"), py::arg("count"), py::arg("begin"), py::arg("end"),
         py::arg("want_bias") = true);
   m.def("pack_columns", pack_columns<T>, py::arg("isa"), exact("matrix"), py::arg("N"),
-        py::arg("blocks"), py::arg("begin"), py::arg("end"));
+        py::arg("count"), py::arg("begin"), py::arg("end"));
   m.def("gemm", gemm<T>, py::arg("isa"), exact("a"), py::arg("a_transposed"), exact("b"),
         exact("c"), py::arg("accumulate"), py::arg("m_begin"), py::arg("m_end"),
         py::arg("panel_begin") = 0, py::arg("panel_end") = std::numeric_limits<int64_t>::max());

@@ -1,5 +1,5 @@
-// A layer of one direction on plain scalars: the cells of csrc/cells by their contract and nothing
-// of the CPU engine, as simple as it can be written. What CUDA will compile is what runs here.
+// A layer of one direction on plain scalars, written as simply as possible. It uses the cells of
+// csrc/cells by their contract and nothing of the CPU engine, as CUDA does.
 #include <algorithm>
 
 #include "arrays.h"
@@ -12,7 +12,7 @@ namespace {
 using namespace fusedrnn;
 using namespace fusedrnn::cpu;
 
-// A row-major matrix; row(i) has `columns` numbers.
+// A row-major matrix. row(i) has `columns` numbers.
 template <class V>
 struct Table {
   int64_t columns;
@@ -24,14 +24,14 @@ struct Table {
 template <class V>
 struct ScalarLayer {
   int64_t I, H, P, G, K, N, T, S;
-  Parameters<const V> w;  // null biases are zero
+  Parameters<const V> w;  // a null bias is zero
   const V* row_input;     // [S] or null
   std::vector<int64_t> batch_sizes, row_offset;
   bool descending;
 
   int64_t step(int64_t p) const { return descending ? T - 1 - p : p; }
 
-  // The stage's product: row u of gate g over a source of K numbers.
+  // The product of a stage: row u of gate g times a source of K numbers.
   V product(const Stage& stage, int g, int64_t u, const V* source) const {
     const int64_t K = stage.from_hidden ? P : H;
     const int64_t row = (stage.first_gate + g) * H + u;
@@ -54,7 +54,7 @@ struct Inputs {
   }
 };
 
-// What forward keeps; one row of each per packed row.
+// The values that forward keeps. Each has one row for each packed row.
 template <class V>
 struct Kept {
   Table<V> saved, h_in, c_in, emit;  // [S, kSaved*H], [S, P], [S, H], [S, H]
@@ -81,7 +81,7 @@ void forward_stage(const ScalarLayer<V>& l, int64_t row, const V* x, Kept<V>& ke
     State<V> state;
     if constexpr (Cell::kReadsH) state.h = kept.h_in.row(row)[u];
     if constexpr (Cell::kHasC && s == 0) state.c = c[u];
-    // A projection's units are not those whose values were saved.
+    // The units of a projection are not the units whose values are saved.
     if constexpr (!kStage.projects)
       for (int i = 0; i < kStage.saved_begin; ++i) saved[i] = kept.saved.row(row)[i * l.H + u];
     out[u] = Cell::template forward<s>(gates_x, acc, inputs.given, state, saved);
@@ -113,7 +113,7 @@ Kept<V> forward(const ScalarLayer<V>& l, const V* x, V* h, V* c, V* y) {
   return kept;
 }
 
-// Gradients of the parameters and of x; those of absent parameters stay zero.
+// Gradients of the parameters and of x. Gradients of absent parameters stay zero.
 template <class V>
 struct Gradients {
   Table<V> x, w_ih, w_hh, b_ih, b_hh, w_hr, w_ch;
@@ -127,8 +127,8 @@ struct Gradients {
         w_ch(1, l.K * l.H) {}
 };
 
-// d_emit: gradient of what stage s emitted. Leaves in d_source that of the stage's source, which
-// it adds up, and hands carry on.
+// d_emit: the gradient of the emit of stage s. Adds the gradient of the stage's source to d_source,
+// and updates carry.
 template <class Cell, int s, class V>
 void backward_stage(const ScalarLayer<V>& l, int64_t row, const V* x, Kept<V>& kept,
                     const V* d_emit, Carry<V>* carry, V* delta, V* delta_x, V* d_source,
@@ -176,7 +176,8 @@ void backward_stage(const ScalarLayer<V>& l, int64_t row, const V* x, Kept<V>& k
   }
 }
 
-// d_h and d_c: [N, P] and [N, H], in: of h_n and c_n, out: of h_0 and c_0.
+// d_h and d_c: [N, P] and [N, H]. They hold the gradients of h_n and c_n before, and of h_0 and c_0
+// after.
 template <class Cell, class V>
 Gradients<V> backward(const ScalarLayer<V>& l, const V* x, Kept<V>& kept, const V* d_y, V* d_h,
                       V* d_c) {

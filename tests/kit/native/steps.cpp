@@ -1,5 +1,5 @@
-// The kernels of one direction, called as the layer calls them, but cut into chunks, runs of
-// sequences and slices of units at will, with a fenced buffer for every pointer of kernel_table.h.
+// Calls the kernels of one direction as the layer does, with any chunks, runs of sequences and
+// slices of units. Every pointer of kernel_table.h has a fenced buffer.
 #include <algorithm>
 
 #include "arrays.h"
@@ -16,10 +16,10 @@ using namespace fusedrnn::cpu;
 struct Cuts {
   int64_t chunk_steps;
   std::vector<int64_t> sequences;  // run i is [sequences[i], sequences[i + 1])
-  int64_t slices;                  // of the blocks of units
+  int64_t slices;                  // of the panels of a stage
 };
 
-// Calls body(steps, rows) for each chunk, in order of positions.
+// Calls body(steps, rows) for each chunk, in the order of positions.
 template <class Body>
 void for_chunks(const Sequences& seq, bool descending, const Cuts& cuts, const Body& body) {
   for (int64_t begin = 0; begin < seq.T; begin += cuts.chunk_steps) {
@@ -46,7 +46,7 @@ struct StagePanels {
 
 int64_t ceil_div(int64_t width, int64_t units) { return (width + units - 1) / units; }
 
-// Runs one chunk, the last sequences and, of each stage, the last slices first.
+// Runs one chunk. The last run of sequences comes first, and the last slice of each stage.
 template <class Args>
 void run(void (*kernel)(const Args&, const Part&), Args args, const Cuts& cuts,
          const std::vector<StagePanels>& stages) {
@@ -87,7 +87,7 @@ struct Direction {
                   array_shape(p, {info.gates, info.params, 0, H, P}));
   }
 
-  // The weight of a stage, [gates * width, inner], and where there are its biases.
+  // The weight of a stage, [gates * width, inner], and its biases if it has any.
   PackGatesArgs<T> weight_of(Fence& fence, const WeightArrays<T>& w, int s) const {
     const Stage& stage = info.stage[s];
     PackGatesArgs<T> args = {};
@@ -164,7 +164,7 @@ py::dict forward(const std::string& isa, const std::string& cell, const Array<T>
   return out;
 }
 
-// kept: what forward gave. d_y [S, d_y_ld] or None.
+// kept: the results of forward. d_y: [S, d_y_ld] or None.
 template <class T>
 py::dict backward(const std::string& isa, const std::string& cell, const py::dict& kept,
                   const WeightArrays<T>& w, const std::vector<int64_t>& batch_sizes,
