@@ -7,7 +7,8 @@
 
 namespace fusedrnn::cuda {
 
-// Gradients of the products' left sides, over all rows of one direction.
+// The deltas of all rows of one direction, from which the gradients of x, of the weights and of the
+// cell's parameters are computed.
 template <class Stored>
 struct Deltas {
   Stored* delta;         // [rows, G*H]

@@ -13,8 +13,9 @@ namespace fusedrnn::cuda {
 // something, or rounded to 16 bits.
 constexpr size_t kProductBytes = size_t(64) << 20;
 
-// Rows of such a product, [M, N] values of value_bytes, that are computed at once: about as many
-// each time, as fit `bytes`, one at least.
+// How many rows of such a product are computed at once. The product is [M, N] and a value takes
+// value_bytes. The slices have about equal size, and each fits in `bytes` unless a single row does
+// not.
 inline int64_t slice_rows(int64_t M, int64_t N, size_t value_bytes, size_t bytes) {
   const int64_t row_bytes = std::max<int64_t>(1, N * static_cast<int64_t>(value_bytes));
   const int64_t most = std::max<int64_t>(1, static_cast<int64_t>(bytes) / row_bytes);
