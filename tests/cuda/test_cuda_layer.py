@@ -171,7 +171,7 @@ def test_the_regimes_agree() -> None:
     )
 
 
-def test_what_does_not_fit_is_refused() -> None:
+def test_sizes_that_do_not_fit_are_refused() -> None:
     case = DeviceCase("lstm_proj", 2, 3, 8, 4, 1, True, (2,))
     with pytest.raises(ValueError, match="resident regime was asked for, but a projection"):
         run_on(case, Device(build.ptx(80)), regime="resident")

@@ -125,7 +125,7 @@ T of_rank(typename Wide<T>::Bits rank) {
   return x;
 }
 
-// Visits numbers from lowest to highest in groups of neighbours. Of every `stride` groups one is
+// Visits numbers from lowest to highest in groups of neighbours. One group of every `stride` is
 // visited, at a random place. Stride 1 visits every number.
 template <class T, class Function>
 Findings<T> sweep(Function function, Reference<T> wanted, T lowest, T highest, uint64_t stride) {
