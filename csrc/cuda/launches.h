@@ -49,8 +49,8 @@ void zero(Launcher& launcher, T* p, int64_t values) {
   if (p && values) launcher.zero(p, static_cast<size_t>(values) * sizeof(T));
 }
 
-// The grid for `count` values with one value per thread, limited to `most` blocks. Where the grid has
-// fewer threads than values, each thread of the kernel loops over several values.
+// The grid for `count` values with one value per thread, limited to `most` blocks. Where the grid
+// has fewer threads than values, each thread of the kernel loops over several values.
 inline Dim3 grid_for(int64_t count, int64_t most = 1 << 20) {
   return {static_cast<unsigned>(std::min(ceil_div(count, kThreads), most))};
 }
