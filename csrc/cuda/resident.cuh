@@ -65,6 +65,14 @@ __device__ __forceinline__ Step step_of(const Args& a, const Place<Args>& place,
           static_cast<int>(max(int64_t(0), min(int64_t(place.rows), alive - place.first_j)))};
 }
 
+// The same number, but the compiler does not know that. It would compute addresses that depend on
+// the number alone, those of all gates and parameters, once before the loop over steps, and would
+// have no registers for them. Of an opaque number it computes them where they are used.
+__device__ __forceinline__ int opaque(int value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+
 // Calls body(i, j, u) for this thread's pairs: sequence first_j + j and unit first_u + u.
 template <class Args, class Body>
 __device__ __forceinline__ void for_pairs(const Args& a, const Place<Args>& place, int n,

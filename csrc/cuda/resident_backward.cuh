@@ -26,7 +26,7 @@ class ResidentBackward {
     if constexpr (kLast > 0) load_weights<kLast>();
     load_params<Cell>(a, place, memory);
     load_gradients();
-    for (int64_t p = 0; p < a.T; ++p) {
+    for (int p = 0; p < static_cast<int>(a.T); ++p) {  // T fits, see make_plan
       const Step step = step_of(a, place, place.d == 1 ? p : a.T - 1 - p);
       if (step.n == 0) continue;
       load_kept(step);
@@ -70,7 +70,7 @@ class ResidentBackward {
     const int d = place.d;
     const int64_t H = a.H;
     for_pairs(a, place, step.n, [&](int i, int j, int u) {
-      const int64_t row = step.row + j, unit = place.first_u + u;
+      const int64_t row = step.row + j, unit = place.first_u + opaque(u);
       const Stored* kept = a.saved[d] + row * Cell::kSaved * H;
       if constexpr (Cell::kSavesH)
         kept =
@@ -105,7 +105,7 @@ class ResidentBackward {
   template <int s>
   __device__ __forceinline__ void run_cell(int i, int j, int u, int64_t row) {
     Inputs<Cell, V> inputs;
-    inputs.load_params(memory.params(), place.units, u);
+    inputs.load_params(memory.params(), place.units, opaque(u));
     V d_emit;
     Carry<V> carry;
     if constexpr (s == kLast) {

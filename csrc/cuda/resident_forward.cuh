@@ -105,15 +105,12 @@ class ResidentForward {
 
   template <int s>
   __device__ __forceinline__ void run_cell(const Step& step, V (&emit)[kPairs]) {
-    // The compiler is not to know this offset: it would compute the addresses of all biases once,
-    // before the loop over steps, and would have no registers for them.
-    int offset = a.shape.bias;
-    asm volatile("" : "+r"(offset));
-    const V* b_ih = memory.template at<V>(offset);
+    const V* b_ih = memory.bias();
     const V* b_hh = b_ih + Cell::kGates * place.units;
     const V* params = b_hh + Cell::kGates * place.units;
     for_pairs(a, place, step.n, [&](int i, int j, int u) {
       constexpr Stage kStage = Cell::stage(s);
+      u = opaque(u);
       V gates_x[kStage.gates], acc[kStage.gates];
       for (int g = 0; g < kStage.gates; ++g) {
         const int column = (kStage.first_gate + g) * place.units + u;

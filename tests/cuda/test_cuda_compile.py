@@ -27,7 +27,7 @@ WAYS = ("forward", "backward")
 # they stop at once.
 #                   sm_75, 80, 90, 100, 120
 BUDGETS = {
-    "resident_fma": (240, 240, 248, 248, 248),
+    "resident_fma": (232, 232, 248, 248, 248),
     "resident_mma": (112, 255, 255, 255, 255),
     "step": (56, 56, 56, 56, 56),
     "sum_rows": (64, 48, 48, 48, 56),
