@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ._checks import check_storage
+from ._library import CELLS
 
 __all__ = ["keep", "kept", "own"]
 
@@ -59,13 +60,21 @@ def keep(
         ctx.weights = weights, [], []
 
 
-def _until_derived(weight: Tensor, value: Tensor) -> Tensor:
+def _biases(ctx: Any, count: int) -> list[bool]:
+    """Return which of a call's weights are biases, those of its one or two directions."""
+    directions = 1 + getattr(ctx.options, "bidirectional", False)
+    spec = CELLS[ctx.options.cell]
+    parameters = spec.parameters_with(count == directions * len(spec.parameters))
+    return [p.is_bias for p in parameters] * directions
+
+
+def _until_derived(weight: Tensor, value: Tensor, is_bias: bool) -> Tensor:
     """Return the value of a weight for a derivative of backward, which may come much later.
 
     As in torch.nn a bias may change before it, and a change in place of a weight is an error: of an
     alias that has its version, where the weight still has the memory of then.
     """
-    if weight.dim() == 1:
+    if is_bias:
         check_storage("a bias that a derivative of backward reads", value)
         return value.clone()
     return weight.detach() if weight.data_ptr() == value.data_ptr() else value
@@ -79,9 +88,9 @@ def kept(ctx: Any) -> Sequence[Any]:
     weights, values, versions = ctx.weights
     saved: list[Any] = [*ctx.saved_tensors, *values]
     derived = torch.is_grad_enabled()
-    for w, version in zip(weights, versions, strict=False):
+    for k, (w, version) in enumerate(zip(weights, versions, strict=False)):
         # A bias is read only where backward is derived.
-        if w._version != version and (derived or w.dim() != 1):
+        if w._version != version and (derived or not _biases(ctx, len(weights))[k]):
             raise RuntimeError(
                 "one of the variables needed for gradient computation has been modified by an "
                 f"inplace operation: a weight or bias {list(w.shape)} is at version {w._version}; "
@@ -95,7 +104,9 @@ def kept(ctx: Any) -> Sequence[Any]:
                 if node is not None and not t.requires_grad:  # a leaf's
                     saved[k] = _ValueOf.apply(node.variable, t)
         begin = len(saved) - len(weights)
-        then = map(_until_derived, weights, values) if values else saved[begin:]
+        then: Any = saved[begin:]
+        if values:
+            then = map(_until_derived, weights, values, _biases(ctx, len(weights)))
         saved[begin:] = map(_ValueOf.apply, weights, then)
     return saved
 
