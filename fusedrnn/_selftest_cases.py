@@ -88,7 +88,11 @@ class Call:
         ]
         for parameter in spec.parameters * D:
             size = parameter.shape(G=spec.gates, H=H, I=I, P=P)
-            scale = 1.0 if len(size) == 1 else I**-0.5 if parameter.sizes[-1] == "I" else H**-0.5
+            # Weights as large as a new layer's. With larger ones a long sequence is chaotic, and
+            # rounding changes its gradients by more than any limit, in whatever order it happens.
+            scale = I**-0.5 if parameter.sizes[-1] == "I" else H**-0.5
+            if parameter.is_bias:
+                scale = 1.0
             self.inputs.append(randn(*size, scale=scale))
         sizes = [sum(length > t for length in shape.lengths) for t in range(T)]
         self.batch = Batch(

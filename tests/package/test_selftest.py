@@ -39,7 +39,7 @@ def test_it_passes_on_the_cpu_and_writes_a_report(
     assert all(row["ours"] > 0 and row["theirs"] > 0 for row in report["timings"])
     text = (tmp_path / "fusedrnn-selftest-cpu.md").read_text()
     assert f"{len(report['checks'])} checks, 0 failed, 1 not run" in text
-    assert "| parity | 96 | 0 | 1 |" in text
+    assert "| parity | 112 | 0 | 1 |" in text
     assert "instruction set chosen" in text
     said = capsys.readouterr().out
     assert "0 failed" in said
