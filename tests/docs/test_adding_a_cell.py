@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import re
 import shutil
@@ -58,6 +59,8 @@ def add_the_cell(root: Path) -> None:
 
 @pytest.mark.slow
 def test_the_cell_of_the_page_runs_in_both_engines(tmp_path: Path) -> None:
+    # It takes longer than one test may: its processes have limits of their own.
+    faulthandler.cancel_dump_traceback_later()
     root = tmp_path / "fusedrnn"
     for name in ("csrc", "fusedrnn", "tests"):
         ignored = shutil.ignore_patterns("__pycache__", "*.so")
@@ -69,7 +72,12 @@ def test_the_cell_of_the_page_runs_in_both_engines(tmp_path: Path) -> None:
 
     def run(*words: str) -> str:
         done = subprocess.run(
-            [sys.executable, *words], cwd=root, env=variables, capture_output=True, text=True
+            [sys.executable, *words],
+            cwd=root,
+            env=variables,
+            capture_output=True,
+            text=True,
+            timeout=600,
         )
         assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
         return done.stdout

@@ -69,8 +69,8 @@ def test_speller_is_the_network_of_g2p_en() -> None:
         w = dict(file)
 
     def gru(part: str, x: Any, h: Any) -> Any:
-        weights = [w[f"{part}_{name}"] for name in ("w_ih", "w_hh", "b_ih", "b_hh")]
-        return numpy_reference.gru(x[None], h, None, [*weights, None])[0]
+        weights = {name: w[f"{part}_{name}"] for name in ("w_ih", "w_hh", "b_ih", "b_hh")}
+        return numpy_reference.gru(x[None], h, None, weights)[0]
 
     h = np.zeros((1, 256), np.float32)
     for letter in [*(ord(c) - ord("a") + 3 for c in "recurrent"), 2]:

@@ -81,8 +81,9 @@ def test_converted_equals_constructed(layer: nn.Module) -> None:
     made = PAIRS[type(layer)](3, 5, **keywords)
     made.load_state_dict(layer.state_dict(), strict=True)
     assert repr(made) == repr(converted)
-    assert {*vars(made)} - {"reset_after"} == {*vars(converted)}
-    assert getattr(made, "reset_after", None) == getattr(converted, "reset_after", None)
+    assert {*vars(made)} - {"reset_after", "peephole"} == {*vars(converted)}
+    for option in ("reset_after", "peephole"):
+        assert getattr(made, option, None) == getattr(converted, option, None)
     x = sequence_for(layer)
     found, expected = run(converted, x), run(made, x)
     assert all(map(torch.equal, found[0] + found[1], expected[0] + expected[1]))

@@ -193,4 +193,4 @@ def test_in_forked_workers_of_a_data_loader() -> None:
     assert done.stdout == "done\n", done.stderr
     # At least the first forward used two threads. Later calls use one beside busy processes.
     assert "sequences cut at 0 8 16" in done.stderr, "the parent ran on one thread"
-    assert "sequences cut at 0 16\n" in done.stderr, "the workers ran on more than one"
+    assert "sequences cut at 0 16, 1 thread\n" in done.stderr, "the workers ran on more than one"

@@ -358,7 +358,7 @@ def test_sdist_holds_the_sources_and_nothing_built(sdist):
     assert files_under(sdist, "csrc", "fusedrnn") == files_under(ROOT, "csrc", "fusedrnn")
     for name in ("setup.py", "setup_build.py", "Makefile", "requirements.txt", "README.md"):
         assert (sdist / name).is_file(), name
-    assert (sdist / "tests" / "test_packaging.py").is_file()
+    assert (sdist / "tests" / "package" / "test_packaging.py").is_file()
     built = [path for path in sdist.rglob("*") if path.suffix in (".so", ".o", ".pyc")]
     assert built == []
 
