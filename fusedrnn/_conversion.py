@@ -110,8 +110,7 @@ def revert(module: M) -> M:
     Raises:
         TypeError: `module` is not a torch.nn.Module.
         ValueError: a GRU in it has reset_after=False, or an LSTM peephole=True, which torch.nn
-            cannot compute. Nothing has
-            been changed then.
+            cannot compute. Nothing has been changed then.
 
     Warns:
         UserWarning: one warning with the qualified name of every fused layer that was left as it
@@ -213,7 +212,7 @@ _ASKING = {("torchrl", "LSTMModule"), ("torchrl", "GRUModule")}
 
 
 def _held_by_type(module: nn.Module) -> dict[int, str]:
-    """Of layers, by id, why the module that holds them would call a fused one in another way."""
+    """Maps the id of a layer to why the module that holds it would call a fused one differently."""
     if not isinstance(module, nn.Module) or nn.LSTM not in _FUSED:  # in patch_torch
         return {}
     return {

@@ -52,7 +52,7 @@ def expect_shape(what: str, tensor: Tensor, form: str, *sizes: int) -> None:
 
 
 def with_gates(tensor: Tensor, order: Sequence[int]) -> Tensor:
-    """The G blocks of rows of a tensor [G*H, ...], block k from block order[k]."""
+    """Returns a tensor [G*H, ...] with its gates reordered: gate k of it is gate order[k]."""
     blocks = tensor.chunk(len(order))
     return torch.cat([blocks[k] for k in order])
 
@@ -63,7 +63,7 @@ def make_layer(cls: type[Layer], weights: Sequence[Tensor], bias: bool, **option
     Args:
         cls: the class of the layer.
         weights: per direction weight_ih [G*H, I], weight_hh [G*H, H], with `bias` also bias_ih and
-            bias_hh [G*H].
+            bias_hh [G*H], then weight_ch [3*H] of an LSTM with peepholes.
         bias: whether there are biases.
         options: of the constructor.
     """

@@ -30,10 +30,10 @@ FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 # The most nodes of a model after every call of a local function is replaced by the function's
 # nodes, and the deepest nesting. Exporters that write functions nest them a few deep, and keep
-# weights out of them.
+# weights out of them. The model has at most MOST_BYTES more than four times its bytes in the file.
 MOST_NODES = 1_000_000
 DEEPEST = 100
-MOST_BYTES = 1 << 26  # beside four times the file's own
+MOST_BYTES = 1 << 26
 
 
 @overload

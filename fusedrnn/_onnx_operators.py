@@ -25,7 +25,7 @@ QUANTIZED = ("int8", "uint8", "int16", "uint16")
 
 
 class Meter(Protocol):
-    """Whoever runs an operator."""
+    """What an operator asks of the one that runs it: to charge elements, to read stored tensors."""
 
     def charge(self, elements: int) -> None:
         """Raises a ValueError where these elements are too many to write."""

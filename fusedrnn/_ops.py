@@ -50,7 +50,8 @@ def layer(
         c0: [D, N, H], zeros where None; None for cells without a cell state. It may be float32
             where x is of 16 bits.
         weights: per direction weight_ih [G*H, I], weight_hh [G*H, P], then bias_ih and bias_hh
-            [G*H] or neither, then weight_hr [P, H] for "lstm_proj".
+            [G*H] or neither, then weight_hr [P, H] for "lstm_proj" or weight_ch [3*H] for
+            "lstm_peephole".
         batch: the sequences.
         options: the cell and its options.
         casts: the weights in the dtype of x, where they themselves are of another; only in eager

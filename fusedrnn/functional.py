@@ -142,7 +142,8 @@ def gru(
     Args:
         input: as in `lstm`.
         hx: ``h_0 [L*D, N, H]``, without N for unbatched input; None for zeros.
-        weights: as in `lstm` without ``weight_hr``, 3H rows each, gates in the order r, z, n.
+        weights: as in `lstm` without ``weight_hr`` and ``weight_ch``, 3H rows each, gates in the
+            order r, z, n.
         num_layers: as in `lstm`.
         bias: as in `lstm`.
         dropout: as in `lstm`.
@@ -201,7 +202,7 @@ def rnn(
     Args:
         input: as in `lstm`.
         hx: ``h_0 [L*D, N, H]``, without N for unbatched input; None for zeros.
-        weights: as in `lstm` without ``weight_hr``, H rows each.
+        weights: as in `lstm` without ``weight_hr`` and ``weight_ch``, H rows each.
         num_layers: as in `lstm`.
         bias: as in `lstm`.
         dropout: as in `lstm`.
