@@ -7,7 +7,7 @@
 
 namespace fusedrnn {
 
-// X(kind, type): the order is the order of CellKind and of the kernel tables.
+// X(kind, type). CellKind and the kernel tables have the cells in this order.
 #define FUSEDRNN_CELLS(X)            \
   X(kLstm, Lstm)                     \
   X(kLstmProj, LstmProj)             \
@@ -23,7 +23,8 @@ enum class CellKind : int { FUSEDRNN_CELLS(FUSEDRNN_KIND) kCount };
 
 constexpr int kCellCount = static_cast<int>(CellKind::kCount);
 
-// A cell's constants as data, for the code that is not compiled once per cell.
+// The constants of a cell as data, for code that is not compiled once per cell. contract.h explains
+// them; `projects` says whether any of its stages projects.
 struct CellInfo {
   const char* name;
   int gates;

@@ -1,7 +1,7 @@
 // GRU (Cho et al. 2014), gates r z n, torch's convention for z:
 //   r, z = σ(·)   h_t = (1 - z) n + z h_{t-1}
 // reset after (torch.nn.GRU, cuDNN):  n = tanh(x W_n + b_in + r (h U_n + b_hn))
-// reset before (the paper, Keras and ONNX know it too):  n = tanh(x W_n + b_in + (r h) U_n + b_hn)
+// reset before (the paper; Keras and ONNX offer it too):  n = tanh(x W_n + b_in + (r h) U_n + b_hn)
 #pragma once
 
 #include "contract.h"
@@ -14,7 +14,7 @@ struct Gru : CellDefaults<Gru> {
   static constexpr int kSaved = 4;  // r z n, and h U_n + b_hn
   static constexpr bool kReadsH = true;
   static constexpr bool kCarriesH = true;
-  static constexpr bool kSeparateDeltas = true;  // n: d for W, r d for U
+  static constexpr bool kSeparateDeltas = true;  // the delta of n is d_n for x W, d_n r for h U
 
   template <int s, class V>
   static FUSEDRNN_HD V forward(const V* gates_x, const V* acc, const Given<V>&, State<V>& state,
@@ -50,7 +50,8 @@ struct GruResetBefore : CellDefaults<GruResetBefore> {
   static constexpr bool kCarriesH = true;
   static constexpr int kStages = 2;
 
-  // Stage 0 emits r h, stage 1 multiplies it by U_n. Backward: stage 1 already knows δ_z and δ_n.
+  // Stage 0 emits r h, and stage 1 multiplies it by U_n. In backward, stage 1 runs first and writes
+  // the deltas of z and n; stage 0 writes the delta of r.
   static constexpr Stage stage(int s) {
     if (s == 0) return {.gates = 2, .delta_end = 1, .saved_end = 2};
     return {.first_gate = 2,

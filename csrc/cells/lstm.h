@@ -1,8 +1,8 @@
 // LSTM (Hochreiter & Schmidhuber 1997, with forget gate; torch.nn.LSTM), gates i f g o:
 //   i, f, o = σ(·)   g = tanh(·)   c_t = f c_{t-1} + i g   h_t = o tanh(c_t)
 // LSTM with projection (Sak et al. 2014): h_t = W_hr (o tanh(c_t)).
-// LSTM with peepholes (Gers & Schmidhuber 2000; ONNX's P): p_i c_{t-1} is added in i, p_f c_{t-1}
-// in f, p_o c_t in o.
+// LSTM with peepholes (Gers & Schmidhuber 2000; ONNX's P): the arguments of σ have one more term,
+// which is p_i c_{t-1} for i, p_f c_{t-1} for f and p_o c_t for o.
 #pragma once
 
 #include "contract.h"
@@ -74,7 +74,7 @@ struct LstmProj : CellDefaults<LstmProj> {
   template <int s, class V>
   static FUSEDRNN_HD void backward(V d_emit, const V* saved, const Given<V>& given,
                                    const State<V>& state, Carry<V>& carry, Delta<V>& delta) {
-    // The projection is the identity on its product: the engine keeps d_emit as its delta.
+    // Stage 1 emits its product unchanged. Its delta is therefore d_emit, which the engine stores.
     if constexpr (s == 0) Lstm::backward<0>(d_emit, saved, given, state, carry, delta);
   }
 };

@@ -1,7 +1,8 @@
 // The functions that cells are written with, for one float or double, on the host and on a GPU.
-// csrc/cpu/vecmath.h has the same functions for Vec<T>. A cell, a template in namespace fusedrnn on
-// its value type V, calls them unqualified: this header is included before it, so scalars find
-// these (and never ::tanh or ::fma), and Vec<T> finds its own through its namespace.
+// csrc/cpu/vecmath.h has the same functions for Vec<T>. A cell is a template on its value type V in
+// namespace fusedrnn, and calls them without a namespace. For scalars the call finds the functions
+// of this header, which is included before the cell (and never ::tanh or ::fma). For Vec<T> it
+// finds those of vecmath.h through the namespace of Vec<T>.
 #pragma once
 
 #include <math.h>
@@ -9,8 +10,8 @@
 #ifdef __CUDACC__
 #define FUSEDRNN_HD __host__ __device__ __forceinline__
 #else
-// Always inline: as a weak symbol in an object compiled for AVX-512, the linker could pick it for
-// every caller.
+// Functions are always inlined. Otherwise an object compiled for AVX-512 would have them as weak
+// symbols, and the linker could pick those for every caller.
 #define FUSEDRNN_HD inline __attribute__((always_inline))
 #endif
 
@@ -37,8 +38,8 @@ FUSEDRNN_HD double sigmoid(double x) {
 FUSEDRNN_HD float relu(float x) { return x <= 0 ? 0.0f : x; }
 FUSEDRNN_HD double relu(double x) { return x <= 0 ? 0.0 : x; }
 
-// Gradient of y = relu(x) times d, from y alone: d where y > 0. Where y is NaN, d passes, as in
-// torch.
+// The gradient of x for y = relu(x), where d is the gradient of y: d if y is positive or NaN, as in
+// torch, else 0.
 FUSEDRNN_HD float relu_grad(float y, float d) { return y <= 0 ? 0.0f : d; }
 FUSEDRNN_HD double relu_grad(double y, double d) { return y <= 0 ? 0.0 : d; }
 

@@ -9,7 +9,7 @@ template <class Cell>
 struct RnnDefaults : CellDefaults<Cell> {
   static constexpr int kGates = 1;
   static constexpr int kSaved = 1;
-  static constexpr bool kSavesH = true;  // both derivatives are functions of it
+  static constexpr bool kSavesH = true;  // both derivatives are functions of h_t
 };
 
 struct RnnTanh : RnnDefaults<RnnTanh> {

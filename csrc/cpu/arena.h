@@ -8,7 +8,8 @@
 
 namespace fusedrnn::cpu {
 
-// Hands out aligned pieces of one allocation. A first pass without memory measures it.
+// Hands out aligned pieces of one allocation. An arena with base null hands out null, and only
+// measures how much memory is needed.
 class Arena {
  public:
   explicit Arena(void* base) : base_(static_cast<char*>(base)) {}
@@ -27,7 +28,7 @@ class Arena {
   size_t used_ = 0;
 };
 
-// Runs lay_out(arena) twice: to measure, and on memory of that size.
+// Runs lay_out(arena) twice: first to measure, then on memory of the measured size.
 template <class LayOut>
 void allocate(Runtime& runtime, const LayOut& lay_out) {
   Arena measure(nullptr);

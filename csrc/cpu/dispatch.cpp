@@ -17,7 +17,7 @@ bool has_avx512() {
 
 bool has_avx512_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
 
-// The kernels of AVX-512, and those for bfloat16.
+// The table of avx512 with kernels for bfloat16 added.
 const KernelTable& avx512_bf16() {
   static const KernelTable table = {.isa = "avx512_bf16",
                                     .f32 = kKernelsAvx512.f32,
@@ -64,7 +64,7 @@ const KernelTable& kernels_named(const std::string& name) {
 }
 
 const KernelTable& kernels() {
-  static const KernelTable& table = choose();  // a throw leaves it to the next call
+  static const KernelTable& table = choose();  // if it throws, the next call chooses again
   return table;
 }
 

@@ -1,5 +1,5 @@
-// Which instruction set runs: the best that was compiled and that this processor has, or the one
-// that FUSEDRNN_ISA names.
+// The choice of an instruction set: the one that FUSEDRNN_ISA names, or else the best one that is
+// compiled in and that this processor has.
 #pragma once
 
 #include <string>
@@ -19,11 +19,11 @@ struct IsaInfo {
 // Every instruction set compiled in, best first.
 const std::vector<IsaInfo>& instruction_sets();
 
-// The table chosen at the first call. Throws std::runtime_error where FUSEDRNN_ISA names none that
-// can run, with the list of those that can.
+// The table that the first call chooses. It throws std::runtime_error if FUSEDRNN_ISA does not name
+// an instruction set that can run here; the message lists those that can.
 const KernelTable& kernels();
 
-// The table of `name`, for tests; the same error.
+// The table of the instruction set `name`. It throws the same error.
 const KernelTable& kernels_named(const std::string& name);
 
 // The kernels of a stored type.

@@ -1,6 +1,7 @@
-// How the factors of products lie in memory and are multiplied: floats and doubles one by one,
-// bfloat16 in pairs, which one instruction multiplies and adds to a float. A vector of factors is a
-// Vec<Real<Stored>> with kTerms<Stored> of them in each lane.
+// How the factors of products lie in memory and are multiplied. Floats and doubles are multiplied
+// one by one. bfloat16 is multiplied in pairs: one instruction multiplies a pair by a pair and adds
+// both products to a float. A vector of factors is a Vec<Real<Stored>> with kTerms<Stored> factors
+// in each lane.
 #pragma once
 
 #include "kernel_table.h"
@@ -11,8 +12,8 @@ namespace {
 
 // --- float and double: factors are values -------------------------------------------------------
 
-// A vector of factors. n is the number of those that exist, whole groups of kTerms<Stored>; the
-// others become zero.
+// Load a vector of factors. n is the number of factors that exist, a multiple of kTerms<Stored>;
+// the remaining lanes become zero.
 template <class Stored>
 FUSEDRNN_INLINE Vec<Real<Stored>> load_factors(const Stored* p) {
   return Vec<Stored>::load(p);
@@ -27,14 +28,14 @@ FUSEDRNN_INLINE Vec<Real<Stored>> broadcast_factors(const Stored* p) {
   return Vec<Stored>::broadcast(*p);
 }
 
-// sum + a b, summed over the terms of each lane too.
+// For each lane, sum plus the products of all terms of a and b in the lane.
 template <class Stored>
 FUSEDRNN_INLINE Vec<Real<Stored>> multiply_add(Vec<Real<Stored>> a, Vec<Real<Stored>> b,
                                                Vec<Real<Stored>> sum) {
   return fma(a, b, sum);
 }
 
-// Vectors of values, one a lane, of which all or the first n exist.
+// Load or store a vector of values, one in each lane. With n, only the first n exist in memory.
 template <class Stored>
 FUSEDRNN_INLINE Vec<Real<Stored>> load_values(const Stored* p) {
   return Vec<Stored>::load(p);
@@ -56,8 +57,9 @@ FUSEDRNN_INLINE Real<Stored> value(Stored x) {
   return x;
 }
 
-// A group of terms of every lane's unit, from the rows of a matrix [K, units] that lie ld apart.
-// rows is the number of rows that exist, at most kTerms<Stored>; n is the number of units.
+// Loads one group of terms for the unit of every lane, from the first rows of a matrix [K, units]
+// with row stride ld. `rows` is the number of rows from p to the end of the matrix: where a group
+// has more terms, they are zero. n is the number of units.
 template <class Stored>
 FUSEDRNN_INLINE Vec<Real<Stored>> load_rows(const Stored* p, int64_t, int64_t, int n) {
   return n == Vec<Stored>::kLanes ? Vec<Stored>::load(p) : Vec<Stored>::load_partial(p, n);

@@ -8,9 +8,9 @@ namespace fusedrnn::cpu {
 namespace {
 
 // How many weight rows are processed together, for a number of source rows. An FMA takes four
-// cycles and there are two units for it, so at least eight independent sums are needed; more weight
-// rows use each loaded source vector more often. The limit is the number of registers: rows * dots
-// sums, a vector of each source row and one more.
+// cycles and there are two FMA units, so at least eight independent sums are needed. With more
+// weight rows each loaded source vector is used more often. The registers must hold rows * dots
+// sums, one vector of each source row and one more vector.
 template <class Scalar>
 constexpr int dots_at_once(int rows) {
   int dots = Vec<Scalar>::kLanes < 8 ? Vec<Scalar>::kLanes : 8;
@@ -50,8 +50,8 @@ FUSEDRNN_INLINE void add_dots(Rows<const Stored> source, const Stored* weight, i
   }
 }
 
-// out[r][i] = source row r · weight row i, for kRows rows and a vector's width of weight rows, of
-// which `inside` exist; the others give 0. weight: [., K].
+// out[r][i] = source row r · weight row i, for kRows source rows and kLanes weight rows. Only the
+// first `inside` weight rows exist; the results of the rest are 0. weight: [., K].
 template <class Stored, int kRows>
 void dots(Rows<const Stored> source, const Stored* weight, int inside, int64_t K,
           Rows<Real<Stored>> out) {
@@ -82,8 +82,8 @@ void dots(Rows<const Stored> source, const Stored* weight, int inside, int64_t K
   for (int r = 0; r < kRows; ++r) sums_of_rows(lanes[r]).store(out[r]);
 }
 
-// The same as `products` of tile.h, for at most kFewRows rows and weights as torch stores them. As
-// many units as a panel would have are summed at once.
+// Does the same as `products` of tile.h, for at most kFewRows rows and weights as torch stores
+// them. Each call of body gets the sums of the units that a panel would have.
 template <class Stored, int kGates, int kRows = kFewRows, class Body>
 FUSEDRNN_INLINE void products_as_stored(const StageProduct<Stored>& p, const Body& body) {
   if constexpr (kRows > 0) {
@@ -120,7 +120,7 @@ constexpr int shared_rows() {
   return rows;
 }
 
-// dots for a number of rows known only at run time, at most kRows.
+// dots for a number of rows that is known only at run time, at most kRows.
 template <class Stored, int kRows>
 FUSEDRNN_INLINE void dots_of(int64_t rows, Rows<const Stored> source, const Stored* weight,
                              int inside, int64_t K, Rows<Real<Stored>> out) {
@@ -150,7 +150,7 @@ void gemm_as_stored(const GemmAsStoredArgs<Stored>& a) {
   }
 }
 
-// How many rows of a weight are added up in one pass over the sums.
+// How many rows of a weight are added to the sums each time the sums are loaded and stored.
 constexpr int kAddends = 8;
 
 // Units [begin, end).
@@ -158,7 +158,8 @@ struct UnitRange {
   int64_t begin, end;
 };
 
-// sums[u] (+)= Σ_i delta[i] weight[i][u] for kCount rows i and some columns.
+// Adds Σ_i delta[i] weight[i][u] over kCount rows i to sums[u] for the given columns u. If `first`,
+// the result replaces sums[u].
 template <class Stored, int kCount>
 FUSEDRNN_INLINE void add_rows(const Stored* delta, Rows<const Stored> weight, UnitRange columns,
                               bool first, Real<Stored>* sums) {
@@ -177,8 +178,8 @@ FUSEDRNN_INLINE void add_rows(const Stored* delta, Rows<const Stored> weight, Un
                        });
 }
 
-// sums[r][u] = Σ_k source[p.begin + r, k] weight[k, u] for the rows of p, at most kFewRows, and
-// some columns of p's weight, which here is [K, width].
+// sums[r][u] = Σ_k source[p.begin + r, k] weight[k, u] for the rows of p, at most kFewRows, and the
+// given columns u of p's weight. Here the weight is taken as [K, width].
 template <class Stored>
 void sum_as_stored(const StageProduct<Stored>& p, UnitRange columns, Rows<Real<Stored>> sums) {
   const Rows<const Stored> weight = {p.as_stored, p.width};

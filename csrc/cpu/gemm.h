@@ -1,5 +1,5 @@
-// Everything outside the time loop: packing weights into panels, matrix products over all rows, and
-// sums over rows. Compiled once per instruction set, see kernels.inl.
+// The kernels outside the time loop: packing of weights into panels, matrix products over all rows,
+// and sums over rows. Compiled once per instruction set, see kernels.inl.
 #pragma once
 
 #include "kernel_table.h"
@@ -18,7 +18,8 @@ int64_t units_of_columns_panel() {
   return kColumnVectors * Vec<Scalar>::kLanes;
 }
 
-// to[k][i] = from[i][k] for a vector's width of i, of which `inside` exist and the rest are zero.
+// to[k][i] = from[i][k] for kLanes values of i. Only the first `inside` rows of `from` exist; the
+// rest become zero.
 template <class Scalar>
 FUSEDRNN_INLINE void transpose(const Scalar* from, int64_t from_ld, int inside, int64_t K,
                                Scalar* to, int64_t to_ld) {
@@ -112,7 +113,8 @@ FUSEDRNN_INLINE int64_t sum_terms(int64_t K) {
   return sizeof(Stored) < sizeof(float) ? 256 * kTerms<Stored> : K <= 64 ? 8 : K <= 256 ? 16 : 32;
 }
 
-// c[r, :] (+)= tile[r][:] for a tile of columns of which `columns` exist.
+// c[r, :] = tile[r][:], or c[r, :] += tile[r][:] if accumulate, for the first `columns` columns of
+// a tile.
 template <class Scalar>
 FUSEDRNN_INLINE void store_tile(const Scalar* tile, int64_t rows, int64_t columns, Scalar* c,
                                 int64_t c_ld, bool accumulate) {
@@ -127,7 +129,7 @@ FUSEDRNN_INLINE void store_tile(const Scalar* tile, int64_t rows, int64_t column
   }
 }
 
-// Brings the part of c that a tile goes to into L1 while the tile is summed.
+// Fetches the part of c to which a tile will be stored into L1, while the tile is summed.
 template <class Scalar>
 FUSEDRNN_INLINE void prefetch_tile(int64_t rows, int64_t columns, const Scalar* c, int64_t c_ld) {
   for (int64_t r = 0; r < rows; ++r)
@@ -135,7 +137,7 @@ FUSEDRNN_INLINE void prefetch_tile(int64_t rows, int64_t columns, const Scalar* 
       __builtin_prefetch(c + r * c_ld + u, 1);
 }
 
-// out[r][v] = Σ_k source[k][r] panel[k][v], in sums of `terms` terms each.
+// out[r][v] = Σ_k source[k][r] panel[k][v]. Sums of `terms` terms are made first and then added up.
 template <class Stored, int kVectors>
 FUSEDRNN_INLINE void product_in_sums(int64_t rows, const Stored* source, int64_t K,
                                      const Stored* panel, int64_t terms, Real<Stored>* out) {
@@ -273,7 +275,8 @@ void gemm(const GemmArgs<Stored>& a) {
   a.a_transposed ? gemm_columns(a) : gemm_rows(a);
 }
 
-// Sixteen rows are summed, then sixteen such sums, then those: short sums keep the error small.
+// Sums 16 rows at a time, then 16 of these sums at a time, then the results, because short sums
+// keep the error small.
 template <class Stored>
 void sum_rows(const SumRowsArgs<Stored>& a) {
   using Scalar = Real<Stored>;

@@ -1,4 +1,4 @@
-// Large buffers in huge pages, where the system has them: the first touch of 34 MB takes 15 ms in
+// Large buffers in huge pages, if the system has them. The first touch of 34 MB takes 15 ms in
 // small pages and 2 ms in huge ones.
 #pragma once
 
@@ -16,7 +16,8 @@
 
 namespace fusedrnn::cpu {
 
-// Asks for huge pages for a buffer just allocated. From 4 MiB on, as NumPy does it.
+// Asks for huge pages for a buffer that was just allocated, if it has at least 4 MiB. NumPy has the
+// same limit.
 inline void advise_huge_pages([[maybe_unused]] void* p, [[maybe_unused]] size_t bytes) {
 #if FUSEDRNN_HUGE_PAGES
   constexpr size_t kFrom = size_t{4} << 20;
@@ -42,13 +43,14 @@ class HugePages {
 #endif
   }
 
-  // Memory for `bytes`, or null where they are few, the mapping is taken or none can be had.
+  // Returns memory for `bytes`. The result is null if there are fewer than 16 MiB, if this object
+  // already has a mapping, or if the system gives none; the caller then allocates in its own way.
   void* map([[maybe_unused]] size_t bytes) {
 #if FUSEDRNN_HUGE_PAGES
     if (bytes < kFrom || mapped_) return nullptr;
     bytes_ = (bytes + kPage - 1) / kPage * kPage + kPage;
     void* p = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (p == MAP_FAILED) return nullptr;  // the caller's way has an error message
+    if (p == MAP_FAILED) return nullptr;  // the caller's own allocation then reports the error
     mapped_ = p;
     const auto first = (reinterpret_cast<uintptr_t>(p) + kPage - 1) / kPage * kPage;
     p = reinterpret_cast<void*>(first);

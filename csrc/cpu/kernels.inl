@@ -4,12 +4,12 @@
 //   FUSEDRNN_REGISTERS     vector registers of the instruction set
 //   FUSEDRNN_TABLE         name of the table to define
 //   FUSEDRNN_ISA_NAME      its name for people
-// or, in place of these two, for an instruction set that only adds kernels for bfloat16,
+// An instruction set that only adds kernels for bfloat16 defines, in place of the last two,
 //   FUSEDRNN_BF16_KERNELS  name of the kernels to define
 //
-// A product tile (tile.h) holds some sequences times all gates of some hidden units. When its sum
-// over K is complete the cell runs on it, so no gate value travels through memory. Backward is the
-// mirror: the tile is d_h of some units, and the derivative of the step before runs on it.
+// A product tile (tile.h) holds the sums of some sequences for all gates of some units. When they
+// are complete the cell runs on them, so no gate value travels through memory. In backward the tile
+// holds the gradient of an emit, and the derivative of the stage that emitted it runs on it.
 #include "few.h"
 #include "gemm.h"
 #include "kernel_table.h"
@@ -20,15 +20,15 @@ namespace {
 
 // --- Positions of a sequence --------------------------------------------------------------------
 
-// Which sequences a position runs, and which its neighbours share with it. A sequence enters where
-// its state comes from the caller's buffer and leaves where it goes back there: at the ends of the
-// chunk, and at its own ends in between.
+// The sequences of a position. A sequence enters at the position where its state comes from the
+// caller's memory, which is its first one in the chunk. It leaves at its last one in the chunk,
+// where the state goes back.
 struct Position {
   int64_t row;    // packed row of sequence 0
   int64_t begin;  // sequences [begin, end) are alive
   int64_t end;
-  int64_t entering;  // [entering, end) enter here; those before were alive at the position before
-  int64_t leaving;   // [leaving, end) leave here; those before are alive at the next position
+  int64_t entering;      // sequences [entering, end) enter here
+  int64_t leaving;       // sequences [leaving, end) leave here
   int64_t previous_row;  // packed row of sequence 0 at the position before
   int64_t previous_end;  // end of the sequences alive there, also if it is in the chunk before
 };
@@ -45,23 +45,23 @@ FUSEDRNN_INLINE Position position_at(const Steps& s, int64_t p) {
   return at;
 }
 
-// The panels of a part in the direction in which its step walks them.
+// The panels of a part. Odd positions walk them from the last to the first, see PanelRange.
 FUSEDRNN_INLINE PanelRange in_turns(const Part& part) {
   return {part.panels.begin, part.panels.end, part.position % 2 == 1};
 }
 
-// Some sequences and a vector of units, whose sums are complete.
+// The complete sums of some sequences for a vector of units.
 template <class Scalar>
 struct CellTile {
   int64_t u;                // first unit
   int64_t first, count;     // sequences
-  Rows<const Scalar> sums;  // [count, .] of the first gate
-  const Scalar* bias_x;     // forward: the input's bias of the first gate
+  Rows<const Scalar> sums;  // [count, .], at the first gate
+  const Scalar* bias_x;     // b_ih at the first gate; null in backward
 };
 
-// --- What a cell is given -----------------------------------------------------------------------
+// --- Parameters and row inputs ------------------------------------------------------------------
 
-// The parameters of a vector of units, and the input of the row that is run.
+// The parameters of a vector of units. of_row adds the input of a row.
 template <class Cell, class V>
 struct Inputs {
   V params[Cell::kParams > 0 ? Cell::kParams : 1];
@@ -83,20 +83,20 @@ struct Inputs {
 
 // --- Forward ------------------------------------------------------------------------------------
 
-// Where the states of a position lie; sequence j is at row j of each.
+// Pointers to the states of one position. Sequence j has row j of each.
 template <class Stored>
 struct ForwardRows {
   using Scalar = Real<Stored>;
   Stored* h_in;    // [., P]
   Scalar* c_in;    // [., H]
-  Stored* h_next;  // of sequences that stay
+  Stored* h_next;  // h_t and c_t of the sequences that do not leave
   Scalar* c_next;
   Stored* saved;  // [., kSaved*H] or null
   Stored* emit;   // [., H]
 };
 
-// The cell on a tile. From gate to gate bias_x and the sums are a whole panel's units apart.
-// Everything that the loop reads is in locals: what it stores might change anything else.
+// Runs the cell on a tile. In bias_x and the sums, consecutive gates are one panel's units apart.
+// The loop reads only local variables, because for the compiler its stores might change any other.
 template <class Stored, class Cell, int s, class Units>
 __attribute__((noinline)) void forward_cells(const ForwardArgs<Stored>& a, const Position& at,
                                              const ForwardRows<Stored>& rows, Units units,
@@ -111,7 +111,7 @@ __attribute__((noinline)) void forward_cells(const ForwardArgs<Stored>& a, const
   const int64_t x_ld = Cell::kGates * H, saved_ld = Cell::kSaved * H;
   const int64_t u = tile.u, first = tile.first, count = tile.count;
   const Scalar* sums = tile.sums.data;
-  const int64_t staying = max64(0, at.leaving - first);  // those that stay come first
+  const int64_t staying = max64(0, at.leaving - first);  // sequences that do not leave
 
   const Scalar* x =
       a.gates_x + (at.row + first - a.steps.first_row) * x_ld + kStage.first_gate * H + u;
@@ -137,7 +137,7 @@ __attribute__((noinline)) void forward_cells(const ForwardArgs<Stored>& a, const
       acc[g] = V::load(sums + g * kGate);
       if constexpr (kStage.takes_input) {
         gates_x[g] = units.load(x + g * H) + bias[g];
-        __builtin_prefetch(x + g * H + V::kLanes);  // the next units'
+        __builtin_prefetch(x + g * H + V::kLanes);  // of the next units
       }
     }
     if constexpr (s > 0 && !kStage.projects) {
@@ -214,15 +214,14 @@ FUSEDRNN_INLINE void forward_stage(const ForwardArgs<Stored>& a, const Position&
   }
 }
 
-// Row of h_in at which position p begins: all rows are kept, or two steps take turns.
+// Row of h_in at which position p begins. h_in has every row if keep, else two steps in turns.
 template <class Stored>
 FUSEDRNN_INLINE int64_t h_row(const ForwardArgs<Stored>& a, int64_t p) {
   return a.keep ? a.steps.row_offset[step_at(a.steps, p)] : (p & 1) * a.N;
 }
 
 // Copies the states of the sequences that enter in this chunk. No stage reads a.h or writes these
-// rows before the sequences enter, so the copies are made for all positions at once, before the
-// first.
+// rows before the sequences enter, so the copies for all positions are made before the first one.
 template <class Stored>
 void enter(const ForwardArgs<Stored>& a) {
   for (int64_t p = a.steps.begin; p < a.steps.end; ++p) {
@@ -260,9 +259,9 @@ void forward(const ForwardArgs<Stored>& a, const Part& part) {
 
 // --- Backward -----------------------------------------------------------------------------------
 
-// Calls body(units, tile) for every vector of units of [0, p.width) in p's panels and every
-// sequence of [p.begin, end), some at a time. The sums of a tile are those over a stage's deltas
-// times its weight; they are zero for the sequences from p.end on.
+// Calls body(units, tile) with tiles that together have the units of p's panels below p.width, for
+// the sequences [p.begin, end). The sums of a tile are the product p, which multiplies a stage's
+// deltas by its weight. For the sequences from p.end on, the sums are zero.
 template <class Stored, class Body>
 FUSEDRNN_INLINE void backward_product(const BackwardArgs<Stored>& a, const StageProduct<Stored>& p,
                                       int64_t end, const Body& body) {
@@ -277,7 +276,7 @@ FUSEDRNN_INLINE void backward_product(const BackwardArgs<Stored>& a, const Stage
   };
   if (p.as_stored) {
     if (p.begin < p.end) {
-      // The rows of these sequences; another task may be using those of other sequences.
+      // Other tasks may be using the other rows of few_sums.
       const Rows<Scalar> sums = Rows<Scalar>{a.few_sums, a.few_ld}.from(p.begin);
       sum_as_stored(p, columns, sums);
       for_units_of<Scalar>(columns.begin, columns.end, [&](auto units, int64_t u) {
@@ -299,7 +298,7 @@ FUSEDRNN_INLINE void backward_product(const BackwardArgs<Stored>& a, const Stage
   });
 }
 
-// The gradient of stage s's product, as the source of the product that takes it one stage back.
+// The deltas of stage s at packed row `row`: the left side of the product that goes one stage back.
 template <class Stored, class Cell, int s>
 FUSEDRNN_INLINE const Stored* delta_of(const BackwardArgs<Stored>& a, int64_t row) {
   constexpr Stage kStage = Cell::stage(s);
@@ -307,9 +306,9 @@ FUSEDRNN_INLINE const Stored* delta_of(const BackwardArgs<Stored>& a, int64_t ro
   return a.delta + ((row - a.steps.first_row) * Cell::kGates + kStage.first_gate) * a.H;
 }
 
-// The cell's derivative on a tile, whose sums are what the consumer's deltas give. The values of
-// the same rows that the next units will want are fetched ahead: the hardware does not follow so
-// many rows at once.
+// Runs the cell's derivative on a tile. The sums are the gradient of the stage's emit, as far as it
+// comes from the stage that multiplied it. The values of the next units are fetched ahead in each
+// row, because the hardware does not follow this many rows at once.
 template <class Stored, class Cell, int s, class Units>
 __attribute__((noinline)) void backward_cells(const BackwardArgs<Stored>& a, const Position& at,
                                               Units units, const CellTile<Real<Stored>>& tile) {
@@ -322,7 +321,7 @@ __attribute__((noinline)) void backward_cells(const BackwardArgs<Stored>& a, con
   const Scalar* sums = tile.sums.data;
   const int64_t sums_ld = tile.sums.ld;
   const int64_t delta_ld = Cell::kGates * H, saved_ld = Cell::kSaved * H;
-  const int64_t alive = max64(0, at.entering - first);  // the others enter, with d_h of their own
+  const int64_t alive = max64(0, at.entering - first);  // sequences from here on enter: add d_h
   // Cells with kSavesH find h_t in h_in of the next step, which backward ran just before. Only the
   // first `with_next` sequences have a row there. For the others this is their last step, and h_t
   // is in a.saved.
@@ -402,8 +401,8 @@ __attribute__((noinline)) void backward_cells(const BackwardArgs<Stored>& a, con
   }
 }
 
-// The product that takes the deltas of stage s at the rows from `row` on to the gradient of the
-// stage's source, for the sequences [begin, end).
+// The product that gives the gradient of the source of stage s, for the sequences [begin, end): its
+// deltas, at the packed rows from `row` on, times its weight.
 template <class Stored, class Cell, int s>
 FUSEDRNN_INLINE StageProduct<Stored> product_of_deltas(const BackwardArgs<Stored>& a, int64_t row,
                                                        int64_t begin, int64_t end,
@@ -424,11 +423,11 @@ template <class Stored, class Cell, int s>
 FUSEDRNN_INLINE void backward_stage(const BackwardArgs<Stored>& a, const Position& at,
                                     PanelRange range) {
   constexpr bool kLast = s == Cell::kStages - 1;
-  // The stage that multiplied what this one emitted: stage 0 of the step after, or the next stage
-  // of the same step.
+  // The stage that multiplied the emit of this one: stage 0 of the next step, or the next stage of
+  // the same step.
   constexpr int kConsumer = kLast ? 0 : s + 1;
   const int64_t product_end = kLast ? at.entering : at.end;
-  // The row is read for the sequences before product_end only.
+  // `row` is read only for the sequences before product_end.
   const int64_t row = kLast && product_end > at.begin ? at.previous_row : at.row;
   backward_product<Stored>(
       a, product_of_deltas<Stored, Cell, kConsumer>(a, row, at.begin, product_end, range), at.end,
@@ -437,7 +436,7 @@ FUSEDRNN_INLINE void backward_stage(const BackwardArgs<Stored>& a, const Positio
       });
 }
 
-// Sequences that leave take the gradient of the state they came with.
+// Writes d_h of the sequences that leave: the gradient of h before their first step of the chunk.
 template <class Stored, class Cell>
 FUSEDRNN_INLINE void backward_leave(const BackwardArgs<Stored>& a, const Position& at,
                                     PanelRange range) {
@@ -454,7 +453,7 @@ FUSEDRNN_INLINE void backward_leave(const BackwardArgs<Stored>& a, const Positio
       });
 }
 
-// Runs stage `part.stage` of one position, or what comes after its stages where that is kStages.
+// Runs stage `part.stage` of one position. The stage number kStages stands for backward_leave.
 template <class Stored, class Cell>
 void backward(const BackwardArgs<Stored>& a, const Part& part) {
   const Position at = position_at(a.steps, part.position);

@@ -23,7 +23,7 @@ void log_plan(const Layer& layer, const char* pass, const Plan& plan, const Kern
   log_pass(layer, std::string("cpu ").append(table.isa), pass, text);
 }
 
-// Steps of the chunk that begins at position `begin`, for all sequences.
+// The chunk that begins at position `begin`, with all sequences.
 Steps chunk_steps(const Sequences& seq, const Plan& plan, int64_t begin, bool descending) {
   const int64_t end = std::min(seq.T, begin + plan.chunk_steps);
   return {.T = seq.T,
@@ -41,7 +41,8 @@ RowRange chunk_rows(const Sequences& seq, const Steps& steps) {
   return rows_of(seq, steps.descending, steps.begin, steps.end);
 }
 
-// Rows of the widest chunk: the first one, since batch sizes do not grow.
+// The largest number of rows of a chunk. The chunk that begins at step 0 has it, because batch
+// sizes do not grow.
 int64_t widest_chunk(const Sequences& seq, const Plan& plan) {
   return seq.row_offset[std::min(plan.chunk_steps, seq.T)];
 }
@@ -56,8 +57,8 @@ void fill_zero(T* p, int64_t n) {
 // The buffers of one forward pass.
 template <class Stored>
 struct ForwardBuffers {
-  Factor<Stored> w_ih[2];         // unless x W reads the weights as stored
-  Real<Stored>* gates_x[2] = {};  // [buffers, chunk rows, G*H]
+  Factor<Stored> w_ih[2];         // not used if x W reads the weights as stored
+  Real<Stored>* gates_x[2] = {};  // [buffers, chunk rows, G*H]: a buffer per task if own_chunks
   int64_t chunk_values = 0;       // values of one buffer
 };
 
@@ -73,7 +74,7 @@ void lay_out(const Layer& layer, const DtypeKernels<Stored>& kernels, const Plan
   }
 }
 
-// Memory for what the stages hand to each other where nothing is kept for backward.
+// Takes memory for the values that steps and stages hand on, if forward keeps nothing for backward.
 template <class Stored>
 void lay_out_states(const Layer& layer, Arena& arena, ForwardArgs<Stored>& a) {
   const CellInfo& info = layer.info();
@@ -84,7 +85,7 @@ void lay_out_states(const Layer& layer, Arena& arena, ForwardArgs<Stored>& a) {
   a.emit = arena.take<Stored>(N * H);
 }
 
-// The caller's tensors of direction d, and the reserve where there is one.
+// Sets the pointers to the caller's tensors of direction d, and to the reserve if there is one.
 template <class Stored>
 void give_tensors(const Layer& layer, const LayerForward<Stored>& args, int d,
                   ForwardArgs<Stored>& a) {
@@ -108,10 +109,10 @@ void give_tensors(const Layer& layer, const LayerForward<Stored>& args, int d,
 
 // --- Backward -----------------------------------------------------------------------------------
 
-// Bias gradients are summed in slices of columns, one task each.
+// A gradient of a bias is summed in pieces of this many columns.
 constexpr int64_t kSumColumns = 128;
 
-// copy_to: takes the same sums, or null.
+// Adds the pieces of a sum over rows. If copy_to is not null, the sums are copied to it.
 template <class Stored>
 void add_sum_rows(Work& work, const DtypeKernels<Stored>& kernels, const SumRowsArgs<Stored>& sum,
                   Real<Stored>* copy_to) {
@@ -125,8 +126,9 @@ void add_sum_rows(Work& work, const DtypeKernels<Stored>& kernels, const SumRows
   });
 }
 
-// The gradients of the parameters and of x: products and sums over the rows of a chunk. The right
-// sides of the products are x and the sources of the stages, packed for one direction at a time.
+// The gradients of the parameters and of x, as products and sums over the rows of a chunk. For the
+// gradients of the weights, the right sides of the products are x and the sources of the stages,
+// which are packed for one direction at a time.
 template <class Stored>
 class ChunkGradients {
  public:
@@ -134,7 +136,7 @@ class ChunkGradients {
                  const LayerBackward<Stored>& args)
       : layer_(layer), kernels_(kernels), args_(args) {}
 
-  // rows: the most that a chunk has.
+  // rows: the largest number of rows of a chunk.
   void lay_out(Arena& arena, int64_t rows) {
     const CellInfo& info = layer_.info();
     if (args_.d_w[0].w_ih) x_.lay_out(arena, kernels_, rows, layer_.I);
@@ -161,7 +163,8 @@ class ChunkGradients {
     }
   }
 
-  // chunk: the deltas of the rows. accumulate: onto the gradients of the chunks before.
+  // Adds the pieces for one chunk. `chunk` has the deltas of the rows. accumulate: whether the
+  // results are added to the gradients of earlier chunks.
   void add(Work& work, int d, RowRange rows, const BackwardArgs<Stored>& chunk,
            bool accumulate) const {
     const CellInfo& info = layer_.info();
@@ -221,7 +224,7 @@ class ChunkGradients {
   Factor<Stored> w_ih_[2];             // [G*H, I]
 };
 
-// Memory for the deltas of a chunk.
+// Takes memory for the deltas of a chunk.
 template <class Stored>
 void lay_out_deltas(const Layer& layer, const DtypeKernels<Stored>& kernels, const Plan& plan,
                     Arena& arena, BackwardArgs<Stored>& a) {
@@ -237,7 +240,7 @@ void lay_out_deltas(const Layer& layer, const DtypeKernels<Stored>& kernels, con
   a.few_sums = arena.take<Real<Stored>>(kFewRows * a.few_ld);
 }
 
-// The caller's tensors of direction d.
+// Sets the pointers to the caller's tensors of direction d.
 template <class Stored>
 void give_tensors(const Layer& layer, const LayerBackward<Stored>& args, int d,
                   const Reserve<Stored>& reserve, BackwardArgs<Stored>& a) {
@@ -264,7 +267,7 @@ void layer_forward(const Layer& layer, const KernelTable& table, Runtime& runtim
   const CellInfo& info = layer.info();
   const int64_t columns = layer.gate_columns(), I = layer.I;
   zero_unwritten<Stored>(layer, args.reserve, fill_zero<Stored>);
-  if (seq.rows() == 0) return;  // h and c are their own result
+  if (seq.rows() == 0) return;  // without a step, h_n = h_0 and c_n = c_0
   const Plan plan = make_plan({.sequences = seq,
                                .columns = columns,
                                .inner = layer.P,
@@ -371,7 +374,7 @@ void layer_backward(const Layer& layer, const KernelTable& table, Runtime& runti
     give_tensors(layer, args, d, reserve[d], bwd[d]);
     bwd[d].weights = weights.of_direction(d);
   }
-  // Both directions add to d_x, each in its own order of chunks.
+  // Both directions add to d_x, and they reach a row in different chunks. So d_x begins with zeros.
   if (layer.D == 2) fill_zero(args.d_x, seq.rows() * layer.I);
 
   Loop<BackwardArgs<Stored>> loop = {
@@ -389,7 +392,8 @@ void layer_backward(const Layer& layer, const KernelTable& table, Runtime& runti
     for (int64_t begin = 0; begin < seq.T; begin += plan.chunk_steps) {
       for (int d = 0; d < layer.D; ++d) bwd[d].steps = chunk_steps(seq, plan, begin, d == 0);
       run_or_add(runtime, work, plan, loop);
-      // Directions one after another: they share the packed sources and add to the same d_x.
+      // The directions run one after the other, because they share the memory of the packed sources
+      // and add to the same d_x.
       for (int d = 0; d < layer.D; ++d) {
         const RowRange rows = chunk_rows(seq, bwd[d].steps);
         gradients.pack_sources(work, d, rows, reserve[d]);

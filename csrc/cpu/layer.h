@@ -1,6 +1,6 @@
-// One recurrent layer over a whole batch on the CPU, forward or backward, both directions: packs
-// the weights, takes the input product out of the time loop in chunks, and hands the loop to the
-// kernels. Knows no torch: threads and scratch memory come through Runtime.
+// One recurrent layer over a whole batch on the CPU, forward or backward, in both directions. The
+// functions pack the weights, compute x W in chunks outside the time loop, and run the loop with
+// the kernels. They do not depend on torch: threads and scratch memory come through Runtime.
 #pragma once
 
 #include <cstdint>
@@ -11,16 +11,16 @@
 
 namespace fusedrnn::cpu {
 
-// Pointers need the alignment of their type, no more. No two of them may overlap.
+// Pointers need only the alignment of their type. Their memory must not overlap.
 template <class Stored>
 struct LayerForward {
   const Stored* x;                // [S, I]
   Parameters<const Stored> w[2];  // [D]
   Stored* h;                      // [D, N, P] in: h_0, out: h_n
-  Real<Stored>* c;                // [D, N, H] in: c_0, out: c_n; null without c
+  Real<Stored>* c;                // [D, N, H] in: c_0, out: c_n; null if the cell has no c
   Stored* y;                      // [S, D*P]
   void* reserve;                  // [reserve_bytes<Stored>] for backward, or null
-  const Real<Stored>* row_input;  // [S] a value of each row, of cells that take one; else null
+  const Real<Stored>* row_input;  // [S] one value per row, or null if the cell takes none
 };
 
 template <class Stored>
@@ -29,8 +29,8 @@ struct LayerBackward {
   Parameters<const Stored> w[2];    // [D]
   const void* reserve;              // as forward left it
   const Stored* d_y;                // [S, D*P] or null
-  Real<Stored>* d_h;                // [D, N, P] in: of h_n, out: of h_0
-  Real<Stored>* d_c;                // [D, N, H] the same; null without c
+  Real<Stored>* d_h;                // [D, N, P] in: gradient of h_n, out: gradient of h_0
+  Real<Stored>* d_c;                // [D, N, H] the same for c; null if the cell has no c
   Real<Stored>* d_x;                // [S, I] or null
   Parameters<Real<Stored>> d_w[2];  // [D]
   const Real<Stored>* row_input;    // as in LayerForward; it gets no gradient

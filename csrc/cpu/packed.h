@@ -1,4 +1,4 @@
-// Weights and other right sides of products, packed into panels, and the products with them.
+// The right sides of products, weights and others, packed into panels, and the products with them.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +12,7 @@ namespace fusedrnn::cpu {
 
 inline int64_t ceil_div(int64_t n, int64_t by) { return (n + by - 1) / by; }
 
-// Adds a kernel's work in parts: args for some of the panels each.
+// Adds the work of a kernel in pieces. Each piece calls it with args for some of the panels.
 template <class Args>
 void add_panels(Work& work, int64_t panels, void (*kernel)(const Args&), const Args& args) {
   work.split(panels, 1, [=](int64_t begin, int64_t end) {
@@ -22,11 +22,12 @@ void add_panels(Work& work, int64_t panels, void (*kernel)(const Args&), const A
   });
 }
 
-// Recurrent weights of every direction and stage, packed for the time loop.
+// The recurrent weights of every direction and stage, packed for the time loop.
 template <class Stored>
 class PackedWeights {
  public:
-  // as_stored: the time loop takes the weights themselves; only the biases are packed.
+  // If as_stored, the time loop reads the weights as torch stores them, and only the biases are
+  // packed.
   PackedWeights(const Layer& layer, const DtypeKernels<Stored>& kernels,
                 const Parameters<const Stored>* w, bool as_stored)
       : layer_(layer), kernels_(kernels), w_(w), as_stored_(as_stored) {}
@@ -75,7 +76,7 @@ class PackedWeights {
     });
   }
 
-  // The weights of direction d as a time loop takes them.
+  // The pointers through which the time loop of direction d reads the weights.
   StageWeights<Stored> of_direction(int d) const {
     StageWeights<Stored> weights = {};
     for (int s = 0; s < layer_.info().stages; ++s) {
@@ -104,17 +105,17 @@ class PackedWeights {
   Real<Stored>* bias_[2][kMaxStages] = {};
 };
 
-// How a product is added to its result.
+// How a product is written to its result.
 struct Accumulation {
-  bool accumulate = false;
-  int64_t whole_K = 0;  // terms of the whole sum, to which several products add; 0 for one
+  bool accumulate = false;  // whether it is added to the values that are there
+  int64_t whole_K = 0;      // terms of the whole sum if several products add to it, else 0
 };
 
 // The right side b [K, N] of matrix products outside the time loop, in panels.
 template <class Stored>
 class Factor {
  public:
-  // K: the most rows that b will have.
+  // K is the largest number of rows that b will have.
   void lay_out(Arena& arena, const DtypeKernels<Stored>& kernels, int64_t K, int64_t N) {
     kernels_ = &kernels;
     N_ = N;
@@ -123,7 +124,7 @@ class Factor {
         arena.take<Stored>(count_ * kernels.units_of_columns_panel() * whole_terms<Stored>(K));
   }
 
-  // b = matrix. A transposed matrix must be dense.
+  // Packs the matrix as b. A transposed matrix must be dense.
   void pack(Work& work, const Matrix<const Stored>& matrix) {
     K_ = matrix.rows;
     if (matrix.transposed) {
@@ -135,14 +136,15 @@ class Factor {
     }
   }
 
-  // c (+)= a b.
+  // Adds the pieces of c = a b, or of c += a b if how.accumulate.
   void multiply(Work& work, const Matrix<const Stored>& a, const Matrix<Real<Stored>>& c,
                 const Accumulation& how = {}) const {
     GemmArgs<Stored> gemm = product(a, c);
     gemm.m_end = a.rows;
     gemm.accumulate = how.accumulate;
     gemm.whole_K = how.whole_K;
-    // With few rows, every thread would read all of b for them. So b is cut if it is wide.
+    // If a has few rows and its rows were shared among the threads, each thread would read all of b
+    // for its few rows. Therefore the panels of b are shared instead, if there are enough.
     if (a.rows < kRowsToSplit * work.threads() && count_ >= work.threads()) {
       add_panels(work, count_, kernels_->gemm, gemm);
     } else {
@@ -155,8 +157,8 @@ class Factor {
     }
   }
 
-  // c = a b for the rows of the sequences of one task in a chunk, by the calling thread. The rows
-  // of a and c are those of the chunk.
+  // Computes c = a b on the calling thread, for the rows of one task's sequences in a chunk. a and
+  // c have all rows of the chunk.
   void multiply_own(const Steps& steps, const Matrix<const Stored>& a,
                     const Matrix<Real<Stored>>& c) const {
     GemmArgs<Stored> gemm = product(a, c);
@@ -183,7 +185,7 @@ class Factor {
   Stored* panels_ = nullptr;
 };
 
-// c = a b^T, all dense, b a weight as torch stores it.
+// Adds the pieces of c = a b^T, where b is a weight as torch stores it. All three are dense.
 template <class Stored>
 void multiply_as_stored(const DtypeKernels<Stored>& kernels, Work& work,
                         const Matrix<const Stored>& a, const Matrix<const Stored>& b,

@@ -14,17 +14,17 @@ namespace fusedrnn::cpu {
 
 struct Plan {
   bool as_stored = false;    // the time loop reads weights as torch stores them, without packing
-  bool x_as_stored = false;  // the same of x W
+  bool x_as_stored = false;  // x W reads weight_ih as torch stores it
   int64_t chunk_steps = 1;   // steps per chunk of x W (forward) or of deltas (backward)
   // By rows, task i runs the sequences [cut[i], cut[i + 1]) through all steps, and no task waits
   // for another. By units, every step is cut into slices of hidden units, and a step waits for the
   // step before.
   bool by_units = false;
   std::vector<int64_t> sequence_cut;
-  // Forward by rows: a task computes x W of its own sequences too, so that threads meet only at the
-  // end.
+  // In forward by rows, whether a task also computes x W of its own sequences. The threads then
+  // wait for each other only once, at the end.
   bool own_chunks = false;
-  int64_t slices = 1;
+  int64_t slices = 1;  // by units: slices of a stage in one direction
 
   int64_t tasks_per_direction() const { return static_cast<int64_t>(sequence_cut.size()) - 1; }
 };
@@ -36,7 +36,8 @@ struct Plan {
 constexpr int64_t kForwardChunkValues = 1 << 17;
 constexpr int64_t kBackwardChunkValues = 1 << 20;
 
-// Fewer sequences than this, on average, read the panels for too few rows to be worth a thread.
+// The fewest sequences of a task, on average. With fewer, a thread would read all the panels for
+// too few rows to be worth it.
 constexpr int64_t kMinSequencesPerTask = 2;
 
 // Cuts the sequences into at most `tasks` runs of about equal work (sum of lengths).
@@ -44,9 +45,8 @@ inline std::vector<int64_t> cut_sequences(const Sequences& seq, int64_t tasks) {
   const int64_t n = seq.widest();
   tasks = std::clamp<int64_t>(tasks, 1, std::max<int64_t>(1, n / kMinSequencesPerTask));
   std::vector<int64_t> cut = {0};
-  // Work of the first j sequences: Σ_t min(j, batch_sizes[t]).
-  int64_t done = 0;
-  int64_t step = seq.T;  // sequences j .. are alive in steps [0, step)
+  int64_t done = 0;      // sum of the lengths of the sequences up to j
+  int64_t step = seq.T;  // length of sequence j
   for (int64_t j = 0; j < n; ++j) {
     while (step > 0 && seq.batch_sizes[step - 1] <= j) --step;
     done += step;
@@ -69,7 +69,8 @@ constexpr ByUnits kByUnits[] = {
     {1 << 18, 6},   // the matrix does not fit a thread's L2; a tile has six rows with AVX-512
     {1 << 19, 48},  // it is far larger than L2
 };
-// Two, so that another thread can take over half of a late thread's work.
+// There are two slices for each thread, so that another thread can take over half of the work of a
+// late one.
 constexpr int64_t kSlicesPerThread = 2;
 
 // Packing a weight costs as much as reading it three or four times. A dot product with a weight as
@@ -78,8 +79,8 @@ constexpr int64_t kSlicesPerThread = 2;
 // thread, LSTM (25,1,1024,1024) forward: 8.9 ms packed, 7.2 as stored.)
 inline bool reads_as_stored(int64_t rows, int64_t K) { return rows <= K / 16; }
 
-// The fewest sequences for which a task computes x W itself. A tile has six rows with AVX-512; with
-// fewer rows in a step, x W is faster by whole chunks.
+// The fewest sequences per task, on average, for which a task computes x W itself. A tile has six
+// rows with AVX-512. With fewer rows in a step, x W is faster for the whole chunk at once.
 constexpr int64_t kOwnChunkSequences = 4;
 
 // The facts of a pass that decide its plan.
@@ -88,9 +89,9 @@ struct PlanRequest {
   int64_t columns;     // G*H of one direction
   int64_t inner;       // P
   int64_t input;       // I where x W is computed, 0 where it is not
-  int64_t directions;  // they run side by side
+  int64_t directions;  // the directions run at the same time
   int64_t threads;
-  int64_t chunk_values;  // of a chunk's gate buffer at most, if a step has fewer
+  int64_t chunk_values;  // most values of a chunk's gate buffer, unless one step has more
 };
 
 inline Plan make_plan(const PlanRequest& q) {

@@ -11,14 +11,14 @@ class Runtime {
  public:
   virtual ~Runtime() = default;
   virtual int64_t threads() const = 0;
-  // Why there are no more threads than these, for the log; "" where the caller set their number.
+  // Why there are not more threads, for the log; "" if the caller set their number.
   virtual const char* why_threads() const { return ""; }
-  // body(i) for every i in [0, n), in any order, at once or one after another. What one of them
-  // throws is thrown when no other runs any more.
+  // Runs body(i) for every i in [0, n), in any order, and perhaps at the same time. If one of them
+  // throws, the exception is thrown here, after all that have begun have ended.
   virtual void parallel(int64_t n, const std::function<void(int64_t)>& body) = 0;
-  // Runs body, in which calls of parallel may share the same threads.
+  // Runs body. The calls of `parallel` within it may share the same threads.
   virtual void together(const std::function<void()>& body) { body(); }
-  // Uninitialised, aligned to 64 bytes, valid until the layer call returns.
+  // Returns uninitialised memory, aligned to 64 bytes and valid until the layer call returns.
   virtual void* scratch(size_t bytes) = 0;
 };
 

@@ -1,11 +1,21 @@
-// The time loop: which thread runs which part of which step. There are two ways to share a sequence
-// among threads.
+// The time loop of one chunk, and the two ways to share it among threads.
 //
-// The words nest like this. A chunk (Steps) has positions, one for each step. A position has stages
-// (StagePanels), in order. A stage has panels of units. A Part is some panels of one stage of one
-// position: the smallest piece that a kernel runs. By rows, a task runs all parts of its own
-// sequences. By units, an epoch is one stage of one position, and it is cut into slices of panels
-// that threads claim.
+// The words nest like this, from large to small:
+//   Loop         one chunk of a batch in all D directions, with the kernel that computes it
+//   Steps        the chunk in one direction: positions [begin, end) of sequences [n_begin, n_end)
+//   position     one step of the chunk, by its number p in the order of processing. A kernel works
+//                out which sequences run there as a `Position` (kernels.inl)
+//   StagePanels  one stage of every position, and how many panels of units it has
+//   PanelRange   consecutive panels of a stage
+//   Part         a PanelRange of one stage at one position: the work of one call of the kernel
+// By rows, the sequences are cut into tasks. A task runs every stage of every position for its own
+// sequences, each stage as one Part with all panels.
+// By units, all sequences run together, and the work is cut in two ways:
+//   epoch        one stage of one position, in all directions. It begins when all work of the epoch
+//                before is complete
+//   slice        one of the plan.slices fixed PanelRanges of a stage. A thread claims a slice and
+//                runs it as one Part
+//   slot         a slice of one direction, by its number in [0, D * plan.slices)
 #pragma once
 
 #include <algorithm>
@@ -22,19 +32,19 @@
 
 namespace fusedrnn::cpu {
 
-// A stage of every position, and the number of its panels.
+// One stage of every position, and how many panels it has.
 struct StagePanels {
   int stage;
   int64_t panels;
-  bool only_leaving;  // work only where a sequence leaves
+  bool only_leaving;  // the stage has work only at positions where a sequence leaves
 };
 
-// The loop of one chunk over D directions of the same number of positions.
+// The loop of one chunk. All D directions have the same positions.
 template <class Args>
 struct Loop {
   const Args* args;  // [D]
   int64_t D;
-  void (*enter)(const Args&);  // before the first position, or null
+  void (*enter)(const Args&);  // is called before the first position, or null
   void (*kernel)(const Args&, const Part&);
   std::vector<StagePanels> stages;
 
@@ -42,7 +52,7 @@ struct Loop {
   int64_t end() const { return args[0].steps.end; }
 };
 
-// By rows: the sequences of a task through all positions of its chunk.
+// Runs the sequences of one task, which `a` names, through all positions of the chunk.
 template <class Args>
 void run_sequences(const Loop<Args>& loop, const Args& a) {
   if (loop.enter) loop.enter(a);
@@ -50,8 +60,8 @@ void run_sequences(const Loop<Args>& loop, const Args& a) {
     for (const StagePanels& s : loop.stages) loop.kernel(a, {p, s.stage, {0, s.panels}});
 }
 
-// Adds the tasks by rows: body(d, task, args), where args are those of the task's own sequences. No
-// task waits for another.
+// Adds body(d, task, args) to `work` for every task of every direction. args are those of direction
+// d, with the sequences of the task. No task waits for another.
 template <class Args, class Body>
 void add_by_rows(Work& work, const Plan& plan, const Loop<Args>& loop, Body body) {
   const int64_t tasks = plan.tasks_per_direction();
@@ -64,19 +74,19 @@ void add_by_rows(Work& work, const Plan& plan, const Loop<Args>& loop, Body body
   });
 }
 
-// Every stage of every position is cut into the same slices of units for each direction, and
-// threads claim them: the threads that are running do the work, and a thread that comes late finds
-// it done. A slice computes the same on every thread, so the bits do not depend on which one ran
-// it. One worker alone claims every slice, so the workers need not really run together.
+// Runs the chunk by units. Every stage is cut into the same slices at every position, and threads
+// claim them. So the threads that are running do the work, and a thread that comes late finds it
+// done. A slice computes the same bits on every thread. A worker that is alone claims every slice,
+// so the result does not depend on the workers' really running at the same time.
 template <class Args>
 void run_by_units(Runtime& runtime, const Plan& plan, const Loop<Args>& loop) {
   struct alignas(64) Slice {
-    std::atomic<int64_t> claimed{0};  // epochs claimed so far
+    std::atomic<int64_t> claimed{0};  // number of epochs in which this slot has been claimed
   };
   const int64_t total = loop.D * plan.slices;
   for (int64_t d = 0; d < loop.D && loop.enter; ++d) loop.enter(loop.args[d]);
 
-  // An epoch is a stage of a position that all slices complete before the next begins.
+  // A stage with only_leaving gets an epoch only at positions where a sequence leaves.
   struct Epoch {
     int64_t position;
     const StagePanels* stage;
@@ -96,7 +106,7 @@ void run_by_units(Runtime& runtime, const Plan& plan, const Loop<Args>& loop) {
   const std::unique_ptr<Slice[]> slices(new Slice[total]);
   struct alignas(64) Counter {
     std::atomic<int64_t> value{0};
-  } completed_slices;  // over all epochs
+  } completed_slices;  // of all epochs and directions together
   std::atomic<int64_t>& done = completed_slices.value;
   const int64_t workers = std::min(runtime.threads(), total);
   runtime.parallel(workers, [&](int64_t worker) {
@@ -110,8 +120,8 @@ void run_by_units(Runtime& runtime, const Plan& plan, const Loop<Args>& loop) {
         epoch = completed / total;
         continue;
       }
-      // A worker begins with the slices that it had in the epoch before, whose weights are in its
-      // cache.
+      // A worker begins with the same slot in every epoch, so that it finds the weights of its
+      // slices in its own cache.
       for (int64_t i = 0; i < total; ++i) {
         const int64_t slot = (worker * total / workers + i) % total;
         int64_t expected = epoch;
@@ -129,8 +139,8 @@ void run_by_units(Runtime& runtime, const Plan& plan, const Loop<Args>& loop) {
   });
 }
 
-// Runs one chunk by units at once, or adds its tasks by rows to the other pieces in `work`, as the
-// plan says.
+// If the plan is by units, runs the chunk at once. Else adds its tasks to the pieces in `work`,
+// which the caller runs.
 template <class Args>
 void run_or_add(Runtime& runtime, Work& work, const Plan& plan, const Loop<Args>& loop) {
   if (plan.by_units) {

@@ -6,8 +6,8 @@
 // portable caller could pick up. For the same reason nothing here uses a template of the standard
 // library.
 //
-// Arithmetic is that of the compilers' vector extensions; intrinsics appear only where those have
-// no operator for it (fused multiply-add, min and max, masked memory access).
+// Arithmetic uses the vector extensions of the compilers. Intrinsics appear only for operations
+// that the extensions lack (fused multiply-add, min and max, masked memory access).
 #pragma once
 
 #ifndef FUSEDRNN_VECTOR_BYTES
@@ -30,7 +30,7 @@
 #endif
 
 #define FUSEDRNN_INLINE inline __attribute__((always_inline))
-// The same for a lambda, between its parameters and its body.
+// FUSEDRNN_INLINE for a lambda. It goes between the parameters and the body.
 #define FUSEDRNN_INLINE_LAMBDA __attribute__((always_inline))
 
 namespace fusedrnn::cpu {
@@ -66,7 +66,7 @@ struct Lanes<double> {
 alignas(64) constexpr int kTailWords[16] = {-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0};
 #endif
 
-// Which lanes a comparison holds for.
+// The lanes for which a comparison holds.
 template <class Scalar>
 struct Mask {
   typename Lanes<Scalar>::Bits bits;
@@ -85,8 +85,8 @@ struct Vec {
   Native native;
 
   Vec() = default;
-  // Implicit, so that a cell says V(1) - z or 2 * x whatever V is. Subtracting zero keeps -0, which
-  // adding it would not.
+  // The constructor is implicit, so that a cell can write 2 * x for any V. Subtracting zero keeps
+  // -0; adding zero would turn it into +0.
   FUSEDRNN_INLINE Vec(Scalar value) : native(value - Native{}) {}
 
   static FUSEDRNN_INLINE Vec from_native(Native n) {
@@ -108,7 +108,8 @@ struct Vec {
     *reinterpret_cast<typename Lanes<Scalar>::Unaligned*>(p) = native;
   }
 
-  // p: [n], 0 <= n <= kLanes; memory from p + n on is not touched and those lanes are zero.
+  // p: [n], 0 <= n <= kLanes. Memory from p + n on is not touched; load_partial sets those lanes to
+  // zero.
   static FUSEDRNN_INLINE Vec load_partial(const Scalar* p, int n);
   FUSEDRNN_INLINE void store_partial(Scalar* p, int n) const;
 
@@ -197,12 +198,11 @@ FUSEDRNN_INLINE Vec<Scalar> sums_of_rows(Vec<Scalar> (&rows)[Vec<Scalar>::kLanes
   return rows[0];
 }
 
-// --- Operations that the vector extensions lack
-// ------------------------------------------------------
+// --- Operations that the vector extensions lack -------------------------------------------------
 
-// fma(a, b, c) = a * b + c, rounded once where the instruction set can (the portable build rounds
-// twice). min and max: where either argument is NaN the result is b. (GCC does not find the single
-// instruction in select(a < b, a, b) when a is a constant.)
+// fma(a, b, c) = a * b + c. It rounds once if the instruction set can; the portable build rounds
+// twice. min and max give b if either argument is NaN. (They use intrinsics because GCC does not
+// compile select(a < b, a, b) to the single instruction when a is a constant.)
 
 #if FUSEDRNN_VECTOR_BYTES == 64
 
@@ -213,8 +213,8 @@ FUSEDRNN_INLINE Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {
   return Vec<double>::from_native(_mm512_fmadd_pd(a.native, b.native, c.native));
 }
 
-// The mask is all ones: GCC 12 warns about its own header's _mm512_max_ps. It compiles to the
-// instruction without a mask.
+// The functions with a mask stand here because GCC 12 warns about its own header's _mm512_max_ps.
+// The mask is all ones, so they compile to the instruction without a mask.
 FUSEDRNN_INLINE Vec<float> min(Vec<float> a, Vec<float> b) {
   return Vec<float>::from_native(_mm512_maskz_min_ps(0xffff, a.native, b.native));
 }

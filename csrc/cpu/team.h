@@ -1,5 +1,6 @@
-// Threads that stay together for a whole layer call and share one piece of work after another. A
-// thread that the scheduler keeps waiting is waited for only where it holds a piece.
+// Threads that stay together for a whole layer call and share one job after another. If the
+// operating system has stopped a thread, the other threads wait for it only if it has taken a piece
+// of the job.
 #pragma once
 
 #include <atomic>
@@ -29,7 +30,8 @@ inline void relax(int64_t spins) {
 class Team {
  public:
   // Runs body(i) for every i in [0, n), n <= kMost, on the threads that are there. It returns when
-  // all pieces are done. If pieces threw, it then throws the first of those exceptions.
+  // all pieces are done. If pieces threw, it then throws the first of those exceptions. One call is
+  // one job.
   void parallel(int64_t n, const std::function<void(int64_t)>& body) {
     body_ = &body;
     done_.store(0, std::memory_order_relaxed);
@@ -85,7 +87,9 @@ class Team {
   alignas(64) std::atomic<int64_t> done_{0};
   std::atomic<bool> closed_{false};
   std::atomic<bool> failed_{false};
-  std::exception_ptr exception_;  // of the piece that set failed_; done_ hands it to the leader
+  // The exception of the piece that set failed_. The leader reads it after it has seen in done_
+  // that all pieces are done.
+  std::exception_ptr exception_;
 };
 
 }  // namespace fusedrnn::cpu

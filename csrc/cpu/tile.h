@@ -10,41 +10,43 @@
 namespace fusedrnn::cpu {
 namespace {
 
-// Vectors of units that a panel has of each gate. A tile is three or four vectors wide in all: so
-// many products hide the time that it takes to broadcast a value. A stage of fewer gates therefore
-// takes several vectors of units of each.
+// The number of vectors of units that a panel has for each gate. A tile is three or four vectors
+// wide in all, because three or four products hide the time that it takes to broadcast a value. A
+// stage of one or two gates therefore has several vectors of units for each gate.
 constexpr int vectors_per_gate(int gates) { return gates >= 3 ? 1 : 4 / gates; }
 
-// How many vectors of its width a tile sums at once. With sixteen registers that is two of four:
-// with all four a tile would have two rows only, too few to hide the latency of a product and to
-// use each loaded value often.
+// How many vectors of its width a tile sums at once. With sixteen registers a tile that is four
+// vectors wide sums two at once. With all four it would have only two rows, which are too few to
+// hide the latency of a product and to use each loaded value often.
 constexpr int vectors_at_once(int vectors) {
   return FUSEDRNN_REGISTERS < 32 && vectors == 4 ? 2 : vectors;
 }
 
-// Rows of a tile: its sums, one row of panel vectors and a temporary fill the registers.
+// The number of rows of a tile. Its sums, one row of panel vectors and a temporary fill the
+// registers.
 constexpr int tile_rows(int vectors) {
   const int at_once = vectors_at_once(vectors);
   return (FUSEDRNN_REGISTERS - at_once - 1) / at_once;
 }
 
-// Vectors in the width of a panel of pack_columns.
+// The width of a panel of pack_columns, in vectors.
 constexpr int kColumnVectors = 4;
 
-// pack_gates of one gate makes the panels of pack_columns.
+// With one gate, pack_gates makes panels of the same form as pack_columns.
 static_assert(vectors_per_gate(1) == kColumnVectors);
 
 FUSEDRNN_INLINE int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 FUSEDRNN_INLINE int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
 FUSEDRNN_INLINE constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// End of the sequences of this task that are alive at position p of the chunk, n_begin if none.
+// The sequences of this task that are alive at position p are [n_begin, alive_at). The result is
+// n_begin if there are none, or if p is outside the chunk.
 FUSEDRNN_INLINE int64_t alive_at(const Steps& s, int64_t p) {
   if (p < s.begin || p >= s.end) return s.n_begin;
   return max64(s.n_begin, min64(s.n_end, s.batch_sizes[step_at(s, p)]));
 }
 
-// Lanes of a vector at unit u of `width`.
+// The number of lanes that a vector at unit u has below `width`.
 template <class Scalar>
 FUSEDRNN_INLINE int lanes_at(int64_t u, int64_t width) {
   return static_cast<int>(min64(Vec<Scalar>::kLanes, width - u));
@@ -64,7 +66,8 @@ FUSEDRNN_INLINE void store(Vec<Scalar> v, Scalar* p, int lanes) {
   }
 }
 
-// How to reach a vector of units in memory: all of its lanes exist, or only the first few do.
+// The two ways to load and store a vector of units: all of its lanes exist in memory (AllLanes), or
+// only the first `count` do (FirstLanes).
 struct AllLanes {
   template <class Stored>
   FUSEDRNN_INLINE Vec<Real<Stored>> load(const Stored* p) const {
@@ -87,8 +90,8 @@ struct FirstLanes {
   }
 };
 
-// Calls body(units, u, v) for each vector v of a panel's units, the first of which is `begin`, as
-// far as they are below `width`. u is the vector's first unit; units says how to reach it.
+// Calls body(units, u, v) for each vector v of a panel that has units below `width`. `begin` is the
+// panel's first unit and u the vector's. units is AllLanes or FirstLanes.
 template <class Scalar, int kVectors, class Body>
 FUSEDRNN_INLINE void for_units(int64_t begin, int64_t width, const Body& body) {
   constexpr int kLanes = Vec<Scalar>::kLanes;
@@ -102,7 +105,7 @@ FUSEDRNN_INLINE void for_units(int64_t begin, int64_t width, const Body& body) {
   }
 }
 
-// Calls body(units, u) for each vector of units of [begin, end).
+// Calls body(units, u) for each vector of the units [begin, end), as for_units does.
 template <class Scalar, class Body>
 FUSEDRNN_INLINE void for_units_of(int64_t begin, int64_t end, const Body& body) {
   int64_t u = begin;
@@ -134,7 +137,8 @@ struct Start {
   int64_t row_ld = 0;
 };
 
-// Memory to fetch into L2, line by line, while products run: the panel that comes after theirs.
+// Memory that is fetched into L2, line by line, while products run: the part of a panel, or the
+// panel, that the next products read.
 struct Ahead {
   const char* line = nullptr;
   const char* end = nullptr;
@@ -146,7 +150,7 @@ struct Ahead {
 };
 constexpr int kCacheLine = 64;
 
-// Panels of fewer bytes than this in all are in L2 anyway.
+// Panels that have no more bytes than this in all stay in L2, and are not fetched ahead.
 constexpr int64_t kBytesNear = 512 << 10;
 
 // One or more tiles: the product of some rows of a source with panels that lie panel_ld apart.
@@ -160,10 +164,10 @@ struct Tiles {
 };
 
 // out[p][r][v] = start[p][r][v] + Σ_k source[r, k] panel_p[k][v], for kRows rows, kPanels panels
-// and kVectors vectors of each. Every sum runs over k in order, whatever the tile: results do not
-// depend on how rows are shared out. With kAdd the sums are added to out. A panel's rows, and
-// out's, are kWidth vectors wide. For every k a line of `ahead` is fetched, as long as there are
-// any.
+// and kVectors vectors of each panel. Every sum runs over k in order in every tile, so results do
+// not depend on how the rows are cut into tiles. With kAdd the sums are added to out. The rows of a
+// panel and of out are kWidth vectors wide. For every k one line of `ahead` is fetched, until none
+// is left.
 template <class Stored, int kRows, int kPanels, int kVectors, bool kTransposed, bool kAdd = false,
           int kWidth = kVectors>
 void product_rows(Tiles<Stored> tiles, Real<Stored>* out, Ahead& ahead) {
@@ -225,7 +229,8 @@ void product_rows(Tiles<Stored> tiles, Real<Stored>* out, Ahead& ahead) {
   ahead.line = line;
 }
 
-// One panel and a number of rows known only at run time, at most tile_rows(kVectors).
+// product_rows for one panel and a number of rows that is known only at run time, at most
+// tile_rows(kVectors).
 template <class Stored, int kVectors, bool kTransposed = false, bool kAdd = false,
           int kRows = tile_rows(kVectors)>
 FUSEDRNN_INLINE void product(int64_t rows, Tiles<Stored> tiles, Real<Stored>* out, Ahead& ahead) {
@@ -243,10 +248,10 @@ FUSEDRNN_INLINE void product(int64_t rows, Tiles<Stored> tiles, Real<Stored>* ou
   }
 }
 
-// How many panels one to three rows take at once: the sums of one panel would wait for each other.
-// An FMA takes four cycles and there are two units for it, so eight sums are enough, which two
-// panels have; fewer panels at once leave more of them in the nearest cache for the next step.
-// (LSTM (100,1,64,64) forward took 65 us with four, 54 with two.)
+// How many panels are multiplied at once for one to three rows. An FMA takes four cycles and there
+// are two FMA units, so at least eight independent sums are needed. With one row, two panels
+// of four vectors have eight. More panels at once would leave fewer of them in the nearest cache
+// for the next step. (LSTM (100,1,64,64) forward took 65 us with four, 54 with two.)
 constexpr int panels_at_once(int rows, int vectors) {
   const int fit = (FUSEDRNN_REGISTERS - 6) / (rows * vectors);
   return fit < 1 ? 1 : fit > 2 ? 2 : fit;
@@ -262,8 +267,8 @@ FUSEDRNN_INLINE void product_panels(int64_t panels, Tiles<Stored> tiles, Real<St
   }
 }
 
-// Calls body(first, count) for the rows [begin, end) in tiles of nearly equal height, at most
-// `most`.
+// Cuts the rows [begin, end) into tiles of nearly equal height, at most `most`, and calls
+// body(first, count) for each.
 template <class Body>
 FUSEDRNN_INLINE void for_tiles(int64_t most, int64_t begin, int64_t end, const Body& body) {
   const int64_t n = end - begin;
@@ -275,14 +280,15 @@ FUSEDRNN_INLINE void for_tiles(int64_t most, int64_t begin, int64_t end, const B
   }
 }
 
-// Terms of a sum over which a panel is read for all rows before the next part of it: 256 KiB with
-// AVX-512, which stays in L2 beside the rows. kRowsNear rows share a part; their sums stay in L1.
+// A long panel is read in parts of kTermsNear terms, and each part is multiplied with kRowsNear
+// rows before the next one is read. With AVX-512 a part has 256 KiB and stays in L2 beside the
+// rows. The sums of the rows stay in L1.
 template <class Stored>
 constexpr int64_t kTermsNear = 1024 * kTerms<Stored>;
 constexpr int64_t kRowsNear = 96;
 
-// The product of a stage: the rows [begin, end) of a source times recurrent weights, for some of
-// their panels. The weights are packed in panels, or as torch stores them, [gates * width, K].
+// The product of a stage: the rows [begin, end) of a source times the recurrent weights of some
+// panels. The weights are either packed or as torch stores them, [gates * width, K].
 template <class Stored>
 struct StageProduct {
   int64_t begin, end;
@@ -292,12 +298,13 @@ struct StageProduct {
   const Stored* as_stored;  // or null
   int64_t width;            // rows of the weight for each gate
   PanelRange range;
-  Rows<const Real<Stored>> starts;  // [panel][a panel's width]: of the sums; null for zero
+  // [panel][a panel's width]: the values from which the sums start, or null for zero
+  Rows<const Real<Stored>> starts;
 };
 
-// Calls body(panel, first, rows, sums [rows, kVectors * lanes]) for some rows of a panel while
-// their sums are in L1, until all are done. kRows: how many rows there are, 0 if that is known only
-// at run time.
+// Computes the product p, some rows of one panel at a time, and calls body(panel, first, rows, sums
+// [rows, kVectors * lanes]) for them while their sums are in L1. kRows is the number of rows of p,
+// or 0 if it is known only at run time.
 template <class Stored, int kVectors, int kRows = 0, class Body>
 FUSEDRNN_INLINE void for_products(const StageProduct<Stored>& p, const Body& body) {
   using Scalar = Real<Stored>;

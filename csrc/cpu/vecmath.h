@@ -24,23 +24,24 @@ struct ExpConstants<float> {
   static constexpr int kMantissaBits = 23;
   static constexpr int kBias = 127;
   static constexpr float kLog2e = 0x1.715476p+0f;
-  // The high part of ln 2 has 8 trailing zeros: n kLn2Hi is exact for every n in use.
+  // The high part of ln 2 has 8 trailing zero bits, so n kLn2Hi is exact for every n in use.
   static constexpr float kLn2Hi = 0x1.62e4p-1f;
   static constexpr float kLn2Lo = 0x1.7f7d1cp-20f;
-  // expm1(r) = r + r^2 (q[0] + q[1] r + ...): relative error of exp 3.7e-9, 1/16 unit in the last
-  // place.
+  // expm1(r) = r + r^2 (q[0] + q[1] r + ...). It gives exp a relative error of 3.7e-9, which is
+  // 1/16 unit in the last place.
   static constexpr int kTerms = 5;
   static constexpr float q[kTerms] = {0x1.fffff8p-2f, 0x1.55548ep-3f, 0x1.555b96p-5f, 0x1.123bdp-7f,
                                       0x1.685352p-10f};
-  // exp is 0 at the first (less than half the smallest subnormal) and infinite at the second.
+  // At kExpZero exp is less than half the smallest subnormal, so the result is 0. At kExpInfinite
+  // it is infinite.
   static constexpr float kExpZero = -104.0f;
   static constexpr float kExpInfinite = 89.0f;
-  // The smallest y at which m / (m + 2), m = exp(y) - 1, rounds to 1 (found by trying upwards from
-  // 25 ln 2). tanh stops there: beyond, 2 is half the distance between neighbouring m, and the
-  // quotient would go up and down.
+  // The smallest y at which m / (m + 2) rounds to 1, where m = exp(y) - 1. It was found by trying
+  // values upwards from 25 ln 2. tanh clamps 2 |x| to it. For larger y, 2 is half the distance
+  // between neighbouring values of m, and the quotient would go up and down.
   static constexpr float kTanhOne = 0x1.154246p+4f;
-  // Added to n so that 2^n stays normal where exp(x) is not; 2^-kLift takes it off again, rounding
-  // once.
+  // kLift is added to n, so that 2^n is normal even if exp(x) is not. The factor kUnlift = 2^-kLift
+  // takes it off again with one rounding.
   static constexpr int kLift = 64;
   static constexpr float kUnlift = 0x1p-64f;
 };
@@ -52,7 +53,7 @@ struct ExpConstants<double> {
   static constexpr double kLog2e = 0x1.71547652b82fep+0;
   static constexpr double kLn2Hi = 0x1.62e42fefa38p-1;
   static constexpr double kLn2Lo = 0x1.ef35793c7673p-45;
-  // Relative error of exp 4.1e-18, 1/27 unit in the last place.
+  // They give exp a relative error of 4.1e-18, which is 1/27 unit in the last place.
   static constexpr int kTerms = 10;
   static constexpr double q[kTerms] = {
       0x1.000000000000bp-1,  0x1.555555555550fp-3,  0x1.55555555502ap-5,   0x1.1111111122b4ap-7,
@@ -69,12 +70,12 @@ struct ExpConstants<double> {
 template <class Scalar>
 struct ReducedExp {
   Vec<Scalar> expm1_r;
-  // n + kOffset in the low bits, above them bits of a constant.
+  // The low bits are n + kOffset, and the bits above them come from a constant.
   typename Lanes<Scalar>::Unsigned exponent;
 };
 
-// 1.5 2^kMantissaBits + offset: a small number added to it is rounded to an integer, which the low
-// bits then hold.
+// 1.5 2^kMantissaBits + offset. A small number that is added to it is rounded to an integer, which
+// is then in the low bits of the sum.
 template <class Scalar>
 constexpr Scalar rounding_constant(int offset) {
   return Scalar(1.5) * Scalar(1ll << ExpConstants<Scalar>::kMantissaBits) + Scalar(offset);
@@ -120,16 +121,16 @@ FUSEDRNN_INLINE Vec<Scalar> exp(Vec<Scalar> x) {
   using V = Vec<Scalar>;
   using K = ExpConstants<Scalar>;
   const V clamped = min(V(K::kExpInfinite), max(V(K::kExpZero), x));
-  // n runs over more exponents than normal numbers have: 2^n in two factors, of exponents n / 2
-  // and n - n / 2.
+  // n takes more values than the exponents of normal numbers. So 2^n is the product of two factors,
+  // with the exponents n / 2 and n - n / 2.
   const auto [expm1_r, exponent] = reduce_exp<2 * K::kBias>(clamped);
   const auto both = exponent - unsigned_bits(V(rounding_constant<Scalar>(0)));
   const auto half = both >> 1;
   return (V(1) + expm1_r) * power_of_two<Scalar>(half) * power_of_two<Scalar>(both - half);
 }
 
-// 1 / (1 + exp(-x)). From exp(-|x|) <= 1, which cannot overflow, and which is itself the result
-// where x is very negative.
+// 1 / (1 + exp(-x)). It is computed from exp(-|x|) <= 1, which cannot overflow, and which is itself
+// the result if x is very negative.
 template <class Scalar>
 FUSEDRNN_INLINE Vec<Scalar> sigmoid(Vec<Scalar> x) {
   using V = Vec<Scalar>;
@@ -155,7 +156,8 @@ FUSEDRNN_INLINE Vec<Scalar> relu(Vec<Scalar> x) {
   return select(x <= Vec<Scalar>(0), Vec<Scalar>(0), x);
 }
 
-// d where y = relu(x) is positive or NaN, else 0: the gradient of torch.relu.
+// The gradient of x for y = relu(x), where d is the gradient of y: d if y is positive or NaN, as in
+// torch, else 0.
 template <class Scalar>
 FUSEDRNN_INLINE Vec<Scalar> relu_grad(Vec<Scalar> y, Vec<Scalar> d) {
   return select(y <= Vec<Scalar>(0), Vec<Scalar>(0), d);

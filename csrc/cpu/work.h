@@ -18,7 +18,7 @@ class Work {
   explicit Work(Runtime& runtime) : runtime_(runtime) {}
   int64_t threads() const { return runtime_.threads(); }
 
-  // body(i) for every i in [0, n).
+  // Adds body(i) for every i in [0, n), as one kind.
   void add(int64_t n, std::function<void(int64_t)> body) {
     if (n == 0) return;
     kinds_.push_back({pieces_, std::move(body)});

@@ -1,5 +1,5 @@
-// The kernels around the time loop, besides matrix products: rounding of states, sums over rows,
-// and numbers of the host.
+// The kernels around the time loop: they round states to the stored type, sum over rows, and write
+// numbers of the host to device memory.
 #include "kernels.h"
 #include "storage.cuh"
 
@@ -13,8 +13,9 @@ __device__ __forceinline__ void round_values(const RoundArgs<Stored>& a) {
     a.to[i] = stored<Stored>(a.from[i]);
 }
 
-// A block sums 32 columns: each warp takes every eighth row, then one warp adds the eight sums.
-// Runs of rows are summed by themselves first, so that no sum has many more terms than another.
+// A block sums 32 columns. Each of its 8 warps takes every eighth row, and the first warp adds the
+// eight sums. A warp sums 64 rows at a time and then adds that sum to its total, so that rounding
+// errors grow more slowly than in one long sum.
 template <class Stored>
 __device__ __forceinline__ void sum_rows(const SumRowsArgs<Stored>& a) {
   constexpr int kWarps = kThreads / 32, kRun = 64 * kWarps;

@@ -1,13 +1,13 @@
-// A barrier among the blocks of a grid that all run together, in two halves. Work for which no
-// block waits goes between them.
+// A barrier among blocks of a grid, all of which run together. It has two halves, arrive and wait.
+// Work that no other block waits for goes between them.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
-// The function that a device assert calls: the driver prints the message, and the next call of the
-// CUDA runtime ends in cudaErrorAssert. In the toolkit's headers where assert.h is included with
-// asserts on.
+// The function that a device assert calls. The driver prints the message, and the next call of the
+// CUDA runtime returns cudaErrorAssert. The toolkit's headers declare it only where assert.h is
+// included with asserts on.
 extern "C" [[noreturn]] __device__ void __assertfail(const char* message, const char* file,
                                                      unsigned line, const char* function,
                                                      size_t char_size);
@@ -16,13 +16,15 @@ namespace fusedrnn::cuda {
 
 class Barrier {
  public:
-  // arrivals: a counter that starts at zero, for `blocks` blocks. A block that has looked at it
-  // spin_limit times while waiting stops the kernel, with an error that names it.
+  // arrivals is a counter that starts at zero and that `blocks` blocks share. A block that has
+  // looked at it spin_limit times in one wait stops the kernel, with an error that names the
+  // kernel.
   __device__ __forceinline__ Barrier(unsigned* arrivals, unsigned blocks, unsigned spin_limit,
                                      const char* kernel)
       : arrivals_(arrivals), blocks_(blocks), spin_limit_(spin_limit), kernel_(kernel) {}
 
-  // Everything that the block's threads wrote before is visible to the blocks that wait for it.
+  // Says that this block has arrived. Everything that its threads wrote before is visible to every
+  // block that waits for it.
   __device__ __forceinline__ void arrive() {
     expected_ += blocks_;
     __syncthreads();

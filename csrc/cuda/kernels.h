@@ -10,13 +10,13 @@ struct Kernel {
   const void* function;  // as cudaLaunchKernel and cudaFuncGetAttributes take it
 };
 
-// Those of the file of that name.
+// The kernels of step.cu, around_loop.cu, resident_fma.cu and resident_mma.cu.
 extern const std::vector<Kernel> kStepKernels;
 extern const std::vector<Kernel> kAroundLoopKernels;
 extern const std::vector<Kernel> kResidentFmaKernels;
 extern const std::vector<Kernel> kResidentMmaKernels;
 
-// Calls body(kernel) for each of them.
+// Calls body(kernel) for each kernel of the engine.
 template <class Body>
 void for_kernels(const Body& body) {
   for (const auto* table :
@@ -26,5 +26,5 @@ void for_kernels(const Body& body) {
 
 }  // namespace fusedrnn::cuda
 
-// An entry of such a table.
+// An entry of a table of kernels.
 #define FUSEDRNN_KERNEL(name) {#name, reinterpret_cast<const void*>(&name)}

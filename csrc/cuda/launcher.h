@@ -1,6 +1,6 @@
-// The operations that the host side of the CUDA engine needs: start a kernel, multiply matrices,
-// get memory. On a GPU that is the CUDA runtime and torch on the current stream; in the tests the
-// PTX interpreter and numpy. Every call takes effect in the order of the calls.
+// The interface through which the host side of the CUDA engine starts kernels, multiplies matrices
+// and gets memory. On a GPU the CUDA runtime and torch implement it, on the current stream; in the
+// tests the PTX interpreter and numpy do. Calls take effect in the order in which they are made.
 #pragma once
 
 #include <cstddef>
@@ -16,31 +16,31 @@ struct Dim3 {
   unsigned x = 1, y = 1, z = 1;
 };
 
-// Limits of a device that decide what can run on it.
+// The limits of a device, on which the plan depends.
 struct Device {
   int capability;  // 10 * major + minor
   int sms;
   int threads_per_sm;
   int registers_per_sm;     // registers of 32 bits
-  size_t shared_per_block;  // bytes that a block may ask for at most (opt-in)
+  size_t shared_per_block;  // the most bytes that a block may ask for (opt-in)
   size_t shared_per_sm;
-  size_t shared_reserved;  // taken by the system from each block's share
+  size_t shared_reserved;  // bytes that the system takes for each block
 };
 
-// One kernel, started with one struct.
+// The start of a kernel, whose only argument is a struct.
 struct Launch {
-  std::string kernel;  // its extern "C" name
+  std::string kernel;  // the kernel's extern "C" name
   Dim3 grid, block;
   size_t shared_bytes = 0;
   const void* args = nullptr;
   size_t args_bytes = 0;
-  bool cooperative = false;  // all blocks must run together, or the launch must fail
+  bool cooperative = false;  // the launch fails unless all blocks can run together
 };
 
-// c = a b or c += a b, summed at least in float32. c is not transposed.
+// The product c = a b, or c += a b. Its sums are in float32 at least. c is not transposed.
 struct Product {
-  Dtype dtype;           // of a and b
-  Dtype c_dtype;         // dtype, or float32 for 16-bit a and b
+  Dtype dtype;           // the dtype of a and b
+  Dtype c_dtype;         // the same, or float32 for 16-bit a and b
   Matrix<const void> a;  // [M, K]
   Matrix<const void> b;  // [K, N]
   Matrix<void> c;        // [M, N]
@@ -51,13 +51,15 @@ class Launcher {
  public:
   virtual ~Launcher() = default;
   virtual const Device& device() const = 0;
-  // Registers of a thread of this kernel, as the compiler made it for this device.
+  // How many registers a thread of this kernel has in the code compiled for this device.
   virtual int registers_of(const std::string& kernel) = 0;
-  // Throws where the kernel does not start; the message names kernel, grid and way out.
+  // Throws if the kernel does not start. The message names the kernel and the grid, and says what
+  // to do.
   virtual void launch(const Launch& launch) = 0;
   virtual void multiply(const Product& product) = 0;
   virtual void zero(void* p, size_t bytes) = 0;
-  // Device memory, uninitialised, aligned to 256 bytes, valid until what was started has run.
+  // Uninitialised device memory, aligned to 256 bytes. It is valid until all work that was started
+  // has run.
   virtual void* scratch(size_t bytes) = 0;
 };
 

@@ -1,4 +1,4 @@
-// How the host side of the engine asks its launcher for kernels, products and memory.
+// Typed shorthands by which the host side of the engine calls its launcher.
 #pragma once
 
 #include <algorithm>
@@ -29,7 +29,7 @@ void multiply(Launcher& launcher, const Matrix<const Stored>& a, const Matrix<co
                      .accumulate = accumulate});
 }
 
-// Starts the kernel `name` of a stored type.
+// Starts the kernel `name` for the type Stored: its dtype is appended to the name.
 template <class Stored, class Args>
 void launch(Launcher& launcher, const char* name, Dim3 grid, const Args& args) {
   launcher.launch({.kernel = std::string(name) + "_" + name_of(DtypeOf<Stored>::kDtype),
@@ -49,14 +49,14 @@ void zero(Launcher& launcher, T* p, int64_t values) {
   if (p && values) launcher.zero(p, static_cast<size_t>(values) * sizeof(T));
 }
 
-// The grid for `count` values with one value per thread, limited to `most` blocks. Where the grid
-// has fewer threads than values, each thread of the kernel loops over several values.
+// The grid for `count` values: one thread for each value, in at most `most` blocks. Where the
+// blocks are not enough, the kernels take several values in each thread.
 inline Dim3 grid_for(int64_t count, int64_t most = 1 << 20) {
   return {static_cast<unsigned>(std::min(ceil_div(count, kThreads), most))};
 }
 
-// Numbers of the host in device memory. They travel as arguments of kernels, so that nothing waits
-// and a CUDA graph keeps them.
+// Copies numbers of the host to scratch memory on the device. They travel as arguments of kernels,
+// so no copy has to wait for the host and a CUDA graph keeps them.
 inline const int64_t* put_numbers(Launcher& launcher, const std::vector<int64_t>& numbers) {
   const auto count = static_cast<int64_t>(numbers.size());
   int64_t* const to = scratch<int64_t>(launcher, count);

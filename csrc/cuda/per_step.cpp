@@ -6,14 +6,16 @@
 namespace fusedrnn::cuda {
 namespace {
 
-// Buffers that every step uses again.
+// Scratch memory that all steps share. `widest` is the number of sequences of the widest step.
 template <class Stored>
 struct StepBuffers {
   Real<Stored>* gates_x;  // [chunk rows, G*H]
-  Real<Stored>* acc;      // [widest, G*H or P] a stage's product
-  Stored* saved;      // [widest, kSaved*H] from stage to stage, where nothing is kept; else null
-  Stored* emit;       // [widest, H] the same
-  Stored* h_rounded;  // [D, N, P] h as products read it; null where nothing is rounded
+  Real<Stored>* acc;      // [widest, G*H or P] the product of a stage
+  // saved and emit go from a stage to the next, in cells of several stages where forward has no
+  // reserve; else they are null.
+  Stored* saved;      // [widest, kSaved*H]
+  Stored* emit;       // [widest, H]
+  Stored* h_rounded;  // [D, N, P] h rounded for the products; null where Stored is Real<Stored>
 };
 
 template <class Stored>
@@ -39,7 +41,7 @@ StepBuffers<Stored> make_buffers(const Pass& pass, const LayerForward<Stored>& a
   return b;
 }
 
-// h as a product reads it.
+// h in the stored type, in which a product reads it.
 template <class Stored>
 const Stored* source_h(const StepForwardArgs<Stored>& a) {
   if constexpr (kRounds<Stored>) {
@@ -49,7 +51,7 @@ const Stored* source_h(const StepForwardArgs<Stored>& a) {
   }
 }
 
-// The stages of one step, whose arguments are in a.
+// Runs all stages of the step that `a` describes.
 template <class Stored>
 void run_stages(const Pass& pass, const Parameters<const Stored>& w, Real<Stored>* acc,
                 StepForwardArgs<Stored>& a) {

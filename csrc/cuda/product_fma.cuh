@@ -1,6 +1,7 @@
-// A block's product on the ordinary cores, for few sequences: a thread sums one row of weights over
-// one slice of K, for all sequences. Slices take turns of four values, so that threads beside each
-// other read shared memory beside each other.
+// A block's product on the ordinary cores, for few sequences. A thread owns one weight row and one
+// slice of K, and sums their products for all sequences. The slices take
+// turns of four values of K, so threads of neighbouring slices read neighbouring addresses of
+// shared memory.
 #pragma once
 
 #include "shared_memory.cuh"
@@ -8,7 +9,7 @@
 
 namespace fusedrnn::cuda {
 
-// Four stored values in words, as loads and registers hold them.
+// Four stored values in words of 32 bits, which one load fetches and registers hold.
 template <class Stored>
 struct alignas(4 * sizeof(Stored)) Packed {
   unsigned word[sizeof(Stored)];
@@ -39,10 +40,10 @@ class FmaProduct {
   __device__ __forceinline__ explicit FmaProduct(SharedMemory shared)
       : shape_(shared.shape), shared_(shared) {}
 
-  // As the other blocks are to read it.
+  // A value in the form in which it goes into the exchange.
   static __device__ __forceinline__ Stored exchanged(float x) { return stored<Stored>(x); }
 
-  // weight(r, k): an element of the stage's rows, zero outside of them.
+  // weight(r, k) is element k of weight row r of the stage, and zero outside of the weights.
   template <int s, class Weight>
   __device__ __forceinline__ void load_weights(const Weight& weight) {
     const ResidentTile& tile = shape_.tile[s];
@@ -69,7 +70,8 @@ class FmaProduct {
       if (i >= held) {
         rest[(i - held) * kThreads] = p;
       } else {
-        // Registers have no index, so all of them are written, all but one with what they hold.
+        // Registers cannot be indexed at run time. So every register is written, and all but those
+        // of index i get the value that they have.
 #pragma unroll
         for (int j = 0; j < kFmaHeld; ++j) {
 #pragma unroll
@@ -80,7 +82,7 @@ class FmaProduct {
     }
   }
 
-  // partial sums of source [n, ld] with the stage's rows.
+  // Writes the partial sums of source [n, K_pad] times the stage's weight rows to shared memory.
   template <int s>
   __device__ __forceinline__ void multiply(const Stored* source, int n) {
     for (int begin = 0; begin < n; begin += kFmaRows) {
@@ -99,7 +101,7 @@ class FmaProduct {
     return shared_.weights<Packed<Stored>>(s) + threadIdx.x;
   }
 
-  // Rows of the source as floats in shared memory.
+  // Copies rows of the source to shared memory, as floats.
   template <int s>
   __device__ __forceinline__ void stage(const Stored* source, int count) {
     const int vectors = shape_.tile[s].K_pad / 4;

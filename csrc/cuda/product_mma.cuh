@@ -1,12 +1,12 @@
-// A block's product on the tensor cores (sm_80 on): mma.sync with rows of weights as its 16 rows
-// and sequences as its 8 columns. A warp sums all rows and sequences over its own groups of K, so
-// that no two warps of a block load the same part of the source; the eight sums meet in shared
-// memory.
+// A block's product on the tensor cores (from sm_80 on). The 16 rows of mma.sync are weight rows,
+// its 8 columns are sequences. Each of the eight warps sums all rows and sequences over its own
+// groups of K, so no two warps of a block load the same part of the source. The sums of the warps
+// are added in shared memory.
 //
-// In which order K is summed is free as long as both operands agree. A thread therefore takes 16
-// bytes of a row that lie beside each other, for two instructions, where the instruction's own
-// order would have it load 4 bytes here and there: a group is 64 bytes of K, 16 from each of the
-// four threads that share a row.
+// K may be summed in any order, as long as both operands have the same one. The order of the
+// instruction would have a thread load 4 bytes in several places. Instead a thread loads 16
+// consecutive bytes of a row, which serve two instructions. A group is 64 bytes of K: 16 from each
+// of the four threads that share a row.
 #pragma once
 
 #include "shared_memory.cuh"
@@ -14,7 +14,7 @@
 
 namespace fusedrnn::cuda {
 
-// float32 rounded to the 10 bits of mantissa that tensor cores read.
+// x rounded to the 10 bits of mantissa that tensor cores read of a float32.
 __device__ __forceinline__ float round_tf32(float x) {
 #if __CUDA_ARCH__ >= 800
   unsigned bits;
@@ -25,8 +25,9 @@ __device__ __forceinline__ float round_tf32(float x) {
 #endif
 }
 
-// d += a b for fragments of a [16, K], b [K, 8] and d [16, 8] in the instruction's order. The plan
-// uses no tensor cores before sm_80; compiled for less, the kernels stop.
+// d += a b for one thread's fragments of a [16, K], b [K, 8] and d [16, 8], in the order that the
+// instruction prescribes. The plan uses no tensor cores before sm_80, so code that is compiled for
+// less traps here.
 template <class Stored>
 __device__ __forceinline__ void mma(float (&d)[4], uint4 a, uint2 b);
 
@@ -59,7 +60,7 @@ class MmaProduct {
   __device__ __forceinline__ explicit MmaProduct(SharedMemory shared)
       : shape_(shared.shape), shared_(shared) {}
 
-  // As the other blocks are to read it.
+  // A value in the form in which it goes into the exchange.
   static __device__ __forceinline__ Stored exchanged(float x) {
     if constexpr (sizeof(Stored) == 4) {
       return round_tf32(x);
@@ -68,7 +69,7 @@ class MmaProduct {
     }
   }
 
-  // weight(r, k): an element of the stage's rows, zero outside of them.
+  // weight(r, k) is element k of weight row r of the stage, and zero outside of the weights.
   template <int s, class Weight>
   __device__ __forceinline__ void load_weights(const Weight& weight) {
     const ResidentTile& tile = shape_.tile[s];
@@ -85,7 +86,8 @@ class MmaProduct {
         if (i >= held) {
           store(weights<s>() + ((i - held) * kWarps * row_tiles + rt) * kFragmentVectors, f);
         } else {
-          // Registers have no index, so all of them are written, all but one with what they hold.
+          // Registers cannot be indexed at run time. So every register is written, and all but
+          // those of this fragment get the value that they have.
 #pragma unroll
           for (int j = 0; j < kMmaHeld * kMmaTiles; ++j) {
             const bool here = i * kMmaTiles + rt == j;
@@ -97,7 +99,8 @@ class MmaProduct {
     }
   }
 
-  // Partial sums of source [n, K_pad] with the stage's rows; its rows go on to a multiple of 8.
+  // Writes the partial sums of source [n, K_pad] times the stage's weight rows to shared memory.
+  // The rows of the source must be readable up to the next multiple of 8.
   template <int s>
   __device__ __forceinline__ void multiply(const Stored* source, int n) {
     for (int begin = 0; begin < n; begin += kMmaRows) sum<s>(source, begin, n);
@@ -106,21 +109,22 @@ class MmaProduct {
 
  private:
   static constexpr int kWarps = kThreads / 32;
-  static constexpr int kVector = 16 / sizeof(Stored);  // values that a thread loads at once
+  static constexpr int kVector = 16 / sizeof(Stored);  // values of a load of 16 bytes
   static constexpr int kGroup = 4 * kVector;
   static constexpr int kColumnTiles = kMmaRows / 8;
   static constexpr int kAhead = 4;
   static_assert(kMmaHeld <= kAhead);
-  static constexpr int kFragmentVectors = 64;  // vectors of 16 bytes, of all threads of a warp
+  // The fragments of a warp's 32 threads take this many vectors of 16 bytes.
+  static constexpr int kFragmentVectors = 64;
 
-  // A thread's 16 bytes of two rows of weights, 8 apart.
+  // 16 bytes each of two weight rows, 8 rows apart, which one thread holds.
   struct Fragment {
     uint4 low, high;
   };
 
   static __device__ __forceinline__ int warp() { return threadIdx.x / 32; }
   static __device__ __forceinline__ int lane() { return threadIdx.x % 32; }
-  // Threads are the instruction's groups of four.
+  // The instruction numbers the threads of a warp in groups of four.
   static __device__ __forceinline__ int quad() { return lane() / 4; }
   static __device__ __forceinline__ int quad_lane() { return lane() % 4; }
 
@@ -129,7 +133,7 @@ class MmaProduct {
     return (shape_.tile[s].R + 15) / 16;
   }
 
-  // This thread's vectors of a stage's first fragment of its warp in shared memory.
+  // The address in shared memory of this thread's part of its warp's first fragment of a stage.
   template <int s>
   __device__ __forceinline__ uint4* weights() const {
     return shared_.weights<uint4>(s) + warp() * tiles<s>() * kFragmentVectors + lane();
@@ -157,7 +161,7 @@ class MmaProduct {
     return {word[0], word[1], word[2], word[3]};
   }
 
-  // Sequences [begin, begin + kMmaRows) of the n, over this warp's groups.
+  // Sums over this warp's groups of K, for the sequences [begin, min(n, begin + kMmaRows)).
   template <int s>
   __device__ __forceinline__ void sum(const Stored* source, int begin, int n) {
     const ResidentTile& tile = shape_.tile[s];
@@ -185,7 +189,8 @@ class MmaProduct {
       }
     };
 
-    // Some steps' sources are on their way at any time: a load takes longer than a step.
+    // The source of kAhead iterations is loaded ahead, because a load takes longer than an
+    // iteration.
     uint4 b[kAhead][kColumnTiles] = {};
 #pragma unroll
     for (int q = 0; q < kAhead; ++q) load_source(q, b[q]);

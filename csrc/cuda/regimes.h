@@ -1,4 +1,4 @@
-// The two ways in which the time loop of a layer runs on a device, see README.md.
+// The two regimes, in which the time loop of a layer runs on a device. README.md describes them.
 #pragma once
 
 #include "../layer/reserve.h"
@@ -7,17 +7,17 @@
 
 namespace fusedrnn::cuda {
 
-// The deltas of all rows of one direction, from which the gradients of x, of the weights and of the
-// cell's parameters are computed.
+// The deltas of one direction, for all rows. The gradients of x and of the parameters are computed
+// from them.
 template <class Stored>
 struct Deltas {
-  Stored* delta;         // [rows, G*H]
-  Stored* delta_x;       // [rows, G*H], may be delta
-  Stored* delta_proj;    // [rows, P] or null
-  Stored* delta_params;  // [rows, K*H] or null
+  Stored* delta;         // [rows, G*H] gradient of h U + b_hh
+  Stored* delta_x;       // [rows, G*H] gradient of x W + b_ih; is delta if both are equal
+  Stored* delta_proj;    // [rows, P] gradient of the projection's product, or null
+  Stored* delta_params;  // [rows, K*H] the part of the gradient of params from each row, or null
 };
 
-// A pass over a layer, as both regimes take it.
+// The parts of a call that both regimes need.
 struct Pass {
   const Layer& layer;
   Launcher& launcher;
@@ -36,7 +36,7 @@ template <class Stored>
 void backward_resident(const Pass& pass, const Plan& plan, const LayerBackward<Stored>& args,
                        const Deltas<Stored>* deltas);
 
-// Steps of x W that are computed at once.
+// The number of steps of a chunk, whose x W is computed at once.
 template <class Stored>
 int64_t chunk_steps(const Pass& pass) {
   const Sequences& seq = pass.layer.sequences;

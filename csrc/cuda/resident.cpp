@@ -1,5 +1,5 @@
-// The resident regime: one launch of a kernel for all steps, or for as many as x W is computed of
-// at once.
+// The host side of the resident regime. Backward is one launch of a kernel for all steps, forward
+// one launch for each chunk of steps whose x W is computed at once.
 #include <algorithm>
 
 #include "regimes.h"
@@ -10,14 +10,14 @@ namespace {
 // Whether every step has the same rows, so that a kernel needs no offsets.
 bool is_plain(const Sequences& seq) { return seq.batch_sizes.back() == seq.N; }
 
-// row_offset on the device, or null for a plain batch.
+// row_offset in device memory, or null if every step has the same rows.
 const int64_t* put_offsets(const Pass& pass) {
   const Sequences& seq = pass.layer.sequences;
   return is_plain(seq) ? nullptr : put_numbers(pass.launcher, seq.row_offset);
 }
 
-// Fills the arguments that forward and backward share, buffers between blocks included. Where the
-// source in an exchange ends before its rows do, it is zero.
+// Fills the arguments that forward and backward share, and allocates the exchange and the counters
+// of arrivals. The rows of the exchange are padded to K_pad values, and the padding must be zero.
 template <class Stored, class Args>
 void fill_shared(const Pass& pass, const Plan& plan, Args& a) {
   const auto& [layer, launcher, options] = pass;
@@ -86,7 +86,7 @@ void forward_resident(const Pass& pass, const Plan& plan, const LayerForward<Sto
       a.first_row[d] = rows.begin;
       multiply_input(pass, args, d, rows, gates_x[d]);
     }
-    // Arrivals count from zero in each launch.
+    // The kernel expects counters that start at zero.
     if (a.begin > 0) launcher.zero(a.arrivals, plan.arrival_bytes);
     launch_resident(plan, launcher, resident_kernel(false, plan.cores, DtypeOf<Stored>::kDtype), a);
   }

@@ -1,4 +1,5 @@
-// The resident regime on the ordinary cores: few sequences, or a GPU without the tensor cores.
+// The resident kernels on the ordinary cores. They serve float32 without TF32, batches of few
+// sequences, and GPUs before sm_80.
 #include "kernels.h"
 #include "product_fma.cuh"
 #include "resident_kernels.cuh"

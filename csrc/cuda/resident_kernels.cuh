@@ -1,4 +1,4 @@
-// The resident kernels of a product, by name.
+// The macro that defines the two resident kernels of a product.
 #pragma once
 
 #include "resident_backward.cuh"
@@ -6,14 +6,14 @@
 
 namespace fusedrnn::cuda {
 
-// All dynamic shared memory of a block, aligned for the widest load.
+// The dynamic shared memory of a block, aligned for loads of 16 bytes, the widest ones.
 extern __shared__ __align__(16) char dynamic_shared[];
 
 template <class Product>
 __device__ __forceinline__ void run_resident_forward(
     const ResidentForwardArgs<typename Product::Stored>& a, const char* kernel) {
   with_cell(a.cell, [&](auto cell) {
-    // The plan runs projections per step.
+    // The plan runs cells with a projection per step.
     if constexpr (!info_of<decltype(cell)>().projects)
       ResidentForward<Product, decltype(cell)>(a, dynamic_shared, kernel).run();
   });
@@ -30,7 +30,8 @@ __device__ __forceinline__ void run_resident_backward(
 
 }  // namespace fusedrnn::cuda
 
-// The two kernels of a product: one block a multiprocessor, so a thread may have all 255 registers.
+// Defines the kernels of forward and backward for a product. The bounds ask for one block on a
+// multiprocessor, so a thread may have all 255 registers.
 #define FUSEDRNN_RESIDENT(name, Product)                                                         \
   extern "C" __global__ void __launch_bounds__(fusedrnn::cuda::kThreads, 1)                      \
       resident_forward_##name(                                                                   \

@@ -1,4 +1,5 @@
-// The resident regime on the tensor cores: 16-bit types, and float32 where TF32 is allowed.
+// The resident kernels on the tensor cores. They serve 16-bit types, and float32 where TF32 is
+// allowed.
 #include "kernels.h"
 #include "product_mma.cuh"
 #include "resident_kernels.cuh"

@@ -1,12 +1,13 @@
-// The per-step regime: what is left of a step beside its matrix products, one thread a value.
+// The kernels of the per-step regime: the elementwise work of a stage. A thread takes one value at
+// a time.
 #include "kernels.h"
 #include "storage.cuh"
 
 namespace fusedrnn::cuda {
 namespace {
 
-// Calls body(j, u) for every sequence j of [0, n) and unit u of [0, width), units beside each
-// other.
+// Calls body(j, u) for every sequence j of [0, n) and unit u of [0, width). Consecutive threads
+// take consecutive units.
 template <class Body>
 __device__ __forceinline__ void for_units(int64_t n, int64_t width, const Body& body) {
   const int64_t threads = int64_t(gridDim.x) * kThreads;

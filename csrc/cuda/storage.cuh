@@ -1,5 +1,5 @@
-// Values between memory and registers: 16-bit types become float on the way in and are rounded to
-// nearest on the way out.
+// Conversions between the stored type and the compute type. 16-bit types become float when they are
+// loaded and are rounded to nearest when they are stored.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -29,13 +29,12 @@ __device__ __forceinline__ Bf16 stored<Bf16>(float x) {
   return {__bfloat16_as_ushort(__float2bfloat16_rn(x))};
 }
 
-// The inputs of a cell besides the sums: the parameters of a unit, and the input of a row if the
-// cell takes one.
+// The inputs of a cell for one unit, beside its sums: the unit's parameters, and the row's value of
+// row_input in cells that take one.
 template <class Cell, class V>
 struct Inputs {
   V params[Cell::kParams > 0 ? Cell::kParams : 1];
 
-  // from: [kParams, H]
   template <class Stored>
   __device__ __forceinline__ void load_params(const Stored* from, int64_t H, int64_t u) {
     for (int k = 0; k < Cell::kParams; ++k) params[k] = real(from[k * H + u]);
@@ -45,14 +44,14 @@ struct Inputs {
   }
 };
 
-// A number as a type, for a generic lambda to be called with.
+// A number as a type, so that a generic lambda can take it as a compile-time constant.
 template <int n>
 struct Constant {
   static constexpr int value = n;
 };
 
-// Calls body(Cell()) for the cell that a kernel was started for: the branch is the same for all
-// threads, and one kernel serves all cells.
+// Calls body(Cell()) for the cell that a kernel was started for. One kernel serves all cells, since
+// all its threads take the same branch.
 template <class Body>
 __device__ __forceinline__ void with_cell(CellKind kind, const Body& body) {
 #define FUSEDRNN_CASE(name, type) \

@@ -1,9 +1,9 @@
-// The types in which tensors are stored, and the one in which each is computed. The 16-bit ones are
-// bits to the host: csrc/cpu/factors.h and csrc/cuda/storage.cuh turn them into float.
+// The stored types of tensors, and the compute type of each. The host code sees a 16-bit type only
+// as bits; csrc/cpu/factors.h and csrc/cuda/storage.cuh convert it to float.
 //
-// Everything here is included by files that are compiled for one instruction set, so a function
-// must be inlined wherever it is called: the linker could otherwise keep the copy that was compiled
-// for AVX-512 and give it to a processor without it.
+// This header is included by files that are compiled for one instruction set. A function here must
+// therefore be inlined wherever it is called: otherwise the linker could keep the copy that was
+// compiled for AVX-512, and a processor without AVX-512 would run it.
 #pragma once
 
 #include <cstddef>
@@ -48,7 +48,7 @@ struct DtypeOf<Bf16> {
   static constexpr Dtype kDtype = Dtype::kBFloat16;
 };
 
-// The compute type of values that are stored as Stored: sums and c are of this type.
+// The compute type of a stored type: the type of sums and of c.
 template <class Stored>
 using Real = typename DtypeOf<Stored>::Real;
 

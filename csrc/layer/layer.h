@@ -1,4 +1,4 @@
-// A recurrent layer as both engines see it, and what a stage of its cell multiplies.
+// A recurrent layer as both engines see it, and the weights that each stage of its cell multiplies.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +11,7 @@
 
 namespace fusedrnn {
 
-// The cell of this name, kCount where there is none.
+// The cell with this name, or kCount if there is none.
 inline CellKind cell_named(const char* name) {
   for (int i = 0; i < kCellCount; ++i)
     if (std::strcmp(name, kCellInfo[i].name) == 0) return static_cast<CellKind>(i);
@@ -26,7 +26,7 @@ struct Layer {
   const CellInfo& info() const { return info_of(cell); }
   int64_t gate_columns() const { return info().gates * H; }
   ParameterSizes parameter_sizes() const { return {info().gates, info().params, I, H, P}; }
-  // The width of a stage's product and of what the stage emits, per gate.
+  // The width of a stage's emit, and of its product per gate.
   int64_t width(const Stage& stage) const { return stage.projects ? P : H; }
   // The width of a stage's source.
   int64_t source_width(const Stage& stage) const { return stage.from_hidden ? P : H; }
@@ -37,8 +37,8 @@ template <class T>
 struct StageWeight {
   int64_t gates, width, K;
   T* weight;
-  T* bias_x;  // [gates * width] of the input's part, or null
-  T* bias_h;  // [gates * width] of the recurrent part, or null
+  T* bias_x;  // [gates * width] of b_ih, or null
+  T* bias_h;  // [gates * width] of b_hh, or null
 
   int64_t rows() const { return gates * width; }
   Matrix<T> matrix() const { return dense(weight, rows(), K); }

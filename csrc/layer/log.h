@@ -14,8 +14,8 @@ inline bool logs() {
   return wanted && *wanted == '1';
 }
 
-// engine: who runs the pass, with what it runs on; pass: "forward", "backward" and the like; plan:
-// the engine's decision in words.
+// engine: the engine and the processor or instruction set it uses. pass: for instance
+// "forward for training" or "backward". plan: the engine's decision in words.
 inline void log_pass(const Layer& layer, const std::string& engine, const char* pass,
                      const std::string& plan) {
   const Sequences& seq = layer.sequences;

@@ -1,12 +1,12 @@
-// A matrix in memory, as the operands and the result of a product are given.
+// A matrix in memory: the form in which a product takes its factors and its result.
 #pragma once
 
 #include <cstdint>
 
 namespace fusedrnn {
 
-// Row i begins at data + i * ld. A transposed matrix is stored as [columns, rows]: there it is
-// column i that begins at data + i * ld.
+// Row i begins at data + i * ld. A transposed matrix is stored as [columns, rows], and its column i
+// begins at data + i * ld.
 template <class T>
 struct Matrix {
   T* data;
@@ -16,7 +16,7 @@ struct Matrix {
   Matrix transpose() const { return {data, columns, rows, ld, !transposed}; }
 };
 
-// A matrix whose rows lie side by side.
+// A matrix whose rows follow each other without a gap.
 template <class T>
 Matrix<T> dense(T* data, int64_t rows, int64_t columns) {
   return {data, rows, columns, columns};

@@ -1,4 +1,5 @@
-// The parameters of a layer's direction: which a cell has, their names and shapes, their pointers.
+// The parameters of one direction of a layer: which of them a cell has, their names, their shapes
+// and the pointers to them.
 #pragma once
 
 #include <cstdint>
@@ -7,7 +8,7 @@
 
 namespace fusedrnn {
 
-// In the order in which callers give them.
+// The parameters in the order in which callers give them.
 enum class Parameter : int { kWeightIh, kWeightHh, kBiasIh, kBiasHh, kWeightHr, kWeightCh, kCount };
 constexpr int kParameterCount = static_cast<int>(Parameter::kCount);
 
@@ -40,7 +41,7 @@ constexpr bool has(const CellInfo& cell, Parameter parameter) {
   return true;
 }
 
-// Some of the parameters, in their order.
+// Some of the parameters, in the order of the enum.
 struct ParameterList {
   Parameter list[kParameterCount] = {};
   int count = 0;
@@ -60,9 +61,9 @@ constexpr ParameterList parameters_of(const CellInfo& cell, bool bias) {
   return parameters;
 }
 
-// The numbers that the letters of a shape stand for.
+// The values of the size letters in a ParameterInfo's shape.
 struct ParameterSizes {
-  int64_t G, K, I, H, P;  // K: parameters of each unit
+  int64_t G, K, I, H, P;  // K is the number of parameters of each unit
 };
 
 struct ParameterShape {
@@ -102,8 +103,8 @@ constexpr ParameterShape shape_of(Parameter parameter, const ParameterSizes& siz
   return shape;
 }
 
-// Pointers to the parameters of one direction, each contiguous, or to their gradients. T is const
-// for values. A null bias is absent, a null gradient is not wanted.
+// Pointers to the parameters of one direction, or to their gradients. Each is contiguous. T is
+// const for parameters. A null bias does not exist, and a null gradient is not wanted.
 template <class T>
 struct Parameters {
   T* w_ih;  // [G*H, I]

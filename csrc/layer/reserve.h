@@ -1,5 +1,5 @@
-// The reserve: the memory in which forward keeps what backward needs. Both engines lay it out
-// alike.
+// The reserve: the memory with everything that forward keeps for backward. Both engines use the
+// same layout.
 #pragma once
 
 #include <cstddef>
@@ -10,16 +10,17 @@
 
 namespace fusedrnn {
 
-// The parts of one direction. The same row of each belongs to the same sequence and step.
+// The parts of one direction. A row number stands for the same sequence and step in all parts that
+// have `rows` rows.
 template <class Stored>
 struct Reserve {
-  Stored* saved;       // [rows, kSaved*H]; [N, H] of cells that save h, see contract.h
+  Stored* saved;       // [rows, kSaved*H]; [N, H] for cells with kSavesH, see contract.h
   Stored* h_in;        // [rows, P] h_{t-1}
   Real<Stored>* c_in;  // [rows, H] c_{t-1}; null without c
-  Stored* emit;        // [rows, H] what stage 0 emitted; null for cells of one stage
+  Stored* emit;        // [rows, H] the emit of stage 0; null for cells of one stage
 };
 
-// Where the parts of one direction begin, in bytes, for `rows` rows of `N` sequences.
+// The offsets of the parts of one direction in bytes (`saved` begins at 0), and their total size.
 struct ReserveLayout {
   size_t h_in, c_in, emit, bytes;
 };
@@ -44,14 +45,15 @@ ReserveLayout reserve_layout(const Layer& layer, int64_t rows) {
   return at;
 }
 
-// Bytes of the whole reserve, both directions, for `rows` rows of layer.sequences.N sequences.
+// The size in bytes of the whole reserve, in all directions, for `rows` rows of layer.sequences.N
+// sequences.
 template <class Stored>
 size_t reserve_bytes(const Layer& layer, int64_t rows) {
   return static_cast<size_t>(layer.D) * reserve_layout<Stored>(layer, rows).bytes;
 }
 
-// The parts of direction d of a reserve for all rows of the layer. Backward takes a const reserve
-// and only reads what this gives it.
+// The parts of direction d of a reserve that has all rows of the layer. Backward passes a const
+// reserve and only reads through the pointers that it gets here.
 template <class Stored>
 Reserve<Stored> reserve_of(const Layer& layer, const void* reserve, int64_t d) {
   const CellInfo& info = layer.info();
@@ -63,8 +65,9 @@ Reserve<Stored> reserve_of(const Layer& layer, const void* reserve, int64_t d) {
           .emit = info.stages > 1 ? reinterpret_cast<Stored*>(base + at.emit) : nullptr};
 }
 
-// Calls zero(pointer, values) for what no step of forward writes: h of the sequences of length 0,
-// which have no last step, in the reserve of a cell that saves h.
+// Calls zero(pointer, values) for the part of the reserve that no step of forward writes. Only
+// cells with kSavesH have one: `saved` is h of each sequence's last step, and a sequence of length
+// 0 has no last step.
 template <class Stored, class Zero>
 void zero_unwritten(const Layer& layer, const void* reserve, const Zero& zero) {
   const Sequences& seq = layer.sequences;

@@ -1,4 +1,4 @@
-// The sequences of a batch in packed order, and the ways in which a caller gives them.
+// The sequences of a batch in packed order, and the conversion of a padded batch to it.
 //
 // A batch is a list of S rows in time-major packed order: step t holds the rows
 // [row_offset[t], row_offset[t + 1]) for the sequences 0 .. batch_sizes[t] - 1, which are sorted by
@@ -46,9 +46,9 @@ inline RowRange rows_of(const Sequences& seq, bool descending, int64_t begin, in
   return {seq.row_offset[lowest], seq.row_offset[lowest + end - begin]};
 }
 
-// A padded batch [T, N] of which only lengths[n] steps of sequence n are live.
+// A padded batch [T, N]. Only the first lengths[n] steps of sequence n are live.
 struct PaddedRows {
-  std::vector<int64_t> order;  // [N] sequences by falling length: packed j is sequence order[j]
+  std::vector<int64_t> order;  // [N]: sequence j in packed order is order[j] of the batch
   Sequences sequences;
 };
 
@@ -83,7 +83,8 @@ inline void copy_row(const void* from, int64_t from_row, void* to, int64_t to_ro
               static_cast<const char*>(from) + from_row * bytes, static_cast<size_t>(bytes));
 }
 
-// padded [T, N, row], packed [S, row]; rows beyond a length are neither read nor written.
+// Copies the live rows from padded [T, N, row] to packed [S, row], or back. A row has `bytes`
+// bytes. Rows beyond a sequence's length are neither read nor written.
 inline void pack_rows(const PaddedRows& rows, const void* padded, void* packed, int64_t bytes) {
   for_live_rows(rows, [&](int64_t from, int64_t to) { copy_row(padded, from, packed, to, bytes); });
 }
@@ -91,7 +92,7 @@ inline void unpack_rows(const PaddedRows& rows, const void* packed, void* padded
   for_live_rows(rows, [&](int64_t to, int64_t from) { copy_row(packed, from, padded, to, bytes); });
 }
 
-// States [D, N, row] into packed order and back.
+// Copies states [D, N, row] from the caller's order of sequences to packed order, or back.
 inline void sort_states(const PaddedRows& rows, const void* from, void* to, int64_t D,
                         int64_t bytes) {
   const int64_t N = rows.sequences.N;

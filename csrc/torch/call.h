@@ -1,7 +1,6 @@
-// The arguments that the ops share, checked for everything that memory safety needs.
+// Reads the arguments that the ops share, and checks everything that memory safety needs.
 //
-// An Engine says on which device its tensors are and in which dtypes it takes them; passes.h has
-// what else it does.
+// An Engine knows the device and the dtypes in which it takes tensors. passes.h lists its members.
 #pragma once
 
 #include <algorithm>
@@ -13,33 +12,35 @@ namespace fusedrnn {
 
 // The arguments of a call of forward or backward, read and checked.
 struct OpCall {
-  const Tensor& x;  // as it came; new tensors are made like it
+  const Tensor& x;  // the caller's tensor
   CellKind cell = {};
   int64_t I = 0, H = 0, P = 0, D = 0, T = 0, N = 0;
   bool bias = false;
-  ScalarType dtype = ScalarType::Float;    // dtype of the tensors
-  ScalarType compute = ScalarType::Float;  // dtype of sums and c, float or double
-  ScalarType stored = ScalarType::Float;   // dtype of rows and weights as the engine takes them
+  ScalarType dtype = ScalarType::Float;    // dtype of x and of the caller's tensors
+  ScalarType compute = ScalarType::Float;  // the compute type: Float or Double
+  ScalarType stored = ScalarType::Float;   // the stored type, in which the engine takes rows
   std::optional<PaddedRows> padded = {};
-  Sequences packed = {};             // where not padded
-  std::vector<Tensor> weights = {};  // stored
+  Sequences packed = {};             // the batch if it is not padded
+  std::vector<Tensor> weights = {};  // in the stored type
 
   const CellInfo& info() const { return info_of(cell); }
   const Sequences& sequences() const { return padded ? padded->sequences : packed; }
   Layer layer() const { return {cell, I, H, P, D, sequences()}; }
   ParameterSizes parameter_sizes() const { return {info().gates, info().params, I, H, P}; }
-  // Leading sizes of x and y.
+  // The shape of x, y or a gradient with `width` features, as the caller has it.
   std::vector<int64_t> rows_shape(bool packed_input, int64_t width) const {
     if (packed_input) return {packed.rows(), width};
     return {T, N, width};
   }
-  // Multiply-adds of the products with the weights; to pack a weight takes as long as six rows of
-  // its product. (A double: sizes of tensors that expand from one element overflow integers.)
+  // The work of a call, in multiply-adds of the products with the weights. Packing a weight counts
+  // as six rows of its product, because it takes as long. The result is a double because the sizes
+  // of a tensor that is expanded from one element could overflow an integer.
   double work() const {
     const double values = static_cast<double>(info().gates * H) * static_cast<double>((I + P) * D);
     return values * (static_cast<double>(sequences().rows()) + 6);
   }
-  // Rows for which forward allocates what it keeps: known without reading lengths.
+  // The number of rows for which forward allocates the reserve. It does not depend on the values in
+  // lengths.
   int64_t reserve_rows() const { return padded ? T * N : packed.rows(); }
 };
 
@@ -52,7 +53,7 @@ inline CellKind cell_of(const std::string& name) {
   fail("cell must be one of ", choices, ", got '", name, "'");
 }
 
-// The batch as the caller gives it. size: N.
+// The arguments that describe the batch. size is N.
 struct GivenBatch {
   const OptionalTensor& batch_sizes;
   const OptionalTensor& lengths;
@@ -70,7 +71,7 @@ inline std::vector<int64_t> read_int64(const Tensor& t, const char* name) {
   const auto* from = data<char>(t);
   const int64_t step = t.stride(0) * static_cast<int64_t>(sizeof(int64_t));
   for (int64_t& value : values) {
-    std::memcpy(&value, from, sizeof(value));  // it need not be aligned
+    std::memcpy(&value, from, sizeof(value));  // the value may be unaligned
     from += step;
   }
   return values;
@@ -103,7 +104,7 @@ inline void read_sequences(OpCall& call, const Tensor& x, const GivenBatch& give
   call.T = x.size(0);
   check(x.size(1) == batch, "batch must be x.size(1) = ", x.size(1), ", got ", batch);
   if (!lengths) {
-    // Without sequences there are no steps to count, whatever T is.
+    // A batch without sequences has no steps, whatever T is.
     call.packed = from_batch_sizes(std::vector<int64_t>(batch ? call.T : 0, batch), batch);
     return;
   }
@@ -127,15 +128,16 @@ void check_tensor(const Engine& engine, const Tensor& t, const char* name, Scala
   check_storage(t, name);
 }
 
-// The shape of a cell's parameter by letter, with its number in place of K, which only the cell
-// has.
+// The shape of a cell's parameter in size letters, for messages. K, which is the number of the
+// cell's own parameters, is replaced by that number.
 inline std::string shape_text(const CellInfo& cell, Parameter parameter) {
   std::string text = info_of(parameter).shape;
   std::replace(text.begin(), text.end(), 'K', static_cast<char>('0' + cell.params));
   return text;
 }
 
-// The number of weights of a direction says whether there are biases; the cell says the rest.
+// Checks the weights and takes H, I and P from their shapes. The number of weights of a direction
+// says whether there are biases; all else follows from the cell.
 template <class Engine>
 void read_weights(Engine& engine, OpCall& call, const Tensor& x,
                   const std::vector<Tensor>& weights) {
@@ -173,7 +175,7 @@ void read_weights(Engine& engine, OpCall& call, const Tensor& x,
   for (const Tensor& w : weights) call.weights.push_back(engine.prepare(w, call.stored));
 }
 
-// The beginning of every call: cell and dtypes.
+// Begins a call: reads the cell, the number of directions and the dtype of x.
 inline OpCall begin_call(const Tensor& x, const std::string& cell, int64_t directions) {
   OpCall call{x};
   call.cell = cell_of(cell);
@@ -196,7 +198,8 @@ OpCall read_call(Engine& engine, const Tensor& x, const std::vector<Tensor>& wei
   return call;
 }
 
-// One step: x [N, I], or [I] for N = 1. input_size and hidden_size are what I and H must be.
+// Reads a call of one step. x is [N, I], or [I] for N = 1. I must be input_size, and H must be
+// hidden_size.
 template <class Engine>
 OpCall read_step(Engine& engine, const Tensor& x, const std::vector<Tensor>& weights,
                  int64_t input_size, int64_t hidden_size, const std::string& cell) {
@@ -213,13 +216,13 @@ OpCall read_step(Engine& engine, const Tensor& x, const std::vector<Tensor>& wei
   return call;
 }
 
-// The dtype of c, or of its gradient, as the caller has it. If x is of 16 bits, c may be float32,
-// and then c_n and the gradients of c are float32 too.
+// The dtype of c, or of its gradient, as the caller has it. With a 16-bit x it may be float32, and
+// then c_n, or the gradient that is returned, is float32 too.
 inline ScalarType c_dtype(const OpCall& call, const OptionalTensor& c) {
   return c && c->scalar_type() == call.compute ? call.compute : call.dtype;
 }
 
-// Sizes of a state of one step, [N, H], or [H] where x is [I].
+// The sizes of a state of one step: [N, width], or [width] if x is [I].
 inline std::vector<int64_t> step_sizes(const OpCall& call, int64_t width) {
   if (call.x.dim() == 1) return {width};
   return {call.N, width};
@@ -235,11 +238,11 @@ Parameters<T> pointers(const OpCall& call, const std::vector<Tensor>& tensors, i
   return p;
 }
 
-// The tensors that an engine's passes take, in packed order and the engine's dtypes.
+// The tensors that an engine's passes take, in packed order and in the engine's dtypes.
 struct ForwardTensors {
   const Tensor& x;
-  const Tensor& h;          // in: h_0, out: h_n
-  const OptionalTensor& c;  // the same; absent without c
+  const Tensor& h;          // in: h_0; out: h_n
+  const OptionalTensor& c;  // in: c_0; out: c_n; absent in cells without c
   void* y;
   const OptionalTensor& reserve;
 };
@@ -247,10 +250,10 @@ struct BackwardTensors {
   const Tensor& x;
   const Tensor& reserve;
   const OptionalTensor& d_y;
-  const Tensor& d_h;          // in: of h_n, out: of h_0
-  const OptionalTensor& d_c;  // the same; absent without c
+  const Tensor& d_h;          // in: gradient of h_n; out: gradient of h_0
+  const OptionalTensor& d_c;  // the same for c; absent in cells without c
   const OptionalTensor& d_x;
-  const std::vector<Tensor>& d_weights;  // empty where not wanted
+  const std::vector<Tensor>& d_weights;  // empty if no gradient of a weight is wanted
 };
 
 }  // namespace fusedrnn

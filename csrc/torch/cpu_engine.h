@@ -1,7 +1,8 @@
-// The ops on the CPU. A layer computes in float (for float, bfloat16 and float16) or double. Where
-// the instruction set multiplies pairs of bfloat16, the factors of products and what is saved are
-// bfloat16, h is rounded to it each step, and sums and c are float. Else everything is in
-// contiguous copies of the dtype that it is computed in. Outputs go back to the dtype of x.
+// The ops on the CPU. A layer computes in float (for float, bfloat16 and float16) or in double.
+// If x is bfloat16, the instruction set multiplies pairs of bfloat16, and I, H and P are even, then
+// the factors of products and the saved values are bfloat16, h is rounded to bfloat16 in each step,
+// and sums and c are float. In all other cases the engine works on contiguous tensors of the
+// compute type. Outputs are converted back to the dtype of x.
 #pragma once
 
 #include <cstring>
@@ -14,7 +15,7 @@
 
 namespace fusedrnn {
 
-// Calls body with a value of the stored type of a call.
+// Calls body with a value of the call's stored type.
 template <class Body>
 auto with_stored(const OpCall& call, const Body& body) {
   switch (call.stored) {
@@ -37,20 +38,20 @@ class CpuEngine {
 
   Tensor empty(Sizes sizes, ScalarType dtype) const { return empty_on_cpu(x_, sizes, dtype); }
 
-  // t in `dtype`, contiguous, in memory of its own.
+  // A contiguous copy of t in `dtype`.
   Tensor copied(const Tensor& t, ScalarType dtype) const {
     Tensor own = empty(t.sizes(), dtype);
     copy(own, t);
     return own;
   }
 
-  // The same; t itself where it is that already.
+  // t itself if it is contiguous and aligned and has this dtype, else a copy.
   Tensor prepare(const Tensor& t, ScalarType dtype) const {
     const bool ready = t.scalar_type() == dtype && t.is_contiguous();
     return ready && is_aligned(t, t.element_size()) ? t : copied(t, dtype);
   }
 
-  // Zeroes what follows the first bytes.
+  // Zeroes the memory of t from byte `begin` on.
   void zero_from(const Tensor& t, size_t begin) const {
     const size_t bytes = bytes_of(t);
     if (begin < bytes) std::memset(data<char>(t) + begin, 0, bytes - begin);
@@ -112,7 +113,7 @@ class CpuEngine {
     return prepare(out, dtype);
   }
 
-  // Memory for an output of the compute dtype that is not needed.
+  // Memory for an output that the caller does not want. It is large enough for the compute type.
   class Spare {
    public:
     Spare(CpuEngine&, const OpCall& call, int64_t values)

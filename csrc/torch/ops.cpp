@@ -1,13 +1,16 @@
-// The ops: their schemas, and what runs behind them on the CPU.
+// The schemas of all ops, and the functions that run them on the CPU.
 #include "cpu_engine.h"
 #include "passes.h"
 
 namespace fusedrnn {
 namespace {
 
-// Lines that fusedrnn._library reads: the chosen instruction set, those compiled, whether bfloat16
-// is multiplied in pairs, and a line for each cell, `cell` and its facts as key=value. Throws where
-// FUSEDRNN_ISA asks for what cannot be had.
+// Returns the facts that fusedrnn._library reads, a line each:
+// - the chosen instruction set;
+// - whether bfloat16 is multiplied in pairs;
+// - each instruction set that was compiled, and whether this processor supports it;
+// - each cell, with its properties as key=value.
+// Throws if FUSEDRNN_ISA names an instruction set that cannot be used.
 std::string info() {
   std::ostringstream text;
   text << "isa " << cpu::kernels().isa << "\n";
@@ -47,7 +50,8 @@ STABLE_TORCH_LIBRARY(fusedrnn, m) {
       "Tensor[] weights, Tensor reserve, Tensor? batch_sizes, Tensor? lengths, SymInt batch, "
       "str cell, bool bidirectional, bool need_x, bool need_state, bool need_weights) "
       "-> (Tensor d_x, Tensor d_h0, Tensor d_c0, Tensor[] d_weights)");
-  // One step of a cell, for eager mode alone: neither autograd nor the compiler knows these.
+  // One step of a cell. These two ops serve eager mode alone: neither autograd nor the compiler
+  // knows them.
   m.def(
       "_step(Tensor x, Tensor? h, Tensor? c, Tensor[] weights, int input_size, int hidden_size, "
       "str cell, bool keep) -> Tensor[]");
@@ -55,26 +59,29 @@ STABLE_TORCH_LIBRARY(fusedrnn, m) {
       "_step_backward(Tensor? grad_h, Tensor? grad_c, Tensor x, Tensor[] weights, Tensor reserve, "
       "int input_size, int hidden_size, str cell, bool need_x, bool need_state, bool need_weights) "
       "-> (Tensor? d_x, Tensor? d_h, Tensor? d_c, Tensor[] d_weights)");
-  // Throws where the memory of a tensor was freed. For what torch reads before the ops above do.
+  // Throws if the memory of a tensor was freed. It checks tensors that torch reads before an op
+  // above could check them.
   m.def("_check_storage(Tensor t, str name) -> ()");
   m.def("info() -> str");
   m.def("cuda_info() -> str");
-  // Whether float32 products on a GPU may use TF32, as torch is set when a kernel runs. Python has
-  // the answer: the stable ABI has no way to ask.
+  // Whether torch's settings allow TF32 in float32 products on a GPU when a kernel runs. Python
+  // implements this op, because the stable ABI has no way to read these settings.
   m.def("_allow_tf32() -> bool");
-  // What the CUDA engine would run on a card, by its name or as in sm_90, and an estimate: a text,
-  // microseconds of a step and of the pass, and what limits a step. sizes: T, N, I, H, P, D.
+  // The plan of the CUDA engine on a card, which is given by its name or by an architecture such as
+  // sm_90, and an estimate: a text, the microseconds of a step and of the pass, and the resource
+  // that limits a step. sizes are T, N, I, H, P, D.
   m.def(
       "_plan(str cell, str dtype, int[] sizes, str card, bool backward, bool allow_tf32, "
       "str regime) -> (str text, float step, float total, str limit)");
-  // The cards: name, architecture and what the driver calls it, between tabs; a line each.
+  // One line for each card: its name, its architecture and the driver's name for it, with tabs
+  // between them.
   m.def("_plan_cards() -> str");
-  // What the plan believes of a card: its limits in lines of `key value`, and how many
+  // The figures that the plan uses for a card: its limits in lines of `key value`, and how many
   // blocks of a kernel one multiprocessor runs together.
   m.def("_plan_device(str card) -> str");
   m.def("_plan_blocks_per_sm(str card, int registers, int shared_bytes) -> int");
-  // What the driver says instead: limits by the same keys, versions, and a line for each kernel;
-  // and its own count of the blocks.
+  // The driver's figures for the same: limits by the same keys, versions, and a line for each
+  // kernel; and the driver's own count of the blocks.
   m.def("_device_facts(int index) -> str");
   m.def("_occupancy(str kernel, int shared_bytes, int index) -> int");
 }

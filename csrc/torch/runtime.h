@@ -1,4 +1,4 @@
-// The threads and the memory of a layer on the CPU, which torch gives.
+// Implements the CPU engine's Runtime with torch: threads and memory.
 #pragma once
 
 #include <unistd.h>
@@ -20,8 +20,8 @@
 
 namespace fusedrnn {
 
-// For a torch that does not say why it failed: throws as a later one does where so much memory
-// cannot be had.
+// For torch before 2.13, which does not say why an allocation failed. Throws the error of later
+// versions if this many bytes cannot be allocated.
 inline void check_memory_for(double bytes) {
   void* memory = nullptr;
   const bool lacks = bytes >= 9e18 || posix_memalign(&memory, 64, static_cast<size_t>(bytes)) != 0;
@@ -30,8 +30,8 @@ inline void check_memory_for(double bytes) {
         bytes, " bytes; torch before 2.13 does not say more");
 }
 
-// As new_empty, in huge pages where it is large. A lack of memory is an error that says so under
-// every torch.
+// As new_empty, and asks for huge pages if the tensor is large. If memory is lacking, the error
+// says so under every version of torch.
 inline Tensor empty_on_cpu(const Tensor& like, Sizes sizes, ScalarType dtype) {
   try {
     Tensor t = new_empty(like, sizes, dtype);
@@ -43,13 +43,14 @@ inline Tensor empty_on_cpu(const Tensor& like, Sizes sizes, ScalarType dtype) {
   }
 }
 
-// A forked process has its parent's pool of threads (OpenMP's), but not the threads: a parallel
-// region of torch's waits for them for ever. There a call has threads of its own for its time.
+// The process that loaded the library. A process that was forked from it has the data of the
+// parent's OpenMP thread pool but not the threads, and a parallel region of torch would wait for
+// them for ever. So in a forked process a call that wants threads starts its own.
 inline const pid_t kLoadedIn = getpid();
 
 class TorchRuntime final : public cpu::Runtime {
  public:
-  // work: multiply-adds of the call, about.
+  // work is about the number of multiply-adds of the call.
   TorchRuntime(const Tensor& like, double work)
       : like_(like),
         forked_(work >= cpu::kWorkForThreads && getpid() != kLoadedIn),
@@ -66,15 +67,16 @@ class TorchRuntime final : public cpu::Runtime {
     team_->parallel(n, body);
   }
 
-  // One parallel region of torch's for the whole call, so that it waits once, at the end, for
-  // threads that have other things to do. Beside two busy processes each wait took up to 8 ms.
+  // Runs the whole call in one parallel region of torch. So the call waits only once, at its end,
+  // for threads that other processes keep from running. Beside two busy processes each such wait
+  // took up to 8 ms.
   void together(const std::function<void()>& body) override {
     if (threads() == 1) return body();
     cpu::Team team;
     team_ = &team;
     const cpu::Crowd::Clock::time_point start = cpu::Crowd::Clock::now();
     cpu::Crowd::Clock::time_point finished = start;
-    std::exception_ptr failed;  // torch would hand on an error code
+    std::exception_ptr failed;  // through torch only an error code would arrive
     const auto lead = [&] {
       try {
         body();
@@ -105,7 +107,7 @@ class TorchRuntime final : public cpu::Runtime {
   }
 
  private:
-  // lead closes the team and does not throw.
+  // Runs lead with threads of this call. lead must close the team and must not throw.
   template <class Lead>
   void with_own_threads(cpu::Team& team, const Lead& lead) const {
     std::vector<std::jthread> helpers;
@@ -113,15 +115,15 @@ class TorchRuntime final : public cpu::Runtime {
       while (static_cast<int64_t>(helpers.size()) < threads() - 1)
         helpers.emplace_back([&team] { team.help(); });
     } catch (const std::exception&) {
-      // No more can be had; fewer do as well.
+      // The system gives no more threads. The team works with those it has.
     }
     lead();
   }
 
-  const Tensor& like_;  // scratch is where it is
+  const Tensor& like_;  // scratch tensors are made like it
   const bool forked_;
   const cpu::ThreadChoice choice_;
-  cpu::Team* team_ = nullptr;  // inside together
+  cpu::Team* team_ = nullptr;  // set while together() runs
   cpu::HugePages mapping_;
   std::vector<Tensor> scratch_;
 };

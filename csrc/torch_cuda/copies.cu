@@ -1,4 +1,5 @@
-// The kernels that the bindings start: rows in and out of packed order, and stores of products.
+// The kernels of the bindings: they bring rows into packed order and back, and store or add the
+// results of products.
 #include "../cuda/storage.cuh"
 #include "copies.h"
 #include "kernels.h"
@@ -6,14 +7,15 @@
 namespace fusedrnn::cuda {
 namespace {
 
-// body(i) for every i in [0, n), over the whole grid.
+// Calls body(i) for every i in [0, n). The threads of the whole grid share these calls.
 template <class Body>
 __device__ __forceinline__ void for_each(int64_t n, const Body& body) {
   const int64_t threads = int64_t(gridDim.x) * kThreads;
   for (int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x; i < n; i += threads) body(i);
 }
 
-// body(padded value, packed value, whether there is one) for every value of the first T steps.
+// Calls body(padded, packed, live) for every value of the first T steps of the padded batch: padded
+// and packed are its indices in either order, and live says whether packed order has it.
 template <class Body>
 __device__ __forceinline__ void for_rows(const PackArgs& a, int64_t T, const Body& body) {
   for_each(T * a.N * a.width, [&](int64_t i) {

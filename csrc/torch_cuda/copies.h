@@ -5,18 +5,18 @@
 
 namespace fusedrnn::cuda {
 
-// Rows of a padded batch to packed order (pack_rows) and back (unpack_rows, which zeroes the rows
-// beyond a length). States are such a batch too: D steps of N rows.
+// Copies rows of a padded batch to packed order (pack_rows) and back (unpack_rows, which zeroes the
+// rows beyond a length). States are treated as such a batch, with D steps of N rows.
 struct PackArgs {
-  int64_t T, N, width;        // of the padded batch, [T, N, width]
-  int64_t steps;              // of the packed order, at most T
+  int64_t T, N, width;        // the padded batch is [T, N, width]
+  int64_t steps;              // steps of the packed order, at most T
   const int64_t* row_offset;  // [steps + 1]; null where every step has N rows
-  const int64_t* order;       // [N] packed j is padded order[j]
+  const int64_t* order;  // [N] sequence j of packed order is sequence order[j] of the padded batch
   const void* from;
   void* to;
 };
 
-// to = from or, where it accumulates, to += from; rounded once.
+// to = from, or to += from if accumulate is set. A result is rounded once.
 template <class Stored>
 struct StoreArgs {
   int64_t rows, columns;

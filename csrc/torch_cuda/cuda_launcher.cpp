@@ -15,29 +15,29 @@ namespace fusedrnn::cuda {
 struct KernelFacts {
   const void* function;
   cudaFuncAttributes attributes;
-  size_t shared_allowed;  // dynamic shared memory that it may ask for
+  size_t shared_allowed;  // bytes of dynamic shared memory that the kernel may ask for
 };
 
 struct DeviceFacts {
   Device limits;
-  bool cooperative;  // whether blocks can be started together
+  bool cooperative;  // whether the device has cooperative launches
   std::string name;
-  std::map<std::string, KernelFacts> kernels;  // all of the library
-  std::mutex mutex;                            // of shared_allowed
+  std::map<std::string, KernelFacts> kernels;  // all kernels of the library
+  std::mutex mutex;                            // guards every shared_allowed
 };
 
 namespace {
 
 using torch::stable::accelerator::DeviceGuard;
 
-// Blocks may ask for more only after a call says so.
+// The dynamic shared memory that a kernel may ask for before a call of the CUDA runtime raises it.
 constexpr size_t kSharedByDefault = size_t(48) << 10;
 
 std::string text_of(cudaError_t error) {
   return std::string(cudaGetErrorName(error)).append(" (").append(cudaGetErrorString(error)) + ")";
 }
 
-// The meaning of cudaErrorAssert here.
+// The explanation of cudaErrorAssert in error messages.
 constexpr const char* kAsserted =
     "a kernel of this process stopped itself, and said why on standard error (for one of "
     "fusedrnn's: its blocks waited too long for each other; FUSEDRNN_CUDA_REGIME=per_step needs no "
@@ -45,7 +45,7 @@ constexpr const char* kAsserted =
 
 void check_cuda(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
-  cudaGetLastError();  // this error is told now, not at the next call
+  cudaGetLastError();  // clears the error, so that the next call does not report it again
   if (error == cudaErrorAssert) fail(what, " failed: ", text_of(error), "; ", kAsserted);
   fail(what, " failed: ", text_of(error));
 }
@@ -56,8 +56,9 @@ int attribute(cudaDeviceAttr which, int index) {
   return value;
 }
 
-// While it lives, this thread may do what would break a capture of its stream into a CUDA graph.
-// Loading kernels and setting their attributes enqueue nothing, so a capture loses nothing.
+// While an object of this class lives, its thread may make calls that would otherwise break a
+// capture of a stream into a CUDA graph. We load kernels and set their attributes under it. These
+// calls enqueue nothing, so the captured graph misses nothing.
 class RelaxedCapture {
  public:
   RelaxedCapture() {
@@ -68,14 +69,15 @@ class RelaxedCapture {
   RelaxedCapture& operator=(const RelaxedCapture&) = delete;
 
  private:
-  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;  // then the one to go back to
+  // The constructor exchanges this for the thread's own mode, which the destructor restores.
+  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
 };
 
 std::string way_out(cudaError_t error, const DeviceFacts& device);
 
-// CUDA loads a kernel when it is first used, which may wait for kernels that run and cannot happen
-// in a capture; cudaFuncGetAttributes is such a use. So all are loaded with the device's first
-// call.
+// Loads all kernels, at the first call on a device. CUDA would otherwise load a kernel when it is
+// first used. That may wait for running kernels, and it cannot happen in a capture.
+// cudaFuncGetAttributes counts as a use.
 void load_kernels(DeviceFacts& device) {
   const RelaxedCapture relaxed;
   for_all_kernels([&](const Kernel& kernel) {
@@ -90,7 +92,7 @@ void load_kernels(DeviceFacts& device) {
   });
 }
 
-// The facts of the current device, whose index is given.
+// Collects the facts of the current device, which must be device `index`.
 std::unique_ptr<DeviceFacts> facts_of(int index) {
   auto facts = std::make_unique<DeviceFacts>();
   const auto bytes = [&](cudaDeviceAttr which) {
@@ -100,7 +102,7 @@ std::unique_ptr<DeviceFacts> facts_of(int index) {
   facts->limits = {
       .capability = 10 * attribute(cudaDevAttrComputeCapabilityMajor, index) +
                     attribute(cudaDevAttrComputeCapabilityMinor, index),
-      // Where blocks cannot be started together none can be resident.
+      // Without cooperative launches no layer can be resident, so the plan must see no room.
       .sms = facts->cooperative ? attribute(cudaDevAttrMultiProcessorCount, index) : 0,
       .threads_per_sm = attribute(cudaDevAttrMaxThreadsPerMultiProcessor, index),
       .registers_per_sm = attribute(cudaDevAttrMaxRegistersPerMultiprocessor, index),
@@ -115,16 +117,16 @@ std::unique_ptr<DeviceFacts> facts_of(int index) {
   return facts;
 }
 
-// Makes a device the current one. This library has a CUDA runtime of its own beside torch's; both
-// go by the current context, which is left as it is where it belongs to the device: it may be
-// another one than cudaSetDevice would take.
+// Makes a device the current one. This library has a CUDA runtime of its own beside torch's, and
+// both use the current context. If that belongs to the device already, it stays: cudaSetDevice
+// might choose another context of the device.
 void use_device(int index) {
   int current = -1;
   check_cuda(cudaGetDevice(&current), "cudaGetDevice");
   if (current != index) check_cuda(cudaSetDevice(index), "cudaSetDevice");
 }
 
-// Makes the device the current one.
+// Returns the facts of a device and makes it the current one.
 DeviceFacts& facts_on(int index) {
   use_device(index);
   static std::mutex mutex;
@@ -135,7 +137,7 @@ DeviceFacts& facts_on(int index) {
   return *facts;
 }
 
-// Advice about an error of a launch, or of the search for a kernel.
+// Advice on an error of a launch, or of loading a kernel, for the message.
 std::string way_out(cudaError_t error, const DeviceFacts& device) {
   switch (error) {
     case cudaErrorNoKernelImageForDevice:
@@ -172,7 +174,7 @@ KernelFacts& kernel_facts(DeviceFacts& device, const std::string& name) {
   return found->second;
 }
 
-// Lets a kernel ask for this much dynamic shared memory.
+// Allows a kernel to ask for `bytes` of dynamic shared memory.
 cudaError_t allow_shared(DeviceFacts& device, KernelFacts& kernel, size_t bytes) {
   const std::lock_guard lock(device.mutex);
   if (bytes <= kernel.shared_allowed) return cudaSuccess;
@@ -183,7 +185,7 @@ cudaError_t allow_shared(DeviceFacts& device, KernelFacts& kernel, size_t bytes)
   return error;
 }
 
-// The index of a device, as a caller gives it.
+// Checks the index of a device that a caller gives. Throws if there is no such GPU.
 int checked_index(int64_t index) {
   int devices = 0;
   const cudaError_t error = cudaGetDeviceCount(&devices);
@@ -202,8 +204,9 @@ int index_of(const Tensor& x) {
   return x.get_device_index();
 }
 
-// Before torch 2.13. The function is in torch's CUDA library, with which we are not linked, since a
-// build of torch without CUDA lacks it; where x is on a GPU it is loaded.
+// The current stream under torch before 2.13. The function that returns it is in torch's CUDA
+// library. We do not link with that library, since a build of torch without CUDA lacks it, but it
+// is loaded whenever x is on a GPU.
 cudaStream_t current_stream_of_old_torch(int index) {
   using Get = AOTITorchError (*)(int32_t, void**);
   static const Get get = [] {

@@ -1,4 +1,4 @@
-// A Launcher on a GPU: the CUDA runtime, on the current stream of the device of a tensor.
+// The Launcher for a GPU. It uses the CUDA runtime, on the current stream of a tensor's device.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -8,22 +8,23 @@
 
 namespace fusedrnn::cuda {
 
-// Machine code and PTX in the library, as in FUSEDRNN_CUDA_ARCH: "80;90+PTX".
+// The architectures for which the library has machine code or PTX, in the form of
+// FUSEDRNN_CUDA_ARCH: "80;90+PTX".
 const char* compiled_architectures();
 
-// The facts of a device and of the kernels that have run there.
+// The limits of a device, and the attributes of all kernels there.
 struct DeviceFacts;
 
-// What the driver says of a device, in lines of `key value`: the limits by which the plan goes, and
-// what each kernel of the library takes there.
+// The driver's figures for a device, in lines of `key value`: the limits that the plan uses, and
+// the registers and memory that each kernel of the library takes there.
 std::string describe_device(int64_t index);
 
-// Blocks of a kernel that one multiprocessor runs together, as the driver counts.
+// How many blocks of a kernel one multiprocessor runs together, by the driver's count.
 int blocks_together(const std::string& kernel, int64_t shared_bytes, int64_t index);
 
 class CudaLauncher final : public TorchLauncher {
  public:
-  // Makes the device of x the current one, for as long as this lives.
+  // The device of x is the current one for as long as the launcher lives.
   explicit CudaLauncher(const Tensor& x);
 
   void check_device(const Tensor& t, const char* name) const;

@@ -1,4 +1,4 @@
-// The kernels that a launcher can start: the engine's and those of the bindings.
+// The kernels that a launcher can start: those of the engine and those of the bindings.
 #pragma once
 
 #include "../cuda/kernels.h"
@@ -7,7 +7,7 @@ namespace fusedrnn::cuda {
 
 extern const std::vector<Kernel> kBindingKernels;
 
-// Calls body(kernel) for each of them.
+// Calls body(kernel) for each kernel of the library.
 template <class Body>
 void for_all_kernels(const Body& body) {
   for_kernels(body);

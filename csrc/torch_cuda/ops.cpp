@@ -1,4 +1,4 @@
-// The ops on a GPU. Their schemas are in csrc/torch/ops.cpp.
+// Registers the ops for a GPU. Their schemas are in csrc/torch/ops.cpp.
 #include "../torch/passes.h"
 #include "cuda_launcher.h"
 #include "gpu_engine.h"
@@ -8,7 +8,7 @@ namespace {
 
 using CudaEngine = GpuEngine<cuda::CudaLauncher>;
 
-// Lines of `key value`, read by fusedrnn._library. Touches no device.
+// Returns lines of `key value`, which fusedrnn._library reads. It touches no device.
 std::string cuda_info() {
   int runtime = 0;
   cudaRuntimeGetVersion(&runtime);

@@ -1,5 +1,5 @@
-// The part of a Launcher that torch gives: memory and matrix products, on the device and the
-// current stream of a tensor.
+// The part of a Launcher that torch implements: memory and matrix products, on the device of a
+// tensor and on its current stream.
 #pragma once
 
 #include <algorithm>
@@ -9,13 +9,12 @@
 
 namespace fusedrnn::cuda {
 
-// Scratch memory at most for a product whose result is not torch's to write: one that is added to
-// something, or rounded to 16 bits.
+// The most scratch memory for a product that torch does not write to its place itself, because the
+// result is added to c or rounded to 16 bits.
 constexpr size_t kProductBytes = size_t(64) << 20;
 
-// How many rows of such a product are computed at once. The product is [M, N] and a value takes
-// value_bytes. The slices have about equal size, and each fits in `bytes` unless a single row does
-// not.
+// How many rows of such a product are computed at once. The product is [M, N], with value_bytes for
+// each value. It is cut into pieces of about equal size that fit `bytes`, of one row at least.
 inline int64_t slice_rows(int64_t M, int64_t N, size_t value_bytes, size_t bytes) {
   const int64_t row_bytes = std::max<int64_t>(1, N * static_cast<int64_t>(value_bytes));
   const int64_t most = std::max<int64_t>(1, static_cast<int64_t>(bytes) / row_bytes);
@@ -27,7 +26,7 @@ class TorchLauncher : public Launcher {
  public:
   explicit TorchLauncher(const Tensor& like);
 
-  // Uninitialised. A lack of memory is an error that says so under every torch.
+  // An uninitialised tensor. If memory is lacking, the error says so under every version of torch.
   Tensor empty(Sizes sizes, ScalarType dtype);
 
   void multiply(const Product& product) override;
@@ -38,30 +37,30 @@ class TorchLauncher : public Launcher {
     size_t free, total;  // bytes
   };
 
-  // As empty, but that a torch before 2.13 does not say why it failed.
+  // As empty, but under torch before 2.13 the error does not give the reason.
   virtual Tensor allocate(Sizes sizes, ScalarType dtype);
-  // What the device has; throws where it cannot be asked.
+  // The free and total memory of the device. Throws if the device does not answer.
   virtual Memory memory() const = 0;
-  // out = a b; all 2-D, out float32 or float64, of another dtype than a and b only where it is
-  // float32.
+  // out = a b, all 2-D. out is float32 or float64. Its dtype is that of a and b, or float32 with
+  // 16-bit a and b.
   virtual void mm(const Tensor& a, const Tensor& b, const Tensor& out);
 
   size_t product_limit_ = kProductBytes;
 
  private:
-  // rows x columns of memory, transposed after that where asked for.
+  // A tensor [rows, columns] over the memory of m, whose strides follow m.transposed.
   Tensor tensor_of(const Matrix<const void>& m, Dtype dtype) const;
   void* product_memory(size_t bytes);
 
   const Tensor& like_;
   int32_t device_type_ = 0, device_index_ = 0;
-  // Given back when the op returns. The allocator hands it out again only to work that is enqueued
-  // later on the same stream.
+  // Scratch memory, which is freed when the op returns. The allocator then gives it only to work
+  // that is enqueued later on the same stream.
   std::vector<Tensor> kept_;
-  OptionalTensor product_;  // bytes for slices of products; given back in the same way
+  OptionalTensor product_;  // memory for products, freed in the same way
 };
 
-// Whether torch may compute float32 products in TF32, as it is set now.
+// Whether torch's current settings allow TF32 in float32 products.
 bool torch_allows_tf32();
 
 }  // namespace fusedrnn::cuda
