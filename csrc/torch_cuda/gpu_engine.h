@@ -112,7 +112,7 @@ class GpuEngine {
     return prepare(out, dtype);
   }
 
-  // Memory for values of the dtype of x that nobody wants.
+  // Memory for values of the dtype of x that the caller did not ask for.
   class Spare {
    public:
     Spare(GpuEngine& engine, const OpCall& call, int64_t values)
