@@ -1,6 +1,6 @@
-// The argument structs of the kernels, one a kernel, filled by the host. Stored: as stored,
-// Real<Stored>: as computed. Rows are packed rows, see layer/sequences.h; the pointers of a step
-// begin at its first row.
+// The argument structs of the kernels, which the host fills. Stored is the stored type and
+// Real<Stored> the compute type. Rows are packed rows (layer/sequences.h). In the structs for one
+// step, pointers to rows point to the first row of that step.
 #pragma once
 
 #include <type_traits>
@@ -12,16 +12,16 @@ namespace fusedrnn::cuda {
 
 constexpr int kThreads = 256;  // threads of a block, in every kernel
 
-// Whether a struct may be a kernel's argument: copied as bytes, and at most 4 KiB of them, which
-// every GPU and driver takes.
+// Whether a struct may be a kernel's argument: it is copied as bytes, and it has at most 4 KiB,
+// which every GPU and driver accepts.
 template <class Args>
 constexpr bool kIsArgument = std::is_trivially_copyable_v<Args> && sizeof(Args) <= 4096;
 template <template <class> class Args>
 constexpr bool kAreArguments = kIsArgument<Args<float>> && kIsArgument<Args<double>> &&
                                kIsArgument<Args<Half>> && kIsArgument<Args<Bf16>>;
 
-// One stage of one step in one direction, after its product. State is updated in place, so that
-// sequences that have ended, or not begun, keep theirs.
+// The elementwise work of one stage of one step in one direction, after the stage's product. h and
+// c are updated in place, so a sequence that is not alive at this step keeps its state.
 template <class Stored>
 struct StepForwardArgs {
   CellKind cell;
@@ -29,46 +29,53 @@ struct StepForwardArgs {
   int64_t n;  // sequences of this step
   int64_t H, P;
   const Real<Stored>* gates_x;    // [n, G*H] x W
-  const Real<Stored>* acc;        // [n, gates of the stage * H], or [n, P]: its product
+  const Real<Stored>* acc;        // [n, gates of the stage * H], or [n, P]: the product
   const Stored* b_ih;             // [G*H] or null
   const Stored* b_hh;             // [G*H] or null
-  const Stored* params;           // [K*H] parameters of each unit, of cells that have them
-  const Real<Stored>* row_input;  // [n] a value of each row, of cells that take one
+  const Stored* params;           // [kParams*H] parameters of each unit, in cells that have them
+  const Real<Stored>* row_input;  // [n] one value for each row, in cells that take it
   Real<Stored>* h;                // [N, P]
-  Stored* h_rounded;  // [N, P] h as the next product reads it; null where Stored is Real<Stored>
+  Stored* h_rounded;  // [N, P] h rounded for the next product; null where Stored is Real<Stored>
   Real<Stored>* c;    // [N, H] or null
   Stored* y;          // [n, y_ld]
   int64_t y_ld;
-  Stored* h_in;        // [n, P] gets h_{t-1}; null if not kept
-  Real<Stored>* c_in;  // [n, H] gets c_{t-1}; null if not kept
-  Stored* saved;  // [n, kSaved*H]; null if not kept, but for cells of several stages. Of cells that
-                  // save h [N, H]: of each sequence's last step, h_in has the others
-  Stored* emit;   // [n, H] what a stage hands to the next
+  Stored* h_in;        // [n, P] receives h_{t-1}; null if it is not kept
+  Real<Stored>* c_in;  // [n, H] receives c_{t-1}; null if it is not kept
+  // There are three cases:
+  // - Forward keeps values for backward: [n, kSaved*H]. In cells that save h it is [N, H] and
+  //   receives h of the last position of each sequence. h of every other position is h_in of the
+  //   next one.
+  // - Nothing is kept, and the cell has several stages: [n, kSaved*H], scratch between the stages.
+  // - Nothing is kept, and the cell has one stage: null.
+  Stored* saved;
+  Stored* emit;  // [n, H] the emit of a stage that is not the last one
 };
 
-// One stage of one step in one direction, before the product that takes its gradient back.
+// The elementwise work of one stage of one step in one direction, before the product that takes the
+// stage's deltas back to the stage's source.
 template <class Stored>
 struct StepBackwardArgs {
   CellKind cell;
   int stage;
   int64_t n;
   int64_t H, P;
-  const Real<Stored>* d_emit;  // [n, H] gradient of what a stage emitted; not for the last stage
+  const Real<Stored>* d_emit;  // [n, H] gradient of the stage's emit; unused in the last stage
   const Stored* d_y;           // [n, d_y_ld] or null
   int64_t d_y_ld;
-  Real<Stored>* d_h;    // [N, P] in: of h_t from later steps; out: what goes to h_{t-1} elementwise
-  Real<Stored>* d_c;    // [N, H] in: of c_t; out: of c_{t-1}
-  const Stored* saved;  // [n, kSaved*H] or [N, H], as forward left it
-  const Stored* h_in;   // [n, P]
-  int64_t n_next;       // sequences of the step that forward took next; 0 after the last one
-  const Stored* h_next;           // [n_next, P] h_in of that step, only of cells that save h
-  const Real<Stored>* c_in;       // [n, H]
-  Stored* delta;                  // [n, G*H] gradient of h U + b_hh
-  Stored* delta_x;                // [n, G*H] gradient of x W + b_ih, only where it differs
-  Stored* delta_proj;             // [n, P] gradient of the projection's product
-  const Stored* params;           // as in StepForwardArgs
+  // [N, P] in: gradient of h_t from later steps; out: the elementwise part of that of h_{t-1}
+  Real<Stored>* d_h;
+  Real<Stored>* d_c;         // [N, H] in: gradient of c_t; out: gradient of c_{t-1}
+  const Stored* saved;       // as forward wrote it: [n, kSaved*H], or [N, H] if the cell saves h
+  const Stored* h_in;        // [n, P]
+  int64_t n_next;            // sequences of the step that follows in forward; 0 if none does
+  const Stored* h_next;      // [n_next, P] h_in of that step, read in cells that save h
+  const Real<Stored>* c_in;  // [n, H]
+  Stored* delta;             // [n, G*H] gradient of h U + b_hh
+  Stored* delta_x;           // [n, G*H] gradient of x W + b_ih, written if it differs from delta
+  Stored* delta_proj;        // [n, P] gradient of the projection's product
+  const Stored* params;      // as in StepForwardArgs
   const Real<Stored>* row_input;  // as in StepForwardArgs
-  Stored* delta_params;           // [n, K*H] each row's part of the gradient of the parameters
+  Stored* delta_params;           // [n, kParams*H] each row's part of the gradient of params
 };
 
 // to[i] = from[i], rounded.
@@ -79,54 +86,58 @@ struct RoundArgs {
   Stored* to;                // [count]
 };
 
-// out[j] = Σ_rows m[row, j], always in the same order.
+// out[j] = Σ_rows m[row, j]. The order of the sum depends only on the number of rows.
 template <class Stored>
 struct SumRowsArgs {
   int64_t rows, columns;
   const Stored* m;  // [rows, columns]
   Stored* out;      // [columns]
-  Stored* again;    // [columns] gets the same, or null
+  Stored* again;    // [columns] receives a copy of out, or null
 };
 
-// --- The resident regime ------------------------------------------------------------------------
+// From here to kArrivalStride, everything belongs to the resident regime.
 
-// A thread keeps the states of this many (sequence, unit) pairs in registers.
+// A thread owns this many pairs (sequence, unit). It keeps their states in registers.
 constexpr int kPairs = 2;
-// Sequences whose products are summed at once.
+// How many sequences are multiplied at once, on the ordinary cores and on the tensor cores.
 constexpr int kFmaRows = 8;
 constexpr int kMmaRows = 16;
-// Row tiles of 16 that a warp sums at once, and so the most that a stage may have.
+// A warp sums this many row tiles, of 16 weight rows each, at once. A block's product of a stage
+// may have no more of them.
 constexpr int kMmaTiles = 4;
 // How much of its stage-0 weights each thread keeps in registers, counted in iterations of its
-// summation loop. The rest is in shared memory. That is 64 registers, also for 16-bit types,
-// because the compiler converts them to float once, before the loop.
-constexpr int kFmaHeld = 16;  // vectors of 4 values
-constexpr int kMmaHeld = 2;   // groups of 64 bytes by kMmaTiles row tiles
+// summation loop. The rest is in shared memory. kFmaHeld vectors of 4 floats take 64 registers, and
+// so they do for 16-bit types, because the compiler converts their values to float once, before the
+// time loop. kMmaHeld groups take 64 registers too: 8 for each row tile of a group.
+constexpr int kFmaHeld = 16;  // an iteration is a vector of 4 values
+constexpr int kMmaHeld = 2;   // an iteration is a group of 64 bytes, in kMmaTiles row tiles
 
-// A block's product of one stage: R rows of weights times the source, both K long.
+// A block's product of one stage: R weight rows times the rows of the source. A row has K values.
 struct ResidentTile {
-  int R;        // forward: gates of the stage * units; backward: units
-  int ld;       // stride of the partial sums of one slice and sequence: R, padded
-  int slices;   // parts of K that are summed by themselves
-  int steps;    // iterations of a slice's sum
-  int K_pad;    // values of a source row in the exchange, zero from K on
-  int weights;  // byte offset in shared memory
+  int R;        // weight rows; forward: gates of the stage * units; backward: units
+  int ld;       // distance between the partial sums of two sequences in a slice: at least R
+  int slices;   // K is cut into this many slices
+  int steps;    // iterations of the loop that sums a slice
+  int K_pad;    // values of a row in the exchange; those from K on are zero
+  int weights;  // byte offset in shared memory of the stage's weights that are not in registers
 };
 
 // How a layer is cut into blocks: the grid is [unit_blocks, row_blocks, D].
 struct ResidentShape {
   int units;     // units of a block; the last block may have fewer
-  int rows;      // sequences of a block, the same
+  int rows;      // sequences of a block; the last block may have fewer
   int rows_pad;  // rows of a block in the exchange
   ResidentTile tile[kMaxStages];
-  int partials;  // byte offsets in shared memory: [slices][rows_pad][ld] of the widest stage,
-  int staged;    // [kFmaRows][K_pad] of the widest stage, and
+  // Byte offsets in shared memory. The stages share `partials` and `staged`, each of which is as
+  // large as the stage that needs most.
+  int partials;  // [slices][rows_pad][ld] partial sums
+  int staged;    // [at most kFmaRows][K_pad] the source as floats; FMA only
   int bias;      // [2][G][units] b_ih, then b_hh; forward only
-  int params;    // [K][units] parameters of each unit
+  int params;    // [kParams][units] parameters of each unit
   int shared_bytes;
 };
 
-// One launch for all positions [begin, end) of all directions.
+// One launch of forward, which runs the positions [begin, end) of all directions.
 template <class Stored>
 struct ResidentForwardArgs {
   CellKind cell;
@@ -134,26 +145,27 @@ struct ResidentForwardArgs {
   int64_t T, N, H, D;
   int64_t begin, end;
   const int64_t* row_offset;       // [T + 1]; null where every step has N rows
-  int64_t first_row[2];            // packed row at which gates_x begins
+  int64_t first_row[2];            // the packed row at which gates_x begins
   const Stored* w_hh[2];           // [G*H, H]
   const Stored* b_ih[2];           // [G*H] or null
   const Stored* b_hh[2];           // [G*H] or null
-  const Stored* params[2];         // [K*H] parameters of each unit, of cells that have them
-  const Real<Stored>* row_input;   // [rows] a value of each row, of cells that take one
+  const Stored* params[2];         // [kParams*H] parameters of each unit, in cells that have them
+  const Real<Stored>* row_input;   // [rows] one value for each row, in cells that take it
   const Real<Stored>* gates_x[2];  // [chunk rows, G*H] x W
   Real<Stored>* h;                 // [D, N, H] in and out
-  Real<Stored>* c;                 // [D, N, H] in and out; null without c
+  Real<Stored>* c;                 // [D, N, H] in and out; null in cells without c
   Stored* y;                       // [rows, D*H]
-  Stored* saved[2];              // [rows, kSaved*H] or [N, H]; with the next three null if not kept
+  // The next four are null if forward keeps nothing.
+  Stored* saved[2];              // [rows, kSaved*H], or [N, H] in cells that save h
   Stored* h_in[2];               // [rows, H]
   Real<Stored>* c_in[2];         // [rows, H]
   Stored* emit[2];               // [rows, H]
-  Stored* exchange[kMaxStages];  // sources of the stages: [2, D, row_blocks * rows_pad, K_pad]
+  Stored* exchange[kMaxStages];  // source of each stage: [2, D, row_blocks * rows_pad, K_pad]
   unsigned* arrivals;            // [D * row_blocks * kArrivalStride], zero
-  unsigned spin_limit;           // looks at a counter while waiting, then the kernel gives up
+  unsigned spin_limit;           // how often a waiting block looks before the kernel gives up
 };
 
-// The same backwards, over all positions.
+// One launch of backward, which runs all positions of all directions.
 template <class Stored>
 struct ResidentBackwardArgs {
   CellKind cell;
@@ -163,26 +175,26 @@ struct ResidentBackwardArgs {
   const Stored* w_hh[2];          // [G*H, H]
   const Stored* params[2];        // as in ResidentForwardArgs
   const Real<Stored>* row_input;  // as in ResidentForwardArgs
-  const Stored* saved[2];         // [rows, kSaved*H] or [N, H]
+  const Stored* saved[2];         // [rows, kSaved*H], or [N, H] in cells that save h
   const Stored* h_in[2];          // [rows, H]
   const Real<Stored>* c_in[2];    // [rows, H]
   const Stored* d_y;              // [rows, D*H] or null
   Real<Stored>* d_h;              // [D, N, H] in and out
-  Real<Stored>* d_c;              // [D, N, H] in and out; null without c
+  Real<Stored>* d_c;              // [D, N, H] in and out; null in cells without c
   Stored* delta[2];               // [rows, G*H] gradient of h U + b_hh
-  Stored* delta_x[2];             // [rows, G*H] gradient of x W + b_ih, only where it differs
-  Stored* delta_params[2];        // [rows, K*H] each row's part of the gradient of the parameters
-  Stored* exchange[kMaxStages];   // deltas of the stages: [2, D, row_blocks * rows_pad, K_pad]
+  Stored* delta_x[2];             // [rows, G*H] gradient of x W + b_ih, written if it differs
+  Stored* delta_params[2];        // [rows, kParams*H] each row's part of the gradient of params
+  Stored* exchange[kMaxStages];   // deltas of each stage: [2, D, row_blocks * rows_pad, K_pad]
   unsigned* arrivals;             // [D * row_blocks * kArrivalStride], zero
-  unsigned spin_limit;            // looks at a counter while waiting, then the kernel gives up
+  unsigned spin_limit;            // as in ResidentForwardArgs
 };
 
-// Counters of arrivals lie in cache lines of their own.
+// The distance between two counters of arrivals: each has a cache line of 128 bytes to itself.
 constexpr int kArrivalStride = 32;
 
-// Writes a few numbers of the host to device memory. They travel with the launch, so that a CUDA
-// graph keeps them and no copy has to wait for the host.
-constexpr int kNumbersPerLaunch = 480;  // arguments of a kernel are limited to 4 KiB
+// A kernel that writes numbers of the host to device memory. The numbers travel with the launch, so
+// a CUDA graph keeps them and no copy has to wait for the host.
+constexpr int kNumbersPerLaunch = 480;  // fewer than 512, the 4 KiB that an argument may have
 struct NumbersArgs {
   int count;
   int64_t* to;  // [count]

@@ -1,5 +1,5 @@
-// The analytic model behind a printed plan: what a pass should take on an architecture, and which
-// term limits it. Nothing here was measured by us and nothing is decided by it.
+// The analytic model behind a printed plan: how long a pass should take on a card, and which
+// resource limits it. We measured none of its figures, and no decision depends on it.
 #pragma once
 
 #include <algorithm>
@@ -15,23 +15,23 @@
 
 namespace fusedrnn::cuda {
 
-// A card with its vendor's figures. Operations are multiplications and additions, per clock and
-// multiprocessor.
+// A card with its vendor's figures. The fields *_flops count operations per clock and
+// multiprocessor: a multiplication and an addition are two.
 struct Card {
-  const char* name;         // for people and --arch
+  const char* name;         // the short name, which --arch takes
   const char* driver_name;  // the name that torch.cuda.get_device_name returns
   Device device;
   double ghz;       // boost clock
   double hbm_gb_s;  // memory bandwidth
   double l2_mb;
-  double fma_flops;     // float32 on the ordinary cores: twice their number
+  double fma_flops;     // float32 on the ordinary cores: twice the number of cores
   double half_flops;    // 16-bit matrix products with float32 sums, dense
-  double tf32_flops;    // 0 where there are none
+  double tf32_flops;    // 0 if the card has no TF32
   double double_flops;  // float64 matrix products
 };
 
-// Limits that a compute capability fixes: CUDA C++ Programming Guide, table of technical
-// specifications.
+// A device with the limits that its compute capability fixes, after the table of technical
+// specifications in the CUDA C++ Programming Guide.
 constexpr Device device_of(int capability, int sms) {
   const bool server = capability == 90 || capability == 100;
   const int threads = capability == 75 ? 1024 : capability == 80 || server ? 2048 : 1536;
@@ -46,9 +46,10 @@ constexpr Device device_of(int capability, int sms) {
           .shared_reserved = reserved};
 }
 
-// By compute capability; the first of each stands for it (sm_89 is the RTX 4090). Multiprocessors,
-// clocks, bandwidths, caches and rates: NVIDIA's whitepapers and datasheets, the rates by their
-// peak TFLOPS, multiprocessors * clock * rate:
+// The cards in the order of their compute capability. An architecture names the first card that has
+// it (sm_89 is the RTX 4090). The numbers of multiprocessors, clocks, bandwidths and caches are
+// from NVIDIA's whitepapers and datasheets. The rates follow from the peak TFLOPS there, which are
+// multiprocessors * clock * rate:
 //   T4         Turing architecture: float32 8.1, float16 65
 //   A100       A100 architecture, SXM: float32 19.5, float64 19.5 (tensor cores), TF32 156, 16-bit
 //              312; its datasheet has 40 GB with 1555 GB/s and 80 GB with 2039
@@ -170,7 +171,8 @@ inline std::string architecture_of(const Card& card) {
   return "sm_" + std::to_string(card.device.capability);
 }
 
-// One line a card: name, architecture and what the driver calls it, between tabs.
+// One line for each card: its name, its architecture and the driver's name for it, with tabs
+// between them.
 inline std::string list_cards() {
   std::string lines;
   for (const Card& card : kCards)
@@ -181,7 +183,7 @@ inline std::string list_cards() {
   return lines;
 }
 
-// A card by its name, or by an architecture as in sm_90 the first of its cards.
+// The card of this name. An architecture such as sm_90 names the first of its cards.
 inline const Card& card_named(const std::string& name) {
   std::string names;
   for (const Card& card : kCards) {
@@ -197,7 +199,7 @@ inline Dtype dtype_named(const std::string& name) {
   throw std::invalid_argument("dtype must be f32, f64, f16 or bf16, got '" + name + "'");
 }
 
-// "resident", "per_step", or empty for what fits.
+// The regime of this name. An empty name leaves the choice to the plan.
 inline std::optional<Regime> regime_named(const std::string& name) {
   if (name.empty()) return std::nullopt;
   if (name == "resident") return Regime::kResident;
@@ -205,18 +207,18 @@ inline std::optional<Regime> regime_named(const std::string& name) {
   throw std::invalid_argument("regime must be resident or per_step, got '" + name + "'");
 }
 
-// A request in words, as the command and the tests have it.
+// A request as the command and the tests give it, with names of the dtype, the card and the regime.
 struct WordsOfRequest {
   CellKind cell;
   const std::string& dtype;           // f32, f64, f16 or bf16
   const std::vector<int64_t>& sizes;  // T, N, I, H, P, D
-  const std::string& arch;            // a card, or an architecture as in sm_90
+  const std::string& arch;            // a card, or an architecture such as sm_90
   bool backward;
   bool allow_tf32;
-  const std::string& regime;  // resident, per_step, or empty for what fits
+  const std::string& regime;  // resident, per_step, or empty, which leaves the choice to the plan
 };
 
-// Throws std::invalid_argument.
+// The request that the words stand for. Throws std::invalid_argument if a name or a size is wrong.
 inline PlanRequest request_named(const WordsOfRequest& words) {
   const std::vector<int64_t>& sizes = words.sizes;
   if (sizes.size() != 6)
@@ -241,23 +243,27 @@ inline PlanRequest request_named(const WordsOfRequest& words) {
           .device = card_named(words.arch).device};
 }
 
-// Assumed: mma.sync, which the resident kernels use, is as fast a clock as on sm_80. The rates of
-// sm_90 and sm_100 above are those of instructions of their own, which vendors' products use.
+// We assume that mma.sync, which the resident kernels use, does no more per clock than on sm_80.
+// The higher rates of sm_90 and sm_100 above need instructions that only these architectures have;
+// NVIDIA's own matrix products use them.
 constexpr double kMmaHalfFlops = 2048;
 constexpr double kMmaTf32Flops = 1024;
 
-// Assumed: an arrival, the poll that sees it and the load that follows are three trips to L2 of
-// about 0.35 us; two dependent launches on one stream are about 2 us apart; L2 serves 40 of the 64
-// bytes per clock that a multiprocessor's port could take.
+// We assume that
+// - an arrival, the poll that sees it and the load that follows are three trips to L2, of about
+//   0.35 us each;
+// - two dependent launches on one stream are about 2 us apart;
+// - L2 serves a multiprocessor 40 bytes per clock, of the 64 that its port could take.
 constexpr double kBarrierUs = 1.05;
 constexpr double kLaunchUs = 2.0;
 constexpr double kL2BytesPerClock = 40;
 constexpr double kSharedBytesPerClock = 128;
 
 struct Estimate {
-  // Microseconds of a step: those of barriers or launches, and the largest of the others.
+  // Microseconds of a step. Those of barriers and launches are added to the largest of the other
+  // four, which we assume to overlap.
   double barrier = 0, launch = 0, l2 = 0, hbm = 0, cores = 0, shared = 0;
-  double outside = 0;  // microseconds of the products outside the time loop, in all
+  double outside = 0;  // microseconds of all products outside the time loop
   double steps = 0;
 
   double step() const { return barrier + launch + std::max({l2, hbm, cores, shared}); }
@@ -270,7 +276,7 @@ struct Estimate {
   }
 };
 
-// The rate of torch's products, which the vendor's library computes.
+// The rate of the products that torch computes with NVIDIA's library.
 inline double gemm_flops_of(const PlanRequest& q, const Card& card) {
   if (q.dtype == Dtype::kFloat64) return card.double_flops;
   if (q.dtype == Dtype::kFloat32)
@@ -286,13 +292,13 @@ inline Estimate estimate(const PlanRequest& q, const Plan& plan, const Card& car
   const double P = static_cast<double>(q.P), D = static_cast<double>(q.D);
   const double I = static_cast<double>(q.I), rows = static_cast<double>(q.T) * N;
   const double columns = info.gates * H;
-  const double clock = card.ghz * 1e3;  // per microsecond
+  const double clock = card.ghz * 1e3;  // clocks per microsecond
   const double of_sm = clock * card.device.sms;
   const double gemm_flops = gemm_flops_of(q, card);
   Estimate e;
   e.steps = static_cast<double>(q.T);
-  // A step reads and writes x W, y and the reserve, besides h. Backward reads and writes the
-  // reserve and the deltas.
+  // The bytes that a step reads and writes for each sequence and direction. Forward reads x W and
+  // writes what it keeps. Backward reads what forward kept and d_y, and writes the deltas.
   const double kept =
       (info.saves_h ? 0 : info.saved) * H * value + P * value + info.has_c * H * real;
   const double streamed = q.backward ? kept + (columns + P) * value : columns * real + kept;
@@ -329,7 +335,8 @@ inline Estimate estimate(const PlanRequest& q, const Plan& plan, const Card& car
     e.shared += per_sm * passes * R * tile.K_pad * value * std::max(0.0, 1 - held / tile.steps) /
                 (kSharedBytesPerClock * clock);
   }
-  // Forward: x W. Backward: d_x and dW, and dU.
+  // The products outside the time loop are x W in forward, and the gradients of x, W and U in
+  // backward.
   const double inner = q.backward ? 2 * I + P : I;
   e.outside = D * std::max(2 * rows * columns * inner / (gemm_flops * of_sm),
                            rows * (columns + inner) * value / (card.hbm_gb_s * 1e3));
@@ -346,7 +353,7 @@ inline std::string to_text(const Estimate& e) {
               e.steps, e.outside, e.total());
 }
 
-// The plan and its estimate in words, or the reason why the regime that was asked for cannot run.
+// The plan in words with its estimate, or why the regime that was asked for cannot run.
 inline std::string to_text(const PlanRequest& q, const Plan& plan, const Card& card) {
   const std::string head =
       text("%s %s %s on %s (%s): T=%lld N=%lld I=%lld ", info_of(q.cell).name, name_of(q.dtype),

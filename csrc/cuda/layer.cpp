@@ -12,7 +12,7 @@
 namespace fusedrnn::cuda {
 namespace {
 
-// The plan of a pass, or an error where what was asked for cannot run.
+// The plan of a pass. Throws RegimeRefused if the regime that was asked for cannot run.
 template <class Stored>
 Plan checked_plan(const Pass& pass, bool backward) {
   const auto& [layer, launcher, options] = pass;
@@ -43,14 +43,15 @@ std::vector<Deltas<Stored>> make_deltas(const Pass& pass) {
   return deltas;
 }
 
-// out[column] = Σ_rows m[row, column]; `again` takes the same sums, or is null.
+// out[column] = Σ_rows m[row, column]. `again` receives a copy of the sums unless it is null.
 template <class Stored>
 void sum_rows(Launcher& launcher, const Matrix<const Stored>& m, Stored* out, Stored* again) {
   launch<Stored>(launcher, "sum_rows", {static_cast<unsigned>(ceil_div(m.columns, 32))},
                  SumRowsArgs<Stored>{m.rows, m.columns, m.data, out, again});
 }
 
-// Gradients of x and of one direction's parameters: each one product or sum over all rows.
+// Computes the gradients of x and of one direction's parameters. Each of them is one product or one
+// sum over all rows.
 template <class Stored>
 void gradients(const Pass& pass, const LayerBackward<Stored>& args, int64_t d,
                const Deltas<Stored>& deltas) {
@@ -115,7 +116,7 @@ void layer_forward(const Layer& layer, Launcher& launcher, const Options& option
                    const LayerForward<Stored>& args) {
   zero_unwritten<Stored>(layer, args.reserve,
                          [&](Stored* p, int64_t values) { zero(launcher, p, values); });
-  if (layer.sequences.rows() == 0) return;  // h and c are their own result
+  if (layer.sequences.rows() == 0) return;  // without steps, h_n is h_0 and c_n is c_0
   const Pass pass = {layer, launcher, options};
   const Plan plan = checked_plan<Stored>(pass, false);
   if (plan.regime == Regime::kResident) {

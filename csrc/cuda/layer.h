@@ -1,8 +1,7 @@
-// One recurrent layer over a whole batch on a GPU, forward or backward, both directions: the host
-// side of the CUDA engine. Knows neither torch nor the CUDA runtime: all that happens on the device
-// is asked of a Launcher, in order. Pointers to tensors are device pointers; Stored is the type in
-// which they are stored, Real<Stored> that in which states are kept between steps (float for 16-bit
-// types).
+// The host side of the CUDA engine: forward and backward of one layer over a whole batch, in all
+// its directions. It knows neither torch nor the CUDA runtime, and asks a Launcher for everything
+// that happens on the device. Pointers to tensors are device pointers. Stored is the stored type,
+// and Real<Stored> the compute type, which states have between steps (float for 16-bit types).
 #pragma once
 
 #include <optional>
@@ -15,21 +14,25 @@
 
 namespace fusedrnn::cuda {
 
-// Thrown where the regime that was asked for cannot run; what() says why.
+// Thrown if the regime that was asked for cannot run. what() says why.
 struct RegimeRefused : std::invalid_argument {
   using std::invalid_argument::invalid_argument;
 };
 
-// The options of a caller.
+// The choices that a caller has.
 struct Options {
-  bool allow_tf32 = false;       // float32 products on tensor cores, with 10 bits of mantissa
-  std::optional<Regime> regime;  // an error where it cannot run; by default what fits
-  // x W of as many steps as fit this comes at once: enough rows for an efficient product, and no
-  // more memory, however long the sequences are.
+  bool allow_tf32 = false;  // float32 products on tensor cores, with 10 bits of mantissa
+  // The regime that must run, or none, which leaves the choice to the plan. A regime that cannot
+  // run is an error.
+  std::optional<Regime> regime;
+  // x W is computed for a chunk of steps at once. Its results for all directions have at most this
+  // many bytes (or those of one step, if a step has more). So a product has enough rows to be
+  // efficient, and long sequences need no more memory than that.
   int64_t gates_bytes = int64_t(64) << 20;
-  // How often a block looks whether the others have arrived before the kernel ends in an error. A
-  // look takes a trip to L2, by estimate 0.35 us: 2^27 of them 47 s, where a step is waited for
-  // some microseconds. Looks and not time, since a context that is switched out does not look.
+  // How often a block looks whether the other blocks have arrived before the kernel ends in an
+  // error. A look takes a trip to L2, by estimate 0.35 us, so 2^27 looks take 47 s. A block usually
+  // waits some microseconds for a step. The limit counts looks and not time, because a context that
+  // is switched out does not look.
   unsigned spin_limit = 1u << 27;
 };
 
@@ -37,27 +40,29 @@ template <class Stored>
 struct LayerForward {
   const Stored* x;                // [rows, I]
   Parameters<const Stored> w[2];  // [D]
-  Real<Stored>* h;                // [D, N, P] in: h_0, out: h_n
-  Real<Stored>* c;                // [D, N, H] in: c_0, out: c_n; null without c
+  Real<Stored>* h;                // [D, N, P] in: h_0; out: h_n
+  Real<Stored>* c;                // [D, N, H] in: c_0; out: c_n; null in cells without c
   Stored* y;                      // [rows, D*P]
-  void* reserve;                  // [reserve_bytes<Stored>] for backward, or null
-  const Real<Stored>* row_input;  // [rows] a value of each row, of cells that take one; else null
+  void* reserve;                  // [reserve_bytes<Stored>] filled for backward, or null
+  const Real<Stored>* row_input;  // [rows] one value for each row, in cells that take it; else null
 };
 
 template <class Stored>
 struct LayerBackward {
   const Stored* x;                // [rows, I]
   Parameters<const Stored> w[2];  // [D]
-  const void* reserve;            // as forward left it
+  const void* reserve;            // as forward wrote it
   const Stored* d_y;              // [rows, D*P] or null
-  Real<Stored>* d_h;              // [D, N, P] in: of h_n, out: of h_0
-  Real<Stored>* d_c;              // [D, N, H] the same; null without c
+  Real<Stored>* d_h;              // [D, N, P] in: gradient of h_n; out: gradient of h_0
+  Real<Stored>* d_c;              // [D, N, H] the same for c; null in cells without c
   Stored* d_x;                    // [rows, I] or null
-  Parameters<Stored> d_w[2];      // [D]; w_hh and w_hr are wanted together, and b_ih and b_hh
-  const Real<Stored>* row_input;  // as in LayerForward; it gets no gradient
+  // [D] A gradient that is not wanted is null. w_hh and w_hr are wanted together, and so are b_ih
+  // and b_hh.
+  Parameters<Stored> d_w[2];
+  const Real<Stored>* row_input;  // as in LayerForward; it has no gradient
 };
 
-// How a pass over a layer would run there.
+// The plan of a pass over a layer on the launcher's device.
 Plan plan_layer(const Layer& layer, Launcher& launcher, Dtype dtype, bool backward,
                 const Options& options);
 

@@ -1,6 +1,6 @@
-// How a layer runs on a device: a pure function of sizes and limits, so that it can be tested and
-// printed without a GPU. The default is the resident regime where it fits, else per step; the
-// estimate of time is printed, and decides nothing.
+// The plan: how a layer runs on a device. It is a pure function of sizes and limits, so it can be
+// tested and printed without a GPU. By default a layer is resident if that fits, and runs per step
+// if not. The estimate of time (estimate.h) is printed, but it does not influence the plan.
 #pragma once
 
 #include <algorithm>
@@ -23,26 +23,26 @@ struct PlanRequest {
   int64_t T, N, I, H, P, D;
   bool backward;
   bool allow_tf32;
-  std::optional<Regime> regime;  // asked for, else what fits
+  std::optional<Regime> regime;  // the regime that was asked for, if any
   Device device;
-  int registers_fma = 255;  // registers of a thread of the resident kernels
+  int registers_fma = 255;  // registers of a thread, in the resident kernel of either product
   int registers_mma = 255;
 };
 
 struct Plan {
   Regime regime = Regime::kPerStep;
-  std::string why_per_step;  // why it is not resident
+  std::string why_per_step;  // the reason why the layer is not resident
   Cores cores = Cores::kFma;
   ResidentShape shape = {};
   Dim3 grid;              // [unit blocks, row blocks, D]
-  int blocks_per_sm = 0;  // that run together
+  int blocks_per_sm = 0;  // blocks that one multiprocessor runs together
   size_t exchange_bytes[kMaxStages] = {};
   size_t arrival_bytes = 0;
 
   size_t workspace_bytes() const { return exchange_bytes[0] + exchange_bytes[1] + arrival_bytes; }
 };
 
-// Whether the regime that was asked for cannot run; why_per_step says why.
+// Whether the regime that was asked for cannot run. Then why_per_step says why.
 inline bool is_refused(const PlanRequest& q, const Plan& plan) {
   return q.regime == Regime::kResident && plan.regime != Regime::kResident;
 }
@@ -50,9 +50,10 @@ inline bool is_refused(const PlanRequest& q, const Plan& plan) {
 inline int64_t ceil_div(int64_t n, int64_t by) { return (n + by - 1) / by; }
 inline int64_t round_up(int64_t n, int64_t to) { return ceil_div(n, to) * to; }
 
-// Blocks of kThreads that one multiprocessor runs together; as cuda_occupancy.h counts (a test
-// compares them): registers are given to a warp in units of 256 and a quarter of them belongs to
-// each of the four schedulers, shared memory in units of 128 bytes.
+// How many blocks of kThreads threads one multiprocessor runs together. The count is that of
+// NVIDIA's cuda_occupancy.h, with which a test compares it. Each of the four schedulers has a
+// quarter of the registers. A warp gets registers in units of 256, and a block gets shared memory
+// in units of 128 bytes.
 inline int blocks_per_sm(const Device& device, int registers, size_t shared_bytes) {
   if (shared_bytes > device.shared_per_block) return 0;
   const int64_t of_warp = round_up(int64_t(registers) * 32, 256);
@@ -63,7 +64,7 @@ inline int blocks_per_sm(const Device& device, int registers, size_t shared_byte
   return static_cast<int>(blocks);
 }
 
-// Limits in lines of `key value`.
+// The limits of a device, in lines of `key value`.
 inline std::string to_text(const Device& device) {
   std::string text;
   const auto line = [&](const char* key, auto value) {
@@ -79,17 +80,20 @@ inline std::string to_text(const Device& device) {
   return text;
 }
 
-// Fewer sequences leave a product's columns empty.
+// The tensor cores are used from this many sequences on, and fit_resident leaves a block this many
+// where it has the choice. Either product takes 8 sequences at a time, so a part of it would be
+// unused with fewer.
 constexpr int64_t kLeastRows = 8;
 
-// Fewer units leave lanes and tensor core rows empty, and make more blocks wait for each other.
+// The least number of units of a block, unless the layer has fewer. Fewer would leave threads, or
+// rows of a tensor core instruction, without work, and would make more blocks wait for each other.
 inline int64_t least_units(Cores cores, bool backward, int gates) {
   const int64_t rows = cores == Cores::kMma ? 16 : 8;
   return backward ? rows : ceil_div(rows, gates);
 }
 
-// The layout of a block of `units` units and `rows` sequences; nothing where it exceeds what the
-// kernels can do, whatever the device.
+// The layout of a block of `units` units and `rows` sequences, or nothing if the kernels could not
+// run it on any device.
 inline std::optional<ResidentShape> make_shape(const PlanRequest& q, Cores cores, int64_t units,
                                                int64_t rows) {
   const CellInfo& info = info_of(q.cell);
@@ -120,7 +124,8 @@ inline std::optional<ResidentShape> make_shape(const PlanRequest& q, Cores cores
     } else {
       const int64_t tiles = ceil_div(R, 16), group = 64 / value_bytes;
       if (tiles > kMmaTiles) return std::nullopt;
-      tile.ld = static_cast<int>(tiles * 16 + 4);  // writes of a warp then meet different banks
+      // The 4 added columns make the threads of a warp write their sums to different banks.
+      tile.ld = static_cast<int>(tiles * 16 + 4);
       tile.slices = kThreads / 32;
       tile.K_pad = static_cast<int>(round_up(K, group));
       tile.steps = static_cast<int>(ceil_div(tile.K_pad / group, tile.slices));
@@ -142,9 +147,11 @@ inline std::optional<ResidentShape> make_shape(const PlanRequest& q, Cores cores
   return shape;
 }
 
-// The smallest blocks of units that all run together, `per_sm` on each multiprocessor, and then as
-// many blocks of sequences beside each other as fit: each has its own copy of the weights and waits
-// only for the blocks of its own sequences.
+// Looks for a grid whose blocks all run together, `per_sm` on each multiprocessor, and returns
+// whether there is one. The sequences are cut into as few blocks as lead to a grid that fits, which
+// gives blocks of the fewest units. Then they are cut further, as long as that needs no more units
+// in a block and leaves a block kLeastRows sequences. Blocks of different sequences have copies of
+// the same weights, and a block waits only for the blocks of its own sequences.
 inline bool fit_resident(const PlanRequest& q, Cores cores, int per_sm, Plan& plan) {
   const CellInfo& info = info_of(q.cell);
   const int registers = cores == Cores::kMma ? q.registers_mma : q.registers_fma;
@@ -152,7 +159,7 @@ inline bool fit_resident(const PlanRequest& q, Cores cores, int per_sm, Plan& pl
   bool found = false;
   for (int64_t row_blocks = 1; row_blocks <= std::min(q.N, at_once); ++row_blocks) {
     const int64_t rows = ceil_div(q.N, row_blocks);
-    if (ceil_div(q.N, rows) != row_blocks) continue;  // the last would have none
+    if (ceil_div(q.N, rows) != row_blocks) continue;  // the last block would have no sequences
     const int64_t units = std::max(ceil_div(q.H, at_once / row_blocks),
                                    std::min(q.H, least_units(cores, q.backward, info.gates)));
     if (found && (rows < kLeastRows || units > plan.shape.units)) break;
@@ -181,7 +188,8 @@ inline bool fit_resident(const PlanRequest& q, Cores cores, Plan& plan) {
   return false;
 }
 
-// Whether the weights leave room for any sequences, though maybe for fewer than are asked for.
+// Whether the weights leave room for at least a few sequences: one on the ordinary cores, or
+// kLeastRows on the tensor cores.
 inline bool weights_fit(PlanRequest q, bool tensor_cores) {
   Plan unused;
   q.N = 1;

@@ -14,7 +14,7 @@ struct Deltas {
   Stored* delta;         // [rows, G*H] gradient of h U + b_hh
   Stored* delta_x;       // [rows, G*H] gradient of x W + b_ih; is delta if both are equal
   Stored* delta_proj;    // [rows, P] gradient of the projection's product, or null
-  Stored* delta_params;  // [rows, K*H] the part of the gradient of params from each row, or null
+  Stored* delta_params;  // [rows, kParams*H] each row's part of the gradient of params, or null
 };
 
 // The parts of a call that both regimes need.

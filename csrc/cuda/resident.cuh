@@ -1,14 +1,17 @@
-// The resident regime: one launch for a whole sequence, both directions. A block owns some hidden
-// units of some sequences, with all their gates. Its rows of the recurrent weights stay in
-// registers and shared memory; h, or backward the deltas, goes from block to block through two
-// buffers in global memory that take turns, with one barrier a stage. States stay in registers.
+// The resident regime: a launch runs many positions of all directions, in forward those of a chunk
+// and in backward all of them (resident.cpp). A block owns some units of some sequences, with all
+// gates of these units. During a launch its part of the recurrent weights stays in registers and
+// shared memory, and its states, or backward their gradients, stay in registers. Blocks hand each
+// other the sources of the stages (forward: h and the emit of an earlier stage; backward: deltas)
+// through the exchange: two buffers in global memory, used in turns. They wait for each other once
+// in each stage.
 //
-// Between arriving at a barrier and waiting for it a block writes what no other block reads, and
-// loads what the next step needs.
+// Between its arrival at the barrier and its wait, a block writes results that no other block reads
+// and loads values for the next step.
 //
-// `Product` (product_fma.cuh, product_mma.cuh) multiplies a block's rows with the source, in slices
-// of K whose sums lie in shared memory. This file has what forward (resident_forward.cuh) and
-// backward (resident_backward.cuh) share.
+// `Product` (product_fma.cuh, product_mma.cuh) multiplies a block's weight rows by the source. It
+// leaves the partial sum of each slice of K in shared memory. This file has the code that forward
+// (resident_forward.cuh) and backward (resident_backward.cuh) share.
 #pragma once
 
 #include "barrier.cuh"
@@ -17,7 +20,7 @@
 
 namespace fusedrnn::cuda {
 
-// A value of a stage's weights, for the concept alone.
+// Stands for the function that returns a stage's weights, in the concept below.
 template <class Stored>
 struct AnyWeight {
   Stored operator()(int row, int k) const;
@@ -33,13 +36,13 @@ concept ResidentProduct =
       product.template multiply<0>(source, int{});
     };
 
-// Where this block is.
+// The part of the layer that this block owns.
 template <class Args>
 struct Place {
   int d;        // direction
   int first_u;  // its units are [first_u, first_u + units)
-  int units;    // units of a whole block
-  int first_j;  // and its sequences [first_j, first_j + rows)
+  int units;    // units of a block; the last block may own fewer
+  int first_j;  // its sequences are [first_j, first_j + rows)
   int rows;
 
   __device__ __forceinline__ explicit Place(const Args& a) {
@@ -51,10 +54,10 @@ struct Place {
   }
 };
 
-// A step of the packed rows, as a block sees it.
+// The rows of a step that belong to this block.
 struct Step {
   int64_t row;  // packed row of the block's first sequence
-  int n;        // sequences of the block that are alive
+  int n;        // how many sequences of the block are alive
 };
 
 template <class Args>
@@ -65,15 +68,17 @@ __device__ __forceinline__ Step step_of(const Args& a, const Place<Args>& place,
           static_cast<int>(max(int64_t(0), min(int64_t(place.rows), alive - place.first_j)))};
 }
 
-// The same number, but the compiler does not know that. It would compute addresses that depend on
-// the number alone, those of all gates and parameters, once before the loop over steps, and would
-// have no registers for them. Of an opaque number it computes them where they are used.
+// Returns the same number, but hides from the compiler that it is the same. Otherwise the compiler
+// would compute the addresses that depend on this number alone, those of all gates and parameters,
+// once before the loop over steps, and there are not enough registers to keep them. From an opaque
+// number it computes them where they are used.
 __device__ __forceinline__ int opaque(int value) {
   asm volatile("" : "+r"(value));
   return value;
 }
 
-// Calls body(i, j, u) for this thread's pairs: sequence first_j + j and unit first_u + u.
+// Calls body(i, j, u) for each pair i that this thread owns, which is sequence first_j + j and unit
+// first_u + u. Only sequences j < n are taken.
 template <class Args, class Body>
 __device__ __forceinline__ void for_pairs(const Args& a, const Place<Args>& place, int n,
                                           const Body& body) {
@@ -85,7 +90,7 @@ __device__ __forceinline__ void for_pairs(const Args& a, const Place<Args>& plac
   }
 }
 
-// The block's sequences in one of the two buffers of a stage's exchange.
+// The rows of this block's sequences in one of the two buffers of a stage's exchange.
 template <class Args>
 __device__ __forceinline__ auto exchange_rows(const Args& a, const Place<Args>& place, int s,
                                               int buffer) {
@@ -94,7 +99,7 @@ __device__ __forceinline__ auto exchange_rows(const Args& a, const Place<Args>& 
   return a.exchange[s] + block_row * a.shape.tile[s].K_pad;
 }
 
-// The barrier of a block's sequences and direction.
+// The barrier of the blocks that have the same sequences and the same direction as this one.
 template <class Args>
 __device__ __forceinline__ Barrier barrier_of(const Args& a, const Place<Args>& place,
                                               const char* kernel) {
@@ -102,7 +107,7 @@ __device__ __forceinline__ Barrier barrier_of(const Args& a, const Place<Args>& 
                  a.spin_limit, kernel);
 }
 
-// Brings the parameters of the block's units to shared memory.
+// Copies the parameters of the block's units to shared memory.
 template <class Cell, class Args>
 __device__ __forceinline__ void load_params(const Args& a, const Place<Args>& place,
                                             const SharedMemory& memory) {

@@ -1,5 +1,5 @@
-// The resident kernel of backward. The product of a step is that of the step before, whose deltas
-// the other blocks have put into the exchange.
+// The resident kernel of backward. At each position it first multiplies the deltas of the position
+// before, which all blocks have put into the exchange.
 #pragma once
 
 #include "resident.cuh"
@@ -26,7 +26,7 @@ class ResidentBackward {
     if constexpr (kLast > 0) load_weights<kLast>();
     load_params<Cell>(a, place, memory);
     load_gradients();
-    for (int p = 0; p < static_cast<int>(a.T); ++p) {  // T fits, see make_plan
+    for (int p = 0; p < static_cast<int>(a.T); ++p) {  // make_plan ensures T fits an int
       const Step step = step_of(a, place, place.d == 1 ? p : a.T - 1 - p);
       if (step.n == 0) continue;
       load_kept(step);
@@ -47,7 +47,8 @@ class ResidentBackward {
   }
 
  private:
-  // Row r of the product is unit first_u + r of h; k counts the stage's gates of all units.
+  // Row r of the product belongs to unit first_u + r of h, which is a column of weight_hh. k counts
+  // the stage's gates of all units.
   template <int s>
   __device__ __forceinline__ void load_weights() {
     product.template load_weights<s>([&](int r, int k) -> Stored {
@@ -65,7 +66,8 @@ class ResidentBackward {
     });
   }
 
-  // Loads what forward kept of the step, and d_y, before the other blocks have arrived.
+  // Loads the values that forward kept of the step, and d_y. No other block writes them, so this
+  // comes before the wait.
   __device__ __forceinline__ void load_kept(const Step& step) {
     const int d = place.d;
     const int64_t H = a.H;
@@ -123,7 +125,7 @@ class ResidentBackward {
     if constexpr (Cell::kCarriesH) d_h[i] = carry.d_h;
   }
 
-  // The stage's deltas, to the blocks that multiply them.
+  // Writes the stage's deltas to the exchange, for the blocks that multiply them.
   template <int s>
   __device__ __forceinline__ void hand_on(int i, int j, int u) {
     constexpr Stage kStage = Cell::stage(s);
@@ -132,7 +134,8 @@ class ResidentBackward {
       next[g * a.H + place.first_u + u] = Product::exchanged(delta_h[i][kStage.first_gate + g]);
   }
 
-  // The deltas for the gradients of the parameters, which no other block waits for.
+  // Stores the deltas, from which the gradients of x and of the parameters are computed after this
+  // kernel. No other block waits for them.
   __device__ __forceinline__ void store_deltas(const Step& step) {
     for_pairs(a, place, step.n, [&](int i, int j, int u) {
       for (int g = 0; g < Cell::kGates; ++g) {
@@ -163,16 +166,16 @@ class ResidentBackward {
   const SharedMemory memory;
   Product product;
   Barrier barrier;
-  // The values of this thread's pairs. d_h is the gradient of h_t from later steps, without the
-  // part that is still in the exchange.
+  // The values of this thread's pairs. d_h is the gradient of h_t from later steps. Until
+  // add_product it lacks the product of the deltas in the exchange.
   V d_h[kPairs], d_c[kPairs], d_y[kPairs];
   V saved[kPairs][Cell::kSaved];
   State<V> state[kPairs];
   V delta_h[kPairs][Cell::kGates], delta_x[kPairs][Cell::kGates];
   V delta_params[kPairs][Cell::kParams > 0 ? Cell::kParams : 1];
-  int turn = 0;             // the buffer for the deltas of this step
-  int pending = 0;          // sequences whose deltas of the step before are in the exchange
-  int64_t pending_row = 0;  // packed row of the first of them there
+  int turn = 0;             // the buffer of the exchange that receives the deltas of this position
+  int pending = 0;          // how many sequences have deltas of the position before in the exchange
+  int64_t pending_row = 0;  // packed row of the first of these sequences at that position
 };
 
 }  // namespace fusedrnn::cuda

@@ -26,7 +26,7 @@ class ResidentForward {
     load_biases();
     load_params<Cell>(a, place, memory);
     load_states();
-    for (int p = static_cast<int>(a.begin); p < a.end; ++p) {  // T fits, see make_plan
+    for (int p = static_cast<int>(a.begin); p < a.end; ++p) {  // make_plan ensures T fits an int
       const Step step = step_of(a, place, place.d == 1 ? a.T - 1 - p : p);
       if (step.n == 0) continue;
       load_inputs(step);
@@ -40,7 +40,7 @@ class ResidentForward {
   }
 
  private:
-  // Row r of the product is gate r / units of the block's unit r % units.
+  // Row r of the product belongs to gate r / units of the block's unit r % units.
   template <int s>
   __device__ __forceinline__ void load_weights() {
     product.template load_weights<s>([&](int r, int k) -> Stored {
@@ -62,7 +62,8 @@ class ResidentForward {
     }
   }
 
-  // Brings h_0 and c_0 to registers, and h_0 to the other blocks.
+  // Loads h and c, with which the first position of the launch begins, into registers, and puts h
+  // into the exchange for the other blocks.
   __device__ __forceinline__ void load_states() {
     for_pairs(a, place, place.rows, [&](int i, int j, int u) {
       const int64_t at = state_at(j, u);
@@ -73,7 +74,7 @@ class ResidentForward {
     barrier.arrive();
   }
 
-  // Loads x W of the step, before the other blocks have arrived.
+  // Loads x W of the step. No other block writes it, so this comes before the wait.
   __device__ __forceinline__ void load_inputs(const Step& step) {
     for_pairs(a, place, step.n, [&](int i, int j, int u) {
       const int64_t row = step.row + j - a.first_row[place.d];
@@ -129,8 +130,9 @@ class ResidentForward {
     });
   }
 
-  // Hands what the stage emitted to the blocks that multiply it, in the next stage or, for h_t, in
-  // the next step. Sequences that are not alive hand on the state with which they begin or ended.
+  // Writes the stage's emit to the exchange for the blocks that multiply it: in the next stage, or,
+  // if it is h_t, at the next position. In the last stage, sequences that are not alive hand on
+  // their state too, so that it is in the buffer that is read when they enter.
   template <int s>
   __device__ __forceinline__ void hand_on(const Step& step, const V (&emit)[kPairs]) {
     constexpr int kTo = s == kLast ? 0 : s + 1;
@@ -147,7 +149,7 @@ class ResidentForward {
     });
   }
 
-  // Stores y and the saved values. No other block waits for them.
+  // Stores y and the saved values, for which no other block waits.
   __device__ __forceinline__ void store_outputs(const Step& step) {
     for_pairs(a, place, step.n, [&](int i, int j, int u) {
       const int64_t row = step.row + j, unit = place.first_u + u;
@@ -170,7 +172,7 @@ class ResidentForward {
     return (place.d * a.N + place.first_j + j) * a.H + place.first_u + u;
   }
 
-  // A value of this block in a stage's source, as the other blocks read it.
+  // The place of one of this block's values in the exchange of a stage.
   __device__ __forceinline__ Stored& exchanged(int stage, int buffer, int j, int u) const {
     return exchange_rows(a, place, stage,
                          buffer)[int64_t(j) * a.shape.tile[stage].K_pad + place.first_u + u];
@@ -181,9 +183,9 @@ class ResidentForward {
   const SharedMemory memory;
   Product product;
   Barrier barrier;
-  V h[kPairs], c[kPairs];  // states of this thread's pairs
+  V h[kPairs], c[kPairs];  // the states of this thread's pairs
   V x[kPairs][Cell::kGates], saved[kPairs][Cell::kSaved];
-  int turn = 0;  // the buffer with h_{t-1}
+  int turn = 0;  // the buffer of the exchange that has h_{t-1}
 };
 
 }  // namespace fusedrnn::cuda

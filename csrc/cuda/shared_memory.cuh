@@ -1,4 +1,4 @@
-// The shared memory of a block of the resident kernels, which the plan lays out.
+// The shared memory of a block of the resident kernels. The plan decides its layout.
 #pragma once
 
 #include "args.h"
@@ -9,21 +9,21 @@ struct SharedMemory {
   const ResidentShape& shape;
   char* base;
 
-  // Partial sums of the product that was computed last, [slices][rows_pad][ld].
+  // The partial sums of the latest product, [slices][rows_pad][ld].
   __device__ __forceinline__ float* partials() const { return at<float>(shape.partials); }
-  // Rows of the source as floats, [kFmaRows][K_pad].
+  // Rows of the source as floats, [at most kFmaRows][K_pad]. Only FmaProduct uses them.
   __device__ __forceinline__ float4* staged() const { return at<float4>(shape.staged); }
   // b_ih, then b_hh of the block's units, [2][G][units].
   __device__ __forceinline__ float* bias() const { return at<float>(shape.bias); }
-  // Parameters of the block's units, [K][units], right behind bias().
+  // The parameters of the block's units, [kParams][units]. They come right behind bias().
   __device__ __forceinline__ float* params() const { return at<float>(shape.params); }
-  // The weights of a stage that are not in registers.
+  // The part of a stage's weights that is not in registers.
   template <class Vector>
   __device__ __forceinline__ Vector* weights(int stage) const {
     return at<Vector>(shape.tile[stage].weights);
   }
 
-  // The sum over the slices of sequence j's product with row r of the stage's weights.
+  // The product of sequence j's row of the source with weight row r, summed over the slices.
   __device__ __forceinline__ float sum_slices(int stage, int j, int r) const {
     const ResidentTile& tile = shape.tile[stage];
     const float* partial = partials() + j * tile.ld + r;
@@ -33,7 +33,7 @@ struct SharedMemory {
     return sum;
   }
 
-  // offset: in bytes.
+  // The address at an offset in bytes.
   template <class Value>
   __device__ __forceinline__ Value* at(int offset) const {
     return reinterpret_cast<Value*>(base + offset);

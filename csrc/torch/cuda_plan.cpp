@@ -1,11 +1,12 @@
-// The CUDA engine's plan for people: no GPU and no CUDA library is needed to see what would run.
+// The ops that show the CUDA engine's plan. They need neither a GPU nor the CUDA library.
 #include "../cuda/estimate.h"
 #include "call.h"
 
 namespace fusedrnn {
 namespace {
 
-// Returns what body returns. Its error about a wrong argument becomes one of the ops'.
+// Returns the result of body. If body throws std::invalid_argument, the ops throw an error with the
+// same text.
 template <class Body>
 auto told_as_ours(const Body& body) {
   try {
@@ -15,8 +16,9 @@ auto told_as_ours(const Body& body) {
   }
 }
 
-// The plan and its estimate: a text, the microseconds of a step and of all steps, and the part that
-// limits a step, which is empty if the regime that was asked for cannot run.
+// Returns four values: the plan and its estimate as text, the microseconds of a step, the
+// microseconds of the pass, and the resource that limits a step. The last is empty if the regime
+// that was asked for cannot run.
 std::tuple<std::string, double, double, std::string> plan(StringHandle cell, StringHandle dtype,
                                                           std::vector<int64_t> sizes,
                                                           StringHandle card, bool backward,

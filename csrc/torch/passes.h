@@ -1,18 +1,24 @@
-// The passes behind the ops, on any device: check the arguments, bring rows and states into packed
-// order and the engine's dtypes, run the engine, and bring the results back.
+// The passes behind the ops, on any device. They check the arguments, bring rows and states into
+// packed order and into the engine's dtypes, run the engine, and bring the results back.
 //
-// An Engine lives through one op call and knows the device of x:
-//   Engine(x)                        throws where x is on another kind of device
-//   check_device(t, name)            throws where t is not where x is
-//   empty(sizes, dtype), copied(t, dtype), prepare(t, dtype), zero_from(t, byte)
-//   stored_dtype(call)               of rows and weights as it takes them
-//   h_dtype(call), gradient_dtype(call)  of h, and of the gradients of rows and weights
-//   reserve_dtype(call), reserve_size(call, rows)
-//   packed_rows, output_rows         x, y and their gradients: as the caller has them, packed
-//   own_state, output_state          states: a copy, in packed order and the dtype asked for,
-//                                    updated in place (zeros where absent), and the way back to
-//                                    the dtype asked for
-//   Spare(engine, call, values)      memory for an output that is not needed
+// An Engine lives for one call of an op and is on the device of x. It has these members:
+//   Engine(x)                        throws if x is on another kind of device
+//   check_device(t, name)            throws if t is on another device than x
+//   empty(sizes, dtype)              an uninitialised tensor
+//   copied(t, dtype)                 a contiguous copy
+//   prepare(t, dtype)                t itself if it is contiguous and has this dtype, else a copy
+//   zero_from(t, byte)               zeroes the memory of t from a byte on
+//   stored_dtype(call)               dtype of rows and weights as the engine takes them
+//   h_dtype(call)                    dtype of h
+//   gradient_dtype(call)             dtype of the gradients of rows and weights
+//   reserve_dtype(call)              dtype of the reserve
+//   reserve_size(call, rows)         number of values of the reserve for `rows` rows
+//   packed_rows                      the caller's rows (x, gradient of y) in packed order
+//   output_rows                      packed rows (y, gradient of x) as the caller has them
+//   own_state                        a copy of a state in packed order and in a given dtype, which
+//                                    the pass updates in place; zeros if the state is absent
+//   output_state                     such a state in the caller's order and in a given dtype
+//   Spare(engine, call, values)      memory for an output that the caller does not want
 //   forward(call, tensors), backward(call, tensors)
 #pragma once
 
@@ -48,8 +54,9 @@ concept PassEngine = requires(
   engine.backward(call, backward);
 };
 
-// The reserve, for what forward keeps. With lengths its size is that of the padded batch, since the
-// shape of an output must not depend on values; the part that no live row fills is zero.
+// Allocates the reserve. With lengths it has the size for all T N rows of the padded batch, because
+// the shape of an output must not depend on values. The part that the live rows leave unused is
+// zero.
 template <PassEngine Engine>
 Tensor empty_reserve(Engine& engine, const OpCall& call) {
   const Tensor reserve =
@@ -60,8 +67,8 @@ Tensor empty_reserve(Engine& engine, const OpCall& call) {
   return reserve;
 }
 
-// The reserve as the kernels take it. Between forward and backward it passes the hooks for saved
-// tensors, which give back the values, in whatever memory.
+// Checks the reserve and returns it as the kernels read it. Between forward and backward, hooks for
+// saved tensors may have replaced it by a tensor with the same values in other memory.
 template <PassEngine Engine>
 Tensor read_reserve(Engine& engine, const OpCall& call, const Tensor& reserve) {
   const ScalarType dtype = engine.reserve_dtype(call), got = reserve.scalar_type();
@@ -69,18 +76,19 @@ Tensor read_reserve(Engine& engine, const OpCall& call, const Tensor& reserve) {
         "; it is what forward kept, which a hook for saved tensors has to give back as it was");
   check_tensor(engine, reserve, "reserve", dtype, "what forward kept",
                {engine.reserve_size(call, call.reserve_rows())});
-  // The kernels read floats and doubles in it, whatever its dtype.
+  // The kernels read floats or doubles from it, even if its dtype is bytes.
   const bool ready = reserve.is_contiguous() && is_aligned(reserve, sizeof(double));
   return ready ? reserve : engine.copied(reserve, dtype);
 }
 
-// A state as the caller gives it, or its gradient, and what the engine wants of it.
+// How a state, or its gradient, must be when the caller gives it, and the dtype that the engine
+// takes.
 struct GivenState {
   const char* name;
-  const char* meaning;  // its sizes by letter
+  const char* meaning;  // its sizes in size letters
   Sizes sizes;
   ScalarType given;   // the dtype that it must have
-  ScalarType wanted;  // the engine's
+  ScalarType wanted;  // the dtype that the engine takes
 };
 
 template <PassEngine Engine>
@@ -90,9 +98,9 @@ Tensor own_state(Engine& engine, const OpCall& call, const OptionalTensor& state
   return engine.own_state(call, state, as.sizes, as.wanted);
 }
 
-// For the gradients of the weights, in the dtype that they are summed in; none where they are not
-// wanted. (Autograd rounds them where a weight is of 16 bits and keeps them where it is a float32
-// weight that was cast.)
+// Allocates the gradients of the weights, in the engine's dtype for gradients. Returns none if they
+// are not wanted. (Autograd converts a gradient to the dtype of its weight. So a float32 gradient
+// stays as it is for a weight that was cast from float32, and is rounded for a 16-bit weight.)
 template <PassEngine Engine>
 std::vector<Tensor> empty_gradients(Engine& engine, const OpCall& call, bool wanted) {
   std::vector<Tensor> gradients;
@@ -144,8 +152,8 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> backward(
     OptionalTensor h0, OptionalTensor c0, std::vector<Tensor> weights, const Tensor& reserve,
     OptionalTensor batch_sizes, OptionalTensor lengths, int64_t batch, StringHandle cell,
     bool bidirectional, bool need_x, bool need_state, bool need_weights) {
-  // h0 and c0 are in the reserve; the op takes them for its own derivative, which recomputes. What
-  // it asks here is the dtype of c0 alone.
+  // The reserve has the values of h0 and c0. The op takes both for its own derivative, which
+  // computes forward again. Only the dtype of c0 is used here.
   (void)h0;
   const std::string name = take_string(cell);
   Engine engine(x);
@@ -184,7 +192,7 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> backward(
           d_weights};
 }
 
-// forward for one step. Returns h, then c of a cell that has one, then what is kept if `keep`.
+// forward for one step. Returns h, then c in cells that have it, then the reserve if `keep`.
 template <PassEngine Engine>
 std::vector<Tensor> step(const Tensor& x, const OptionalTensor& h0, const OptionalTensor& c0,
                          const std::vector<Tensor>& weights, int64_t input_size,
@@ -205,7 +213,7 @@ std::vector<Tensor> step(const Tensor& x, const OptionalTensor& h0, const Option
   if (has_c) c = own_state(engine, call, c0, {"c", "[N, H]", sizes, c_type, call.compute});
   OptionalTensor reserve;
   if (keep) reserve = empty_reserve(engine, call);
-  // y is h once more.
+  // The engine writes y too, which is a second copy of h.
   const typename Engine::Spare y(engine, call, h.numel());
   engine.forward(call, {rows, h, c, y.data(), reserve});
   std::vector<Tensor> result;
@@ -216,8 +224,8 @@ std::vector<Tensor> step(const Tensor& x, const OptionalTensor& h0, const Option
   return result;
 }
 
-// backward for one step; what is not wanted is absent. The gradient of c is in the dtype that c is
-// computed in.
+// backward for one step. Results that are not wanted are absent. The gradient of c is in the
+// compute type.
 template <PassEngine Engine>
 std::tuple<OptionalTensor, OptionalTensor, OptionalTensor, std::vector<Tensor>> step_backward(
     const OptionalTensor& grad_h, const OptionalTensor& grad_c, const Tensor& x,

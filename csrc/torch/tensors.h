@@ -1,4 +1,4 @@
-// Small words for tensors of the stable ABI: errors, sizes, dtypes, storage, copies.
+// Helpers for tensors of the stable ABI: errors, sizes, dtypes, storage, copies.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_aten.h>
@@ -16,9 +16,9 @@
 
 #include "error_tags.h"
 
-// In torch's headers where a library asks for version 2.13 of the ABI; what else we call is in
-// those of 2.10. Weak: null under a torch before 2.13, whichever we were compiled with, so that
-// each call of them needs a second way.
+// Torch's headers declare these two functions only for a library that asks for version 2.13 of the
+// ABI; all else that we call is in version 2.10. The symbols are weak. They are null under a torch
+// before 2.13, whatever version we were compiled with, so every caller needs another way.
 extern "C" {
 __attribute__((weak)) AOTITorchError torch_stream_native_handle(StreamHandle stream,
                                                                 void** native_handle);
@@ -45,7 +45,8 @@ inline void check(bool ok, const Parts&... parts) {
   if (!ok) fail(parts...);
 }
 
-// The text of a string argument, which is deleted. (torch 2.13's own conversion leaks one string.)
+// Returns the text of a string argument and deletes the argument. (The conversion in torch 2.13
+// leaks a string.)
 inline std::string take_string(StringHandle handle) {
   size_t length = 0;
   const char* text = nullptr;
@@ -56,7 +57,7 @@ inline std::string take_string(StringHandle handle) {
   return copy;
 }
 
-// Sizes as a message shows them; a call that fails nowhere makes no text of them.
+// Sizes that a message shows. They become text only if a message is made.
 struct Shape {
   Sizes sizes;
 };
@@ -88,7 +89,7 @@ inline const char* name_of(ScalarType dtype) {
   }
 }
 
-// torch's words for a lack of memory on a GPU.
+// Torch's message for a lack of memory on a GPU has these words.
 constexpr const char* kTorchLacksGpuMemory = "CUDA out of memory";
 
 // check_torch throws this under a torch that does not give the reason.
@@ -98,7 +99,7 @@ struct TorchSaysNothing : std::runtime_error {
             "fusedrnn: torch failed; before version 2.13 it says why on standard error alone") {}
 };
 
-// Throws with torch's own words where a call of its C interface failed.
+// Throws if a call of torch's C interface failed, with torch's own message.
 inline void check_torch(AOTITorchError code) {
   if (code == TORCH_SUCCESS) return;
   if (!torch_exception_get_what_without_backtrace) throw TorchSaysNothing();
@@ -108,29 +109,33 @@ inline void check_torch(AOTITorchError code) {
   fail(what);
 }
 
-// torch's words for a lack of memory on the CPU, by which those who try again know it.
+// Torch's message for a lack of memory on the CPU has these words. Code that catches it to try
+// again looks for them.
 constexpr const char* kTorchLacksMemory = "DefaultCPUAllocator: can't allocate memory";
 
-// For what is not a tensor. Made beforehand, since there is no memory to make it when it is thrown.
+// The error for a lack of memory outside of tensors. It is made in advance, because memory is
+// lacking when it is thrown.
 inline const std::runtime_error kLackOfMemory(
     std::string("fusedrnn: not enough memory for a call's own notes (std::bad_alloc, which torch "
                 "says as \"")
         .append(kTorchLacksMemory)
         .append("\"); a smaller batch or shorter sequences need less"));
 
-// An op as torch calls it. Whatever lacks memory in it is a RuntimeError in Python, as torch's is.
+// An op in the form in which torch calls it. Any lack of memory in it becomes a RuntimeError in
+// Python, as in torch.
 template <auto op>
 void boxed(StableIValue* stack, uint64_t arguments, uint64_t outputs) {
   try {
     TORCH_BOX(op)(stack, arguments, outputs);
   } catch (const std::bad_alloc&) {
     throw kLackOfMemory;
-  } catch (const std::length_error&) {  // a vector that no memory could hold
+  } catch (const std::length_error&) {  // a vector larger than any memory
     throw kLackOfMemory;
   }
 }
 
-// Bytes of a tensor. A double: sizes that cannot be had may overflow integers.
+// The bytes that a tensor would need. The result is a double because sizes that are far too large
+// may overflow an integer.
 inline double bytes_wanted(Sizes sizes, ScalarType dtype) {
   auto bytes = static_cast<double>(aoti_torch_dtype_element_size(
       torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype))));
@@ -138,9 +143,9 @@ inline double bytes_wanted(Sizes sizes, ScalarType dtype) {
   return bytes;
 }
 
-// Uninitialised, on the device of `like`. (Not stable::empty, which looks the op up by its name and
-// takes twice as long; and not aoti_torch_empty_strided, which knows nothing of
-// torch.utils.deterministic.fill_uninitialized_memory.)
+// An uninitialised tensor on the device of `like`. Two other functions would not do: stable::empty
+// looks the op up by its name and takes twice as long, and aoti_torch_empty_strided ignores
+// torch.utils.deterministic.fill_uninitialized_memory.
 inline Tensor new_empty(const Tensor& like, Sizes sizes, ScalarType dtype) {
   auto code = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
   AtenTensorHandle made = nullptr;
@@ -154,7 +159,8 @@ inline size_t bytes_of(const Tensor& t) {
   return static_cast<size_t>(t.numel()) * t.element_size();
 }
 
-// to = from, in its own dtype and strides. (Not stable::copy_, which does not say why it failed.)
+// Copies the values of `from` to `to`, whose dtype and strides stay. (stable::copy_ would not say
+// why it failed.)
 inline void copy(const Tensor& to, const Tensor& from) {
   check_torch(aoti_torch_copy_(to.get(), from.get(), 0));
 }
@@ -164,14 +170,14 @@ T* data(const Tensor& t) {
   return static_cast<T*>(t.data_ptr());
 }
 
-// Whether values begin where the machine wants them to, which those of a buffer that Python handed
-// over need not.
+// Whether the data of t begin at a multiple of `bytes`. The memory of a buffer that came from
+// Python may be unaligned.
 inline bool is_aligned(const Tensor& t, size_t bytes) {
   return reinterpret_cast<uintptr_t>(t.data_ptr()) % bytes == 0;
 }
 
-// Throws where the storage of t does not hold what sizes, strides and offset say. Torch looks at
-// that nowhere when it hands out a pointer.
+// Throws if the storage of t is smaller than its sizes, strides and offset need. Torch does not
+// check this when it hands out a pointer.
 inline void check_storage(const Tensor& t, const char* name) {
   int64_t there = 0, offset = 0, rank = 0, *sizes = nullptr, *strides = nullptr;
   check_torch(aoti_torch_get_storage_size(t.get(), &there));

@@ -1,6 +1,6 @@
-// The ops on a GPU: tensors in their own dtype, states in the dtype that a cell computes in. All
-// that happens on the device is asked of a launcher `L`, a TorchLauncher made of x: on a GPU the
-// CUDA runtime, in the tests the PTX interpreter.
+// The ops on a GPU. Tensors are in their own dtype, and states in the compute type. A launcher
+// gives the engine memory and starts its kernels. `L` is the launcher's class, a TorchLauncher that
+// is made from x: on a GPU it uses the CUDA runtime, in the tests the PTX interpreter.
 #pragma once
 
 #include <algorithm>
@@ -17,7 +17,7 @@
 
 namespace fusedrnn {
 
-// What the environment asks for: FUSEDRNN_CUDA_REGIME.
+// The regime that FUSEDRNN_CUDA_REGIME asks for, if any.
 inline std::optional<cuda::Regime> regime_asked_for() {
   const char* value = std::getenv("FUSEDRNN_CUDA_REGIME");
   const std::string name = value ? value : "";
@@ -27,7 +27,7 @@ inline std::optional<cuda::Regime> regime_asked_for() {
   return name == "resident" ? cuda::Regime::kResident : cuda::Regime::kPerStep;
 }
 
-// How long blocks wait for each other: FUSEDRNN_CUDA_SPIN_LIMIT, else the engine's own limit.
+// The spin limit from FUSEDRNN_CUDA_SPIN_LIMIT, or the engine's default.
 inline unsigned spin_limit_asked_for() {
   const char* value = std::getenv("FUSEDRNN_CUDA_SPIN_LIMIT");
   const std::string text = value ? value : "";
@@ -50,19 +50,19 @@ class GpuEngine {
 
   Tensor empty(Sizes sizes, ScalarType dtype) { return launcher_.empty(sizes, dtype); }
 
-  // t in `dtype`, contiguous, in memory of its own.
+  // A contiguous copy of t in `dtype`.
   Tensor copied(const Tensor& t, ScalarType dtype) {
     Tensor own = empty(t.sizes(), dtype);
     copy(own, t);
     return own;
   }
 
-  // The same; t itself where it is that already.
+  // t itself if it is contiguous and has this dtype, else a copy.
   Tensor prepare(const Tensor& t, ScalarType dtype) {
     return t.scalar_type() == dtype && t.is_contiguous() ? t : copied(t, dtype);
   }
 
-  // Zeroes what follows the first bytes.
+  // Zeroes the memory of t from byte `begin` on.
   void zero_from(const Tensor& t, size_t begin) {
     const size_t bytes = bytes_of(t);
     if (begin < bytes) launcher_.zero(data<char>(t) + begin, bytes - begin);
@@ -112,7 +112,7 @@ class GpuEngine {
     return prepare(out, dtype);
   }
 
-  // Memory for values of the dtype of x that the caller did not ask for.
+  // Memory, in the stored type, for an output that the caller does not want.
   class Spare {
    public:
     Spare(GpuEngine& engine, const OpCall& call, int64_t values)
@@ -157,7 +157,7 @@ class GpuEngine {
   }
 
  private:
-  // body(Stored()) with the type in which tensors of the call are stored.
+  // Calls body with a value of the call's stored type.
   template <class Body>
   static auto with_stored(const OpCall& call, const Body& body) {
     switch (call.dtype) {
@@ -172,7 +172,8 @@ class GpuEngine {
     }
   }
 
-  // Runs a pass of the engine, which knows no torch; its refusal becomes an error of the ops.
+  // Runs a pass of the engine. The engine knows no torch, so its error about a regime that cannot
+  // run becomes an error of the ops here.
   template <class Pass>
   static void run(const Pass& pass) {
     try {
@@ -203,7 +204,7 @@ class GpuEngine {
     return {call.D, call.N, width, call.D, nullptr, order(call), nullptr, nullptr};
   }
 
-  // how: "pack" or "unpack".
+  // Starts the kernel that packs or unpacks rows. how is "pack" or "unpack".
   void move_rows(const char* how, cuda::PackArgs args, const Tensor& from, const Tensor& to) {
     const bool packs = std::string(how) == "pack";
     const int64_t values = (packs ? args.steps : args.T) * args.N * args.width;
@@ -219,8 +220,8 @@ class GpuEngine {
   }
 
   L launcher_;
-  const int64_t* order_ = nullptr;       // [N], on the device
-  const int64_t* row_offset_ = nullptr;  // [steps + 1]
+  const int64_t* order_ = nullptr;       // [N] in device memory
+  const int64_t* row_offset_ = nullptr;  // [steps + 1] in device memory
 };
 
 }  // namespace fusedrnn

@@ -25,7 +25,7 @@ ScalarType scalar_type(Dtype dtype) {
   }
 }
 
-// Rows [begin, begin + count) of a product to where they belong.
+// Stores rows [begin, begin + count) of a product in the product's result c, or adds them to it.
 template <class Stored>
 void store(Launcher& launcher, const Product& p, const void* product, int64_t begin,
            int64_t count) {
@@ -49,7 +49,8 @@ Tensor TorchLauncher::empty(Sizes sizes, ScalarType dtype) {
   try {
     return allocate(sizes, dtype);
   } catch (const TorchSaysNothing&) {
-    // Throws where the reason is another: an error of work enqueued before comes from each call.
+    // If memory is not what was lacking, memory() throws: after an error of earlier work every call
+    // fails.
     const Memory left = memory();
     fail(kTorchLacksGpuMemory, ". Tried to allocate ", std::fixed, std::setprecision(0),
          bytes_wanted(sizes, dtype), " bytes (", left.free, " of ", left.total,
@@ -110,9 +111,10 @@ void TorchLauncher::multiply(const Product& p) {
     return tensor_of(rows, p.dtype);
   };
   const Tensor b = tensor_of(p.b, p.dtype);
-  // Into 16 bits torch's product may cut a long sum and add the parts in 16 bits
-  // (torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction, on by default). And the
-  // stable ABI cannot call addmm: it has no word for a Scalar.
+  // Torch itself writes a product only if the result is in the compute type and nothing is added:
+  // - With a 16-bit result torch may split a long sum and add the parts in 16 bits
+  //   (torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction, on by default).
+  // - Adding to c would need addmm, which the stable ABI cannot call because it has no Scalar.
   const Dtype real = p.c_dtype == Dtype::kFloat64 ? Dtype::kFloat64 : Dtype::kFloat32;
   if (p.c_dtype == real && !p.accumulate)
     return mm(rows_of_a(0, M), b, tensor_of({p.c.data, M, N, p.c.ld}, real));
@@ -141,7 +143,7 @@ void TorchLauncher::multiply(const Product& p) {
 
 bool torch_allows_tf32() {
   StableIValue answer = 0;
-  // Python answers; a process without it has set nothing.
+  // Python implements this op. In a process without Python the call fails, and TF32 is not allowed.
   if (torch_call_dispatcher("fusedrnn::_allow_tf32", "", &answer, TORCH_ABI_VERSION) !=
       TORCH_SUCCESS)
     return false;
