@@ -235,7 +235,7 @@ def with_mask(
 
 
 def _take(x: Tensor, steps: Tensor) -> Tensor:
-    """The steps [N, T] of each row of x [N, T, K]."""
+    """The steps [N, T] of each row of x [N, T, .]."""
     return x.gather(1, steps.unsqueeze(2).expand_as(x))
 
 
