@@ -1,12 +1,14 @@
 """Fused LSTM, GRU and RNN layers for PyTorch that drop in for torch.nn's.
 
-FusedLSTM, FusedGRU, FusedRNN           layers, as torch.nn's, and `lengths=` for padded batches
-FusedLSTMCell, FusedGRUCell, ...        one step of each
-convert, revert, to_torch               a model's layers made fused in place, and back; a copy
-patch_torch                             programs that build torch.nn's layers build fused ones
-functional                              `lstm`, `gru` and `rnn` on given weights
-onnx, keras                             to and from files and layers of others
-show_config                             what was compiled, and what runs
+FusedLSTM, FusedGRU, FusedRNN           torch.nn's layers, also for padded batches (`lengths=`)
+FusedLSTMCell, FusedGRUCell, ...        modules that compute one step
+convert, revert                         make a model's layers fused in place, or torch.nn's again
+to_torch                                makes a copy of a model with torch.nn's layers
+patch_torch                             lets programs that build torch.nn's layers build fused ones
+functional                              `lstm`, `gru` and `rnn` as functions of given weights
+onnx                                    writes ONNX models and reads their recurrent nodes
+keras                                   reads layers and weights of Keras
+show_config                             prints what was compiled and which kernels run
 """
 
 from . import functional
@@ -35,8 +37,8 @@ __all__ = [
     "to_torch",
 ]
 
-# Pickles, messages and documentation name the place where these are public, whatever file they are
-# in.
+# Pickles, messages and the documentation name this package as the module of these names, whatever
+# file defines them.
 for _name in __all__:
     if getattr(globals()[_name], "__module__", "").startswith(f"{__name__}._"):
         globals()[_name].__module__ = __name__

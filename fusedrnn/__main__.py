@@ -1,4 +1,4 @@
-"""`python -m fusedrnn` prints what is installed; `python -m fusedrnn plan` what a GPU would run."""
+"""The command line: `python -m fusedrnn` prints versions, `... plan` what a GPU would run."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from ._cards import CARDS, card_spelled
 from ._library import CELLS, show_config
 
 DTYPES = {"f32": "float32", "f64": "float64", "f16": "float16", "bf16": "bfloat16"}
-# The largest T, N, I and H: the kernels count in 32 bits.
+# The largest T, N, I and H, because the kernels use 32-bit integers for them.
 LARGEST = 2**31 - 1
 
 
 def _shape(text: str) -> tuple[int, int, int, int]:
-    """T,N,I,H of a command line."""
+    """Reads T,N,I,H from the command line."""
     try:
         T, N, I, H = map(int, text.split(","))
     except ValueError:
@@ -30,7 +30,7 @@ def _shape(text: str) -> tuple[int, int, int, int]:
 
 
 def _dtype(text: str) -> str:
-    """A dtype in torch's words or in short."""
+    """Reads torch's name or the short name of a dtype, and returns the short name."""
     for short, name in DTYPES.items():
         if text in (short, name):
             return short
@@ -38,7 +38,7 @@ def _dtype(text: str) -> str:
 
 
 def _card(text: str) -> str:
-    """A card's name, however it is spelled."""
+    """Reads the name of a card in any spelling that `card_spelled` takes."""
     try:
         return card_spelled(text)
     except ValueError as wrong:
@@ -82,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _print_plans(options: argparse.Namespace) -> int:
-    """Prints what would run; 1 where the regime that was asked for cannot run, else 0."""
+    """Prints the plans; returns 1 if the regime that was asked for cannot run, else 0."""
     T, N, I, H = options.shape
     projects = CELLS[options.cell].projects
     if projects and options.proj is None:
@@ -111,7 +111,7 @@ def _print_plans(options: argparse.Namespace) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line; its exit status."""
+    """Runs the command line and returns its exit status."""
     options = _parser().parse_args(arguments)
     if options.command is None:
         show_config()

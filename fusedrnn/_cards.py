@@ -1,4 +1,4 @@
-"""The cards whose limits the CUDA engine's plan knows without a GPU, and their names."""
+"""The cards whose limits the plan of the CUDA engine knows without a GPU, and their names."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Card:
 
     name: str
     architecture: str  # as in sm_90
-    driver_name: str  # what torch.cuda.get_device_name says
+    driver_name: str  # the result of torch.cuda.get_device_name
 
     @property
     def capability(self) -> int:
@@ -22,8 +22,8 @@ class Card:
         return int(self.architecture.removeprefix("sm_"))
 
 
-# By capability; the first of each stands for its architecture. Importing the package has loaded
-# the library that has the op.
+# The cards in ascending order of capability. The first card of an architecture stands for it. The
+# op is available here, because importing the package loads the library.
 CARDS = [Card(*line.split("\t")) for line in torch.ops.fusedrnn._plan_cards().splitlines()]
 
 
@@ -32,14 +32,14 @@ def _plain(text: str) -> str:
 
 
 def card_spelled(text: str) -> str:
-    """The name of a card in the plan's table.
+    """Returns the name of a card in the plan's table.
 
     Args:
         text: its name ("rtx 4090"), its driver's name for it ("NVIDIA GeForce RTX 4090") or an
             architecture ("sm_89"). Case, blanks, "-" and "_" do not matter.
 
     Raises:
-        ValueError: no card is named so.
+        ValueError: no card has this name.
     """
     for card in CARDS:
         if _plain(text) in map(_plain, dataclasses.astuple(card)):
@@ -49,18 +49,19 @@ def card_spelled(text: str) -> str:
 
 
 def card_named(device_name: str, capability: int) -> str:
-    """The card of the plan's table that is a device, or else stands for it.
+    """Returns the name of the card in the plan's table that stands for a device.
 
-    The plan of a card that stands for another counts its own multiprocessors and memory: an H100
-    PCIe has 114 multiprocessors, and its stand-in, the H100, 132.
+    If the device itself is not in the table, the plan uses the number of multiprocessors and the
+    memory of the card that stands for it: an H100 PCIe has 114 multiprocessors, but the plan counts
+    the 132 of the H100.
 
     Args:
-        device_name: as torch.cuda.get_device_name says it.
+        device_name: the result of torch.cuda.get_device_name.
         capability: its compute capability, 90 for 9.0.
 
     Returns:
-        The card with this name and capability; without one the first of the nearest capability
-        that is not above it.
+        The card with this name and capability. If there is none, the first card of the highest
+        capability that is not above `capability`.
 
     Raises:
         ValueError: the capability is below that of every card.

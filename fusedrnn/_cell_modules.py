@@ -1,7 +1,7 @@
-"""The cells that replace torch.nn's: one step each, computed as a layer of one step.
+"""The cell modules that replace torch.nn's: LSTMCell, GRUCell and RNNCell. Each computes one step.
 
-They derive from torch's RNNCellBase, which downstream isinstance checks accept, not from
-nn.LSTMCell and the others, whose exact types quantize_dynamic replaces.
+They derive from torch's RNNCellBase, because other libraries check isinstance with it. They do not
+derive from nn.LSTMCell, nn.GRUCell and nn.RNNCell, which quantize_dynamic replaces.
 """
 
 from __future__ import annotations
@@ -24,27 +24,33 @@ from ._torchscript import refuse_script, refuse_trace
 __all__ = ["FusedGRUCell", "FusedLSTMCell", "FusedRNNCell"]
 
 
-# To make the record takes 0.2 µs of a step's 8.
+# The records are cached: making one takes 0.2 µs, and a whole step takes 8 µs.
 _step_options = functools.lru_cache(maxsize=1000)(StepOptions)
 
 # The parameters of every cell module.
 WEIGHT_NAMES = tuple(parameter.name for parameter in CELLS["lstm"].parameters)
 
-# The exceptions of a step whose arguments do not fit. Others pass: torch.utils.checkpoint ends a
-# forward that it repeats by one of its own.
-_UNFIT = (RuntimeError, TypeError, ValueError, AttributeError)  # NotImplementedError is the first
+# The exceptions that a step raises if its arguments do not fit. All others are passed on:
+# torch.utils.checkpoint, for instance, ends a repeated forward with an exception of its own.
+_UNFIT = (RuntimeError, TypeError, ValueError, AttributeError)  # NotImplementedError included
 
 
 class _FusedCell(RNNCellBase):
-    """The checks and the call, which the three cell modules share."""
+    """The base of the three cell modules: it checks a call and runs it."""
 
     __prepare_scriptable__ = refuse_script
     _slow_forward = refuse_trace
 
     def _run(self, cell: str, input: Any, states: tuple[Any, ...]) -> Sequence[Tensor]:
-        """Runs one step on input [N, I] or [I] and no, one (h) or two (h, c) states.
+        """Runs one step.
 
-        Returns h, then c of a cell that has one.
+        Args:
+            cell: the name of the cell.
+            input: [N, I] or [I].
+            states: (), (h,) or (h, c), each [N, H], or [H] for input [I].
+
+        Returns:
+            h, then c if the cell has one.
         """
         if _ops.may_step():
             weights = self._weights()
@@ -58,11 +64,11 @@ class _FusedCell(RNNCellBase):
                     options = _step_options(self.input_size, self.hidden_size, cell)
                     return _ops.step(input, h, c, weights, options, casts)
                 except _UNFIT:
-                    pass  # the way below says in torch.nn's words what does not fit
+                    pass  # _run_checked raises the error in torch.nn's words
         return self._run_checked(cell, input, states)
 
     def _run_checked(self, cell: str, input: Any, states: tuple[Any, ...]) -> Sequence[Tensor]:
-        """The same where it is traced or cast, and where something does not fit."""
+        """Does the same with all checks, for traced or transformed calls and wrong arguments."""
         if not isinstance(input, Tensor):
             raise AttributeError(f"input must be a Tensor, got {type(input).__name__}")
         input = as_dense("input", input)
@@ -83,7 +89,7 @@ class _FusedCell(RNNCellBase):
 
         I, H = self.input_size, self.hidden_size
         bias = len(weights) > 2
-        # Sizes before dtypes, as torch.nn.
+        # Sizes are checked before dtypes, as in torch.nn.
         if input.shape[-1] != I:
             raise RuntimeError(
                 f"input has inconsistent input_size: got {input.shape[-1]} expected {I}"
@@ -100,7 +106,7 @@ class _FusedCell(RNNCellBase):
         h, c = (*(s.unsqueeze(0) for s in states), None, None)[:2]
         x = input.unsqueeze(0)
         batch, options = Batch(None, None, input.shape[0]), Options(cell)
-        if I == 0 or H == 0:  # nothing for the engine to multiply, which refuses them
+        if I == 0 or H == 0:  # the engine refuses empty products
             if casts is not None:
                 weights = [cast(w, x.dtype) for w in weights]
             _, h, c = _reference.layer(x, h, c, weights, batch, options)
@@ -115,9 +121,10 @@ class _FusedCell(RNNCellBase):
     def _cast(
         self, cell: str, input: Any, h: Any, c: Any, weights: list[Any]
     ) -> tuple[Any, Any, Any, list[Any], list[Tensor] | None]:
-        """Casts what autocast casts: input, h and weights to its dtype, an LSTM's c to float32.
+        """Under autocast casts input, h and weights to its dtype, and the c of an LSTM to float32.
 
-        Returns input, h, c, weights, and the weights' casts where they are those of the region.
+        Returns input, h, c, the weights, and the casts of the weights if the region keeps them
+        (then the weights themselves are not cast).
         """
         dtype = autocast_dtype(input.device)
         if dtype is None:
@@ -134,11 +141,11 @@ class _FusedCell(RNNCellBase):
         return input, h, c, weights, casts
 
     def _weights(self) -> list[Any]:
-        """Returns the two weights and no or two biases, as they are now."""
+        """Returns the current weight_ih and weight_hh, then both biases or none."""
         parameters = self._parameters
         weights: list[Any]
         try:
-            # The same weights that getattr finds, without the cost of nn.Module.__getattr__.
+            # These are the weights that getattr finds, without the cost of nn.Module.__getattr__.
             weights = [
                 parameters["weight_ih"],
                 parameters["weight_hh"],
@@ -152,7 +159,7 @@ class _FusedCell(RNNCellBase):
             return weights
         if b_ih is None and b_hh is None:
             return weights[:2]
-        # torch.nn's cells take one bias without the other; the kernels take both or none.
+        # A cell module of torch.nn may have only one of the biases; the kernels take both or none.
         if b_ih is None:
             weights[2] = torch.zeros_like(b_hh)
         if b_hh is None:
@@ -164,7 +171,7 @@ class _FusedCell(RNNCellBase):
 
 
 def _check_sizes(input: Tensor, states: tuple[Tensor, ...], H: int) -> None:
-    """Checks rank and sizes of the states against the input's."""
+    """Checks that rank and sizes of the states fit the input."""
     expected = (*input.shape[:-1], H)
     for k, state in enumerate(states):
         if state.shape != expected:
@@ -184,14 +191,14 @@ def _check_sizes(input: Tensor, states: tuple[Tensor, ...], H: int) -> None:
 
 
 def _check_kinds(input: Tensor, states: tuple[Tensor, ...]) -> None:
-    """Checks device and dtype of the states against the input's."""
+    """Checks that device and dtype of the states fit the input."""
     for k, state in enumerate(states):
         if state.device != input.device:
             raise RuntimeError(
                 "Input and hidden tensors are not at the same device, found input tensor at "
                 f"{input.device} and hidden tensor (hidden{k}) at {state.device}"
             )
-        # c may be float32 beside an input of 16 bits.
+        # c may be float32 if the input has a 16-bit dtype.
         wide = k == 1 and state.dtype == torch.float32 and input.dtype.itemsize == 2
         if state.dtype != input.dtype and not wide:
             raise RuntimeError(
@@ -206,12 +213,13 @@ class FusedLSTMCell(_FusedCell):
         i, f, o = \sigma(\cdot), \quad g = \tanh(\cdot), \quad
         c' = f \odot c + i \odot g, \quad h' = o \odot \tanh(c')
 
-    each of :math:`W x + b_{ih} + U h + b_{hh}`.
+    where each :math:`\cdot` is :math:`W x + b_{ih} + U h + b_{hh}` with the gate's own weights. See
+    `fusedrnn.functional.lstm` for the sources.
 
     Args:
         input_size: I, features of the input.
         hidden_size: H, features of the state.
-        bias: whether there are bias_ih and bias_hh; without, both are None.
+        bias: whether there are bias_ih and bias_hh; if not, both are None.
         device: of the parameters.
         dtype: of the parameters: float64, float32, bfloat16 or float16.
 
@@ -238,15 +246,18 @@ class FusedLSTMCell(_FusedCell):
 
         Args:
             input: ``[N, I]`` or ``[I]``.
-            hx: ``(h [N, H], c [N, H])``, without N for ``[I]``; None for zeros. c may be float32
-                beside an input of 16 bits.
+            hx: ``(h [N, H], c [N, H])``, without N for input ``[I]``; None means zeros. c may be
+                float32 if the input has a 16-bit dtype.
 
         Returns:
-            ``(h', c')`` of the same shapes; c' has the dtype of c, under autocast float32.
+            ``(h', c')`` of the same shapes. h' has the dtype of the input and c' that of c. Under
+            autocast h' has its dtype, and c' is float32.
 
         Raises:
-            ValueError: rank of the input or of a state.
-            RuntimeError: sizes, dtypes or devices that do not fit.
+            ValueError: the input or a state is neither 1-D nor 2-D.
+            RuntimeError: sizes, dtypes or devices that do not fit; not two states.
+            NotImplementedError: a dtype or device without kernels.
+            TypeError, AttributeError: arguments of a wrong type, as in torch.nn.
         """
         if (
             nn.Module.__call__ is not _fx.CALL
@@ -271,15 +282,17 @@ class FusedGRUCell(_FusedCell):
         r, z = \sigma(W x + b_{ih} + U h + b_{hh}), \quad h' = (1 - z) \odot n + z \odot h
 
     with :math:`n = \tanh(W_n x + b_{in} + r \odot (U_n h + b_{hn}))`, or for
-    ``reset_after=False`` :math:`n = \tanh(W_n x + b_{in} + U_n (r \odot h) + b_{hn})`.
+    ``reset_after=False`` :math:`n = \tanh(W_n x + b_{in} + U_n (r \odot h) + b_{hn})`. See
+    `fusedrnn.functional.gru` for the sources.
 
     Args:
         input_size: I, features of the input.
         hidden_size: H, features of the state.
-        bias: whether there are bias_ih and bias_hh; without, both are None.
+        bias: whether there are bias_ih and bias_hh; if not, both are None.
         device: of the parameters.
         dtype: of the parameters: float64, float32, bfloat16 or float16.
-        reset_after: r multiplies h after its product with U (torch.nn's GRUCell) or before it.
+        reset_after: whether r multiplies h after the product with U, as in torch.nn's GRUCell, or
+            before it.
 
     Attributes:
         weight_ih: ``[3H, I]``, gates r, z, n.
@@ -320,14 +333,16 @@ class FusedGRUCell(_FusedCell):
 
         Args:
             input: ``[N, I]`` or ``[I]``.
-            hx: ``h [N, H]``, or ``[H]`` for ``[I]``; None for zeros.
+            hx: ``h [N, H]``, or ``[H]`` for input ``[I]``; None means zeros.
 
         Returns:
-            ``h'`` of the same shape.
+            ``h'`` of the same shape, in the dtype of the input; under autocast in its dtype.
 
         Raises:
-            ValueError: rank of the input or of the state.
+            ValueError: the input or the state is neither 1-D nor 2-D.
             RuntimeError: sizes, dtypes or devices that do not fit.
+            NotImplementedError: a dtype or device without kernels.
+            AttributeError: the input or the state is not a tensor.
         """
         if (
             nn.Module.__call__ is not _fx.CALL
@@ -343,11 +358,14 @@ class FusedRNNCell(_FusedCell):
 
     .. math:: h' = \phi(W x + b_{ih} + U h + b_{hh})
 
+    See `fusedrnn.functional.rnn` for the source.
+
     Args:
         input_size: I, features of the input.
         hidden_size: H, features of the state.
-        bias: whether there are bias_ih and bias_hh; without, both are None.
-        nonlinearity: φ, "tanh" or "relu"; as in torch.nn, another name fails in forward.
+        bias: whether there are bias_ih and bias_hh; if not, both are None.
+        nonlinearity: φ, "tanh" or "relu"; as in torch.nn, another name is a RuntimeError in
+            forward.
         device: of the parameters.
         dtype: of the parameters: float64, float32, bfloat16 or float16.
 
@@ -374,7 +392,11 @@ class FusedRNNCell(_FusedCell):
         self.nonlinearity = nonlinearity
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
-        """Runs one step; arguments, result and errors are those of `FusedGRUCell.forward`."""
+        """Runs one step; arguments, result and errors are those of `FusedGRUCell.forward`.
+
+        Raises:
+            RuntimeError: also for an unknown nonlinearity.
+        """
         if (
             nn.Module.__call__ is not _fx.CALL
             and (leaf := _fx.as_leaf(self, input, hx)) is not None

@@ -12,19 +12,22 @@ __all__ = ["run"]
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:
-    """Ends the process with the exit status of `main`, quietly if its output is not read."""
+    """Runs `main` and ends the process with its exit status.
+
+    If the program that reads the output has ended, the process ends without a message.
+    """
     status: int | None
     try:
         try:
             status = main()
-        finally:  # after sys.exit() too
+        finally:  # also if main calls sys.exit()
             sys.stdout.flush()
     except BrokenPipeError:
         poll = select.poll()
         poll.register(sys.stdout)
         if not any(event & select.POLLERR for _, event in poll.poll(0)):
-            raise  # it was another pipe
-        # Python flushes once more at its end, and would complain.
+            raise  # another pipe was broken
+        # Python flushes once more at exit, and would print an error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 141  # what a shell says of a program that the signal for this has ended
+        status = 141  # a shell's exit status for a program that SIGPIPE (13) ended: 128 + 13
     sys.exit(status)

@@ -1,8 +1,8 @@
 """Turns torch.nn's recurrent layers in a model into fused ones, and back.
 
-A layer changes its class and nothing else, as `torch.nn.utils.parametrize` changes one: it stays
-the same object with the same Parameters, so whatever refers to either (an optimizer, a hook, a
-second place in the model, a variable) goes on working.
+Only the class of a layer changes, as in `torch.nn.utils.parametrize`. The layer stays the same
+object with the same Parameters, so everything that refers to them (an optimizer, a hook, a second
+place in the model, a variable) continues to work.
 """
 
 from __future__ import annotations
@@ -53,15 +53,15 @@ class _Left(NamedTuple):
 def convert(module: M) -> M:
     """Makes every torch.nn LSTM, GRU, RNN, LSTMCell, GRUCell and RNNCell in `module` a fused one.
 
-    It changes the tree in place and returns its root; `convert(copy.deepcopy(module))` leaves the
-    original alone. Every layer stays the same object and only its class changes, so all else
-    stays: the Parameter objects (an optimizer made before goes on), buffers, requires_grad,
-    device, dtype, training mode, hooks of every kind, and all that refers to a layer. Layers that
-    are fused already are left as they are.
+    It changes the model in place and returns it; use `convert(copy.deepcopy(module))` to keep the
+    original. Every layer stays the same object and only its class changes. Everything else stays as
+    it is: the Parameter objects (an optimizer that has them continues to work), buffers,
+    requires_grad, device, dtype, training mode, hooks of every kind, and references to a layer.
+    Layers that are fused already do not change.
 
     Convert before `torch.compile`, `torch.jit.script`, quantization and parametrizations, not
-    after: a graph that was captured keeps what it captured, and the others make classes of their
-    own, which are reported.
+    after. A graph that was captured before keeps the layers that it captured. The others replace
+    the layers by classes of their own, which `convert` reports and does not change.
 
     Args:
         module: a layer or a model; the root itself may be one of the layers.
@@ -73,11 +73,12 @@ def convert(module: M) -> M:
         TypeError: `module` is not a torch.nn.Module.
 
     Warns:
-        UserWarning: one warning with the qualified name of every recurrent layer that was left as
-            it is, and the reason: a subclass (its forward may do anything), a parametrized layer,
-            one with a forward of its own, one compiled by TorchScript or quantized, one in a module
-            that runs torch.nn's own class alone (TorchRL's LSTMModule and GRUModule, outside of
-            `patch_torch`), and weights of a dtype or on a device for which there are no kernels.
+        UserWarning: one warning with the qualified name of every recurrent layer that was not
+            changed, and the reason. Reasons are a subclass (its forward may do anything), a
+            parametrized layer, a layer with a forward of its own, a layer that TorchScript compiled
+            or that is quantized, a layer in a module that works only with torch.nn's own class
+            (TorchRL's LSTMModule and GRUModule, outside of `patch_torch`), and weights with a dtype
+            or device without kernels.
     """
     changes: list[_Change] = []
     left: list[_Left] = []
@@ -99,7 +100,7 @@ def convert(module: M) -> M:
 def revert(module: M) -> M:
     """Makes every fused layer in `module` the torch.nn layer that it stands for.
 
-    The inverse of `convert`, in place too, and it keeps the same things.
+    This is the inverse of `convert`. It also works in place and keeps the same things.
 
     Args:
         module: a layer or a model; the root itself may be one of the layers.
@@ -110,11 +111,11 @@ def revert(module: M) -> M:
     Raises:
         TypeError: `module` is not a torch.nn.Module.
         ValueError: a GRU in it has reset_after=False, or an LSTM peephole=True, which torch.nn
-            cannot compute. Nothing has been changed then.
+            cannot compute. In this case no layer has changed.
 
     Warns:
-        UserWarning: one warning with the qualified name of every fused layer that was left as it
-            is, and the reason: a subclass, a parametrized layer, one with a forward of its own.
+        UserWarning: one warning with the qualified name of every fused layer that was not changed,
+            and the reason: a subclass, a parametrized layer, or a forward of its own.
     """
     changes, left = _plan_revert("revert", module)
     for change in changes:
@@ -124,11 +125,11 @@ def revert(module: M) -> M:
 
 
 def to_torch(module: M) -> M:
-    """A copy of `module` in torch.nn's layers that shares its parameters.
+    """Returns a copy of `module` that has torch.nn's layers and shares the parameters.
 
-    The modules are new, the tensors are not: training either trains both, and `module` stays
-    fused. For what looks for torch.nn's exact types, `torch.ao.quantization.quantize_dynamic` for
-    one. Hooks are copied along.
+    The modules are new but the tensors are the same, so training one of the two trains both.
+    `module` stays fused. The copy is for functions that look for torch.nn's exact types, such as
+    `torch.ao.quantization.quantize_dynamic`. Hooks are copied too.
 
     Args:
         module: a layer or a model with fused layers in it.
@@ -145,7 +146,7 @@ def to_torch(module: M) -> M:
         UserWarning: as `revert` does.
     """
     _plan_revert("to_torch", module)
-    # deepcopy takes an object that it finds in its memo for copied already.
+    # deepcopy does not copy the objects in its memo: it takes them as their own copies.
     shared: dict[int, Any] = {id(t): t for layer in module.modules() for t in _tensors(layer)}
     duplicate = copy.deepcopy(module, shared)
     changes, left = _plan_revert("to_torch", duplicate)
@@ -157,10 +158,10 @@ def to_torch(module: M) -> M:
 
 def _apply(change: _Change) -> None:
     layer, cls = change
-    # True wherever a layer changes its class, and the default of the fused classes.
+    # A layer that changes its class has the defaults of these two, which the class provides.
     vars(layer).pop("reset_after", None)
     vars(layer).pop("peephole", None)
-    # torch.nn's layers hold a list of their weights, the fused ones look them up.
+    # torch.nn's layers store a list of their weights; the fused layers look the weights up.
     vars(layer).pop("_flat_weights", None)
     layer.__class__ = cls
     if isinstance(layer, nn.RNNBase):
@@ -194,7 +195,7 @@ def _plan_revert(caller: str, module: nn.Module) -> tuple[list[_Change], list[_L
 
 
 def _why_torch_cannot(layer: nn.Module) -> str:
-    """The option of a fused layer that torch.nn cannot compute; "" where it can."""
+    """The option of a fused layer that torch.nn cannot compute; "" if it can compute the layer."""
     if not getattr(layer, "reset_after", True):
         return "reset_after=False"
     return "peephole=True" if getattr(layer, "peephole", False) else ""
@@ -207,13 +208,13 @@ def _named_modules(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         yield name or "the module itself", layer
 
 
-# Modules that ask for the class of the layer they hold, as (package, class).
+# Modules that check the class of the layer that they hold: (package, class).
 _ASKING = {("torchrl", "LSTMModule"), ("torchrl", "GRUModule")}
 
 
 def _held_by_type(module: nn.Module) -> dict[int, str]:
-    """Maps the id of a layer to why the module that holds it would call a fused one differently."""
-    if not isinstance(module, nn.Module) or nn.LSTM not in _FUSED:  # in patch_torch
+    """Maps the id of a layer to the reason why the module that holds it needs torch.nn's class."""
+    if not isinstance(module, nn.Module) or nn.LSTM not in _FUSED:  # nn.LSTM is patched
         return {}
     return {
         id(layer): (
@@ -231,7 +232,7 @@ _OWN_FORWARD = "its forward is not its class's, but was set on the object"
 
 
 def _why_not_as_it_is(layer: nn.Module) -> str | None:
-    """Why this layer, of a type that has a fused counterpart, cannot be changed; None if it can."""
+    """The reason why a layer whose type has a fused counterpart cannot change; None if it can."""
     if "forward" in vars(layer):
         return _OWN_FORWARD
     names: Any = layer._flat_weights_names if isinstance(layer, nn.RNNBase) else WEIGHT_NAMES
@@ -251,7 +252,7 @@ def _has_kernels(tensor: Tensor) -> bool:
 
 
 def _why_not_this_class(layer: nn.Module) -> str | None:
-    """Why a layer whose type has no fused counterpart is left alone; None if no one expects one."""
+    """The reason to report for a layer without a fused counterpart; None to report nothing."""
     if isinstance(layer, tuple(_TORCH)):
         return None
     if isinstance(layer, torch.jit.ScriptModule):
@@ -260,7 +261,7 @@ def _why_not_this_class(layer: nn.Module) -> str | None:
         return None
     if isinstance(layer, (nn.RNNBase, nn.RNNCellBase)):
         return _subclass_reason(layer)
-    # Quantized layers of torch.ao derive from Module alone.
+    # torch.ao's quantized layers derive from nn.Module but not from nn.RNNBase.
     for cls in type(layer).__mro__:
         if cls.__module__.startswith("torch.ao.nn.quant") and cls.__name__ in _NAMES:
             return f"quantized ({cls.__module__}); the fused layers compute in floating point"
@@ -278,7 +279,7 @@ def _subclass_reason(layer: nn.Module) -> str:
 
 
 def _tensors(layer: nn.Module) -> Iterator[Tensor]:
-    """The tensors that a module itself holds, weights computed by a hook included."""
+    """Yields the tensors that a module itself holds, including weights that a hook computes."""
     held = vars(layer)
     for value in (*layer._parameters.values(), *layer._buffers.values(), *held.values()):
         if isinstance(value, Tensor):

@@ -1,7 +1,8 @@
-"""`torch.fx.symbolic_trace` takes layers and cells whole, as it does torch.nn's.
+"""Makes layers and cell modules leaves of the graph in `torch.fx.symbolic_trace`.
 
-Its Tracer looks into every module that is not of the package torch.nn, and calls it with proxies in
-place of tensors. A layer that is called so answers with the node that it would be as a leaf.
+torch.nn's modules are leaves. The Tracer traces through all other modules: it calls them with
+proxies in place of tensors. If a layer is called in this way, it adds to the graph the node that it
+would have as a leaf, and returns the proxy of this node.
 """
 
 from __future__ import annotations
@@ -12,17 +13,17 @@ from torch import fx, nn
 
 __all__ = ["CALL", "as_leaf"]
 
-# nn.Module.__call__ as it is while nothing is traced. A Tracer puts its own function there, so a
-# layer that finds this one knows that none of its arguments is a proxy.
+# nn.Module.__call__ while nothing is traced. A Tracer replaces it while it traces. So if it is this
+# function, no argument of a call is a proxy.
 CALL = nn.Module.__call__
 
 
 def as_leaf(module: nn.Module, input: Any, hx: Any = None, lengths: Any = None) -> Any:
-    """A proxy for the result of a call of `module`; None where none of its arguments is a proxy.
+    """Returns a proxy for the result of a call of `module`, or None if no argument is a proxy.
 
     Raises:
-        RuntimeError: a call that cannot be a node: hooks and the forward of a subclass would run
-            when it is traced and once more when the graph runs, and what is traced is no node.
+        RuntimeError: the call cannot be a node. Hooks and the forward of a subclass would run
+            during the trace and again when the graph runs, and the root of a trace is not a node.
     """
     values = [v for a in (input, hx, lengths) for v in (a if isinstance(a, (tuple, list)) else [a])]
     proxy = next((value for value in values if isinstance(value, fx.Proxy)), None)
@@ -45,10 +46,11 @@ def as_leaf(module: nn.Module, input: Any, hx: Any = None, lengths: Any = None) 
 
 
 def _why_no_leaf(module: nn.Module) -> str:
+    """The reason why a module cannot be a leaf; "" if it can."""
     forward = vars(module).get("forward", type(module).forward)
     if not getattr(forward, "__module__", "").startswith(f"{__package__}."):
         return "it has a forward of its own that calls ours"
-    # Those of torch.nn.utils compute a weight; they may do so when it is traced.
+    # The hooks of torch.nn.utils only compute a weight, which may also happen during the trace.
     hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
     if not all(type(hook).__module__.startswith("torch.nn.utils.") for hook in hooks):
         return "it has hooks, which act on its arguments or results"

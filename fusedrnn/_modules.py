@@ -1,7 +1,7 @@
-"""The layers that replace torch.nn's: the same parameters, arguments, results and errors.
+"""The layers that replace torch.nn's, with the same parameters, arguments, results and errors.
 
-They derive from nn.RNNBase, not from nn.LSTM, nn.GRU and nn.RNN: Dynamo refuses every instance of
-those, and quantize_dynamic replaces them.
+They derive from nn.RNNBase and not from nn.LSTM, nn.GRU and nn.RNN, because Dynamo refuses every
+instance of these classes and quantize_dynamic replaces them.
 """
 
 from __future__ import annotations
@@ -22,26 +22,27 @@ __all__ = ["FusedGRU", "FusedLSTM", "FusedRNN"]
 
 
 class _FusedRNNBase(nn.RNNBase):
-    """The base of the three layers: how weights are read and how a call is run.
+    """The base of the three layers: it reads the weights and runs a call.
 
-    Weights are read by attribute at each call, so that pruning, parametrizations, weight_norm,
-    functional_call and weights that are computed or shared need nothing of their own.
+    It reads the weights as attributes at each call. So pruning, parametrizations, weight_norm,
+    functional_call, and weights that are computed or shared work without code of their own.
     """
 
     __prepare_scriptable__ = refuse_script
     _slow_forward = refuse_trace
 
     def _cell(self) -> str:
-        """Returns the name of the cell for the ops."""
+        """Returns the name of the cell, as the ops take it."""
         raise NotImplementedError
 
-    # torch.nn keeps a list of its weights, which can be old, and weak references by which it sees
-    # that; the references stop torch.utils.swap_tensors. Here both are made when asked for, and
-    # what nn.RNNBase assigns to them, or a torch.nn layer that was converted brings, is dropped.
+    # torch.nn stores a list of the weights, which may be out of date, and weak references by which
+    # it notices that. These references prevent torch.utils.swap_tensors. Here both are properties
+    # that are computed on access. The setters drop the values that nn.RNNBase assigns, and those
+    # that a converted layer of torch.nn still stores.
 
     @property
     def _flat_weights(self) -> list[Any]:
-        """All weights in torch's order, as they are now."""
+        """The current weights, in torch's order."""
         return [getattr(self, name, None) for name in self._flat_weights_names]
 
     @_flat_weights.setter
@@ -50,7 +51,7 @@ class _FusedRNNBase(nn.RNNBase):
 
     @property
     def _flat_weight_refs(self) -> list[Any]:
-        """Weak references to all weights, as they are now."""
+        """Weak references to the current weights."""
         return [None if w is None else weakref.ref(w) for w in self._flat_weights]
 
     @_flat_weight_refs.setter
@@ -58,17 +59,17 @@ class _FusedRNNBase(nn.RNNBase):
         self.__dict__.pop("_flat_weight_refs", None)
 
     def __getstate__(self) -> dict[str, Any]:
-        # nn.RNNBase's expects the lists in it.
+        # nn.RNNBase.__getstate__ expects the two lists in the dictionary.
         return self.__dict__.copy()
 
     def flatten_parameters(self) -> None:
-        """Does nothing: the kernels lay out weights themselves."""
+        """Does nothing, because the kernels arrange the weights themselves."""
 
     def _run(self, input: Any, h0: Any, c0: Any, lengths: Any) -> tuple[Any, Tensor, Tensor | None]:
         parameters = self._parameters
         weights: list[Any]
         try:
-            # The same weights that getattr finds, without the cost of nn.Module.__getattr__.
+            # These are the weights that getattr finds, without the cost of nn.Module.__getattr__.
             weights = [parameters[name] for name in self._flat_weights_names]
         except KeyError:
             weights = [getattr(self, name) for name in self._flat_weights_names]
@@ -97,25 +98,27 @@ class FusedLSTM(_FusedRNNBase):
         i_t, f_t, o_t = \sigma(\cdot), \quad g_t = \tanh(\cdot), \quad
         c_t = f_t \odot c_{t-1} + i_t \odot g_t, \quad h_t = o_t \odot \tanh(c_t)
 
-    each of :math:`W x_t + b_{ih} + U h_{t-1} + b_{hh}`; with ``proj_size = P > 0``
-    :math:`h_t = W_{hr} (o_t \odot \tanh(c_t))`; with ``peephole=True`` :math:`p_i \odot c_{t-1}` is
-    added in :math:`i_t`, :math:`p_f \odot c_{t-1}` in :math:`f_t` and :math:`p_o \odot c_t` in
-    :math:`o_t`, which torch.nn's LSTM cannot compute. See `fusedrnn.functional.lstm`.
+    where each :math:`\cdot` is :math:`W x_t + b_{ih} + U h_{t-1} + b_{hh}` with the gate's own
+    weights. With ``proj_size = P > 0``, :math:`h_t = W_{hr} (o_t \odot \tanh(c_t))`. With
+    ``peephole=True``, which torch.nn's LSTM cannot compute, :math:`p_i \odot c_{t-1}` is added to
+    the argument of :math:`i_t`, :math:`p_f \odot c_{t-1}` to that of :math:`f_t` and
+    :math:`p_o \odot c_t` to that of :math:`o_t`. `fusedrnn.functional.lstm` names the sources.
 
     Args:
         input_size: I, features of the input.
         hidden_size: H, features of the state.
-        num_layers: L, layers on top of each other.
+        num_layers: L, the number of layers; each reads the output of the one before.
         bias: whether there are bias_ih and bias_hh.
-        batch_first: input and output are ``[N, T, ·]`` instead of ``[T, N, ·]``; states are not
-            affected, nor is unbatched input.
+        batch_first: whether input and output are ``[N, T, ·]`` and not ``[T, N, ·]``; this does
+            not change states or unbatched input.
         dropout: probability of dropout on the output of each layer but the last.
-        bidirectional: a second direction (D = 2) from each sequence's end.
+        bidirectional: whether there is a second direction (D = 2), which begins at each sequence's
+            end.
         proj_size: P, size of a projected h; 0 for none.
         device: of the parameters.
         dtype: of the parameters: float64, float32, bfloat16 or float16.
-        peephole: whether the gates see c, through one weight for each unit and gate; not together
-            with proj_size.
+        peephole: whether the gates i, f and o also read c, with one weight for each unit and
+            gate; not together with proj_size.
 
     Attributes:
         weight_ih_l{k}{_reverse}: ``[4H, I]``, or ``[4H, D*P]`` above the first layer;
@@ -125,11 +128,11 @@ class FusedLSTM(_FusedRNNBase):
         weight_hr_l{k}{_reverse}: ``[P, H]``, with projection.
         weight_ch_l{k}{_reverse}: ``[3H]``, with peephole: p_i, p_f, p_o.
 
-    All are drawn from U(−1/√H, 1/√H), the same numbers as torch.nn's from the same seed. Peepholes
-    are drawn after the others.
+    All are drawn from U(−1/√H, 1/√H). With the same seed they are the same numbers as torch.nn's.
+    Peepholes are drawn after the others.
 
     Raises:
-        ValueError: sizes, layers, dropout or proj_size out of range, proj_size with peephole.
+        ValueError: sizes, num_layers, dropout or proj_size out of range; proj_size with peephole.
         TypeError: an argument of a wrong type.
     """
 
@@ -176,7 +179,7 @@ class FusedLSTM(_FusedRNNBase):
             self._add_peepholes(device, dtype)
 
     def _add_peepholes(self, device: Device, dtype: DType) -> None:
-        """Registers weight_ch of each layer and direction, and names it among the weights."""
+        """Registers weight_ch of each layer and direction, and lists it among the weights."""
         H = self.hidden_size
         for names in self._all_weights:
             name = names[0].replace("weight_ih", "weight_ch")
@@ -185,7 +188,7 @@ class FusedLSTM(_FusedRNNBase):
             self.register_parameter(name, weight)
             names.append(name)
         self._flat_weights_names = [name for names in self._all_weights for name in names]
-        for name in self._flat_weights_names:  # parameters() gives them in this order
+        for name in self._flat_weights_names:  # parameters() then yields them in this order
             self._parameters[name] = self._parameters.pop(name)
 
     def _cell(self) -> str:
@@ -200,14 +203,14 @@ class FusedLSTM(_FusedRNNBase):
     def get_expected_cell_size(
         self, input: Tensor, batch_sizes: Tensor | None
     ) -> tuple[int, int, int]:
-        """Returns the size that c_0 must have for an input, (L*D, N, H)."""
+        """Returns the sizes that c_0 must have for an input, (L*D, N, H)."""
         rows, N, _ = self.get_expected_hidden_size(input, batch_sizes)
         return rows, N, self.hidden_size
 
     def check_forward_args(  # type: ignore[override]
         self, input: Tensor, hidden: tuple[Tensor, Tensor], batch_sizes: Tensor | None
     ) -> None:
-        """Checks input and (h_0, c_0) as torch.nn.LSTM's method of this name does."""
+        """Checks input and (h_0, c_0), as the method of torch.nn.LSTM with this name does."""
         self.check_input(input, batch_sizes)
         for k, expected in enumerate((self.get_expected_hidden_size, self.get_expected_cell_size)):
             self.check_hidden_size(
@@ -217,7 +220,7 @@ class FusedLSTM(_FusedRNNBase):
     def permute_hidden(  # type: ignore[override]
         self, hx: tuple[Tensor, Tensor], permutation: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Permutes the batch of (h, c)."""
+        """Permutes the sequences of (h, c)."""
         if permutation is None:
             return hx
         return hx[0].index_select(1, permutation), hx[1].index_select(1, permutation)
@@ -238,16 +241,20 @@ class FusedLSTM(_FusedRNNBase):
         Args:
             input: ``[T, N, I]``, ``[N, T, I]`` with batch_first, ``[T, I]`` without a batch, or a
                 PackedSequence.
-            hx: ``(h_0 [L*D, N, P], c_0 [L*D, N, H])``, without N for unbatched input; None: zeros.
-            lengths: N whole numbers (a list, a tensor on the CPU, a numpy array), each in [0, T],
-                any order: the steps of each row of a padded input. See `fusedrnn.functional.lstm`.
+            hx: ``(h_0 [L*D, N, P], c_0 [L*D, N, H])``, without N for unbatched input; None means
+                zeros.
+            lengths: the lengths of the N sequences of a padded input, in any order: whole numbers
+                in [0, T] in a list, a tensor on the CPU or a numpy array. See
+                `fusedrnn.functional.lstm`.
 
         Returns:
-            ``y, (h_n, c_n)``: y ``[T, N, D*P]`` in the form of the input, states as hx.
+            ``y, (h_n, c_n)``: y ``[T, N, D*P]`` in the form of the input; the states as hx.
 
         Raises:
-            ValueError: rank or dtype of the input; lengths where they cannot be.
-            RuntimeError: sizes or devices that do not fit.
+            ValueError: wrong rank or dtype of the input; lengths with unbatched or packed input.
+            RuntimeError: sizes, lengths, dtypes or devices that do not fit.
+            NotImplementedError: a dtype or device without kernels.
+            TypeError, AttributeError, IndexError: arguments of a wrong type, as in torch.nn.
         """
         if (
             nn.Module.__call__ is not _fx.CALL
@@ -267,22 +274,24 @@ class FusedGRU(_FusedRNNBase):
         h_t = (1 - z_t) \odot n_t + z_t \odot h_{t-1}
 
     with :math:`n_t = \tanh(W_n x_t + b_{in} + r_t \odot (U_n h_{t-1} + b_{hn}))`, or for
-    ``reset_after=False`` (Cho et al. 2014; Keras and ONNX know both)
+    ``reset_after=False`` (Cho et al. 2014; Keras and ONNX have both)
     :math:`n_t = \tanh(W_n x_t + b_{in} + U_n (r_t \odot h_{t-1}) + b_{hn})`.
-    See `fusedrnn.functional.gru`, also for weights of the other convention for z.
+    See `fusedrnn.functional.gru`, also for weights that use the other convention for z.
 
     Args:
         input_size: I, features of the input.
         hidden_size: H, features of the state.
-        num_layers: L, layers on top of each other.
+        num_layers: L, the number of layers; each reads the output of the one before.
         bias: whether there are bias_ih and bias_hh.
-        batch_first: input and output are ``[N, T, ·]``.
+        batch_first: whether input and output are ``[N, T, ·]``, as in `FusedLSTM`.
         dropout: probability of dropout on the output of each layer but the last.
-        bidirectional: a second direction (D = 2) from each sequence's end.
+        bidirectional: whether there is a second direction (D = 2), which begins at each sequence's
+            end.
         device: of the parameters.
         dtype: of the parameters: float64, float32, bfloat16 or float16.
-        reset_after: r multiplies h after its product with U (torch.nn's GRU) or before it.
-        kwargs: nothing; ``proj_size`` is a ValueError as in torch.nn.
+        reset_after: whether r multiplies h after the product with U, as in torch.nn's GRU, or
+            before it.
+        kwargs: must be empty; ``proj_size`` is a ValueError, as in torch.nn.
 
     Attributes:
         weight_ih_l{k}{_reverse}: ``[3H, I]``, above the first layer ``[3H, D*H]``; gates r, z, n.
@@ -290,7 +299,7 @@ class FusedGRU(_FusedRNNBase):
         bias_ih_l{k}{_reverse}, bias_hh_l{k}{_reverse}: ``[3H]``.
 
     Raises:
-        ValueError: sizes, layers or dropout out of range.
+        ValueError: sizes, num_layers or dropout out of range.
         TypeError: an argument of a wrong type.
     """
 
@@ -351,16 +360,15 @@ class FusedGRU(_FusedRNNBase):
         """Runs the layers.
 
         Args:
-            input: as `FusedLSTM.forward`.
-            hx: ``h_0 [L*D, N, H]``, without N for unbatched input; None: zeros.
-            lengths: as `FusedLSTM.forward`.
+            input: as in `FusedLSTM.forward`.
+            hx: ``h_0 [L*D, N, H]``, without N for unbatched input; None means zeros.
+            lengths: as in `FusedLSTM.forward`.
 
         Returns:
-            ``y, h_n``: y ``[T, N, D*H]`` in the form of the input, h_n as hx.
+            ``y, h_n``: y ``[T, N, D*H]`` in the form of the input; h_n as hx.
 
         Raises:
-            ValueError: rank or dtype of the input; lengths where they cannot be.
-            RuntimeError: sizes or devices that do not fit.
+            Exception: as `FusedLSTM.forward`.
         """
         if (
             nn.Module.__call__ is not _fx.CALL
@@ -376,20 +384,21 @@ class FusedRNN(_FusedRNNBase):
 
     .. math:: h_t = \phi(W x_t + b_{ih} + U h_{t-1} + b_{hh})
 
-    See `fusedrnn.functional.rnn`.
+    See `fusedrnn.functional.rnn` for the source.
 
     Args:
         input_size: I, features of the input.
         hidden_size: H, features of the state.
-        num_layers: L, layers on top of each other.
+        num_layers: L, the number of layers; each reads the output of the one before.
         nonlinearity: φ, "tanh" or "relu".
         bias: whether there are bias_ih and bias_hh.
-        batch_first: input and output are ``[N, T, ·]``.
+        batch_first: whether input and output are ``[N, T, ·]``, as in `FusedLSTM`.
         dropout: probability of dropout on the output of each layer but the last.
-        bidirectional: a second direction (D = 2) from each sequence's end.
+        bidirectional: whether there is a second direction (D = 2), which begins at each sequence's
+            end.
         device: of the parameters.
         dtype: of the parameters: float64, float32, bfloat16 or float16.
-        kwargs: nothing; ``proj_size`` is a ValueError as in torch.nn.
+        kwargs: must be empty; ``proj_size`` is a ValueError, as in torch.nn.
 
     Attributes:
         weight_ih_l{k}{_reverse}: ``[H, I]``, above the first layer ``[H, D*H]``.
@@ -397,7 +406,7 @@ class FusedRNN(_FusedRNNBase):
         bias_ih_l{k}{_reverse}, bias_hh_l{k}{_reverse}: ``[H]``.
 
     Raises:
-        ValueError: sizes, layers or dropout out of range, an unknown nonlinearity.
+        ValueError: sizes, num_layers or dropout out of range, an unknown nonlinearity.
         TypeError: an argument of a wrong type.
     """
 

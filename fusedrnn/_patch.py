@@ -1,4 +1,4 @@
-"""torch.nn's names of the recurrent layers, lent to the fused ones for a while."""
+"""Replaces torch.nn's recurrent layers by the fused ones, by name, within a block."""
 
 from __future__ import annotations
 
@@ -17,46 +17,47 @@ __all__ = ["patch_torch"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-# Where torch itself has the names.
+# The modules of torch that have the names.
 _MODULES: tuple[ModuleType, ...] = (nn, nn.modules, nn.modules.rnn)
 
 _lock = threading.Lock()
 _open_blocks = 0
-_replaced: list[tuple[ModuleType, str, Any]] = []  # what the first block found
+_replaced: list[tuple[ModuleType, str, Any]] = []  # what the names meant before the first block
 
 
 class patch_torch(ContextDecorator):
-    """A block in which nn.LSTM, nn.GRU, nn.RNN and their cells are the fused classes.
+    """A block in which nn.LSTM, nn.GRU, nn.RNN and their cell modules are the fused classes.
 
-    For programs that build such layers where you cannot reach::
+    Use it for programs that build these layers in code that you cannot change::
 
         with fusedrnn.patch_torch():
             third_party.main()
 
-    or ``@fusedrnn.patch_torch()`` above a function. The names are changed in torch.nn,
-    torch.nn.modules and torch.nn.modules.rnn, and change back when the block ends, also by an
-    exception. Layers that were made in it stay fused. `convert` does the same to a finished model
-    and is the better way where you hold one.
+    or put ``@fusedrnn.patch_torch()`` above a function. The block replaces the names in torch.nn,
+    torch.nn.modules and torch.nn.modules.rnn. When it ends, even by an exception, the names mean
+    torch.nn's classes again. Layers that were made in the block stay fused. If you have the
+    finished model, `convert` does the same and is the better way.
 
     In a block:
 
-    - ``isinstance(layer, nn.LSTM)`` is true of fused layers and false of torch.nn's own, and a
-      class that is derived from nn.LSTM is derived from FusedLSTM. After the block the opposite
-      holds: the fused layers are instances of nn.RNNBase (the cells of nn.RNNCellBase), not of
-      nn.LSTM. Code that asks should run where the layer was made.
-    - A name that a module took before, by ``from torch.nn import LSTM`` or in a table, still means
-      torch.nn's class. Import such a module for the first time in the block, which is for good, or
-      `convert` its models.
-    - A pickle of a fused layer names fusedrnn's class and loads anywhere. A pickled torch.nn layer
-      is loaded as a fused one; torch.nn's layers cannot be pickled (PicklingError), but copied.
-    - ``torch.compile`` breaks the graph at what is called nn.LSTM, nn.GRU and nn.RNN, here at the
-      fused layers: compile after the block, or set ``torch._dynamo.config.allow_rnn = True``.
-    - ``torch.ao.quantization`` looks the names up too, and quantizes no such layer: do it after the
-      block, of fused layers on what `to_torch` returns.
+    - ``isinstance(layer, nn.LSTM)`` is true for fused layers and false for torch.nn's layers, and a
+      class that is derived from nn.LSTM is derived from FusedLSTM. After the block the fused layers
+      are instances of nn.RNNBase (the cell modules of nn.RNNCellBase) and not of nn.LSTM. So code
+      that checks the class should run where the layer was made.
+    - A name that a module has copied before, by ``from torch.nn import LSTM`` or into a table,
+      still means torch.nn's class. Either import such a module for the first time within the block,
+      after which it keeps the fused classes for good, or `convert` its models.
+    - A pickle of a fused layer names fusedrnn's class and can be loaded anywhere. A pickle of a
+      torch.nn layer is loaded as a fused layer. A torch.nn layer can be copied but not pickled
+      (PicklingError).
+    - ``torch.compile`` breaks the graph at instances of nn.LSTM, nn.GRU and nn.RNN, which are the
+      fused layers here. Compile after the block, or set ``torch._dynamo.config.allow_rnn = True``.
+    - ``torch.ao.quantization`` uses these names too, and quantizes none of these layers. Quantize
+      after the block. For a model with fused layers, quantize the copy that `to_torch` returns.
 
     Blocks may be nested. The names belong to the process: as long as a block is open in any thread,
-    all threads see the fused classes, and the last block to end changes the names back. A process
-    that is forked inherits them, one that is spawned starts with torch.nn's.
+    all threads see the fused classes, and the end of the last block restores the names. A forked
+    process inherits the fused classes, and a spawned process starts with torch.nn's.
 
     Raises:
         TypeError: it decorates a class, a coroutine or a generator, whose code runs after the call.
@@ -85,7 +86,7 @@ class patch_torch(ContextDecorator):
             _replaced.clear()
 
     def __call__(self, func: F) -> F:
-        """Decorates a function: each call of it is a block."""
+        """Decorates a function, so that each call of it runs in a block."""
         for kind, is_kind in _LATER.items():
             if is_kind(func):
                 raise TypeError(
@@ -95,7 +96,7 @@ class patch_torch(ContextDecorator):
         return super().__call__(func)
 
 
-# Calls of these return before their code has run, or not all of it.
+# A call of one of these returns before all of its code has run.
 _LATER: dict[str, Callable[[object], bool]] = {
     "class": inspect.isclass,
     "coroutine": inspect.iscoroutinefunction,

@@ -1,8 +1,9 @@
-"""Says in words that TorchScript cannot take the layers.
+"""Makes TorchScript refuse the layers with an error that says what to use instead.
 
-A trace would be wrong without a word: it keeps the batch that it saw as a constant. Both functions
-are methods that TorchScript alone calls, also of a module inside another one. They are not a base
-class, because `convert` could not give its layers a class with a second base.
+A trace would be wrong without an error, because it would contain the batch size of the example as a
+constant. The classes use the two functions as methods that only TorchScript calls, also for a
+module inside another one. They are not in a base class, because `convert` cannot give a layer a
+class with a second base.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ __all__ = ["refuse_script", "refuse_trace"]
 
 
 def refuse_script(module: Any) -> NoReturn:
-    """Stands for ``__prepare_scriptable__``, which `torch.jit.script` calls first."""
+    """Replaces ``__prepare_scriptable__``, which `torch.jit.script` calls first."""
     _refuse(module, "torch.jit.script")
 
 
 def refuse_trace(module: Any, *args: Any, **kwargs: Any) -> NoReturn:
-    """Stands for ``_slow_forward``, which torch.nn.Module calls instead of forward in a trace."""
+    """Replaces ``_slow_forward``, which torch.nn.Module calls instead of forward in a trace."""
     _refuse(module, "torch.jit.trace")
 
 

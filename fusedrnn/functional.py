@@ -1,11 +1,12 @@
 """Stacks of recurrent layers as functions of input, states and weights.
 
-`lstm`, `gru` and `rnn` are what the modules of the same name compute, without a module around it.
-Everything is checked here before a kernel runs; one op runs each layer, both directions in it.
+`lstm`, `gru` and `rnn` compute what `FusedLSTM`, `FusedGRU` and `FusedRNN` compute, without a
+module. They check all arguments before a kernel runs. One op runs each layer, in both directions if
+there are two.
 
-Under ``torch.autocast`` for the input's device, floating input, states and weights are cast to the
-autocast dtype, parameters once in a region, and all results have it; inside, sums and the LSTM's c
-are float32. As everywhere in autocast, float64 tensors stay as they are.
+Under ``torch.autocast`` for the input's device, floating-point inputs, states and weights are cast
+to the autocast dtype (a parameter once per region), and all results have this dtype. Within a
+layer, sums and the c of an LSTM are float32. As always in autocast, float64 tensors are not cast.
 """
 
 from __future__ import annotations
@@ -45,46 +46,52 @@ def lstm(
         i_t, f_t, o_t = \sigma(\cdot), \quad g_t = \tanh(\cdot), \quad
         c_t = f_t \odot c_{t-1} + i_t \odot g_t, \quad h_t = o_t \odot \tanh(c_t)
 
-    each of :math:`W x_t + b_{ih} + U h_{t-1} + b_{hh}`; with projection
-    :math:`h_t = W_{hr} (o_t \odot \tanh(c_t))`. With peepholes :math:`p_i \odot c_{t-1}` is added
-    in :math:`i_t`, :math:`p_f \odot c_{t-1}` in :math:`f_t` and :math:`p_o \odot c_t` in
-    :math:`o_t`. (Hochreiter and Schmidhuber 1997; Gers, Schmidhuber and Cummins 2000; projection:
-    Sak, Senior and Beaufays 2014, arXiv:1402.1128; peepholes: Gers and Schmidhuber 2000, as in
-    ONNX's LSTM.)
+    where each :math:`\cdot` is :math:`W x_t + b_{ih} + U h_{t-1} + b_{hh}` with the gate's own
+    weights (Hochreiter and Schmidhuber 1997; Gers, Schmidhuber and Cummins 2000). With a
+    projection, :math:`h_t = W_{hr} (o_t \odot \tanh(c_t))` (Sak, Senior and Beaufays 2014,
+    arXiv:1402.1128). With peepholes, :math:`p_i \odot c_{t-1}` is added to the argument of
+    :math:`i_t`, :math:`p_f \odot c_{t-1}` to that of :math:`f_t` and :math:`p_o \odot c_t` to that
+    of :math:`o_t` (Gers and Schmidhuber 2000, as in ONNX's LSTM).
 
     Args:
         input: ``[T, N, I]``; ``[N, T, I]`` with ``batch_first``; ``[T, I]`` for one sequence
-            without a batch; a PackedSequence; or its rows ``[S, I]`` with ``batch_sizes``.
-        hx: ``(h_0 [L*D, N, P], c_0 [L*D, N, H])``, without N for unbatched input; None for zeros.
-        weights: flat, layer by layer and in it direction by direction: ``weight_ih [4H, I]``
-            (``[4H, D*P]`` above the first layer), ``weight_hh [4H, P]``, with ``bias`` also
-            ``bias_ih [4H]`` and ``bias_hh [4H]``, with projection ``weight_hr [P, H]``, with
-            ``peephole`` ``weight_ch [3H]``, which is p_i, p_f, p_o; gates in the order i, f, g, o.
+            without a batch; a PackedSequence; or its data ``[S, I]`` with ``batch_sizes``.
+        hx: ``(h_0 [L*D, N, P], c_0 [L*D, N, H])``, without N for unbatched input; None means zeros.
+        weights: a flat list, layer by layer and within a layer direction by direction:
+            ``weight_ih [4H, I]`` (``[4H, D*P]`` above the first layer), ``weight_hh [4H, P]``, with
+            ``bias`` also ``bias_ih [4H]`` and ``bias_hh [4H]``, with a projection
+            ``weight_hr [P, H]``, and with ``peephole`` ``weight_ch [3H]``, which is p_i, p_f, p_o.
+            The gates are in the order i, f, g, o.
         num_layers: L.
-        bias: whether ``weights`` holds biases.
-        dropout: probability of an element of a layer's output being zeroed before the next layer.
-        training: whether dropout happens.
-        bidirectional: two directions (D = 2), the second from each sequence's own end.
-        batch_first: input and output are ``[N, T, ·]``; states are not affected.
-        batch_sizes: ``[T]`` int64 on the CPU, live rows of each step, as in a PackedSequence; only
-            with its rows.
-        lengths: N whole numbers, each in [0, T], any order: steps of each row of a padded
-            ``input``. A list or another sequence, a tensor on the CPU or a numpy array, of any
-            dtype of numbers (in a compiled graph: of integers). They are copied. Padding is never
-            read, outputs beyond a length are zero, final states are those of each row's own last
-            step (of length 0: its initial state).
-        peephole: whether ``weights`` holds peepholes; not together with a projection.
+        bias: whether ``weights`` contains biases.
+        dropout: the probability that an element of a layer's output is zeroed before the next
+            layer.
+        training: whether dropout is applied.
+        bidirectional: whether there are two directions (D = 2); the second begins at each
+            sequence's own end.
+        batch_first: whether input and output are ``[N, T, ·]``; this does not change the states.
+        batch_sizes: ``[T]`` int64 on the CPU, the number of rows of each step, as in a
+            PackedSequence; only with its data as input.
+        lengths: the lengths of the N sequences of a padded ``input``, in any order: whole numbers
+            in [0, T] in a list or another sequence, in a tensor on the CPU or in a numpy array, of
+            any dtype (in a compiled graph of an integer dtype). Changing them after the call does
+            not affect backward. Padding is never read, and outputs beyond a length are zero. The
+            final state of a sequence is that of its own last step, or its initial state if its
+            length is 0.
+        peephole: whether ``weights`` contains peepholes; not together with a projection.
 
     Returns:
-        ``y, (h_n, c_n)``: y ``[T, N, D*P]`` in the form of the input, h_n ``[L*D, N, P]``, c_n
-        ``[L*D, N, H]``; P = H without projection. y of a PackedSequence is one.
+        ``y, (h_n, c_n)``: y ``[T, N, D*P]`` in the form of the input, h_n ``[L*D, N, P]`` and c_n
+        ``[L*D, N, H]``, in the dtype of the input; P = H without a projection. For a PackedSequence
+        y is one too.
 
     Raises:
-        ValueError: input neither 2-D nor 3-D, or of another dtype than the weights; ``lengths``
-            with ``batch_sizes`` or with unbatched input, either of them with a PackedSequence.
-        RuntimeError: sizes, states, weights, ``batch_sizes`` or ``lengths`` that do not fit, more
-            than one device, an empty sequence (T = 0).
-        TypeError, AttributeError, IndexError: as torch.nn, for arguments of a wrong type.
+        ValueError: input neither 2-D nor 3-D, or with another dtype than the weights; num_layers
+            below 1; ``lengths`` with ``batch_sizes`` or with unbatched input; either of them with a
+            PackedSequence.
+        RuntimeError: sizes, states, weights, ``batch_sizes`` or ``lengths`` that do not fit; more
+            than one device; T = 0.
+        TypeError, AttributeError, IndexError: arguments of a wrong type, as in torch.nn.
         NotImplementedError: a dtype or device without kernels.
     """
     check_bool("peephole", peephole)
@@ -131,19 +138,20 @@ def gru(
         r_t, z_t = \sigma(W x_t + b_{ih} + U h_{t-1} + b_{hh}), \quad
         h_t = (1 - z_t) \odot n_t + z_t \odot h_{t-1}
 
-    with, for ``reset_after=True`` (torch.nn's and cuDNN's),
-    :math:`n_t = \tanh(W_n x_t + b_{in} + r_t \odot (U_n h_{t-1} + b_{hn}))`, and for
-    ``reset_after=False`` (Cho et al. 2014, arXiv:1406.1078)
+    with :math:`n_t = \tanh(W_n x_t + b_{in} + r_t \odot (U_n h_{t-1} + b_{hn}))` for
+    ``reset_after=True`` (as in torch.nn and cuDNN), and for ``reset_after=False``
+    (Cho et al. 2014, arXiv:1406.1078)
     :math:`n_t = \tanh(W_n x_t + b_{in} + U_n (r_t \odot h_{t-1}) + b_{hn})`.
 
-    Weights of the other convention, :math:`h_t = (1 - z_t) \odot h_{t-1} + z_t \odot n_t`, become
-    those of this one by negating the rows of z (the second third) in both weights and both biases.
+    To convert weights of the other convention,
+    :math:`h_t = (1 - z_t) \odot h_{t-1} + z_t \odot n_t`, negate the rows of z (the second third)
+    in both weights and both biases.
 
     Args:
         input: as in `lstm`.
-        hx: ``h_0 [L*D, N, H]``, without N for unbatched input; None for zeros.
-        weights: as in `lstm` without ``weight_hr`` and ``weight_ch``, 3H rows each, gates in the
-            order r, z, n.
+        hx: ``h_0 [L*D, N, H]``, without N for unbatched input; None means zeros.
+        weights: as in `lstm` without ``weight_hr`` and ``weight_ch``, with 3H in place of 4H; the
+            gates are in the order r, z, n.
         num_layers: as in `lstm`.
         bias: as in `lstm`.
         dropout: as in `lstm`.
@@ -152,10 +160,10 @@ def gru(
         batch_first: as in `lstm`.
         batch_sizes: as in `lstm`.
         lengths: as in `lstm`.
-        reset_after: whether r multiplies h after the product with U or before it.
+        reset_after: whether r multiplies h after the product with U, or before it.
 
     Returns:
-        ``y, h_n``: y ``[T, N, D*H]`` in the form of the input, h_n ``[L*D, N, H]``.
+        ``y, h_n``: y ``[T, N, D*H]`` in the form of the input, and h_n ``[L*D, N, H]``.
 
     Raises:
         Exception: as `lstm`.
@@ -195,14 +203,14 @@ def rnn(
     lengths: Lengths = None,
     nonlinearity: str = "tanh",
 ) -> tuple[Input, Tensor]:
-    r"""Runs a stack of Elman RNN layers (Elman 1990).
+    r"""Runs a stack of Elman RNN layers (Elman 1990, "Finding structure in time").
 
     .. math:: h_t = \phi(W x_t + b_{ih} + U h_{t-1} + b_{hh})
 
     Args:
         input: as in `lstm`.
-        hx: ``h_0 [L*D, N, H]``, without N for unbatched input; None for zeros.
-        weights: as in `lstm` without ``weight_hr`` and ``weight_ch``, H rows each.
+        hx: ``h_0 [L*D, N, H]``, without N for unbatched input; None means zeros.
+        weights: as in `lstm` without ``weight_hr`` and ``weight_ch``, with H in place of 4H.
         num_layers: as in `lstm`.
         bias: as in `lstm`.
         dropout: as in `lstm`.
@@ -214,7 +222,7 @@ def rnn(
         nonlinearity: φ, "tanh" or "relu".
 
     Returns:
-        ``y, h_n``: y ``[T, N, D*H]`` in the form of the input, h_n ``[L*D, N, H]``.
+        ``y, h_n``: y ``[T, N, D*H]`` in the form of the input, and h_n ``[L*D, N, H]``.
 
     Raises:
         ValueError: an unknown nonlinearity; otherwise as `lstm`.
