@@ -1,4 +1,4 @@
-"""Helpers of `fusedrnn.onnx` and `fusedrnn.keras`: from numpy arrays to one of our layers."""
+"""Helpers of `fusedrnn.onnx` and `fusedrnn.keras`, which make layers from numpy arrays."""
 
 from __future__ import annotations
 
@@ -18,7 +18,11 @@ Layer = TypeVar("Layer", FusedLSTM, FusedGRU, FusedRNN)
 
 
 def need(package: str, user: str) -> Any:
-    """Imports a package that fusedrnn does not require, or says that `user` needs it."""
+    """Imports a package that fusedrnn does not require.
+
+    Raises:
+        ModuleNotFoundError: it is not installed; the message says that `user` needs it.
+    """
     name = package.split(".")[0]
     try:
         module = importlib.import_module(package)
@@ -26,7 +30,7 @@ def need(package: str, user: str) -> Any:
         if error.name != name:
             raise
     else:
-        # Python imports a mere folder of that name too, such as one of ONNX files.
+        # Python also imports a plain folder of that name, for instance one that holds ONNX files.
         if getattr(module, "__file__", None) is not None:
             return module
     raise ModuleNotFoundError(
@@ -35,40 +39,42 @@ def need(package: str, user: str) -> Any:
 
 
 def as_tensor(array: Any) -> Tensor:
-    """A copy of an array as a tensor; bfloat16, which numpy itself does not know, included."""
-    # Here and not above: fusedrnn is imported where torch is alone. onnx brings numpy along.
+    """Copies an array into a tensor. The array may be bfloat16, a type that numpy itself lacks."""
+    # numpy is imported here, because fusedrnn must work without it. The message names only
+    # fusedrnn.keras, because onnx requires numpy.
     np = need("numpy", "fusedrnn.keras")
     array = np.asarray(array)
     if array.dtype.name == "bfloat16":
         return torch.tensor(array.astype(np.float32)).to(torch.bfloat16)
-    # torch takes neither foreign byte orders nor negative strides.
+    # torch takes neither the other byte order nor negative strides.
     return torch.tensor(array.astype(array.dtype.newbyteorder("="), order="C"))
 
 
 def expect_shape(what: str, tensor: Tensor, form: str, *sizes: int) -> None:
-    """Raises a ValueError where a tensor is not of these sizes; `form` is their names."""
+    """Raises ValueError if a tensor does not have these sizes; `form` names them, as "[D, 3*H]"."""
     if tuple(tensor.shape) != sizes:
         raise ValueError(f"{what} must be {form} = {list(sizes)}, got {list(tensor.shape)}")
 
 
 def with_gates(tensor: Tensor, order: Sequence[int]) -> Tensor:
-    """Returns a tensor [G*H, ...] with its gates reordered: gate k of it is gate order[k]."""
+    """Reorders the gates of a tensor [G*H, ...]: gate k of the result is gate order[k]."""
     blocks = tensor.chunk(len(order))
     return torch.cat([blocks[k] for k in order])
 
 
 def make_layer(cls: type[Layer], weights: Sequence[Tensor], bias: bool, **options: Any) -> Layer:
-    """A layer of one level that holds these tensors, in torch's order, as its parameters.
+    """Makes a module with one layer and these tensors as its parameters.
 
     Args:
-        cls: the class of the layer.
-        weights: per direction weight_ih [G*H, I], weight_hh [G*H, H], with `bias` also bias_ih and
-            bias_hh [G*H], then weight_ch [3*H] of an LSTM with peepholes.
+        cls: the class of the module.
+        weights: for each direction weight_ih [G*H, I] and weight_hh [G*H, H], with `bias` also
+            bias_ih and bias_hh [G*H], and for an LSTM with peepholes weight_ch [3*H]; the gates are
+            in torch's order.
         bias: whether there are biases.
-        options: of the constructor.
+        options: other arguments of the constructor.
     """
     I, H = weights[0].shape[1], weights[1].shape[1]
-    # On "meta" nothing is drawn: torch's generator stays as it is.
+    # On "meta" no random numbers are drawn, so the state of torch's generator does not change.
     layer = cls(I, H, bias=bias, device="meta", dtype=weights[0].dtype, **options)
     names = weight_names(layer._cell(), 1, 2 if layer.bidirectional else 1, bias)
     layer.load_state_dict(dict(zip(names, weights, strict=True)), assign=True)

@@ -1,4 +1,4 @@
-"""Helpers of both directions of `fusedrnn.onnx`."""
+"""Helpers that export and import of `fusedrnn.onnx` share."""
 
 from __future__ import annotations
 
@@ -8,27 +8,31 @@ from . import _importing
 
 __all__ = ["PEEPHOLES_TO_ONNX", "TO_ONNX", "attribute", "need", "text"]
 
-# For each gate in ONNX's order (LSTM iofc, GRU zrh), its place in ours (LSTM ifgo, GRU rzn).
+# For each gate in ONNX's order (LSTM iofc, GRU zrh), its index in torch's (LSTM ifgo, GRU rzn).
 TO_ONNX = {"LSTM": (0, 3, 1, 2), "GRU": (1, 0, 2), "RNN": (0,)}
 
-# For each peephole in ONNX's order (i o f), its place in ours (i f o).
+# For each peephole in ONNX's order (i o f), its index in weight_ch (i f o).
 PEEPHOLES_TO_ONNX = (0, 2, 1)
 
 _REQUIRED = object()
 
 
 def need(package: str, task: str) -> Any:
-    """Imports a package, or says that `fusedrnn.onnx.<task>` needs it."""
+    """Imports a package, or raises ModuleNotFoundError that `fusedrnn.onnx.<task>` needs it."""
     return _importing.need(package, f"fusedrnn.onnx.{task}")
 
 
 def text(value: str | bytes) -> str:
-    """A string of a file for a message; protobuf gives bytes where one is not UTF-8."""
+    """Returns a file's string for a message; protobuf gives bytes if it is not UTF-8."""
     return value.decode(errors="replace") if isinstance(value, bytes) else value
 
 
 def attribute(node: Any, name: str, kind: str, default: Any = _REQUIRED) -> Any:
-    """An attribute of a node of this type (INT, FLOATS...); raises a ValueError where it is not."""
+    """Returns the value of a node's attribute, or `default` if the node has none of this name.
+
+    Raises:
+        ValueError: it is not of type `kind` (INT, FLOATS...), or is missing and has no default.
+    """
     found = [a for a in node.attribute if a.name == name]
     if not found:
         if default is _REQUIRED:

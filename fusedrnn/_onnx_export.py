@@ -1,4 +1,4 @@
-"""Models with fused layers to ONNX files."""
+"""Exports models with fused layers to ONNX files."""
 
 from __future__ import annotations
 
@@ -28,14 +28,15 @@ _OPERATORS = {
     "lstm_peephole": "LSTM",
 }
 
-# The opsets that torch's exporter writes by itself. For others it asks onnx's converter, which
-# forgets whose a node is; so they are converted here, after the nodes have their names.
+# torch's exporter writes these opsets itself. For others it calls onnx's version converter, which
+# loses the information to which layer a node belongs. So `export` asks torch for one of these
+# opsets, names the nodes, and then converts the model itself.
 _OF_TORCH = range(18, 26)
-# The first in which LSTM, GRU and RNN take bfloat16.
+# The first opset in which LSTM, GRU and RNN take bfloat16.
 _BFLOAT16 = 22
 
-# In the memory of a node (ir.Node.meta): its first weight; whether it has lengths beside a T or N
-# that is dynamic.
+# Two keys of a node's metadata (ir.Node.meta): the name of its first weight, and whether it has
+# lengths and its T or N is dynamic.
 _WEIGHT, _DYNAMIC_LENGTHS = "fusedrnn.weight", "fusedrnn.dynamic_lengths"
 
 
@@ -52,35 +53,36 @@ def export(
     custom_translation_table: Mapping[Any, Callable[..., Any]] | None = None,
     **options: Any,
 ) -> torch.onnx.ONNXProgram:
-    """Exports a model with `torch.onnx.export`, every fused layer as one ONNX node.
+    """Exports a model with `torch.onnx.export`; every fused layer becomes one ONNX node.
 
-    A stack of L layers gives L nodes; those of a layer ``encoder`` are named ``encoder_l0`` and on
-    (``model_l0`` where the model is the layer). ``lengths=`` becomes the input sequence_lens,
-    reset_after linear_before_reset. The weights are stored in ONNX's layout and order of gates.
+    A module with L layers gives L nodes. Those of a module ``encoder`` are named ``encoder_l0``,
+    ``encoder_l1`` and so on, or ``model_l0`` and so on if the model itself is the module.
+    ``lengths=`` becomes the input sequence_lens, and reset_after the attribute linear_before_reset.
+    The weights are stored in ONNX's layout and order of gates.
 
     Args:
-        model: in eval mode, as for `torch.onnx.export`.
+        model: a model in eval mode, as for `torch.onnx.export`.
         args: example inputs.
-        file: where to write the model; None to write nothing.
-        external_data: whether weights go to a file beside `file`; None: only above 1.5 GB.
-        custom_translation_table: of other operators, beside `translations`.
-        options: any of `torch.onnx.export`: kwargs, dynamic_shapes, input_names, output_names,
-            opset_version (14 or later; bfloat16 from 22 on), optimize, report...
+        file: the path of the file to write; None writes nothing.
+        external_data: whether weights are written to a file beside `file`; None: only above 1.5 GB.
+        custom_translation_table: translations of other operators, in addition to `translations`.
+        options: other options of `torch.onnx.export`: kwargs, dynamic_shapes, input_names,
+            output_names, opset_version (14 or later; 22 or later for bfloat16), optimize, report...
 
     Returns:
-        The program, which can be saved, called (by ONNX Runtime) and looked at.
+        The program, which can be saved, run with ONNX Runtime and inspected.
 
     Raises:
         ModuleNotFoundError: onnx or onnxscript is missing.
-        ValueError: an opset_version that the model cannot be written in; ``dynamo=False``, ``f``,
-            and what `torch.onnx.export` takes but ignores (training, custom_opsets...).
-        NotImplementedError: something in the model that ONNX's operators cannot compute: a
-            projection (proj_size), a PackedSequence (use ``lengths=``), bfloat16 before opset 22.
-        torch.onnx.OnnxExporterError: whatever else torch cannot export.
+        ValueError: the model cannot be written in opset_version; ``dynamo=False``; ``f``; options
+            that `torch.onnx.export` takes but ignores (training, custom_opsets...).
+        NotImplementedError: ONNX's operators cannot compute a layer: one with a projection
+            (proj_size), a PackedSequence (use ``lengths=``), or bfloat16 before opset 22.
+        torch.onnx.OnnxExporterError: torch cannot export something else.
 
     Warns:
-        UserWarning: layers with ``lengths=`` whose T or N is dynamic: OpenVINO ignores their
-            sequence_lens. Once an export.
+        UserWarning: one warning per export if T or N is dynamic in layers with ``lengths=``:
+            OpenVINO ignores their sequence_lens.
     """
     _check_options(options)
     opset = options.get("opset_version")
@@ -133,7 +135,7 @@ def export(
 
 
 def _check_options(options: dict[str, Any]) -> None:
-    """Raises where an option of `torch.onnx.export` cannot be honoured; drops dynamo."""
+    """Raises ValueError for an option that cannot take effect; removes dynamo from the options."""
     if options.pop("dynamo", True) is not True:
         raise ValueError(
             "dynamo must be True: only torch's exporter that stands on torch.export knows the "
@@ -165,17 +167,18 @@ _IGNORED_BY_TORCH = (
 
 
 def translations(*, opset_version: int | None = None) -> dict[Any, Callable[..., Any]]:
-    """The translations of fused layers that `torch.onnx.export` needs if you call it yourself.
+    """Returns the translations of fused layers that `torch.onnx.export` needs if you call it.
 
-    Pass it as ``custom_translation_table``. Unlike `export`, which reorders the weights once,
-    torch's exporter leaves that to a few nodes before each layer; ONNX Runtime runs them once when
-    it loads the model. Of lengths with a dynamic T or N only `export` warns.
+    Pass them as ``custom_translation_table``. `export` reorders the weights once. torch's exporter
+    adds a few nodes before each layer that reorder them; ONNX Runtime runs these once when it loads
+    the model. The warning about lengths with a dynamic T or N comes only from `export`.
 
     Args:
-        opset_version: what `torch.onnx.export` is asked for; from 22 on layers may be bfloat16.
+        opset_version: the opset_version for `torch.onnx.export`; layers may be bfloat16 if it is 22
+            or later.
 
     Returns:
-        A function for each operator of ours that can be in an exported program.
+        A function for each of our ops that an exported program can contain.
 
     Raises:
         ModuleNotFoundError: onnx or onnxscript is missing.
@@ -218,7 +221,7 @@ def _translate(
     cell: str,
     bidirectional: bool,
 ) -> list[Any]:
-    """The nodes of one layer: y [T, N, D*H], h_n and, for an LSTM, c_n [D, N, H]."""
+    """Makes the nodes of one layer; returns y [T, N, D*H], h_n [D, N, H] and for an LSTM c_n."""
     if CELLS[cell].projects:
         raise _NoForm("proj_size must be 0: ONNX's LSTM has no projection, so this has no form")
     if batch_sizes is not None:
@@ -237,7 +240,7 @@ def _translate(
     H = directions[0]["weight_hh"].shape[1]
 
     def gates(weight: Any, order: Sequence[int] = TO_ONNX[name]) -> Any:
-        """A weight [G*H, K] or [G*H] as [1, G*H, ...], its gates in ONNX's order."""
+        """A weight [G*H, K] or [G*H] as [1, G*H, ...], with the gates in this order."""
         rest = list(weight.shape)[1:]
         G = len(order)
         if G > 1:
@@ -277,7 +280,7 @@ def _translate(
     meta[_DYNAMIC_LENGTHS] = lengths is not None and dynamic
 
     if lengths is not None:
-        # The state of a row of length 0 is its initial one; ONNX Runtime gives zeros.
+        # A sequence of length 0 keeps its initial state. ONNX Runtime alone would give zeros.
         empty = op.Unsqueeze(
             op.Equal(lengths, op.Constant(value_int=0)), op.Constant(value_ints=[0, 2])
         )
@@ -293,21 +296,21 @@ def _translate(
 
 
 def _stored(value: Any) -> str:
-    """The name of what the graph holds from which a weight is computed, by casts for example."""
+    """The name of the stored value from which a weight is computed, for example by casts."""
     while (node := value.producer()) is not None and node.inputs and node.inputs[0] is not None:
         value = node.inputs[0]
     return str(value.name)
 
 
 def _weights_of(node: Any) -> dict[str, Any]:
-    """The inputs of a recurrent node that hold weights, by ONNX's names for them."""
+    """The inputs of a recurrent node that are weights, by ONNX's names."""
     inputs = {"W": 1, "R": 2, "B": 3} | ({"P": 7} if node.op_type == "LSTM" else {})
     given = {name: node.inputs[k] for name, k in inputs.items() if k < len(node.inputs)}
     return {name: value for name, value in given.items() if value is not None}
 
 
 def _store_weights(model: Any, recurrent: Sequence[Any]) -> None:
-    """Stores the weights of recurrent nodes as the nodes want them."""
+    """Computes the inputs of recurrent nodes that are weights, and stores the results."""
     wanted: set[int] = set()
 
     def want(value: Any) -> None:
@@ -321,7 +324,7 @@ def _store_weights(model: Any, recurrent: Sequence[Any]) -> None:
         for value in _weights_of(node).values():
             want(value)
     optimizer = need("onnxscript.optimizer", "export")
-    # Where one of them does not depend on stored weights alone, folding stops before it.
+    # Folding leaves out a node that does not depend on stored values only.
     optimizer.fold_constants_ir(model, should_fold=lambda node: id(node) in wanted)
     optimizer.remove_unused_nodes(model)
 
@@ -335,8 +338,8 @@ def _give_names(program: Any, recurrent: Sequence[Any]) -> None:
     for node in recurrent:
         scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]"))
         path = scopes[-2] if len(scopes) > 1 else ""  # ["", "encoder", "the call"]
-        # A layer under torch.autocast or torch.no_grad, or in a branch of torch.cond, has lost the
-        # modules below those of the block. Its weight says from which module it is.
+        # Under torch.autocast or torch.no_grad, and in a branch of torch.cond, a node has only the
+        # scopes outside of this block. The name of its weight tells its module.
         weight = re.fullmatch(
             r"(?:(.*?)\.)??(?:parametrizations\.)?weight_ih(?:_l(\d+))?(?:_reverse)?(?:[._].*)?",
             held.get(node.meta.get(_WEIGHT), ""),
@@ -347,14 +350,14 @@ def _give_names(program: Any, recurrent: Sequence[Any]) -> None:
         levels[path] += 1
         name = f"{path or 'model'}_l{level}"
         taken[name] += 1
-        node.name = name if taken[name] == 1 else f"{name}_{taken[name]}"  # one that runs again
+        node.name = name if taken[name] == 1 else f"{name}_{taken[name]}"  # a repeated call
         for letter, value in _weights_of(node).items():
             if value.is_initializer() and len(value.uses()) == 1:
                 value.name = f"{node.name}.{letter}"
 
 
 class _Kept(logging.Filter):
-    """Keeps what a logger has to say from being printed."""
+    """Collects the records of a logger, which are then not printed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -366,7 +369,11 @@ class _Kept(logging.Filter):
 
 
 def _convert(model: Any, opset: int) -> None:
-    """Converts a model to an opset that torch's exporter does not write itself."""
+    """Converts a model in place to another opset.
+
+    Raises:
+        ValueError: the converter cannot convert it.
+    """
     converter = need("onnxscript.version_converter", "export")
     kept = _Kept()
     converter.logger.addFilter(kept)

@@ -1,4 +1,4 @@
-"""ONNX's recurrent nodes to fused layers."""
+"""Makes fused layers from the recurrent nodes of ONNX models."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ._importing import as_tensor, expect_shape, make_layer, with_gates
 from ._modules import FusedGRU, FusedLSTM, FusedRNN
 from ._onnx import PEEPHOLES_TO_ONNX, TO_ONNX, attribute, need, text
 
-if TYPE_CHECKING:  # it needs numpy
+if TYPE_CHECKING:  # these modules need numpy
     from ._onnx_operators import Array
     from ._onnx_values import Constants, Scope
 
@@ -28,9 +28,10 @@ QUANTIZED = "DynamicQuantizeLSTM"
 KINDS = {**{("", kind): kind for kind in TO_ONNX}, ("com.microsoft", QUANTIZED): "LSTM"}
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
-# The most nodes of a model after every call of a local function is replaced by the function's
-# nodes, and the deepest nesting. Exporters that write functions nest them a few deep, and keep
-# weights out of them. The model has at most MOST_BYTES more than four times its bytes in the file.
+# The limits for a model in which each call of a local function is replaced by the function's nodes.
+# They are the number of nodes, the depth of nested calls, and the size, which may be at most four
+# times the size of the file plus MOST_BYTES. Exporters that write functions nest them a few levels
+# deep and do not store weights in them.
 MOST_NODES = 1_000_000
 DEEPEST = 100
 MOST_BYTES = 1 << 26
@@ -45,43 +46,45 @@ def load(source: Any, name: str) -> Layer: ...
 
 
 def load(source: Any, name: str | None = None) -> Layer | dict[str, Layer]:
-    """Makes a fused layer of every LSTM, GRU and RNN node of an ONNX model, or of one.
+    """Makes a fused layer from each LSTM, GRU and RNN node of an ONNX model, or from one node.
 
-    The layers hold the nodes' weights and attributes, in their dtype, and take [T, N, I] as the
-    nodes do. What the graph feeds to a node besides is the caller's to pass: initial states as
-    ``hx``, sequence_lens as ``lengths=``; those that the file itself holds, see `constants`. The
-    node's Y [T, D, N, H] is our y [T, N, D*H], ``y.unflatten(-1, (D, H)).transpose(1, 2)``. A node
-    with layout = 1 becomes a ``batch_first`` layer, which takes [N, T, I]: Y [N, T, D, H] is
-    ``y.unflatten(-1, (D, H))``, and Y_h and Y_c [N, D, H] are ``h_n.transpose(0, 1)`` and
-    ``c_n.transpose(0, 1)``. Nodes in the branches of an If, in the body of a Loop and in local
-    functions are found too.
+    A layer has the weights of its node, in their dtype, and its attributes. Like the node, it takes
+    x [T, N, I]. The node's other inputs must be passed to the layer's call: initial states as
+    ``hx``, sequence_lens as ``lengths=``. `constants` returns those that the file contains.
 
-    Weights must be constant: stored, or prepared from stored tensors by operators that exporters
-    and quantizers use for it (a refusal lists them). Those behind DequantizeLinear, and those of
-    ONNX Runtime's DynamicQuantizeLSTM, become floating-point numbers. Nothing else of the file is
-    run.
+    The node's Y [T, D, N, H] is ``y.unflatten(-1, (D, H)).transpose(1, 2)`` of the layer's y [T, N,
+    D*H]. A node with layout = 1 becomes a ``batch_first`` layer, which takes x [N, T, I]. Its Y [N,
+    T, D, H] is ``y.unflatten(-1, (D, H))``, and its Y_h and Y_c [N, D, H] are
+    ``h_n.transpose(0, 1)`` and ``c_n.transpose(0, 1)``. Nodes in the branches of an If, in the body
+    of a Loop and in local functions are also found.
+
+    Weights must be constant: either stored, or computed from stored tensors by operators that
+    exporters and quantizers use for weights (the error for another operator lists them). Weights
+    behind DequantizeLinear, and those of ONNX Runtime's DynamicQuantizeLSTM, become floating-point
+    numbers. Nothing else in the file is computed.
 
     Args:
         source: the path of a file, or an onnx.ModelProto.
-        name: of one node; one without a name, or with the name of an earlier one, has the name
-            ``<operator>_<k>``, k counting the model's recurrent nodes from 0.
+        name: the name of one node; None loads all. A node without a name, or with the name of an
+            earlier node, has the name ``<operator>_<k>``, where k counts the model's recurrent
+            nodes from 0.
 
     Returns:
-        The layer named, or all of them by name, in the order of the graph.
+        The layer of the node `name`, or all layers by name, in the order of the graph.
 
     Warns:
-        UserWarning: a node starts from a state that is not zero, or has sequence_lens, and the file
-            holds them: a call of the layer does not use them unless it is given `constants`. Or
-            they depend on no input of the graph, and load cannot compute them.
+        UserWarning: the file contains initial states that are not zero, or sequence_lens, and a
+            call of the layer uses them only if it gets `constants`. Or they depend on no input of
+            the graph, but load cannot compute them.
 
     Raises:
         ModuleNotFoundError: onnx is missing.
         OSError: the file cannot be opened.
         TypeError: source is neither a path nor a model.
-        ValueError: the file is no ONNX model, or contradicts itself; no such node; or one that our
-            layers cannot compute: other activations, clip, input_forget, direction
-            "reverse", weights that are not constant, or not all of one dtype, which can be float32,
-            float64, float16 and bfloat16.
+        ValueError: the file is not an ONNX model, or contradicts itself; there is no such node; or
+            our layers cannot compute a node, because it has other activations, clip, input_forget,
+            direction "reverse", weights that are not constant, weights of several dtypes, or a
+            dtype other than float32, float64, float16 and bfloat16.
     """
     model, folder = _read(source)
     found: dict[str, _Node] = {}
@@ -116,25 +119,26 @@ def load(source: Any, name: str | None = None) -> Layer | dict[str, Layer]:
 
 
 def constants(layer: Layer, N: int | None = None) -> dict[str, Any]:
-    """Returns the values that a layer's file feeds to its node besides the weights.
+    """Returns the constants that the file of a layer contains for its node, besides the weights.
 
-    A model can start from states that are stored with it (learned ones, for example), or fix the
-    lengths of its rows. `load` hands those over here::
+    A model can contain initial states (learned ones, for example) and the lengths of its sequences.
+    `load` keeps them with the layer, and a call can pass them on::
 
         y, state = layer(x, **fusedrnn.onnx.constants(layer))
 
     Args:
-        layer: from `load`. The states follow it to another dtype or device.
-        N: rows of the batch, for a state that the file repeats for each of them and that is stored
-            once. None: as many as are stored.
+        layer: a layer from `load`. If it moves to another dtype or device, so do the states.
+        N: the number of sequences, for a state that is stored once and that the graph repeats for
+            each sequence. None: the number for which states are stored.
 
     Returns:
-        Arguments of the layer's call: ``hx`` where an initial state is not zero, h0 [D, N, H] or,
-        of an LSTM, (h0, c0), with None in the place of one that the graph computes and the caller
-        is to fill in; ``lengths`` [N] where sequence_lens is constant. {} where nothing is.
+        Arguments for the layer's call; {} if the file has none. ``hx`` is present if an initial
+        state is not zero: h0 [D, N, H], or (h0, c0) for an LSTM. In this pair None stands for a
+        state that the graph computes and the caller must fill in. ``lengths`` [N] is present if
+        sequence_lens is constant.
 
     Raises:
-        ValueError: the states have another number of rows than N.
+        ValueError: the states are stored for another number of sequences than N.
     """
     states: list[Any] = [getattr(layer, f"onnx_{key}0", None) for key in "hc"]
     result: dict[str, Any] = {}
@@ -152,7 +156,7 @@ def constants(layer: Layer, N: int | None = None) -> dict[str, Any]:
 
 
 def _read(source: Any) -> tuple[Any, str | None]:
-    """The model, with the nodes of its local functions in their place, and its folder."""
+    """Returns the model, with calls of local functions replaced by their nodes, and its folder."""
     onnx = need("onnx", "load")
     folder: str | None = None
     if isinstance(source, onnx.ModelProto):
@@ -163,14 +167,14 @@ def _read(source: Any) -> tuple[Any, str | None]:
             path = os.fspath(source)
             what, folder = repr(path), os.path.dirname(path)
             if path.endswith((".onnxtxt", ".onnxtext")):
-                # onnx 1.23 ends the process where one is nested deeply.
+                # onnx 1.23 ends the process if such a file is nested deeply.
                 raise ValueError(f"{what} is in onnx's text form: give load onnx.load({what})")
         try:
             form = "protobuf" if hasattr(source, "read") else None  # None: by the path
             model = onnx.load(source, form, load_external_data=False)
         except (OSError, MemoryError):
             raise
-        except Exception as error:  # protobuf's, of which there is one for each form of a file
+        except Exception as error:  # protobuf has another exception for each form of a file
             raise ValueError(
                 f"{what} is not an ONNX model: {type(error).__name__}: {error}"
             ) from None
@@ -185,7 +189,7 @@ def _read(source: Any) -> tuple[Any, str | None]:
             model = inliner.inline_local_functions(model)
         except ValueError:
             raise
-        except Exception as error:  # protobuf's, or of C++
+        except Exception as error:  # an exception of protobuf or of onnx's C++ code
             raise ValueError(
                 f"the local functions of {what} cannot be put in place of their calls: {error}"
             ) from None
@@ -193,7 +197,7 @@ def _read(source: Any) -> tuple[Any, str | None]:
 
 
 def _check_functions(model: Any) -> None:
-    """Raises where to put functions in place of their calls would not end, or would fill memory."""
+    """Raises ValueError if replacing calls of functions would not end or exceed the limits."""
 
     def key(node: Any, name: Any) -> tuple[Any, ...]:
         return ("" if node.domain == "ai.onnx" else node.domain, name, node.overload)
@@ -208,7 +212,7 @@ def _check_functions(model: Any) -> None:
         for each in counts.keys() & functions.keys():
             callers[each].append(name)
     missing = {name: len(counts.keys() & functions.keys()) for name, counts in calls.items()}
-    sizes: dict[Any, tuple[int, int, int]] = {}  # of a function put in place: nodes, bytes, depth
+    sizes: dict[Any, tuple[int, int, int]] = {}  # nodes, bytes and depth of each function
 
     def size_of(proto: Any, counts: Counter[Any]) -> tuple[int, int, int]:
         inner = {each: sizes[each] for each in counts.keys() & functions.keys()}
@@ -240,7 +244,7 @@ def _check_functions(model: Any) -> None:
 
 
 def _nodes(graph: Any, scopes: bool = True) -> Iterator[tuple[Any, Any]]:
-    """The nodes of a graph and of the graphs in its nodes, in order, each with its scope."""
+    """Yields the nodes of a graph and of the graphs in its nodes, in order, each with its scope."""
     if scopes:
         from ._onnx_values import Scope
     stack: list[tuple[Any, Iterator[Any]]] = [
@@ -260,7 +264,7 @@ def _nodes(graph: Any, scopes: bool = True) -> Iterator[tuple[Any, Any]]:
 
 
 class _Node:
-    """A recurrent node, and where the values come from that it can see."""
+    """A recurrent node, with access to the constants among its inputs."""
 
     def __init__(self, proto: Any, kind: str, scope: Scope, folder: str | None) -> None:
         from ._onnx_values import Constants
@@ -271,7 +275,7 @@ class _Node:
         self.constants: Constants = Constants(scope, folder)
 
     def layer(self) -> tuple[Layer, list[str]]:
-        """The fused layer with the weights of this node, and what to tell the user of it."""
+        """Makes the fused layer of this node; returns it with remarks for the user."""
         kind = self.kind
         G = len(TO_ONNX[kind])
         options = self._options()
@@ -288,7 +292,8 @@ class _Node:
         _expect_float("W", W)
         _expect_float("R", R, W.dtype)
 
-        order = [TO_ONNX[kind].index(k) for k in range(G)]  # of our gates, the place in ONNX's
+        # For each gate in torch's order, its index in ONNX's.
+        order = [TO_ONNX[kind].index(k) for k in range(G)]
         weights: list[Tensor] = []
         B = self._tensor("B", 3) if self.inputs[3] else None
         if B is not None:
@@ -314,7 +319,7 @@ class _Node:
         return layer, self._keep_constants(layer, D, H, W.dtype)
 
     def _options(self) -> dict[str, Any]:
-        """Returns the attributes as options of our constructor; raises if it lacks one."""
+        """Returns the attributes as options of our constructor; ValueError if it lacks one."""
         kind, node = self.kind, self.proto
         direction = text(attribute(node, "direction", "STRING", b"forward"))
         if direction not in ("forward", "bidirectional"):
@@ -348,13 +353,13 @@ class _Node:
         return options
 
     def _tensor(self, what: str, k: int, any_batch: bool = False) -> Tensor:
-        """The value of input k."""
+        """Returns the value of input k, which `what` names in messages."""
         if not self.inputs[k]:
             raise ValueError(f"the input {what} is missing")
         return _as_tensor(what, self.constants.of(what, self.inputs[k], any_batch))
 
     def _matrix(self, what: str, k: int, scale: int) -> Tensor:
-        """W or R [D, G*H, ...]; of a quantized node, from integers [D, ..., G*H] and a scale."""
+        """Returns W or R [D, G*H, ...]; a quantized node has integers [D, ..., G*H] and a scale."""
         if self.proto.op_type != QUANTIZED:
             return self._tensor(what, k)
         from ._onnx_operators import dequantized
@@ -382,7 +387,7 @@ class _Node:
         return _as_tensor(what, array).transpose(1, 2).contiguous()
 
     def _keep_constants(self, layer: Layer, D: int, H: int, dtype: torch.dtype) -> list[str]:
-        """Leaves with a layer what `constants` gives, and says what."""
+        """Stores in a layer the values that `constants` returns; returns remarks for the user."""
         remarks: list[str] = []
         states: list[Tensor | None] = []
         kept = []
@@ -429,7 +434,7 @@ class _Node:
         return remarks
 
     def _rows(self, what: str, state: Tensor, D: int, H: int, batch_first: bool) -> Tensor:
-        """A state [D, N, H] of one that is [N, D, H] in a node with layout = 1."""
+        """Returns a state as [D, N, H]; a node with layout = 1 has it as [N, D, H]."""
         form = f"[N, {D}, {H}]" if batch_first else f"[{D}, N, {H}]"
         wrong = ValueError(f"{what} must be {form}, got {list(state.shape)}")
         if self.constants.repeated:
@@ -447,14 +452,14 @@ class _Node:
 
 
 def _as_tensor(what: str, array: Array) -> Tensor:
-    try:  # torch takes no negative strides, which a Slice can leave
+    try:  # torch takes no negative strides, which the result of a Slice may have
         return as_tensor(array if array.flags.c_contiguous else array.copy())
     except TypeError:
         raise ValueError(f"{what} must hold numbers, got {array.dtype.name}") from None
 
 
 def _expect_float(what: str, tensor: Tensor, dtype: torch.dtype | None = None) -> None:
-    """Raises where a tensor is of a type without kernels, or of another one than W."""
+    """Raises ValueError if a tensor has no type with kernels, or not `dtype`, which is W's."""
     said = _name(tensor.dtype)
     if dtype is not None and tensor.dtype != dtype:
         raise ValueError(f"{what} must be {_name(dtype)} as W is, got {said}")

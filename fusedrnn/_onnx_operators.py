@@ -1,8 +1,8 @@
-"""The operators that may prepare the weights of an ONNX file's recurrent nodes, in numpy.
+"""The operators that may compute the weights of an ONNX file's recurrent nodes, in numpy.
 
-Each takes a `Meter`, its node and the arrays that are its inputs, and judges them: ValueError where
-the node contradicts itself. What it writes, it charges first; where it makes a view there is
-nothing to charge.
+Each function takes a `Meter`, its node and the arrays of the node's inputs. It raises ValueError if
+the node contradicts itself. Before it writes elements, it charges them to the meter. A view writes
+none.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ QUANTIZED = ("int8", "uint8", "int16", "uint16")
 
 
 class Meter(Protocol):
-    """What an operator asks of the one that runs it: to charge elements, to read stored tensors."""
+    """The interface through which an operator charges elements and reads stored tensors."""
 
     def charge(self, elements: int) -> None:
-        """Raises a ValueError where these elements are too many to write."""
+        """Counts elements that will be written, and raises ValueError if they are too many."""
 
     def tensor(self, tensor: Any) -> Array:
-        """A TensorProto as an array."""
+        """Returns a TensorProto as an array."""
 
 
 def _dtype_of(code: int, names: Sequence[str]) -> Any:
-    """The numpy type of a code of ONNX's, which must be one of these."""
+    """Returns the numpy type for one of ONNX's codes; ValueError if it is not among `names`."""
     helper = need("onnx.helper", "load")
     try:
         dtype = np.dtype(helper.tensor_dtype_to_np_dtype(code))
@@ -47,7 +47,7 @@ def _dtype_of(code: int, names: Sequence[str]) -> Any:
 
 
 def _ints(what: str, array: Array | None) -> list[int] | None:
-    """The numbers of a small tensor of integers, or None where there is none."""
+    """Returns the numbers of a small tensor of integers, or None for None."""
     if array is None:
         return None
     if array.dtype.name not in SIGNED or array.ndim > 1 or array.size > 1024:
@@ -56,7 +56,7 @@ def _ints(what: str, array: Array | None) -> list[int] | None:
 
 
 def _of_either(node: Any, name: str, array: Array | None) -> list[int] | None:
-    """Reads a value that is an attribute in early versions of an operator and an input later."""
+    """Reads integers that are an attribute in early opsets and an input in later ones."""
     given = attribute(node, name, "INTS", None)
     if given is not None and array is not None:
         raise ValueError(f"{name} must be an attribute or an input, not both")
@@ -64,7 +64,7 @@ def _of_either(node: Any, name: str, array: Array | None) -> list[int] | None:
 
 
 def form(array: Array) -> str:
-    """Sizes and type of an array, for a message."""
+    """The sizes and the type of an array, for a message."""
     return f"{list(array.shape)} of {array.dtype.name}"
 
 
@@ -240,7 +240,7 @@ def _constant_of_shape(meter: Meter, node: Any, shape: Array) -> Array:
 
 
 def _beside(meter: Meter, node: Any, x: Array, what: str, array: Array) -> Array:
-    """The scale or zero point of x [...] in a form that broadcasts with it."""
+    """Returns a scale or zero point of x in a shape that broadcasts with x."""
     axis = attribute(node, "axis", "INT", 1)
     block = attribute(node, "block_size", "INT", 0)
     if block:
@@ -291,51 +291,51 @@ def _quantize_linear(
 
 @np.errstate(all="ignore")
 def dequantized(x: Array, scale: Array, zero: Array | None) -> Array:
-    """(x - zero) * scale in float32, as ONNX Runtime does; scale and zero broadcast with x."""
+    """Computes (x - zero) * scale in float32, as ONNX Runtime; scale and zero broadcast with x."""
     if scale.dtype.name not in FLOATS:
         raise ValueError(f"the scale must be {', '.join(FLOATS)}, got {scale.dtype.name}")
     if x.dtype.name in FLOATS:
         raise ValueError(f"the quantized tensor must not be {x.dtype.name}")
     if zero is not None:
         _same_types([x, zero])
-        if "float" not in x.dtype.name:  # of those of 8 bits, the zero point is 0
+        if "float" not in x.dtype.name:  # otherwise x is float8
             x = x.astype(np.int64) - zero.astype(np.int64)
         elif zero.astype(np.float32).any():
             raise ValueError("the zero point of float8 must be 0")
     return x.astype(np.float32) * scale.astype(np.float32)
 
 
-# The operators that may prepare a value: the function, the number of inputs that it must have, and
-# its attributes. The comments say which exporters write them into files with recurrent nodes.
+# The operators that may compute a value: the function, the number of inputs that it needs at least,
+# and its attributes. The comments say which exporters use it in files with recurrent nodes.
 OPERATORS: dict[str, tuple[Callable[..., Any], int, tuple[str, ...]]] = {
-    # torch's exporters, which put the gates into ONNX's order; Paddle2ONNX; mx2onnx
+    # torch's exporters, to put the gates into ONNX's order; Paddle2ONNX; mx2onnx
     "Identity": (_identity, 1, ()),
     "Slice": (_slice, 1, ("starts", "ends", "axes")),
     "Concat": (_concat, 1, ("axis",)),
     "Unsqueeze": (_unsqueeze, 1, ("axes",)),
     "Squeeze": (_squeeze, 1, ("axes",)),
-    # `translations`
+    # models exported with our `translations`
     "Reshape": (_reshape, 1, ("shape", "allowzero")),
     "Gather": (_gather, 2, ("axis",)),
-    # tf2onnx (CudnnRNN) and mx2onnx, which hold the weights of all layers in one tensor
+    # tf2onnx (CudnnRNN) and mx2onnx, which store the weights of all layers in one tensor
     "Split": (_split, 1, ("axis", "split", "num_outputs")),
-    # weights stored as Keras has them; quantizers, behind DequantizeLinear
+    # exporters that store weights in Keras's layout; quantizers, after DequantizeLinear
     "Transpose": (_transpose, 1, ("perm",)),
-    # onnxruntime's and onnxconverter-common's float16, before nodes that stay in float32
+    # float16 models of onnxruntime and onnxconverter-common, before nodes that stay in float32
     "Cast": (_cast, 1, ("to", "saturate", "round_mode")),
-    # weight_norm from torch.onnx.export(do_constant_folding=False); mx2onnx's sizes
+    # weight_norm in torch.onnx.export(do_constant_folding=False); sizes in mx2onnx
     "Add": (_arithmetic(np.add, (*FLOATS, *SIGNED)), 2, ()),
     "Sub": (_arithmetic(np.subtract, (*FLOATS, *SIGNED)), 2, ()),
     "Mul": (_arithmetic(np.multiply, (*FLOATS, *SIGNED)), 2, ()),
     "Div": (_arithmetic(np.divide, FLOATS), 2, ()),
     "ReduceL2": (_reduce_l2, 1, ("axes", "keepdims", "noop_with_empty_axes")),
-    # initial states: zeros, or a parameter for every row of the batch
+    # initial states: zeros, or one parameter repeated for every sequence
     "ConstantOfShape": (_constant_of_shape, 1, ("value",)),
     "Expand": (_expand, 2, ()),
     "Tile": (_tile, 2, ()),
-    # quantizers; both in a row where they leave the weights in floating point
+    # quantizers; both in sequence if the stored weights are floating-point numbers
     "DequantizeLinear": (_dequantize_linear, 2, ("axis", "block_size", "output_dtype")),
     "QuantizeLinear": (_quantize_linear, 2, ("axis", "block_size", "output_dtype", "saturate")),
-    # a tensor stored as a node
+    # any exporter; a tensor that is stored as a node
     "Constant": (_identity, 1, ()),
 }

@@ -1,8 +1,8 @@
-"""Values that an ONNX file's constants determine: judged first, then computed with numpy.
+"""Computes values that depend only on the constants of an ONNX file, with numpy.
 
-The files come from anywhere, so nothing here runs a graph. A value is followed back to the tensors
-that the file stores; every node on the way must be one of `OPERATORS`, and the elements that they
-write are counted before they are written.
+A file may come from an untrusted source, so this module never runs a whole graph. It follows a
+value back to the tensors that the file stores. Every node on the way must be one of `OPERATORS`.
+The number of elements that the nodes write is checked before they are written.
 """
 
 from __future__ import annotations
@@ -18,20 +18,22 @@ from ._onnx_operators import OPERATORS, Array, form
 
 __all__ = ["Constants", "Scope"]
 
-# For one node at most this multiple of the elements that the file stores for it is computed: what
-# is stored bounds the layer's own size. A step that copies writes about what it reads, and real
-# files have at most five in a row (a kernel that is dequantized, put into the order of the gates
-# and laid beside that of the other direction); besides, one tensor can be stored for both.
+# The elements that are written for one recurrent node may be at most this multiple of those that
+# the file stores for it. An operator that copies writes about as many elements as it reads. Real
+# files have at most five of them one after another (a weight is dequantized, its gates are
+# reordered, and it is concatenated with that of the other direction). In addition, both directions
+# may share a stored tensor.
 COPIES = 8
-# For the arithmetic on sizes that goes with it, in layers of a few elements.
+# As many elements more are allowed, for arithmetic on sizes in very small layers.
 SMALL = 1024
 
-STANDARD = ("", "ai.onnx")  # the names of ONNX's own domain
+STANDARD = ("", "ai.onnx")  # the two names of ONNX's standard domain
 IS_INPUT = "is an input of the graph"
-# The nodes that repeat a row for the batch.
+# The operators that repeat an initial state for each sequence.
 _REPEAT = ("Expand", "Tile")
 
-# The bits of an element of each type that is read; the last two lines are of quantized weights.
+# The bits of an element, for each type that can be read. The types of the last two lines occur only
+# in quantized weights.
 BITS = {
     "FLOAT": 32, "DOUBLE": 64, "FLOAT16": 16, "BFLOAT16": 16,
     "INT8": 8, "INT16": 16, "INT32": 32, "INT64": 64,
@@ -42,7 +44,7 @@ BITS = {
 
 
 class NotConstant(ValueError):
-    """A value that is not determined by constants; `given`: it depends on an input of a graph."""
+    """A value does not depend only on constants; `given`: it depends on an input of a graph."""
 
     def __init__(self, message: str, given: bool = False) -> None:
         super().__init__(message)
@@ -50,17 +52,17 @@ class NotConstant(ValueError):
 
 
 class Scope:
-    """The names that the nodes of a graph see."""
+    """The names that the nodes of a graph can use, with their sources."""
 
     def __init__(self, graph: Any, outer: Scope | None) -> None:
         self.outer = outer
-        # For each name: its stored tensor, the node that computes it, or why there is neither.
+        # For each name its stored tensor, the node that computes it, or the reason for neither.
         self.sources: dict[Any, Any] = {}
         for tensor in graph.initializer:
             self._add(tensor.name, tensor)
         for sparse in graph.sparse_initializer:
             self._add(sparse.values.name, "is a sparse tensor, which load does not read")
-        for value in graph.input:  # an initializer of that name is its default
+        for value in graph.input:  # an initializer of this name is the default
             reason = f"{IS_INPUT} {text(graph.name)!r}, not a tensor stored in it"
             self.sources.setdefault(value.name, reason)
         for node in graph.node:
@@ -73,7 +75,7 @@ class Scope:
         self.sources[name] = source
 
     def find(self, name: Any) -> tuple[Scope, Any]:
-        """The scope that defines a name, and its source there."""
+        """Returns the scope that defines a name, and the source of the name."""
         scope: Scope | None = self
         while scope is not None:
             if name in scope.sources:
@@ -82,31 +84,33 @@ class Scope:
         return self, "is computed by nothing in the file"
 
 
-Key: TypeAlias = "tuple[Scope, Any]"  # a value: where its name is defined, and the name
+Key: TypeAlias = "tuple[Scope, Any]"  # a value: the scope that defines its name, and the name
 
 
 class Constants:
-    """The constant values that feed one node, and the elements that may be computed for them."""
+    """Computes the constant inputs of a recurrent node, and limits the elements written for it."""
 
     def __init__(self, scope: Scope, folder: str | None) -> None:
         self.scope = scope
-        self.folder = folder  # of files that hold tensors; None where that is not known
+        self.folder = folder  # with the files of external tensors; None if unknown
         self.read: set[Key] = set()
-        self.stored = 0  # elements of what was read, each tensor once
+        self.stored = 0  # elements of the tensors that were read, each counted once
         self.written = 0
-        self.repeated = False  # whether `of` left out how often a row is repeated
+        self.repeated = False  # whether `of` left out an Expand or Tile
 
     def of(self, what: str, name: Any, any_batch: bool = False) -> Array:
-        """The value of a name.
+        """Computes the value of a name.
 
         Args:
-            what: the input of the recurrent node that it is.
-            name: of the value.
-            any_batch: it has rows for the batch, and what repeats one row for a batch whose size
-                the graph computes (Expand, Tile) leaves it one row, and sets `repeated`.
+            what: the input of the recurrent node to which the value belongs, for messages.
+            name: the name of the value.
+            any_batch: whether the value has a part for each sequence. Then an Expand or Tile, which
+                repeats one part for a number of sequences that the graph computes, is left out, and
+                `repeated` is set.
 
         Raises:
-            NotConstant: it does not follow from constants, or not by `OPERATORS`.
+            NotConstant: it does not depend only on constants, or needs an operator that is not in
+                `OPERATORS`.
             ValueError: the file contradicts itself.
         """
         self.repeated = False
@@ -131,10 +135,10 @@ class Constants:
                 if unknown:
                     raise ValueError(f"unknown attribute {text(unknown.pop())!r}")
                 inputs = [value_of(scope, each) if each else None for each in names]
-                with np.errstate(all="ignore"):  # infinities and NaN are values like others
+                with np.errstate(all="ignore"):  # infinities and NaN are allowed
                     outputs = run(self, node, *inputs)
             except (ValueError, TypeError, OverflowError) as error:
-                # TypeError: an input too many. OverflowError: an axis beyond an int of C's.
+                # A TypeError means too many inputs, an OverflowError an axis that is no C int.
                 raise ValueError(f"{what} is prepared by {_said(node)}: {error}") from None
             outputs = outputs if isinstance(outputs, list) else [outputs]
             values |= {(scope, o): v for o, v in zip(node.output, outputs, strict=False)}
@@ -143,7 +147,7 @@ class Constants:
     def _plan(
         self, what: str, name: Any, any_batch: bool
     ) -> tuple[dict[Key, Any], list[tuple[Scope, Any]]]:
-        """Returns the stored tensors of a value, and the nodes that compute it, in order."""
+        """Returns the stored tensors that determine a value, and the nodes to compute in order."""
         leaves: dict[Key, Any] = {}
         nodes: list[tuple[Scope, Any]] = []
         opened: set[int] = set()
@@ -189,7 +193,7 @@ class Constants:
         return leaves, nodes
 
     def _read(self, what: str, key: Key, source: Any) -> Array:
-        """A stored tensor, or the value of a Constant."""
+        """Reads a stored tensor or the value of a Constant, and counts its elements as stored."""
         read = self._constant if hasattr(source, "op_type") else self.tensor
         try:
             array = read(source)
@@ -202,7 +206,7 @@ class Constants:
         return array
 
     def _constant(self, node: Any) -> Array:
-        """The value of a Constant: one attribute, which says its type by its name."""
+        """Reads the value of a Constant, whose only attribute has a name that tells the type."""
         kinds: dict[str, tuple[str, Any]] = {
             "value_float": ("FLOAT", np.float32),
             "value_floats": ("FLOATS", np.float32),
@@ -218,7 +222,7 @@ class Constants:
         return np.array(attribute(node, names[0], kind), dtype)
 
     def tensor(self, tensor: Any) -> Array:
-        """A TensorProto as an array, after a look at whether its data fits its type and sizes."""
+        """Returns a TensorProto as an array; ValueError if its data and its sizes do not fit."""
         proto = need("onnx", "load").TensorProto
         code = tensor.data_type
         kind = proto.DataType.Name(code) if code in proto.DataType.values() else str(code)
@@ -241,14 +245,14 @@ class Constants:
                 raise ValueError(f"{dims} of {kind} are {count} values, got {len(field)}")
         try:
             array = need("onnx.numpy_helper", "load").to_array(tensor, self.folder or "")
-        except Exception as error:  # another package's, of a tensor from anywhere
+        except Exception as error:  # onnx may raise anything for a bad tensor
             raise ValueError(f"{type(error).__name__}: {error}") from None
         if array.size != elements:
             raise ValueError(f"{dims} are {elements} values, got {array.size}")
         return array
 
     def _check_file(self, tensor: Any, size: int) -> None:
-        """Raises where the file beside the model does not hold `size` bytes for a tensor."""
+        """Raises ValueError if the tensor's own file does not contain its `size` bytes."""
         if self.folder is None:
             raise ValueError("it is stored in another file: give load the path of the model")
         entries = {e.key: e.value for e in tensor.external_data}
@@ -268,7 +272,7 @@ class Constants:
             raise ValueError(f"the file {path!r} must hold {size} bytes from {offset} on, no more")
 
     def charge(self, elements: int) -> None:
-        """Counts elements that are about to be written."""
+        """Counts elements that will be written, and raises ValueError if they are too many."""
         self.written += elements
         limit = COPIES * self.stored + SMALL
         if self.written > limit:
@@ -279,20 +283,20 @@ class Constants:
 
 
 def _known(node: Any) -> bool:
-    """Whether a node may prepare a value."""
+    """Whether a node is one of `OPERATORS`."""
     also = ("com.microsoft",) if node.op_type in ("DequantizeLinear", "QuantizeLinear") else ()
     return node.op_type in OPERATORS and node.domain in (*STANDARD, *also)
 
 
 def _said(node: Any) -> str:
-    """A node in a message."""
+    """Describes a node in a message."""
     domain = "" if node.domain in STANDARD else f"{text(node.domain)}::"
     name = f"the node {text(node.name)!r} " if node.name else "a node "
     return f"{name}({domain}{text(node.op_type)})"
 
 
 def _one_row(constants: Constants, node: Any, x: Array) -> Array:
-    """Returns the result of an Expand or Tile for a batch of any size, as for a batch of one."""
+    """Replaces an Expand or Tile that repeats x for each sequence: returns x, sets `repeated`."""
     if node.op_type == "Tile" and (x.ndim != 3 or x.shape[1] != 1):
         raise ValueError(f"load does not know how often it repeats {form(x)}")
     constants.repeated = True

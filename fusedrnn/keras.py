@@ -1,20 +1,21 @@
-"""Weights of Keras's recurrent layers in fused ones.
+"""Makes fused layers from Keras's recurrent layers or from their weights.
 
-`load` takes a layer of Keras 3 (tested on its torch backend); `from_weights` takes the arrays of
-``get_weights()``, where Keras itself is not at hand. Nothing here imports Keras.
+`load` takes a layer of Keras 3 (tested with its torch backend). `from_weights` takes the arrays of
+``get_weights()`` and does not need Keras. This module never imports Keras.
 
     import fusedrnn.keras
 
     lstm = fusedrnn.keras.load(model.get_layer("encoder"))
     lstm = fusedrnn.keras.from_weights("LSTM", [kernel, recurrent_kernel, bias])
 
-The layers are ``batch_first``, as Keras's are. They return what Keras does with
-``return_sequences=True, return_state=True``; its last output alone is ``h_n[-1]`` (bidirectional:
-``h_n[-2]`` and ``h_n[-1]`` side by side).
+The layers are ``batch_first``, like Keras's. They return what Keras returns with
+``return_sequences=True, return_state=True``. What Keras returns without these options is
+``h_n[-1]``, or for a bidirectional layer the concatenation of ``h_n[-2]`` and ``h_n[-1]``.
 
-With a mask Keras repeats the last output at masked steps, unless ``zero_output_for_mask`` is set or
-the layer is bidirectional; ours are zero beyond a length. `repeat_last` is the repeat, and
-`with_mask` calls a layer as Keras does, with a mask of any form (``pad_sequences`` pads in front).
+With a mask, Keras repeats the last output at masked steps, unless ``zero_output_for_mask`` is set
+or the layer is bidirectional. The outputs of our layers are zero beyond a length. `repeat_last`
+repeats the last output as Keras does. `with_mask` calls a layer with any mask, as Keras does
+(``pad_sequences`` pads at the front by default).
 """
 
 from __future__ import annotations
@@ -34,27 +35,27 @@ __all__ = ["from_weights", "load", "repeat_last", "with_mask"]
 
 Layer = FusedLSTM | FusedGRU | FusedRNN
 
-# For each of our gates (LSTM ifgo, GRU rzn), its place in Keras's order (LSTM ifco, GRU zrh).
+# For each gate in torch's order (LSTM ifgo, GRU rzn), its index in Keras's (LSTM ifco, GRU zrh).
 _TO_OURS = {"LSTM": (0, 1, 2, 3), "GRU": (1, 0, 2), "SimpleRNN": (0,)}
 
 
 def load(layer: Any) -> Layer:
-    """Makes a fused layer of a Keras layer: LSTM, GRU, SimpleRNN or Bidirectional of one.
+    """Makes a fused layer from a Keras layer: LSTM, GRU, SimpleRNN, or Bidirectional with one.
 
     Args:
-        layer: a built layer. Those of tf_keras are read in the same way, which is not tested.
+        layer: a built layer. Layers of tf_keras are accepted too, but this is not tested.
 
     Returns:
-        A layer with the same weights, in their dtype, that gives the same outputs.
+        A layer with the same weights, in their dtype, which gives the same outputs.
 
     Raises:
-        TypeError: another kind of layer, a subclass included.
-        ValueError: a layer without weights yet, or with an option that our layers do not have:
-            other activations, go_backwards, stateful, a merge_mode other than "concat".
+        TypeError: another kind of layer, or a subclass.
+        ValueError: the layer has no weights yet, or an option that our layers lack: other
+            activations, go_backwards, stateful, or a merge_mode other than "concat".
 
     Warns:
-        UserWarning: dropout and recurrent_dropout, which act on other things in Keras than in
-            torch and are left out. They change training alone.
+        UserWarning: the layer has dropout or recurrent_dropout, which are left out. In Keras they
+            act on other values than dropout in torch. They only change training.
     """
     kind = _kind(layer)
     bidirectional = kind == "Bidirectional"
@@ -74,7 +75,7 @@ def load(layer: Any) -> Layer:
                 "the layer with concat and merge the two halves of y"
             )
     options = []
-    for d, part in enumerate(parts):  # no comprehension: a warning points to the caller's line
+    for d, part in enumerate(parts):  # a comprehension may add a frame and shift stacklevel
         options.append(_options(kind, part, d == 1))
     if options[0] != options[-1]:
         raise ValueError(f"both directions must have the same options, got {options}")
@@ -94,27 +95,27 @@ def from_weights(
 ) -> Layer:
     """Makes a fused layer from the arrays of a Keras layer's ``get_weights()``.
 
-    The arrays do not say with which activations they were trained: ours are sigmoid for gates and
-    tanh. Weights of a layer with another ``recurrent_activation``, ``hard_sigmoid`` by default in
-    TensorFlow.js and in Keras before TensorFlow 2, fit as well and compute another network. Look it
-    up in the layer's configuration.
+    Check the activations in the configuration of the Keras layer, because the arrays do not contain
+    them. The result has sigmoid for gates and tanh. If the Keras layer has another
+    ``recurrent_activation``, the arrays fit but the outputs differ, without an error.
+    TensorFlow.js, and Keras before TensorFlow 2, have ``hard_sigmoid`` by default.
 
     Args:
         kind: "LSTM", "GRU" or "SimpleRNN".
-        weights: kernel ``[I, G*H]``, recurrent_kernel ``[H, G*H]`` and, with biases, bias:
-            ``[G*H]``, of a GRU with reset_after ``[2, 3H]``; bidirectional: those of the forward
-            layer, then those of the backward layer. Gates in Keras's order (LSTM i, f, c, o; GRU
-            z, r, h).
-        bidirectional: two directions.
-        reset_after: of a GRU, as in Keras (its default since version 2).
-        nonlinearity: of a SimpleRNN: "tanh" or "relu".
+        weights: kernel ``[I, G*H]``, recurrent_kernel ``[H, G*H]`` and, if the layer has biases,
+            bias: ``[G*H]``, or ``[2, 3H]`` for a GRU with reset_after. If bidirectional, these are
+            the arrays of the forward layer and then those of the backward layer. The gates are in
+            Keras's order (LSTM i, f, c, o; GRU z, r, h).
+        bidirectional: whether there are two directions.
+        reset_after: the option of a GRU with this name in Keras (True by default since version 2).
+        nonlinearity: the activation of a SimpleRNN: "tanh" or "relu".
 
     Returns:
         The layer, ``batch_first``, in the dtype of the arrays.
 
     Raises:
-        ValueError: an unknown kind; a number, shapes or dtypes of weights that do not fit.
-        TypeError: weights that are no list, or something in it that is no array of numbers.
+        ValueError: an unknown kind; the number, shapes or dtypes of the weights do not fit.
+        TypeError: weights is not a list, or an item is not an array of numbers.
     """
     if kind not in tuple(_TO_OURS):
         raise ValueError(f"kind must be one of {', '.join(_TO_OURS)}, got {kind!r}")
@@ -172,21 +173,21 @@ def from_weights(
 
 
 def repeat_last(y: Tensor, lengths: Lengths) -> Tensor:
-    """Repeats the last output of each row over its padding, as Keras does where a mask ends.
+    """Repeats the last output of each sequence over its padding, as Keras does after a mask's end.
 
-    Keras does so with ``return_sequences=True`` of one direction, unless ``zero_output_for_mask``
-    is set; its Bidirectional gives zeros, as ours do.
+    Keras does this in layers of one direction with ``return_sequences=True``, unless
+    ``zero_output_for_mask`` is set. Its Bidirectional returns zeros there, as our layers do.
 
     Args:
         y: ``[N, T, H]``, the output of a ``batch_first`` layer.
-        lengths: ``[N]``, what the layer was called with.
+        lengths: ``[N]``, the lengths with which the layer was called.
 
     Returns:
-        ``[N, T, H]``; a row of length 0 stays zero, as in Keras.
+        ``[N, T, H]``; the outputs of a sequence of length 0 stay zero, as in Keras.
 
     Raises:
         ValueError: y is not 3-D.
-        TypeError, RuntimeError: lengths that the layer would refuse.
+        TypeError, RuntimeError: lengths that the layer would also refuse.
     """
     if y.dim() != 3:
         raise ValueError(f"y must be [N, T, H], got {list(y.shape)}")
@@ -199,25 +200,28 @@ def repeat_last(y: Tensor, lengths: Lengths) -> Tensor:
 def with_mask(
     layer: Layer, x: Tensor, mask: Any, hx: Any = None, *, zero_output_for_mask: bool = False
 ) -> tuple[Tensor, Any]:
-    """Calls a layer as Keras calls its own with ``mask=``: masked steps do not exist for it.
+    """Calls a layer as Keras calls its layers with ``mask=``: the layer skips masked steps.
 
-    For masks of any form: padding behind (what ``lengths=`` is for), in front (the default of
-    Keras's ``pad_sequences``) or in between. What is masked is never read.
+    The mask may have any form: padding at the end (``lengths=`` does the same), at the front (the
+    default of Keras's ``pad_sequences``) or between other steps. Masked values of x do not affect
+    the result.
 
     Args:
-        layer: of `load` or `from_weights`; any fused layer with ``batch_first``.
+        layer: a layer of `load` or `from_weights`, or any fused layer with ``batch_first``.
         x: ``[N, T, I]``.
-        mask: ``[N, T]``, a tensor or an array, true where a step counts.
+        mask: ``[N, T]``, a tensor or an array that is true for the steps that count.
         hx: the initial state, as in the layer's call.
-        zero_output_for_mask: as in Keras: zeros at masked steps; without it, the last output before
-            them, and zeros before the first. A bidirectional layer gives zeros always.
+        zero_output_for_mask: whether outputs at masked steps are zero, as in Keras. If not, they
+            repeat the last output before, and are zero where there is none. The outputs of a
+            bidirectional layer are always zero there.
 
     Returns:
-        The layer's y ``[N, T, D*H]`` and its final state; of a row without a step, the initial one.
+        The layer's y ``[N, T, D*H]`` and its final state. The final state of a sequence without
+        any step is its initial state.
 
     Raises:
-        ValueError: a layer without ``batch_first``, shapes of x or mask that do not fit; otherwise
-            as the layer.
+        ValueError: the layer is not ``batch_first``, or the shapes of x and mask do not fit.
+        Exception: the errors of the layer's call.
     """
     if not layer.batch_first:
         raise ValueError("layer must be batch_first, as Keras's are")
@@ -228,14 +232,15 @@ def with_mask(
         )
     behind = mask.logical_not().to(torch.uint8).argsort(dim=1, stable=True)
     y, state = layer(_take(x, behind), hx, lengths=mask.sum(1).cpu())
-    last = mask.cumsum(1) - 1  # of the steps that count, the last one so far
+    # For each step, the index of the last unmasked step so far, counted among the unmasked steps.
+    last = mask.cumsum(1) - 1
     lives = mask if zero_output_for_mask or layer.bidirectional else last >= 0
     y = _take(y, last.clamp(min=0))
     return torch.where(lives.unsqueeze(2), y, y.new_zeros(())), state
 
 
 def _take(x: Tensor, steps: Tensor) -> Tensor:
-    """The steps [N, T] of each row of x [N, T, .]."""
+    """Returns the given steps [N, T] of each sequence of x [N, T, .]."""
     return x.gather(1, steps.unsqueeze(2).expand_as(x))
 
 
@@ -244,7 +249,7 @@ _NAMES = ("kernel", "recurrent_kernel", "bias")
 
 
 def _numbers(name: str, weight: Any) -> Tensor:
-    """A copy of an array as a tensor; raises where it is none."""
+    """Copies an array into a tensor; TypeError if it is not an array of numbers."""
     try:
         return as_tensor(weight.detach().cpu() if isinstance(weight, Tensor) else weight)
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:
@@ -256,7 +261,7 @@ def _numbers(name: str, weight: Any) -> Tensor:
 
 
 def _kind(layer: Any) -> str:
-    """The name of a layer's class, which must be one of Keras's own."""
+    """Returns the name of a layer's class; TypeError if it is not a recurrent class of Keras."""
     cls = type(layer)
     package = cls.__module__.split(".")[0]
     if package not in ("keras", "tf_keras", "tensorflow") or cls.__name__ not in (
@@ -271,7 +276,7 @@ def _kind(layer: Any) -> str:
 
 
 def _options(kind: str, layer: Any, backward: bool) -> dict[str, Any]:
-    """Options of `from_weights` that a layer's configuration asks for; raises for any other."""
+    """Returns a layer's options for `from_weights`; ValueError if our layers lack one."""
     config = layer.get_config()
     accepted = {"activation": ("tanh", "relu") if kind == "SimpleRNN" else ("tanh",)}
     if kind != "SimpleRNN":

@@ -1,8 +1,8 @@
-"""Models with fused layers to ONNX files, and ONNX's recurrent nodes to fused layers.
+"""Exports models with fused layers to ONNX, and makes fused layers from ONNX's recurrent nodes.
 
 `export` writes a model in which every fused layer is one node: LSTM, GRU or RNN. `load` reads such
-nodes of any exporter, and `constants` gives what a file feeds to them besides weights. The
-package onnx is needed for both, onnxscript for `export`.
+nodes, whatever exporter wrote them, and `constants` returns the other constants that the file has
+for them. Both directions need the package onnx, and `export` also needs onnxscript.
 
     import fusedrnn.onnx
 
@@ -15,7 +15,7 @@ from ._onnx_load import constants, load
 
 __all__ = ["constants", "export", "load", "translations"]
 
-# Not of `load`: Sphinx looks for overloads in the file of this name.
+# `load` keeps its own module, because Sphinx looks for overloads in the file of that module.
 for _name in ("constants", "export", "translations"):
     globals()[_name].__module__ = __name__
 del _name
