@@ -1,4 +1,4 @@
-"""The cases of the selftest: cells and shapes, the reference, and the limits of errors."""
+"""The cases of the selftest: cells, shapes, reference results, and limits of errors."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class Precision:
 
     name: str
     dtype: torch.dtype
-    limit: float  # over the largest value of a tensor, in eps
+    limit: float  # of the error over the largest value of the tensor, in eps
     tf32: bool = False
 
     @property
     def eps(self) -> float:
-        """The distance from 1 to the next number; products of TF32 take 10 bits of a factor."""
+        """The distance from 1 to the next number; TF32 keeps 10 bits of a factor's mantissa."""
         return 2**-10 if self.tf32 else torch.finfo(self.dtype).eps
 
 
@@ -43,7 +43,7 @@ TF32 = Precision("tf32", torch.float32, 8, tf32=True)
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """Sizes of a call, and the lengths of its sequences where they differ."""
+    """The sizes of a call, and the lengths of its sequences if they differ."""
 
     T: int
     N: int
@@ -68,7 +68,7 @@ LARGE = (Shape(40, 32, 64, 256), Shape(50, 1, 128, 512), Shape(20, 64, 96, 300, 
 
 
 class Call:
-    """Arguments of `_ops.layer` for a cell and a shape, and what they should give."""
+    """The arguments of `_ops.layer` for a cell and a shape, and checks of the results."""
 
     def __init__(self, cell: str, shape: Shape) -> None:
         self.cell, self.shape = cell, shape
@@ -88,8 +88,8 @@ class Call:
         ]
         for parameter in spec.parameters * D:
             size = parameter.shape(G=spec.gates, H=H, I=I, P=P)
-            # Weights as large as a new layer's. With larger ones a long sequence is chaotic, and
-            # rounding changes its gradients by more than any limit, in whatever order it happens.
+            # The weights are as large as those of a new layer. With larger weights a long sequence
+            # is chaotic: rounding errors change its gradients by more than any limit.
             scale = I**-0.5 if parameter.sizes[-1] == "I" else H**-0.5
             if parameter.is_bias:
                 scale = 1.0
@@ -103,19 +103,19 @@ class Call:
         self.options = Options(cell, D == 2)
 
     def leaves(self, device: torch.device, dtype: torch.dtype) -> list[Tensor | None]:
-        """The inputs there, as leaves that require grad."""
+        """Returns the inputs on a device and in a dtype, as leaves that require grad."""
         return [
             None if t is None else t.clone().to(device, dtype).requires_grad_() for t in self.inputs
         ]
 
     def outputs(self, leaves: Sequence[Tensor | None], layer: Any = None) -> list[Tensor]:
-        """Runs a layer on them, ours if none is given."""
+        """Runs `layer`, or ours if it is None, and returns the outputs."""
         x, h0, c0, *weights = leaves
         run: Any = layer or _ops.layer
         return [t for t in run(x, h0, c0, weights, self.batch, self.options) if t is not None]
 
     def cotangents(self, outputs: Sequence[Tensor]) -> list[Tensor]:
-        """Gradients of the outputs, the same for every device and dtype."""
+        """Returns gradients of the outputs, which are the same for every device and dtype."""
         generator = torch.Generator().manual_seed(1)
         return [
             torch.randn(o.shape, dtype=torch.float64, generator=generator).to(o) for o in outputs
@@ -127,7 +127,7 @@ class Call:
         cotangents: Sequence[Tensor] | None = None,
         layer: Any = None,
     ) -> dict[str, Tensor]:
-        """Outputs and gradients by name."""
+        """Returns outputs and gradients by name, such as "output 0" and "gradient 3"."""
         outputs = self.outputs(leaves, layer)
         wanted = {f"gradient {k}": t for k, t in enumerate(leaves) if t is not None}
         gradients = torch.autograd.grad(
@@ -142,20 +142,20 @@ class Call:
         }
 
     def compares_gradients(self, precision: Precision) -> bool:
-        """Whether every correct layer gives the reference's gradients within the limit.
+        """Whether the gradients of every correct layer are within the limit.
 
-        That of relu jumps at 0. Of the many values of a large case some lie so near to 0 that
-        rounding moves them across, and then a gradient is wrong by all of itself.
+        The derivative of relu jumps at 0. In a large case some values are so near to 0 that
+        rounding changes their sign, and then their gradients are wrong by their full size.
         """
         jumps = self.cell == "rnn_relu" and precision.dtype != torch.float64
         return not jumps or self.shape in SMALL
 
     def error(self, device: torch.device, precision: Precision) -> tuple[float, str]:
-        """The largest error in eps, and in which tensor it is."""
+        """Runs our layer; returns the largest error in eps, and the name of its tensor."""
         return self.error_of(self.results(self.leaves(device, precision.dtype)), precision)
 
     def error_of(self, actual: dict[str, Tensor], precision: Precision) -> tuple[float, str]:
-        """The same for results that are there."""
+        """Returns the same for given results."""
         expected = expected_results(self.cell, self.shape, precision.dtype)
         assert actual.keys() == expected.keys(), "other gradients than the reference has"
         errors = {}
@@ -173,14 +173,14 @@ class Call:
 
 
 def error_in_eps(got: Tensor, wanted: Tensor, precision: Precision) -> Tensor:
-    """How far each number is off, over the largest one wanted, in eps."""
+    """The error of each number in eps, relative to the largest number of `wanted` (1 at least)."""
     scale = max(float(wanted.abs().max()), 1.0)
     return (got - wanted).abs() / scale / precision.eps
 
 
 @functools.lru_cache(maxsize=64)
 def expected_results(cell: str, shape: Shape, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Results in float64, from inputs rounded to a dtype; kept for the next regime that asks."""
+    """Results in float64 for inputs rounded to a dtype. They are cached for the other regimes."""
     call = Call(cell, shape)
     rounded = call.leaves(torch.device("cpu"), dtype)
     exact = [None if t is None else t.detach().double().requires_grad_() for t in rounded]
@@ -188,13 +188,13 @@ def expected_results(cell: str, shape: Shape, dtype: torch.dtype) -> dict[str, T
 
 
 def same_bits(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
-    """Whether two results are the same to the last bit."""
+    """Whether two results have the same tensors with the same values."""
     return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
 
 
 @contextlib.contextmanager
 def capturing(graph: torch.cuda.CUDAGraph, device: torch.device) -> Iterator[None]:
-    """Captures what is enqueued into a graph; a capture that fails leaves no stream behind."""
+    """Captures the work of the block in a graph, and restores the stream even if this fails."""
     stream = torch.cuda.current_stream(device)
     try:
         with torch.cuda.graph(graph):
@@ -205,7 +205,7 @@ def capturing(graph: torch.cuda.CUDAGraph, device: torch.device) -> Iterator[Non
 
 @contextlib.contextmanager
 def asking_for(regime: str) -> Iterator[None]:
-    """Asks the kernels for a regime; for none where it is ""."""
+    """Makes the engine use a regime within the block; with "" the engine chooses."""
     before = os.environ.pop(REGIME, None)
     if regime:
         os.environ[REGIME] = regime
@@ -219,7 +219,7 @@ def asking_for(regime: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def float32_products(tf32: bool) -> Iterator[None]:
-    """Lets torch, cuDNN and our kernels compute float32 products in TF32, or forbids it."""
+    """Allows or forbids TF32 in float32 products of torch, cuDNN and our kernels in the block."""
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
     torch.backends.cudnn.allow_tf32 = tf32

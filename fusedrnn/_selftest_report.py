@@ -16,7 +16,7 @@ from ._version import __version__
 
 @dataclasses.dataclass
 class Check:
-    """One thing that was looked at: "passed", "failed", or "not run", and then why."""
+    """One check. Its result is "passed", "failed" or "not run"; detail has numbers or a reason."""
 
     section: str
     name: str
@@ -26,7 +26,7 @@ class Check:
 
 @dataclasses.dataclass
 class Timing:
-    """Medians in microseconds, and the spread (largest over smallest) of our runs."""
+    """Our median and torch.nn's in microseconds, and the largest over the smallest of our times."""
 
     layer: str
     dtype: str
@@ -39,7 +39,7 @@ class Timing:
 
 @dataclasses.dataclass
 class Report:
-    """All of a run on one device."""
+    """The results of a selftest on one device."""
 
     device: torch.device
     quick: bool
@@ -48,16 +48,16 @@ class Report:
     timings: list[Timing] = dataclasses.field(default_factory=list)
 
     def with_result(self, result: str) -> list[Check]:
-        """The checks that ended so."""
+        """The checks with a result."""
         return [check for check in self.checks if check.result == result]
 
     def summary(self) -> str:
-        """The counts, in one line."""
+        """The numbers of checks in one line."""
         failed, not_run = len(self.with_result("failed")), len(self.with_result("not run"))
         return f"{len(self.checks)} checks, {failed} failed, {not_run} not run"
 
     def as_json(self) -> dict[str, Any]:
-        """Everything, for programs."""
+        """The whole report, for JSON."""
         return {
             "fusedrnn": __version__,
             "torch": torch.__version__,
@@ -73,7 +73,7 @@ class Report:
         }
 
     def as_markdown(self) -> str:
-        """A summary for people."""
+        """A summary in Markdown."""
         lines = [
             f"# fusedrnn selftest: {self._device_name()}",
             "",

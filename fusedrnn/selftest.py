@@ -1,8 +1,9 @@
-"""Checks fusedrnn on the machine at hand and writes a report: `python -m fusedrnn.selftest`.
+"""Checks fusedrnn on this machine and writes a report: `python -m fusedrnn.selftest`.
 
-Every cell, dtype and regime against a float64 reference on the CPU, gradients included; whether the
-same call gives the same bits; other streams, CUDA graphs and memory on a GPU; a small benchmark
-against torch.nn (cuDNN on a GPU). The report says what ran where: Markdown to read and JSON.
+It compares every cell, dtype and regime with a float64 reference on the CPU, gradients included. It
+checks that the same call gives the same bits, that wrong arguments are errors, that training does
+not use more and more memory, and on a GPU other streams and CUDA graphs. A small benchmark compares
+times with torch.nn's (cuDNN on a GPU). The report is written as Markdown and as JSON.
 """
 
 from __future__ import annotations
@@ -48,17 +49,17 @@ from ._selftest_report import Check, Report, Timing
 
 REGIMES = ("resident", "per_step")
 BENCHMARK = ((100, 1, 256, 256), (100, 32, 256, 256), (150, 32, 1024, 1024), (50, 128, 512, 512))
-# Cycles that a stream sleeps, 0.15 s or so: longer than the host takes to enqueue a small call.
+# The cycles that a stream sleeps, about 0.15 s: longer than the host needs to enqueue a small call.
 SLEEP = 300_000_000
 
 
 class Selftest:
-    """Runs the sections on one device and keeps what came of them.
+    """Runs the sections on one device and collects the results in `report`.
 
     Args:
         device: the CPU or a GPU.
-        quick: small shapes alone.
-        regimes: those of a GPU that are checked; ("",) where there are none to choose from.
+        quick: whether only small shapes are checked.
+        regimes: the regimes of a GPU to check; ("",) on a device without regimes.
     """
 
     def __init__(
@@ -71,9 +72,10 @@ class Selftest:
 
     @contextlib.contextmanager
     def check(self, section: str, name: str, may_refuse: bool = False) -> Iterator[Check]:
-        """Records a check: failed where the block raises, passed where it does not.
+        """Records the block as a check, which fails if the block raises.
 
-        A refusal of the resident regime is a check that is not run where there may be one.
+        If the block raises because the resident regime cannot run, and `may_refuse` is set, the
+        check counts as not run.
         """
         check = Check(section, name.rstrip(), "passed")
         try:
@@ -94,7 +96,7 @@ class Selftest:
             print(f"FAILED {section}: {check.name}: {check.detail}", flush=True)
 
     def not_run(self, section: str, name: str, why: str) -> None:
-        """Records, and says, that something cannot be checked here."""
+        """Records and prints that something cannot be checked here."""
         self.report.checks.append(Check(section, name, "not run", why))
         print(f"not run: {section}: {name}: {why}", flush=True)
 
@@ -104,7 +106,7 @@ class Selftest:
             torch.cuda.synchronize(self.device)
 
     def why_no_tf32(self) -> str:
-        """Returns why float32 products cannot be computed in TF32, or "" if they can."""
+        """The reason why float32 products cannot be computed in TF32; "" if they can."""
         if self.device.type != "cuda":
             return "the CPU computes float32 products in float32"
         major, minor = torch.cuda.get_device_capability(self.device)
@@ -123,7 +125,7 @@ class Selftest:
             sections += [self.streams, self.graphs]
         if benchmark:
             sections.append(self.benchmark)
-        # Where the resident regime is left out, no section may come to run it.
+        # If only per_step is checked, it is also used where a section does not ask for a regime.
         only = "per_step" if tuple(self.regimes) == ("per_step",) else ""
         with asking_for(only), float32_products(tf32=False):
             for section in sections:
@@ -134,7 +136,7 @@ class Selftest:
     # --- Sections -------------------------------------------------------------------------------
 
     def parity(self) -> None:
-        """Outputs and gradients against float64, every cell, precision and regime."""
+        """Compares outputs and gradients with float64, for every cell, precision and regime."""
         why_no_tf32 = self.why_no_tf32()
         for cell in CELLS:
             for shape in SMALL if self.quick else SMALL + LARGE:
@@ -148,14 +150,14 @@ class Selftest:
             self.tf32_is_used()
 
     def precisions(self, shape: Shape) -> list[Precision]:
-        """Those that a shape is checked in; tensor cores are used from 8 sequences on."""
+        """The precisions for a shape. TF32 is left out if N < 8: tensor cores are not used then."""
         with_tf32 = shape.N >= 8 and not self.why_no_tf32()
         return [FLOAT32, FLOAT64, FLOAT16, BFLOAT16, *([TF32] if with_tf32 else [])]
 
     def compare(self, call: Call, precision: Precision, regime: str) -> None:
-        """Outputs and gradients of one call against float64."""
+        """Compares outputs and gradients of one call with float64."""
         name = f"{call.cell} {precision.name} {call.shape} {regime}"
-        # Small layers fit every GPU.
+        # The resident regime runs small layers on every GPU, so there it may not refuse.
         may_refuse = CELLS[call.cell].projects or precision == FLOAT64 or call.shape not in SMALL
         with (
             self.check("parity", name, may_refuse) as check,
@@ -169,14 +171,14 @@ class Selftest:
             assert worst <= precision.limit, f"{check.detail}, allowed {precision.limit:g}"
 
     def tf32_is_used(self) -> None:
-        """Where TF32 is allowed the resident kernels give other numbers than without it."""
+        """Checks that the resident kernels give other numbers with TF32 than without it."""
         for cell, spec in CELLS.items():
             if spec.projects or "resident" not in self.regimes:
                 continue
             call = Call(cell, SMALL[2])
             x, h0, *_ = leaves = call.leaves(self.device, torch.float32)
             assert x is not None and h0 is not None
-            # So y depends on no product but the kernel's own; the gradient of h0 never does.
+            # With x = 0, y depends only on the kernel's own product. So does the gradient of h0.
             x.detach().zero_()
             with self.check("parity", f"{cell} tf32 is used resident"), asking_for("resident"):
                 outputs = call.outputs(leaves)
@@ -191,7 +193,7 @@ class Selftest:
                 assert not torch.equal(*d_h0), "backward computes in float32"
 
     def determinism(self) -> None:
-        """The same call gives the same bits, in every regime."""
+        """Checks that the same call gives the same bits, in every regime."""
         shape = SMALL[2] if self.quick else LARGE[0]
         precisions = [FLOAT32, BFLOAT16] + ([] if self.why_no_tf32() else [TF32])
         for cell in CELLS:
@@ -211,7 +213,7 @@ class Selftest:
                             assert same_bits(first, call.results(leaves)), "two runs differ"
 
     def modules(self) -> None:
-        """Layers in place of torch.nn's, on the same device, autocast and gradcheck included."""
+        """Compares layers with torch.nn's on the same device; also runs autocast and gradcheck."""
         pairs = ((FusedLSTM, nn.LSTM), (FusedGRU, nn.GRU), (FusedRNN, nn.RNN))
         for ours_type, theirs_type in pairs:
             with self.check("modules", f"{ours_type.__name__} beside torch.nn"):
@@ -233,7 +235,7 @@ class Selftest:
                 assert torch.autograd.gradcheck(lambda x, module=module: module(x)[0], (x,))
 
     def errors(self) -> None:
-        """Mistakes end in an exception, and never in a result on another device."""
+        """Checks that wrong arguments raise an exception."""
         with self.check("errors", "states of a wrong shape"):
             layer = FusedGRU(3, 4, device=self.device)
             x = torch.randn(5, 2, 3, device=self.device)
@@ -253,7 +255,7 @@ class Selftest:
             _raises(torch.OutOfMemoryError, lambda: layer(wide))
 
     def memory(self) -> None:
-        """Training goes on without more memory."""
+        """Checks that repeated training steps do not use more memory."""
         layer = FusedLSTM(32, 64, device=self.device)
         x = torch.randn(20, 8, 32, device=self.device)
 
@@ -274,21 +276,22 @@ class Selftest:
             train(200)
             grown = held() - before
             check.detail = f"{grown} bytes more"
-            # The CPU's figure is of the whole process.
+            # On the CPU the figure is that of the whole process, so it may grow a little.
             assert grown <= (0 if self.device.type == "cuda" else 16 << 20), check.detail
 
     def streams(self) -> None:
-        """Forward and backward go to the current stream."""
+        """Checks that forward and backward run on the current stream."""
         for regime in self.regimes:
             with self.check("streams", f"a side stream {regime}"), asking_for(regime):
                 self._on_a_side_stream(Call("lstm", SMALL[2]))
 
     def _on_a_side_stream(self, call: Call) -> None:
-        """Runs a call behind a long sleep and a copy of its inputs, all on one stream.
+        """Runs a call after a long sleep and a copy of new inputs, all on one stream.
 
-        Whatever goes to another stream runs during the sleep, and reads the old inputs or results.
-        Nothing here makes the host wait: it would do so for a copy from its own memory, for memory
-        that this stream has not had before, and for a kernel's first launch.
+        Work on another stream would run during the sleep, and read the old inputs or results. The
+        host must not wait during the sleep. It would wait for a copy from its own memory, for
+        memory that this stream has not had before, and for the first launch of a kernel. So these
+        happen before the sleep.
         """
         new = call.leaves(self.device, torch.float32)
         old = [None if t is None else (t.detach() / 2).requires_grad_() for t in new]
@@ -303,7 +306,8 @@ class Selftest:
             del warm
             sources = [t for t in new if t is not None]
             targets = [t for t in old if t is not None]
-            # Once before: a kernel that is loaded at its first launch waits for those that run.
+            # The copy runs once before the sleep, because a kernel is loaded at its first launch,
+            # and that waits for running kernels.
             torch._foreach_copy_([torch.empty_like(t) for t in targets], sources)
             torch.cuda._sleep(SLEEP)
             with torch.no_grad():
@@ -315,7 +319,7 @@ class Selftest:
         assert same_bits(expected, actual), "the side stream gives other numbers"
 
     def graphs(self) -> None:
-        """A CUDA graph of a call gives what the call gives, on new inputs too."""
+        """Checks that a CUDA graph of a call gives the results of the call, also for new inputs."""
         for cell in ("lstm", "gru_reset_before"):
             for regime in self.regimes:
                 for shape in (SMALL[0], SMALL[2]):
@@ -329,7 +333,7 @@ class Selftest:
         side = torch.cuda.Stream(self.device)
         side.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(side):
-            call.results(leaves, cotangents)  # kernels are loaded before a capture, not in it
+            call.results(leaves, cotangents)  # loads the kernels before the capture
         torch.cuda.current_stream(self.device).wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with capturing(graph, self.device):
@@ -345,7 +349,7 @@ class Selftest:
             assert same_bits(expected, captured), "the replay differs"
 
     def benchmark(self) -> None:
-        """Medians beside torch.nn's."""
+        """Measures the median times of our layers and of torch.nn's."""
         cuda = self.device.type == "cuda"
         shapes = BENCHMARK[:1] if self.quick else BENCHMARK if cuda else BENCHMARK[:2]
         precisions = [FLOAT32, *([FLOAT16, BFLOAT16] if cuda else [])]
@@ -390,7 +394,7 @@ def _raises(kind: type[Exception], call: Callable[[], Any]) -> None:
 
 
 def _pair(ours: Any, theirs: Any, device: torch.device, *sizes: int, **options: Any) -> Any:
-    """Our layer and torch.nn's with the same weights."""
+    """Returns our layer and torch.nn's with the same weights."""
     torch.manual_seed(0)
     left, right = (kind(*sizes, **options, device=device) for kind in (ours, theirs))
     left.load_state_dict(copy.deepcopy(right.state_dict()))
@@ -398,7 +402,7 @@ def _pair(ours: Any, theirs: Any, device: torch.device, *sizes: int, **options: 
 
 
 def _why_not_on(device: torch.device) -> str:
-    """Why nothing can run on a GPU; "" where it can."""
+    """The reason why a GPU cannot run anything; "" if it can."""
     if lacks := torch_lacks_cuda():
         return lacks
     if not torch.cuda.is_available():
@@ -409,7 +413,7 @@ def _why_not_on(device: torch.device) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line: 0 if all passed, 1 if something failed, 2 if it cannot run."""
+    """Runs the command line; returns 0 if nothing failed, 1 if a check did, 2 if it cannot run."""
     parser = argparse.ArgumentParser(prog="python -m fusedrnn.selftest", description=__doc__)
     parser.add_argument("--device", default="cuda", help="cpu, cuda or cuda:N; default: cuda")
     parser.add_argument("--out", type=Path, default=Path(), help="folder of the report")
