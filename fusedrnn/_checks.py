@@ -1,8 +1,8 @@
-"""The checks of a call before any kernel runs. Exception types and wording are torch.nn's.
+"""The checks of a call before any kernel runs, with torch.nn's exception types and wording.
 
-Each function returns quietly or raises. A cheap comparison comes first, and the message is made
-only for an error. Shapes are written as everywhere: T steps, N batch, I input, H hidden, P the
-size of h, G gates.
+A function raises if something does not fit. It makes a cheap comparison first, and composes the
+message only for an error. The size letters are those of docs/glossary.md: T steps, N sequences, I
+input features, H units, P features of h, G gates.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ Shape = tuple[int, ...]
 
 
 class _Array(Protocol):
-    """A numpy array, for annotations: numpy need not be there."""
+    """A numpy array, for annotations, because numpy may not be installed."""
 
     def tolist(self) -> Any: ...
 
 
 Lengths = Tensor | Sequence[SupportsIndex] | _Array | None
 
-# The arguments `device` and `dtype` of a constructor, as in torch.nn.
+# The types of the arguments `device` and `dtype` of a constructor, as in torch.nn.
 Device = torch.device | str | int | None
 DType = torch.dtype | None
 
 
 def check_flags(bias: Any, batch_first: Any, bidirectional: Any) -> None:
-    """Checks that a call's switches are bools, which torch.nn asks of the last in forward only."""
+    """Checks that the switches of a call are bools; torch.nn checks the last in forward only."""
     if type(bias) is type(batch_first) is type(bidirectional) is bool:
         return
     flags = {"bias": bias, "batch_first": batch_first, "bidirectional": bidirectional}
@@ -47,7 +47,7 @@ def check_flags(bias: Any, batch_first: Any, bidirectional: Any) -> None:
 
 
 def check_bool(name: str, flag: Any) -> None:
-    """Checks one switch, in torch.nn's words."""
+    """Checks that a switch is a bool, with torch.nn's message."""
     if not isinstance(flag, bool):
         raise TypeError(f"{name} should be of type bool, got: {type(flag).__name__}")
 
@@ -63,8 +63,8 @@ def check_sizes(
 ) -> tuple[int, int]:
     """Checks a layer's constructor arguments in torch.nn's order.
 
-    nn.RNNBase checks them too; these messages also say what came. Returns num_layers and proj_size
-    as ints: as in torch.nn these two may be numpy's.
+    nn.RNNBase checks them too, but these messages also contain the value that was given. Returns
+    num_layers and proj_size as ints, because as in torch.nn they may be numpy integers.
     """
     try:
         rate = float(dropout)
@@ -102,7 +102,7 @@ def check_sizes(
 
 def _as_int(name: str, size: Any) -> int:
     try:
-        if size is not True:  # torch.nn refuses it in forward
+        if size is not True:  # torch.nn refuses True in forward
             return operator.index(size)
     except TypeError:
         pass
@@ -112,7 +112,7 @@ def _as_int(name: str, size: Any) -> int:
 def weight_shapes(
     cell: str, sizes: tuple[int, int, int], num_layers: int, directions: int, bias: bool
 ) -> list[Shape]:
-    """Shapes of all weights of a stack in torch.nn's order; sizes = (I, H, P)."""
+    """The shapes of all weights of a stack in torch.nn's order; sizes = (I, H, P)."""
     width, H, P = sizes
     spec = CELLS[cell]
     shapes: list[Shape] = []
@@ -123,12 +123,12 @@ def weight_shapes(
     return shapes
 
 
-# To make them takes a tenth of a small layer's call.
+# The shapes are cached, because making them takes a tenth of the time of a small layer's call.
 _known_shapes = functools.lru_cache(maxsize=1000)(weight_shapes)
 
 
 def weight_names(cell: str, num_layers: int, directions: int, bias: bool) -> list[str]:
-    """Names of all weights of a stack in torch.nn's order."""
+    """The names of all weights of a stack in torch.nn's order."""
     return [
         f"{parameter.name}_l{layer}{suffix}"
         for layer in range(num_layers)
@@ -148,16 +148,24 @@ def check_weights(
     mismatch: type[Exception],
     names: Sequence[str] = (),
 ) -> None:
-    """Checks that weights are tensors of the shapes of `weight_shapes`, the input's dtype, device.
+    """Checks that weights are dense tensors with the right shapes and the input's dtype and device.
 
-    ``mismatch`` is what a dtype that is not weight_ih's raises; ``names`` are the weights' where
-    they are not those of a layer.
+    Args:
+        cell: the name of the cell.
+        sizes: (I, H, P).
+        num_layers: L.
+        directions: D.
+        bias: whether there are biases.
+        weights: all weights of the stack, in torch.nn's order.
+        x: the input.
+        mismatch: the exception for an input whose dtype is not that of the first weight.
+        names: the names of the weights; `weight_names` gives them if this is empty.
     """
     dtype, device = x.dtype, x.device
     shapes = (weight_shapes if torch.compiler.is_compiling() else _known_shapes)(
         cell, sizes, num_layers, directions, bias
     )
-    if len(weights) != len(shapes):  # of a layer whose attributes were changed
+    if len(weights) != len(shapes):  # attributes of the layer were changed
         raise RuntimeError(
             f"num_layers = {num_layers}, bidirectional = {directions == 2} and bias = {bias} ask "
             f"for {len(shapes)} weights, the layer has {len(weights)}; make another layer where "
@@ -183,7 +191,7 @@ def check_weights(
 
 
 def _letters(cell: str, parameter: CellParameter, sizes: tuple[int, int, int]) -> str:
-    """A parameter's shape as messages show it, such as "4H, I"; sizes = (I, H, P)."""
+    """The shape of a parameter for a message, such as "4H, I"; sizes = (I, H, P)."""
     G = CELLS[cell].gates
     letters = ", ".join(parameter.sizes).replace("G*", f"{G}*" if G > 1 else "").replace("*", "")
     return letters if sizes[2] != sizes[1] else letters.replace("P", "H")
@@ -197,7 +205,7 @@ def refuse_weight(
     dtype: torch.dtype,
     device: torch.device,
 ) -> NoReturn:
-    """Says what is wrong with a weight that is not of this shape, dtype and device."""
+    """Raises the error for a weight that is not dense or lacks this shape, dtype or device."""
     if not isinstance(w, Tensor):
         raise TypeError(f"{name} must be a Tensor, got {type(w).__name__}")
     if w.device != device:
@@ -215,9 +223,9 @@ def refuse_weight(
 
 
 def check_storage(name: str, t: Tensor) -> None:
-    """Raises RuntimeError where the memory of a tensor was freed, before torch's own ops read it.
+    """Raises RuntimeError if the memory of a tensor was freed, before torch's own ops read it.
 
-    Those crash, or read what lies there now. fusedrnn's ops look themselves.
+    torch's ops would crash or read other data. fusedrnn's ops make this check themselves.
     """
     dense = type(t) in (Tensor, Parameter) and t.layout is torch.strided
     if dense and not (
@@ -225,7 +233,7 @@ def check_storage(name: str, t: Tensor) -> None:
         or torch._C._are_functorch_transforms_active()
         or torch._C._len_torch_dispatch_stack()
     ):
-        # The op is asked for its words; by itself it takes as long as a small step.
+        # The op makes the message. It is called only in doubt, as it takes as long as a small step.
         needed = (t.storage_offset() + t.numel()) * t.element_size()
         if not t.is_contiguous() or t.untyped_storage().nbytes() < needed:
             _check_storage(t, name)
@@ -235,7 +243,7 @@ _check_storage = torch.ops.fusedrnn._check_storage.default
 
 
 def as_dense(name: str, t: Tensor) -> Tensor:
-    """Makes a sparse tensor dense and refuses other layouts; a dense one is returned as it is."""
+    """Returns a dense tensor as is and makes a sparse one dense; refuses all other layouts."""
     if t.layout is torch.strided and not t.is_nested:
         return t
     if t.is_nested:
@@ -250,7 +258,7 @@ def as_dense(name: str, t: Tensor) -> Tensor:
 
 
 def check_kernels(x: Tensor) -> None:
-    """Checks that there are kernels for dtype and device ("meta" computes shapes only)."""
+    """Checks that there are kernels for dtype and device; "meta", with shapes only, passes."""
     if x.dtype not in DTYPES:
         raise NotImplementedError(
             f"input must be float32, float64, bfloat16 or float16, got {x.dtype}"
@@ -266,14 +274,14 @@ def check_kernels(x: Tensor) -> None:
         )
 
 
-# Indices of GPUs that were found to run the kernels.
+# The indices of the GPUs that passed `_check_gpu`.
 _GPUS_THAT_FIT: set[int | None] = set()
 
 
 def _check_gpu(device: torch.device) -> None:
-    """Raises where the kernels cannot run on a GPU, before they try."""
+    """Raises NotImplementedError if the kernels cannot run on a GPU."""
     if CUDA.path is not None and (torch.compiler.is_compiling() or not torch.cuda.is_available()):
-        # A fake tensor, which needs no GPU. Where kernels run after all they look themselves.
+        # This is a fake tensor, which needs no GPU. The ops check again before kernels run.
         return
     problem = cuda_problem(device.index)
     if problem:
@@ -287,7 +295,7 @@ def _check_gpu(device: torch.device) -> None:
 def check_state(
     name: str, state: Tensor, shape: Shape, dtype: torch.dtype, device: torch.device
 ) -> None:
-    """Checks an initial state; name is "hidden", "hidden[0]" or "hidden[1]"."""
+    """Checks an initial state; `name` for messages is "hidden", "hidden[0]" or "hidden[1]"."""
     if state.shape != shape:
         raise RuntimeError(f"Expected {name} size {shape}, got {list(state.shape)}")
     if state.device != device:
@@ -318,26 +326,26 @@ def check_rank(batched: bool, h0: Any, c0: Any, has_c: bool) -> None:
 
 
 def lstm_states(hx: Any) -> tuple[Any, Any]:
-    """Takes (h_0, c_0) apart; None gives two None."""
+    """Returns h_0 and c_0 of an LSTM's hx, which may be None: then both are None."""
     if hx is None:
         return None, None
     if not isinstance(hx, (tuple, list)):
         raise TypeError(f"hx must be a tuple (h_0, c_0) of tensors, got {type(hx).__name__}")
     if len(hx) != 2:
-        # torch.nn indexes before it counts.
+        # torch.nn reads hx[0] and hx[1] before it checks the length.
         raise (IndexError if len(hx) < 2 else RuntimeError)(
             f"lstm expects two hidden states (h_0, c_0) in hx, got {len(hx)}"
         )
     h0, c0 = hx
-    if h0 is None:  # two None would pass for no hx
+    if h0 is None:  # without this check (None, None) would count as no hx
         raise AttributeError("hx must be a tuple (h_0, c_0) of tensors, got NoneType in it")
     return h0, c0
 
 
 def own_batch_sizes(batch_sizes: Any, rows: int) -> tuple[Tensor, int]:
-    """Checks a PackedSequence's batch_sizes against its rows and returns a copy of them, and N.
+    """Checks the batch_sizes of a PackedSequence with `rows` rows; returns a copy of them, and N.
 
-    What is written into batch_sizes afterwards does not reach backward, as in torch.nn.
+    The copy is for backward, which later changes of batch_sizes must not affect, as in torch.nn.
     """
     if not isinstance(batch_sizes, Tensor):
         raise TypeError(f"batch_sizes must be a Tensor, got {type(batch_sizes).__name__}")
@@ -362,11 +370,12 @@ def own_batch_sizes(batch_sizes: Any, rows: int) -> tuple[Tensor, int]:
 
 
 def as_lengths(lengths: Any, T: int, N: int) -> Tensor:
-    """Makes an int64 tensor [N] on the CPU of ``lengths``, the call's own, and checks it.
+    """Checks ``lengths`` and returns them as an int64 tensor [N] on the CPU.
 
-    Takes what torch.nn.utils.rnn.pack_padded_sequence takes, as long as nothing is lost by it. What
-    the caller writes into his own afterwards, as a loader into numpy memory, does not reach
-    backward. While a graph is compiled the values are not looked at: the op does that when it runs.
+    It takes everything that torch.nn.utils.rnn.pack_padded_sequence takes, except numbers that are
+    not whole. If grad is enabled the result is a copy, so that later changes of ``lengths``, such
+    as those of a data loader that reuses its memory, do not affect backward. While a graph is
+    compiled, the values are unknown; the op checks them when it runs.
     """
     if isinstance(lengths, Tensor) and not lengths.is_cpu:
         raise RuntimeError(f"lengths must be on the CPU, got {lengths.dtype} on {lengths.device}")
@@ -377,7 +386,7 @@ def as_lengths(lengths: Any, T: int, N: int) -> Tensor:
     if torch.compiler.is_compiling():
         own = _lengths_in_graph(lengths)
     elif isinstance(lengths, Tensor) and lengths.dtype == torch.int64:
-        own = lengths.clone() if torch.is_grad_enabled() else lengths  # forward reads it at once
+        own = lengths.clone() if torch.is_grad_enabled() else lengths  # no backward reads them
         values = own.tolist()
     else:
         values = _whole_numbers(lengths)
@@ -387,14 +396,14 @@ def as_lengths(lengths: Any, T: int, N: int) -> Tensor:
     if values and not (min(values) >= 0 and max(values) <= T):
         row, length = next((n, v) for n, v in enumerate(values) if not 0 <= v <= T)
         raise RuntimeError(f"lengths[{row}] must be in [0, T] = [0, {T}], got {length}")
-    # Not before: a number that is out of range may be too large for a tensor.
+    # The tensor is made after the check, because a number out of range may not fit into int64.
     return torch.tensor(values, dtype=torch.int64, device="cpu") if own is None else own
 
 
 def _whole_numbers(lengths: Any) -> list[int]:
-    """The numbers of a list, an array or a tensor of any dtype, where they are whole."""
+    """Returns the numbers of a list, an array or a tensor as ints; they must be whole."""
     values = lengths
-    if hasattr(lengths, "tolist"):  # what numpy and torch have, and Python's own arrays
+    if hasattr(lengths, "tolist"):  # numpy's arrays, tensors, and arrays of Python's module array
         values = lengths.tolist()
     elif isinstance(lengths, Sequence) and not isinstance(lengths, (str, bytes)):
         values = list(lengths)
@@ -409,7 +418,7 @@ def _whole_numbers(lengths: Any) -> list[int]:
 def _whole_number(length: Any) -> int:
     number = length
     try:
-        if hasattr(number, "item"):  # one number of numpy's or torch's
+        if hasattr(number, "item"):  # a number of numpy or a tensor
             number = number.item()
         if isinstance(number, float) and number.is_integer():
             return int(number)
@@ -421,7 +430,7 @@ def _whole_number(length: Any) -> int:
 
 
 def _lengths_in_graph(lengths: Any) -> Tensor:
-    """The same where the numbers are not known, nor whether they are whole."""
+    """Does the same while a graph is compiled. Floats are refused, as they may not be whole."""
     if not isinstance(lengths, Tensor):
         if isinstance(lengths, Sequence):
             bad = [v for v in lengths if not isinstance(v, int) or isinstance(v, bool)]

@@ -1,4 +1,4 @@
-"""The derivative of the raw forward op, for those who call, compile or export it directly."""
+"""Registers the derivative of the op `forward`, for programs that call, compile or export it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The derivative of the backward op: gradients of gradients, in plain torch ops."""
+"""The derivative of the op `backward`, computed in plain torch ops."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _without_autocast(tensors: Sequence[Tensor | None]) -> torch.autocast:
 def _derive(
     outputs: Sequence[tuple[Tensor, Tensor]], inputs: Sequence[Tensor | None], create_graph: bool
 ) -> list[Tensor | None]:
-    """Gradients of (output, gradient) pairs with respect to inputs, None where there is none."""
+    """Returns the gradient of each input for (output, gradient) pairs, None if it has none."""
     result: list[Tensor | None] = [None] * len(inputs)
     present = [i for i, t in enumerate(inputs) if t is not None]
     if outputs:
@@ -60,22 +60,23 @@ def second_derivative(
     options: Options,
     create_graph: bool,
 ) -> list[Tensor | None]:
-    """Derive the backward op: gradients of grads and primals, None where there is none.
+    """Derive the op `backward`: return the gradients of grads and primals, None if there is none.
 
-    Recomputes from x, states and weights in plain torch ops and derives that twice; never goes
-    through the reserve, which is not a differentiable function of anything autograd knows.
+    The function computes the layer again from x, the states and the weights in plain torch ops, and
+    derives the result twice. It does not use the reserve, which autograd cannot differentiate.
 
     Args:
-        grads: gradients of y, h_n and c_n.
+        grads: the gradients of y, h_n and c_n that `backward` was given.
         primals: x, h0, c0 and the weights.
-        grad_grads: gradients of what backward returned for each primal.
-        batch: as in `layer`.
-        options: as in `layer`.
-        create_graph: whether the result is to be differentiated once more.
+        grad_grads: the gradients of the results of `backward`, one for each primal.
+        batch: as in `_reference.layer`.
+        options: as in `_reference.layer`.
+        create_graph: whether the result will be differentiated once more.
     """
 
     def alias(t: Tensor | None) -> Tensor | None:
-        # A tensor of its own to derive by, joined to t where a third derivative may want that.
+        # Returns another tensor to differentiate with respect to. It stays connected to t if t
+        # requires grad, because a third derivative may need t.
         if t is None:
             return None
         return t.view_as(t) if t.requires_grad else t.detach().requires_grad_()
@@ -89,7 +90,7 @@ def second_derivative(
         x, h0, c0, *weights = inner
         assert x is not None
         outputs = _reference.layer(x, h0, c0, weights, batch, options)  # type: ignore[arg-type]
-        # Where every length is 0 and there is no state, an output depends on nothing.
+        # An output depends on no input if every length is 0 and there is no state; it is left out.
         first = _derive(
             [
                 (o, g)
@@ -101,7 +102,7 @@ def second_derivative(
         )
         return _derive(
             [
-                (f, gg.to(f.dtype))  # a gradient of 16 bits may have been summed in float32
+                (f, gg.to(f.dtype))  # gg may be float32 where f has 16 bits
                 for f, gg in zip(first, grad_grads, strict=True)
                 if gg is not None and f is not None and f.requires_grad
             ],
@@ -125,11 +126,11 @@ def _double_backward(
     cell: str,
     bidirectional: bool,
 ) -> list[Tensor]:
-    """`second_derivative` as one node of a traced graph: its loop depends on the lengths."""
+    """`second_derivative` as one op for traced graphs, because its loop depends on the lengths."""
     x, *_ = primals
     assert x is not None
     batch, options = batch_of(x, batch_sizes, lengths), Options(cell, bidirectional)
-    # The kernel of an op runs with autograd shut out; this one needs it.
+    # torch runs the kernel of an op without autograd, which this kernel needs.
     with _C._SetExcludeDispatchKeyGuard(_C.DispatchKey.AutogradFunctionality, False):
         result = second_derivative(grads, primals, grad_grads, batch, options, False)
     return [
@@ -164,7 +165,7 @@ def _backward_derivative(
         gg_c0 if needs.c else None,
         *(gg_weights if needs.weights else [None] * len(weights)),
     ]
-    if is_in_torch_dispatch_mode():  # traced: one node, which has no third derivative
+    if is_in_torch_dispatch_mode():  # traced: one op, which has no derivative of its own
         derived = iter(
             _double_backward(
                 *(grads, primals, wanted, batch_sizes, lengths),

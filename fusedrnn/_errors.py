@@ -1,7 +1,7 @@
-"""The exceptions that torch has for what an op can only say in words.
+"""Turns errors of the ops into the exceptions that torch raises in the same case.
 
-The ops end the message of such an error with a tag, by which it is known here and which the user
-does not see.
+The code of the ops can only raise a RuntimeError with a message. For some errors the message ends
+with a tag. This module recognises the tag and removes it, so that the user does not see it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = [
     "refuses_regime",
 ]
 
-# As in csrc/torch/error_tags.h.
+# The tags are the same as in csrc/torch/error_tags.h.
 REGIME_TAG = " [fusedrnn:regime]"
 MEMORY_TAG = " [fusedrnn:memory]"
 
@@ -34,16 +34,17 @@ NO_FORWARD_MODE = (
 def as_torch_raises(
     error: RuntimeError, tensors: Iterable[Tensor | None], on_cpu: Sequence[Tensor | None] = ()
 ) -> Exception:
-    """Return the exception that torch has for an error of an op.
+    """Return the exception that torch would raise for an error of an op.
 
     Args:
-        error: what the op raised.
-        tensors: those of the call that must be on one device.
-        on_cpu: those that must be on the CPU.
+        error: the exception that the op raised.
+        tensors: the tensors of the call that must be on one device.
+        on_cpu: the tensors of the call that must be on the CPU.
 
     Returns:
-        A torch.OutOfMemoryError for a lack of GPU memory; a RuntimeError for tensors on several
-        devices, for which there is no kernel; otherwise the error, without its tag.
+        A torch.OutOfMemoryError for a lack of GPU memory; a RuntimeError for tensors on different
+        devices or with different layouts, for which torch finds no kernel; otherwise the error,
+        without its tag.
     """
     if isinstance(error, torch.OutOfMemoryError):
         return error
@@ -66,13 +67,14 @@ def as_torch_raises(
 
 
 def refuses_regime(error: BaseException) -> bool:
-    """Whether an error says that the regime which was asked for cannot run."""
+    """Whether an error says that the regime that was asked for cannot run."""
     return getattr(error, "fusedrnn_tag", "") == REGIME_TAG
 
 
 def refuse_dual(tensors: Iterable[Tensor | None]) -> None:
-    """Raises where a tensor carries a tangent of forward-mode AD."""
-    # A compiled function would lose tangents without a word, and shows none while it is traced.
+    """Raises NotImplementedError if a tensor has a tangent of forward-mode AD."""
+    # While a function is traced no tangents are visible, and the compiled function would lose them
+    # silently, so every trace under forward-mode AD is refused.
     if is_compiling() or any(
         t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors
     ):

@@ -1,4 +1,4 @@
-"""Shapes of what the ops return, for the compiler: their fake implementations."""
+"""The fake implementations of the ops, which tell the compiler the shapes of their results."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ._library import CELLS, LIBRARY, CellSpec
 def _sizes(
     x: Tensor, weights: Sequence[Tensor], cell: str, bidirectional: bool
 ) -> tuple[int, int, int, list[Any]]:
-    """Return D, H, P and the leading sizes of x."""
+    """Return D, H, P and the sizes of x without the last, [T, N] or [S]."""
     spec = CELLS[cell]
     directions = 2 if bidirectional else 1
     hidden = weights[0].shape[0] // spec.gates
@@ -22,7 +22,7 @@ def _sizes(
 
 
 def _check_devices(x: Tensor, on_cpu: Sequence[Tensor | None], **others: Any) -> None:
-    """Raise where a meta or fake tensor stands beside tensors of another device."""
+    """Raise RuntimeError if one of `others` is not on x's device, or `on_cpu` not on the CPU."""
     for name, value in others.items():
         for t in value if isinstance(value, (list, tuple)) else [value]:
             if t is not None and t.device != x.device:
@@ -40,12 +40,12 @@ def _compute_dtype(x: Tensor) -> torch.dtype:
 
 
 def _c_dtype(x: Tensor, c0: Tensor | None) -> torch.dtype:
-    """That of c_n and of the gradient of c0: c0's own."""
+    """The dtype of c_n and of the gradient of c0: that of c0, or of x if there is no c0."""
     return x.dtype if c0 is None else c0.dtype
 
 
 def _in_pairs(dtype: torch.dtype, *sizes: int) -> bool:
-    """Whether the CPU engine multiplies pairs of bfloat16, and keeps it; sizes = I, H, P."""
+    """Whether the CPU engine multiplies pairs of bfloat16 and keeps bfloat16; sizes = I, H, P."""
     return (
         dtype == torch.bfloat16
         and LIBRARY.multiplies_pairs
@@ -54,9 +54,9 @@ def _in_pairs(dtype: torch.dtype, *sizes: int) -> bool:
 
 
 class _Sizes(NamedTuple):
-    """Sizes of a call, ints or symbols."""
+    """The sizes of a call, as ints or symbols."""
 
-    rows: Any  # of packed sequences, or T*N
+    rows: Any  # S for packed rows, else T*N
     N: Any
     D: int
     H: Any
@@ -66,21 +66,21 @@ class _Sizes(NamedTuple):
 def _reserve_bytes(
     spec: CellSpec, sizes: _Sizes, stored_bytes: int, c_bytes: int, alignment: int
 ) -> Any:
-    """Bytes that forward keeps for backward, on any device.
+    """The size of the reserve in bytes, on any device; csrc/layer/reserve.h has the same layout.
 
-    For each direction: saved [rows, saved*H] ([N, saved*H] of cells that save h), h_in [rows, P],
-    c_in [rows, H] of cells with c, and emit [rows, H] of cells with two stages.
+    Each direction has saved [rows, saved*H] ([N, saved*H] for cells that save h), h_in [rows, P],
+    c_in [rows, H] for cells with c, and emit [rows, H] for cells with two stages.
 
     Args:
         spec: the cell.
-        sizes: of the call.
-        stored_bytes: of a value other than c.
-        c_bytes: of a value of c.
-        alignment: bytes at a multiple of which c_in and each direction begin.
+        sizes: the sizes of the call.
+        stored_bytes: the bytes of a value other than c.
+        c_bytes: the bytes of a value of c.
+        alignment: c_in and each direction begin at a multiple of this many bytes.
     """
 
     def aligned(size: Any) -> Any:
-        if alignment == stored_bytes:  # as it is; symbols get no needless division
+        if alignment == stored_bytes:  # without a division, which would complicate symbols
             return size
         return (size + alignment - 1) // alignment * alignment
 
@@ -94,7 +94,7 @@ def _reserve_bytes(
 
 
 def _empty_reserve(x: Tensor, cell: str, sizes: _Sizes) -> Tensor:
-    """Return the reserve of a call on x."""
+    """Return an empty tensor with the size and dtype of the reserve."""
     compute = _compute_dtype(x)
     stored = x.dtype
     if x.device.type != "cuda" and not _in_pairs(x.dtype, x.shape[-1], sizes.H, sizes.P):
@@ -162,7 +162,7 @@ def _backward_fake(
     _check_devices(x, (batch_sizes, lengths), **states, weights=weights, reserve=reserve)
     directions, hidden, width, _ = _sizes(x, weights, cell, bidirectional)
     has_c = CELLS[cell].has_c
-    # The CPU engine gives the gradients of weights as they were summed.
+    # The CPU engine returns the gradients of weights in the dtype of their sums.
     summed = x.dtype if x.device.type == "cuda" else _compute_dtype(x)
     return (
         x.new_empty(x.shape if need_x else [0]),

@@ -1,7 +1,8 @@
-"""The numbers that `torch.utils.flop_counter.FlopCounterMode` counts for the ops.
+"""The FLOPs that `torch.utils.flop_counter.FlopCounterMode` counts for the ops.
 
-They follow torch's rule: two for each multiply-add of a product, nothing for elementwise work.
-A layer counts what torch.nn's does where that runs as single operations, steps of padding left out.
+They follow torch's rule: a multiply-add of a product counts as two, and elementwise work as zero.
+A layer has the same count as torch.nn's layer if that runs as separate torch ops, but padding is
+not counted.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ _COUNTER = "torch.utils.flop_counter"
 
 
 def register() -> None:
-    """Gives torch's counter the formulas, now or when it is imported.
+    """Gives the formulas to torch's counter, now or when a program imports it.
 
-    Where torch has CUDA the counter imports triton, which takes a few tenths of a second: too long
-    for what few programs use.
+    This function does not import the counter, which few programs use: with CUDA the counter imports
+    triton, which takes a few tenths of a second.
     """
     if _COUNTER in sys.modules:
         _add_formulas(sys.modules[_COUNTER])
@@ -37,7 +38,7 @@ def register() -> None:
 
 
 class _WhenImported(MetaPathFinder):
-    """Lets the others find the counter, and adds to it what it knows once it is there."""
+    """An import hook, which adds the formulas to torch's counter after its import."""
 
     searching = False
 
@@ -74,17 +75,17 @@ def _add_formulas(counter: ModuleType) -> None:
 
 
 def _steps(x: Tensor, batch: int, batch_sizes: Tensor | None, lengths: Tensor | None) -> Any:
-    """The steps of all sequences together, and the number of sequences that have one."""
+    """The number of rows without padding, and the number of sequences that are not empty."""
     if batch_sizes is not None:
         return x.shape[0], batch
-    # The values of a fake tensor are not known: then as many as there can be.
+    # The values of a fake tensor are unknown. Then every sequence counts with T steps.
     if type(lengths) is Tensor and not lengths.is_meta:
         return int(lengths.sum()), int((lengths > 0).sum())
     return x.shape[0] * x.shape[1], batch if x.shape[0] > 0 else 0
 
 
 def _products(weights: Sequence[Tensor], cell: str) -> tuple[int, int, int]:
-    """Multiply-adds of one step of one sequence in one direction: of W, U and the projection."""
+    """The multiply-adds of one row in one direction: with W, with U and in the projection."""
     P, H = weights[1].shape[1], weights[0].shape[0] // CELLS[cell].gates
     return weights[0].numel(), weights[1].numel(), P * H if CELLS[cell].projects else 0
 
@@ -127,9 +128,10 @@ def _backward(
 ) -> Any:
     steps, sequences = _steps(x, batch, batch_sizes, lengths)
     of_x, of_h, of_projection = _products(weights, cell)
-    count = steps * (of_h + of_projection)  # from each step to the one before
+    count = steps * (of_h + of_projection)  # products that lead from a step to the one before
     if not need_state:
-        # The first step hands on nothing, but in a cell whose gate r multiplies h before a product.
+        # Without gradients of the states the first step needs no product with U. A GRU with reset
+        # before the product still needs that with U_n, because the delta of r depends on it.
         inner = of_h // CELLS[cell].gates if CELLS[cell].stages > 1 and not of_projection else 0
         count -= sequences * (of_h - inner)
     if need_x:
@@ -149,7 +151,10 @@ def _double_backward(
     bidirectional: bool,
     **_: Any,
 ) -> Any:
-    """Forward again (1), its backward (2), and the derivative of both (6): where all is wanted."""
+    """9 times forward: forward again (1), its backward (2), and the derivative of both (6).
+
+    It counts as if all gradients were wanted.
+    """
     x, h0, c0, *weights = primals
     assert x is not None
     batch = x.shape[1] if batch_sizes is None else 0

@@ -1,4 +1,4 @@
-"""A layer under torch.func's grad and vjp."""
+"""The autograd Function of a layer under transforms of torch.func, such as grad and vjp."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["FunctorchLayer"]
 
 
 class FunctorchLayer(torch.autograd.Function):
-    """The layer in the setup_context form, which torch.func asks for."""
+    """Runs a layer. torch.func requires a Function to have setup_context."""
 
     @staticmethod
     def forward(

@@ -1,4 +1,4 @@
-"""The gradients of a layer: the backward op, called in the way that the moment asks for."""
+"""Calls the op `backward`: under torch.func, through autograd, or below autograd."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["gradients"]
 def gradients(
     grads: Grads, saved: Saved, options: Options, needs: Needs
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Sequence[Tensor | None]]:
-    """Return the gradients of x, h0, c0 and the weights; None for those that are not wanted."""
+    """Return the gradients of x, h0, c0 and the weights; None for each that is not wanted."""
     if not CELLS[options.cell].has_c:
         grads = grads._replace(c=None)
     nothing: list[Tensor | None] = [None] * len(saved.weights)
@@ -37,7 +37,7 @@ def gradients(
                 *(saved.batch, options, needs),
                 *saved.weights,
             )
-        elif torch.is_grad_enabled() or is_compiling():  # to be derived again
+        elif torch.is_grad_enabled() or is_compiling():  # backward may be derived
             d_x, d_h0, d_c0, d_weights = _raw_ops.backward(grads, saved, options, needs)
         else:
             d_x, d_h0, d_c0, d_weights = _raw_ops.backward_now(grads, saved, options, needs)
@@ -54,9 +54,10 @@ def gradients(
 
 
 class _FunctorchBackward(torch.autograd.Function):
-    """The backward op under torch.func, where it cannot be derived again.
+    """The op `backward` under torch.func, where it has no derivative.
 
-    Tensors that may require grad are arguments of their own: autograd sees no others.
+    Tensors that may require grad are separate arguments, because autograd does not look into the
+    records.
     """
 
     @staticmethod

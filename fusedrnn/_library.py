@@ -1,4 +1,4 @@
-"""Loads the compiled libraries and says what is in them."""
+"""Loads the compiled libraries and gives facts about them."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from ._version import __version__
 Weight = TypeVar("Weight")
 
 _HERE = Path(__file__).resolve().parent
-# Whether this is the repository, or an sdist, and no installed package.
+# Whether this file is in the repository or in an sdist, and not in an installed package.
 _IN_SOURCES = (_HERE.parent / "setup_build.py").exists()
 
 
 @dataclasses.dataclass(frozen=True)
 class CellParameter:
-    """A parameter of a cell, and its sizes in letters."""
+    """A parameter of a cell, with its sizes as letters."""
 
     name: str
-    sizes: tuple[str, ...]  # each a letter, a number or several joined by "*", such as "G*H"
+    sizes: tuple[str, ...]  # each is a letter, a number, or a product such as "G*H"
 
     @property
     def is_bias(self) -> bool:
-        """Whether a layer with bias=False is without it."""
+        """Whether a layer with bias=False lacks it."""
         return self.name.startswith("bias")
 
     def shape(self, **letters: int) -> tuple[int, ...]:
-        """Its sizes, from those of the letters G, H, I and P."""
+        """Its sizes as numbers, from the values of the letters G, H, I and P."""
         shape = []
         for size in self.sizes:
             product = 1
-            for factor in size.split("*"):  # and not math.prod, which Dynamo cannot trace here
+            for factor in size.split("*"):  # Dynamo cannot trace math.prod here
                 product = product * (letters[factor] if factor in letters else int(factor))
             shape.append(product)
         return tuple(shape)
@@ -46,19 +46,19 @@ class CellParameter:
 
 @dataclasses.dataclass(frozen=True)
 class CellSpec:
-    """The facts of a cell, as the C++ library states them."""
+    """Facts about a cell, which the C++ library reports."""
 
     name: str
-    gates: int  # G: rows of weight_ih are G*H
+    gates: int  # G; weight_ih is [G*H, I]
     saved: int  # values per unit and step that forward keeps for backward
-    saves_h: bool  # whether that is h_t, which is then kept once
-    has_c: bool  # whether there is a cell state beside h
-    stages: int  # products in a step
+    saves_h: bool  # whether the saved value is h_t, which is then stored once
+    has_c: bool  # whether there is a state c beside h
+    stages: int  # stages of a step, each with one product
     projects: bool  # whether h is projected to P < H
     parameters: tuple[CellParameter, ...]  # of one direction, in torch.nn's order
 
     def parameters_with(self, bias: bool) -> list[CellParameter]:
-        """The parameters of a layer with biases or without."""
+        """The parameters of one direction, with biases or without."""
         return [p for p in self.parameters if bias or not p.is_bias]
 
     def named(self, weights: Sequence[Weight]) -> dict[str, Weight]:
@@ -67,25 +67,26 @@ class CellSpec:
         return {p.name: w for p, w in zip(parameters, weights, strict=True)}
 
 
-# Compute capabilities of NVIDIA's systems on a chip: Xavier, Orin, Thor (in CUDA 12 and in 13).
+# The compute capabilities of Tegra, NVIDIA's systems on a chip: Xavier, Orin, and Thor, which has
+# another number in CUDA 12 than in CUDA 13.
 TEGRA = {72, 87, 101, 110}
 
 
 @dataclasses.dataclass(frozen=True)
 class CudaLibrary:
-    """The library of the CUDA kernels, or why there is none."""
+    """The library of the CUDA kernels, or the reason why it is not loaded."""
 
-    path: Path | None  # None where it is not loaded
-    missing: str = ""  # why it is not
-    codes: tuple[int, ...] = ()  # architectures that it has machine code for: 80 is sm_80
-    ptx: int | None = None  # architecture of its PTX, which the driver compiles for later ones
-    runtime: str = ""  # version of the CUDA runtime in it
+    path: Path | None  # None if it is not loaded
+    missing: str = ""  # the reason
+    codes: tuple[int, ...] = ()  # the architectures of its machine code; 80 is sm_80
+    ptx: int | None = None  # the architecture of its PTX, which drivers compile for later ones
+    runtime: str = ""  # the version of its CUDA runtime
 
     def runs_on(self, capability: int) -> bool:
-        """Whether there are kernels for a compute capability, 86 for 8.6."""
-        # Machine code runs on the same major version from its own minor version on; between Tegra
-        # and other GPUs, and from one Tegra to the next, it does not (CUDA C++ Programming Guide,
-        # "Binary Compatibility").
+        """Whether it has kernels for a compute capability, such as 86 for 8.6."""
+        # Machine code runs on GPUs with the same major version and the same or a higher minor
+        # version. Code for a Tegra runs on this Tegra only, and a Tegra runs no other code (CUDA
+        # C++ Programming Guide, "Binary Compatibility").
         served = (
             code == capability
             or (code // 10 == capability // 10 and code < capability and capability not in TEGRA)
@@ -95,27 +96,27 @@ class CudaLibrary:
         return any(served) or (self.ptx is not None and self.ptx <= capability)
 
     def architectures(self) -> str:
-        """Returns the architectures that it was compiled for, in words."""
+        """Returns the architectures for which it was compiled, as text."""
         words = [f"sm_{code}" for code in self.codes]
         return ", ".join(words + ([f"PTX of sm_{self.ptx}"] if self.ptx else []))
 
 
 @dataclasses.dataclass(frozen=True)
 class Library:
-    """The facts that the compiled library states about itself."""
+    """The compiled CPU library, with the facts that it reports."""
 
     path: Path
     isa: str
-    multiplies_pairs: bool  # whether bfloat16 layers multiply pairs; else they compute in float32
+    multiplies_pairs: bool  # whether bfloat16 is multiplied in pairs, not in float32
     compiled: dict[str, bool]  # instruction set -> whether this processor has it
     cells: dict[str, CellSpec]
 
 
 def _find(name: str, built: str) -> Path:
-    """A library's path: beside this file, or in the source tree's folder `built`.
+    """Returns the path of a library: beside this file, or in the source tree's folder `built`.
 
-    Where Python is run in the source tree, its folder `fusedrnn` comes before the installed one. A
-    `pip install .` there leaves what it compiled in `built`, of these very sources.
+    If Python runs in the source tree, it imports the tree's folder `fusedrnn` and not the installed
+    package. `pip install .` leaves the library that it compiled from the tree in `built`.
     """
     beside = _HERE / name
     in_tree = _HERE.parent / built / name
@@ -123,7 +124,7 @@ def _find(name: str, built: str) -> Path:
 
 
 def _not_compiled(name: str) -> str:
-    """Why a library is not there, and what to do."""
+    """Says why a library is missing, and what to do."""
     if not _IN_SOURCES:
         return (
             f"the compiled library {name} is not in {_HERE}: this installation is not complete. "
@@ -156,7 +157,7 @@ def _load() -> Library:
     pairs = False
     compiled: dict[str, bool] = {}
     cells: dict[str, CellSpec] = {}
-    # Raises where FUSEDRNN_ISA names an instruction set that cannot run.
+    # This raises if FUSEDRNN_ISA names an instruction set that cannot be used.
     for line in torch.ops.fusedrnn.info().splitlines():
         key, *words = line.split()
         if key == "isa":
@@ -172,7 +173,7 @@ def _load() -> Library:
 
 
 def _cell_spec(facts: dict[str, str]) -> CellSpec:
-    """A cell from the words of its line, `key=value`."""
+    """Makes the spec of a cell from the `key=value` words of its line."""
     parameters = [entry.split(":") for entry in facts["parameters"].split(";")]
     return CellSpec(
         name=facts["name"],
@@ -187,7 +188,7 @@ def _cell_spec(facts: dict[str, str]) -> CellSpec:
 
 
 def torch_lacks_cuda() -> str:
-    """Why this build of torch cannot run CUDA kernels; "" where it can."""
+    """The reason why this build of torch cannot run CUDA kernels; "" if it can."""
     if torch.version.cuda is not None:
         return ""
     if torch.version.hip is not None:
@@ -219,8 +220,8 @@ def _load_cuda() -> CudaLibrary:
 
 
 def _allow_tf32() -> bool:
-    """Whether torch is set to compute float32 products in TF32; asked by the CUDA kernels."""
-    # torch has three settings for this. This one can be read, whichever of them was set.
+    """Whether torch's settings allow TF32 in float32 products. The CUDA library calls this."""
+    # torch has three settings for this. This one can be read whichever of the three was set.
     return torch.backends.cuda.matmul.fp32_precision == "tf32"
 
 
@@ -233,7 +234,7 @@ _implementations.impl("_allow_tf32", _allow_tf32, "CompositeExplicitAutograd")
 
 
 def cuda_problem(index: int) -> str:
-    """Returns why the kernels cannot run on a GPU and what to do, or "" if they can."""
+    """The reason why the kernels cannot run on a GPU, with advice; "" if they can."""
     if CUDA.path is None:
         return f"the CUDA library of fusedrnn is not loaded: {CUDA.missing}"
     major, minor = torch.cuda.get_device_capability(index)
@@ -250,7 +251,7 @@ def cuda_problem(index: int) -> str:
 
 
 def _cuda_devices() -> str:
-    """The GPUs that are there, and whether the kernels run on them."""
+    """The GPUs of this machine, and whether there are kernels for them."""
     if torch_lacks_cuda():
         return "none: this torch has no CUDA"
     if not torch.cuda.is_available():
@@ -264,7 +265,7 @@ def _cuda_devices() -> str:
 
 
 def config() -> str:
-    """Versions, instruction sets, threads and what is known of CUDA, one fact a line."""
+    """Versions, instruction sets, threads and facts about CUDA, one per line."""
     sets = [
         name + ("" if supported else " (this processor lacks it)")
         for name, supported in LIBRARY.compiled.items()
@@ -291,5 +292,5 @@ def config() -> str:
 
 
 def show_config() -> None:
-    """Prints versions, the instruction sets compiled and chosen, threads, and CUDA's state."""
+    """Prints versions, instruction sets, threads, and facts about CUDA and GPUs."""
     print(config())

@@ -1,15 +1,17 @@
-"""One recurrent layer over a whole batch, or one step of a cell: the door to the ops.
+"""Runs one recurrent layer over a whole batch, or one step of a cell, by calling the ops.
 
-`layer` is the door for everything above. The ops behind it, `torch.ops.fusedrnn.forward` and
-`torch.ops.fusedrnn.backward`, take every option as an argument and serve every cell. Both are
-registered with autograd, so they may be called, compiled and exported directly; `layer` takes a
-shorter way to them in eager mode (a plain `autograd.Function`, or no Function at all without
-grad), because the registered way costs about 50 µs a call. `step` is a cell's one step by ops of
-its own, which take what a cell has as it is.
+Functions and modules call `layer`. It calls the ops `torch.ops.fusedrnn.forward` and
+`torch.ops.fusedrnn.backward`, which serve every cell and take every option as an argument. Both are
+registered with autograd, so programs may also call, compile and export them directly. In eager mode
+`layer` calls them in a plain `autograd.Function`, or without any Function if there is no grad,
+because autograd's registered path costs about 50 µs per call.
 
-Programs that were exported name the ops and their arguments. So a new option of an op goes to the
-end of its arguments and has a default, and nothing is renamed, reordered or removed; a test
-compares the schemas with tests/golden_schemas.txt.
+Cell modules call `step`, which has ops of its own: their arguments are [N, I] and [N, H], as a cell
+module has them.
+
+Exported programs contain the names of the ops and of their arguments. Therefore a new option of an
+op is added at the end of the arguments and has a default, and nothing is renamed, reordered or
+removed. A test compares the schemas with tests/ops/golden_schemas.txt.
 """
 
 from __future__ import annotations
@@ -42,28 +44,28 @@ def layer(
     options: Options,
     casts: Sequence[Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Run one layer, both directions of a bidirectional one, over a batch of sequences.
+    """Run one layer, in one or both directions, over a batch of sequences.
 
     Args:
         x: [T, N, I]; or [S, I] with `batch.batch_sizes`.
-        h0: [D, N, P], zeros where None.
-        c0: [D, N, H], zeros where None; None for cells without a cell state. It may be float32
-            where x is of 16 bits.
-        weights: per direction weight_ih [G*H, I], weight_hh [G*H, P], then bias_ih and bias_hh
-            [G*H] or neither, then weight_hr [P, H] for "lstm_proj" or weight_ch [3*H] for
+        h0: [D, N, P]; None means zeros.
+        c0: [D, N, H]; None means zeros, and is required for cells without c. It may be float32 if x
+            has a 16-bit dtype.
+        weights: for each direction weight_ih [G*H, I] and weight_hh [G*H, P], then bias_ih and
+            bias_hh [G*H] or neither, then weight_hr [P, H] for "lstm_proj" or weight_ch [3*H] for
             "lstm_peephole".
         batch: the sequences.
         options: the cell and its options.
-        casts: the weights in the dtype of x, where they themselves are of another; only in eager
-            mode. Gradients are those of the weights.
+        casts: the weights in the dtype of x, if their own dtype is another; only in eager mode. The
+            gradients still go to the weights.
 
     Returns:
-        y [T, N, D*P] (zero beyond a length) or [S, D*P], h_n [D, N, P], c_n [D, N, H] or None, in
-        the dtype of x; c_n in that of c0 where there is one.
+        y [T, N, D*P] (zero beyond a length) or [S, D*P], h_n [D, N, P] and c_n [D, N, H] or None.
+        They have the dtype of x, but c_n has that of c0 if there is one.
 
     Raises:
-        RuntimeError: shapes, dtypes or sizes that do not fit; the message says which. A lack of
-            GPU memory is a torch.OutOfMemoryError, which is one.
+        RuntimeError: shapes, dtypes or sizes that do not fit; the message says which. For a lack
+            of GPU memory it is its subclass torch.OutOfMemoryError.
         NotImplementedError: under forward-mode AD.
     """
     needs_grad = torch.is_grad_enabled() and (
@@ -93,7 +95,7 @@ def layer(
 
 
 def may_step() -> bool:
-    """Returns whether `step` may be called: the running code is neither traced nor transformed."""
+    """Whether `step` may be called: the running code is neither traced nor transformed."""
     return not (
         is_compiling()
         or _C._are_functorch_transforms_active()
@@ -114,23 +116,23 @@ def step(
 
     Args:
         x: [N, I] or [I].
-        h: [N, H], without N for [I]; zeros where None.
-        c: as h, and only with h; None for cells without a cell state. It may be float32 where x is
-            of 16 bits.
-        weights: as `layer`'s, of one direction.
+        h: [N, H], or [H] for x [I]; None means zeros.
+        c: as h, and only with h; None for cells without c. It may be float32 if x has a 16-bit
+            dtype.
+        weights: as in `layer`, for one direction.
         options: the cell, I and H.
-        casts: as `layer`'s.
+        casts: as in `layer`.
 
     Returns:
-        [h] or [h, c] after the step, of the shapes of the states.
+        [h] or [h, c] after the step, in the shapes of the states.
 
     Raises:
-        RuntimeError: whatever does not fit, in the op's own words; torch.OutOfMemoryError, which
-            is one, for a lack of GPU memory.
+        RuntimeError: an argument does not fit; the message is that of the op. For a lack of GPU
+            memory it is its subclass torch.OutOfMemoryError.
     """
     try:
         if torch.is_grad_enabled() and (
-            weights[0].requires_grad  # most often, and then no generator is made
+            weights[0].requires_grad  # mostly true, and then `any` makes no generator
             or x.requires_grad
             or any(w.requires_grad for w in weights)
             or (h is not None and h.requires_grad)
@@ -145,7 +147,7 @@ def step(
 
 
 class _Layer(torch.autograd.Function):
-    """The layer in eager mode. The ctx form: setup_context costs 60 µs more a call."""
+    """The layer in eager mode. It has no setup_context, which would cost 60 µs more per call."""
 
     @staticmethod
     def forward(
@@ -208,7 +210,7 @@ class _Step(torch.autograd.Function):
         needs = Needs(need_x, need_h, need_c, any(need_weights))
         options: StepOptions = ctx.options
         x, h, c, reserve, *weights = kept(ctx)
-        if torch.is_grad_enabled() or not may_step():  # to be derived again, or traced: as a layer
+        if torch.is_grad_enabled() or not may_step():  # backward may be derived
             lead = (1,) if x.dim() == 2 else (1, 1)
 
             def raised(t: Tensor | None) -> Tensor | None:
@@ -239,7 +241,8 @@ class _Step(torch.autograd.Function):
         )
 
 
-# Function.apply would look for transforms of torch.func first, for 2 µs; both callers have.
+# Function.apply first checks for transforms of torch.func, which takes 2 µs. Both callers have
+# checked for them already, so they call the apply of its base class.
 _apply_layer = super(torch.autograd.Function, _Layer).apply
 _apply_step = super(torch.autograd.Function, _Step).apply
 

@@ -1,7 +1,7 @@
-"""The records in which a call's sequences and options travel, from the layers to the ops and back.
+"""The records that carry the sequences and options of a call from the layers to the ops.
 
-Each goes whole through every function and is read by name. An option that is added later is a field
-with a default at the end of one of them.
+Functions pass a record on as a whole and read its fields by name. A new option is added as a field
+with a default at the end of a record.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ class Batch(NamedTuple):
     """The sequences of a call.
 
     Attributes:
-        batch_sizes: int64 [T] on the CPU, as in a PackedSequence, where x is packed rows [S, I].
-        lengths: int64 [N] on the CPU, any order, each in [0, T], where x [T, N, I] is padded.
+        batch_sizes: int64 [T] on the CPU, as in a PackedSequence, if x is packed rows [S, I].
+        lengths: int64 [N] on the CPU, in any order, each in [0, T], if x is padded [T, N, I].
         size: N.
     """
 
@@ -33,7 +33,8 @@ class Options(NamedTuple):
 
     Attributes:
         cell: a key of `fusedrnn._library.CELLS`.
-        bidirectional: two directions (D = 2), the second from each sequence's own end.
+        bidirectional: whether there are two directions (D = 2); the second begins at each
+            sequence's own end.
     """
 
     cell: str
@@ -41,7 +42,7 @@ class Options(NamedTuple):
 
 
 class StepOptions(NamedTuple):
-    """The options of a cell's single step, and the sizes that its weights must have."""
+    """The options of one step of a cell: the sizes that the weights must have, and the cell."""
 
     input_size: int
     hidden_size: int
@@ -49,7 +50,7 @@ class StepOptions(NamedTuple):
 
 
 class Needs(NamedTuple):
-    """Which gradients are wanted: of x, h0, c0, and of any weight."""
+    """The gradients that are wanted: of x, of h0, of c0, and of at least one weight."""
 
     x: bool
     h: bool
@@ -58,12 +59,12 @@ class Needs(NamedTuple):
 
     @property
     def state(self) -> bool:
-        """Whether the gradient of a state is wanted."""
+        """Whether the gradient of h0 or of c0 is wanted."""
         return self.h or self.c
 
 
 class Grads(NamedTuple):
-    """The gradients of y, h_n and c_n that reached backward; None for zeros."""
+    """The gradients of y, h_n and c_n that backward receives; None means zeros."""
 
     y: Tensor | None
     h: Tensor | None
@@ -71,7 +72,7 @@ class Grads(NamedTuple):
 
 
 class Saved(NamedTuple):
-    """The values that backward reads of its forward, as the ops take them."""
+    """The arguments and results of forward that backward reads, in the form that the ops take."""
 
     x: Tensor
     h0: Tensor | None
@@ -82,6 +83,6 @@ class Saved(NamedTuple):
 
 
 def batch_of(x: Tensor, batch_sizes: Tensor | None = None, lengths: Tensor | None = None) -> Batch:
-    """Returns the record for a call whose N is not known otherwise."""
+    """Returns the record for a call, with N from x [T, N, I] or from batch_sizes."""
     N = x.shape[1] if batch_sizes is None else int(batch_sizes[0])
     return Batch(batch_sizes, lengths, N)

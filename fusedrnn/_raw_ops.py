@@ -1,8 +1,8 @@
-"""The ops as functions of records: the one place that knows the order of their arguments.
+"""Functions that call the ops with records. Only this file knows the order of the ops' arguments.
 
-`forward` and `backward` go through torch's dispatcher, where autograd, compilers and torch.func see
-them. The functions that end in `_now` call the kernels of eager mode, below autograd, and take a
-tenth of that time.
+`forward` and `backward` go through torch's dispatcher, so autograd, compilers and torch.func see
+them. The functions whose names end in `_now` call the ops below autograd in eager mode, in a tenth
+of the time.
 """
 
 from __future__ import annotations
@@ -13,20 +13,21 @@ from typing import Any
 import torch
 from torch import _C, Tensor
 
-from . import _library  # noqa: F401 (loads the _ops)
+from . import _library  # noqa: F401 (loads the ops)
 from ._options import Batch, Grads, Needs, Options, Saved, StepOptions
 
 __all__ = ["backward", "backward_now", "forward", "forward_now", "step_backward_now", "step_now"]
 
 _forward = torch.ops.fusedrnn.forward
 _backward = torch.ops.fusedrnn.backward
-# The functions inside the overloads: the call of an overload takes a tenth of a cell's step.
+# These are the functions inside the overloads, because the call of an overload would take a tenth
+# of the time of a cell module's step.
 _forward_now = _forward.default._op
 _backward_now = _backward.default._op
 _step_now = torch.ops.fusedrnn._step.default._op
 _step_backward_now = torch.ops.fusedrnn._step_backward.default._op
 
-# The gradients of x, h0 and c0, each empty where it is not wanted, and of the weights.
+# The gradients of x, h0 and c0, each empty if it is not wanted, and of the weights.
 Gradients = tuple[Tensor, Tensor, Tensor, Sequence[Tensor]]
 
 
@@ -39,7 +40,7 @@ def forward(
     options: Options,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Returns y, h_n, c_n (empty of cells without c) and the reserve (empty without `keep`)."""
+    """Returns y, h_n, c_n (empty for cells without c) and the reserve (empty without `keep`)."""
     result: tuple[Tensor, Tensor, Tensor, Tensor] = _forward(
         *(x, h0, c0, weights, batch.batch_sizes, batch.lengths, batch.size),
         *(options.cell, options.bidirectional, keep),
@@ -56,7 +57,7 @@ def forward_now(
     options: Options,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The same below autograd."""
+    """Does the same as `forward`, below autograd."""
     with _C._AutoDispatchBelowAutograd():
         result: tuple[Tensor, Tensor, Tensor, Tensor] = _forward_now(
             x,
@@ -84,13 +85,13 @@ def _backward_arguments(
 
 
 def backward(grads: Grads, saved: Saved, options: Options, needs: Needs) -> Gradients:
-    """Returns the gradients of x, h0, c0 and the weights; empty where they are not wanted."""
+    """Returns the gradients of x, h0, c0 and the weights; each is empty if it is not wanted."""
     result: Gradients = _backward(*_backward_arguments(grads, saved, options, needs))
     return result
 
 
 def backward_now(grads: Grads, saved: Saved, options: Options, needs: Needs) -> Gradients:
-    """The same below autograd."""
+    """Does the same as `backward`, below autograd."""
     with _C._AutoDispatchBelowAutograd():
         result: Gradients = _backward_now(*_backward_arguments(grads, saved, options, needs))
     return result
@@ -104,7 +105,7 @@ def step_now(
     options: StepOptions,
     keep: bool,
 ) -> list[Tensor]:
-    """Returns h, then c of a cell that has one, then the reserve with `keep`."""
+    """Returns h, then c if the cell has one, then the reserve with `keep`."""
     result: list[Tensor] = _step_now(
         x, h, c, weights, options.input_size, options.hidden_size, options.cell, keep
     )
@@ -120,7 +121,7 @@ def step_backward_now(
     options: StepOptions,
     needs: Needs,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Sequence[Tensor]]:
-    """Returns the gradients of x, h, c and the weights; None or empty where they are not wanted."""
+    """Returns the gradients of x, h, c and the weights; None or empty if they are not wanted."""
     result: tuple[Tensor | None, Tensor | None, Tensor | None, Sequence[Tensor]]
     result = _step_backward_now(
         grad_h,

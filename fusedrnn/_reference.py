@@ -1,10 +1,10 @@
-"""The layer in plain differentiable torch operations: the definition that the kernels must meet.
+"""The reference: a layer in plain differentiable torch operations, which defines the right results.
 
-Double backward runs through it, and the tests compare the kernels with it. It is a Python loop over
-time, so it is slow; no forward or first backward of a supported dtype comes here but that of a
-cell without features or units.
+Double backward runs through it, and the tests compare the kernels with it. It is slow, because it
+is a Python loop over the steps. Forward and the first backward of a layer do not use it. Only a
+cell module does if it has no input features or no units, for which there are no kernels.
 
-It computes in the input's dtype, 16-bit types in float32, as the kernels do.
+It computes in the input's dtype, and in float32 for 16-bit types, as the kernels do.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from torch import Tensor
 from ._library import CELLS
 from ._options import Batch, Options
 
-# The parameters of one direction by name.
+# The parameters of one direction, by name.
 Named = Mapping[str, Tensor]
-# One step: (x W + b_ih [n, G*H], h [n, P], c [n, H] or None, parameters) -> h, c.
+# One step of n sequences: (x W + b_ih [n, G*H], h [n, P], c [n, H] or None, parameters) -> h, c.
 Step = Callable[[Tensor, Tensor, "Tensor | None", Named], "tuple[Tensor, Tensor | None]"]
 
 
@@ -99,11 +99,11 @@ def _direction(
     cell: str,
     reverse: bool,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """One direction over packed rows: y [S, P], h_n [N, P], c_n [N, H]."""
+    """Runs one direction over packed rows; returns y [S, P], h_n [N, P] and c_n [N, H] or None."""
     step = STEPS[cell]
     w = CELLS[cell].named(weights)
     w_ih, b_ih = w["weight_ih"], w.get("bias_ih")
-    if not batch_sizes:  # no live row: a step of no rows keeps y a function of everything
+    if not batch_sizes:  # no live row; a step of 0 rows keeps y connected to all inputs
         c = None if c0 is None else c0[:0]
         y_none, _ = step(F.linear(x, w_ih, b_ih), h0[:0], c, w)
         return y_none, h0, c0
@@ -116,10 +116,10 @@ def _direction(
     y: list[Tensor] = [h] * T
     for t in reversed(range(T)) if reverse else range(T):
         n, before = batch_sizes[t], h.size(0)
-        if n < before:  # forward: the shortest sequences have ended
+        if n < before:  # first direction: the shortest sequences have ended
             ended.append((h[n:], None if c is None else c[n:]))
             h, c = h[:n], None if c is None else c[:n]
-        elif n > before:  # reverse: they begin here, each at its own end
+        elif n > before:  # second direction: more sequences begin, each at its end
             h = torch.cat([h, h0[before:n]])
             c = None if c is None or c0 is None else torch.cat([c, c0[before:n]])
         h, c = step(gates_x[t], h, c, w)
@@ -167,7 +167,7 @@ def _with_lengths(
     weights: Sequence[Tensor],
     cell: str,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Gathers the live rows, runs them packed and puts the results back: padding is never read."""
+    """Gathers the live rows, runs them packed and scatters the results; it never reads padding."""
     T, N, I = x.shape
     sorted_lengths, order = lengths.sort(descending=True, stable=True)
     live = sorted_lengths[sorted_lengths > 0]
@@ -200,21 +200,21 @@ def layer(
     batch: Batch,
     options: Options,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Runs one layer over a sequence, both directions where there are two.
+    """Runs one layer over a batch of sequences, in one or both directions.
 
     Args:
         x: input, ``[T, N, I]``, or packed rows ``[S, I]`` with ``batch.batch_sizes``.
         h0: initial h, ``[D, N, P]``; None means zeros.
-        c0: initial c, ``[D, N, H]``; None means zeros; ignored by cells without c.
-        weights: per direction the cell's parameters, in the order of `CELLS`; biases may be left
-            out.
+        c0: initial c, ``[D, N, H]``; None means zeros; ignored for cells without c.
+        weights: for each direction the cell's parameters, in the order of `CELLS`; biases may be
+            left out.
         batch: the sequences.
-        options: a cell of ``STEPS``, and whether weights and states hold two directions.
+        options: a cell of ``STEPS``, and whether there are weights and states of two directions.
 
     Returns:
-        y ``[T, N, D*P]`` (zero beyond a row's length) or ``[S, D*P]``, h_n ``[D, N, P]`` and
-        c_n ``[D, N, H]``, None for cells without c, in the dtype of x; c_n in that of c0 where it
-        is given.
+        y ``[T, N, D*P]`` (zero beyond a sequence's length) or ``[S, D*P]``, h_n ``[D, N, P]`` and
+        c_n ``[D, N, H]``, or None for cells without c. They have the dtype of x, but c_n has that
+        of c0 if c0 is given.
     """
     cell, lengths, N = options.cell, batch.lengths, batch.size
     D = 2 if options.bidirectional else 1

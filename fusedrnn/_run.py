@@ -1,4 +1,4 @@
-"""The path that every stack of layers takes, whether a function or a module asks for it."""
+"""Checks and runs the call of a stack of layers, for functions and modules alike."""
 
 from __future__ import annotations
 
@@ -33,9 +33,10 @@ __all__ = ["run_layers", "sizes_of"]
 def sizes_of(
     cells: Sequence[str], weights: Sequence[Any], num_layers: int, bias: bool, bidirectional: bool
 ) -> tuple[str, tuple[int, int, int]]:
-    """Reads from the weights which of these cells they are for, and (I, H, P).
+    """Returns which of `cells` the weights belong to, and (I, H, P), which it reads from them.
 
-    It is the first cell that has as many parameters, of the same ranks where several have.
+    It is the first cell whose parameters have the number and the ranks of the weights, or else the
+    first whose parameters have their number.
     """
     check_flags(bias, False, bidirectional)
     if num_layers <= 0:
@@ -63,7 +64,7 @@ def sizes_of(
 
 
 def _cell_of(cells: Sequence[str], weights: Sequence[Any], bias: bool) -> str:
-    """The first of these cells whose parameters these weights of one direction can be."""
+    """Returns the first of `cells` whose parameters fit these weights of one direction."""
     forms = {cell: [len(p.sizes) for p in CELLS[cell].parameters_with(bias)] for cell in cells}
     ranks = [w.dim() if isinstance(w, Tensor) else None for w in weights]
     for fits in (lambda form: form == ranks, lambda form: len(form) == len(ranks)):
@@ -89,14 +90,14 @@ def run_layers(
     batch_sizes: Tensor | None,
     lengths: Any,
 ) -> tuple[Any, Tensor, Tensor | None]:
-    """Checks a call and runs its layers; the one path of all functions and modules.
+    """Checks a call and runs its layers. All functions and modules call this.
 
-    Args beyond those of `lstm`: ``sizes`` = (I, H, P) that the weights must have; ``dropout`` is 0
-    outside training.
+    The arguments are those of `fusedrnn.functional.lstm`, except that ``sizes`` is (I, H, P), which
+    the weights must have, and that ``dropout`` must be 0 outside of training.
     """
     check_flags(bias, batch_first, bidirectional)
     directions = 2 if bidirectional else 1
-    given: Any = None  # a PackedSequence's four
+    given: Any = None  # the input if it is a PackedSequence
     sorted_indices: Tensor | None = None
     if isinstance(input, PackedSequence):
         if batch_sizes is not None:
@@ -136,7 +137,7 @@ def run_layers(
         casts = cast_weights(weights, autocast)
         if casts is None:
             weights = [cast(w, autocast) for w in weights]
-    # torch.nn has a check of its own for the dtype, which autocast turns off.
+    # torch.nn checks the dtype first, with a ValueError, unless autocast is on.
     mismatch = ValueError if autocast is None else RuntimeError
     check_weights(cell, sizes, num_layers, directions, bias, casts or weights, input, mismatch)
     check_kernels(input)
@@ -210,7 +211,7 @@ def _stack(
     num_layers: int,
     dropout: float,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Runs layers one after another, with dropout between them."""
+    """Runs the layers one after another, with dropout between them; results as in `_ops.layer`."""
     directions = 2 if options.bidirectional else 1
     none: Sequence[Tensor | None] = [None] * num_layers
     h_in = none if h0 is None else h0.split(directions)
@@ -231,5 +232,5 @@ def _stack(
 
 
 def _kind(cell: str) -> str:
-    """The name of torch.nn's class as its messages have it: the first word of the cell's name."""
+    """The name of torch.nn's class in its messages, which is the first word of the cell's name."""
     return cell.partition("_")[0].upper()

@@ -1,4 +1,4 @@
-"""The tensors that are saved for backward, and how they are joined to the graph again."""
+"""Saves tensors for backward, and connects them to the graph again if backward is derived."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from ._library import CELLS
 __all__ = ["keep", "kept", "own"]
 
 
-# The hooks for saved tensors of this thread, None without any.
+# Returns the hooks for saved tensors of this thread, or None if there are none.
 _hooks = torch._C._autograd._top_saved_tensors_default_hooks
 
 
 class _ValueOf(torch.autograd.Function):
-    """The value that a tensor had in forward, or its cast: derived as the tensor itself."""
+    """Returns `value`, a tensor's value in forward or its cast; its gradient goes to the tensor."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, value: Tensor) -> Tensor:
@@ -40,11 +40,12 @@ def keep(
     weights: Sequence[Tensor],
     *others: Tensor | None,
 ) -> None:
-    """Save for backward what forward has read.
+    """Save for backward the tensors that forward has read.
 
-    A parameter's memory may be another by then (`p.data = ...`), so an alias stands for it, and
-    backward sees the values of its forward. Aliases of weights take no memory of their own, and
-    cost half as much on ctx as among the saved tensors, where hooks have to see them.
+    A leaf may get other memory before backward (`p.data = ...`). Therefore an alias of its present
+    memory is saved, and backward reads the values that forward has read. Aliases of weights take no
+    memory. They are stored on ctx, which takes half the time of saving them as saved tensors. They
+    are saved tensors only if there are casts, or hooks for saved tensors, which must see them.
     """
     if x.requires_grad and x.is_leaf:
         x = x.detach()
@@ -61,7 +62,7 @@ def keep(
 
 
 def _biases(ctx: Any, count: int) -> list[bool]:
-    """Return which of a call's weights are biases, those of its one or two directions."""
+    """Return for each weight of a call, in one or two directions, whether it is a bias."""
     directions = 1 + getattr(ctx.options, "bidirectional", False)
     spec = CELLS[ctx.options.cell]
     parameters = spec.parameters_with(count == directions * len(spec.parameters))
@@ -69,10 +70,11 @@ def _biases(ctx: Any, count: int) -> list[bool]:
 
 
 def _until_derived(weight: Tensor, value: Tensor, is_bias: bool) -> Tensor:
-    """Return the value of a weight for a derivative of backward, which may come much later.
+    """Return a weight's value for the derivative of backward, which may be computed much later.
 
-    As in torch.nn a bias may change before it, and a change in place of a weight is an error: of an
-    alias that has its version, where the weight still has the memory of then.
+    As in torch.nn a bias may change until then, so its value is copied. A weight that changes in
+    place until then is an error. torch finds it by the version of the tensor that is returned,
+    which is the weight's own version as long as the weight has the memory that forward read.
     """
     if is_bias:
         check_storage("a bias that a derivative of backward reads", value)
@@ -84,12 +86,12 @@ _version_of = operator.attrgetter("_version")
 
 
 def kept(ctx: Any) -> Sequence[Any]:
-    """Return what `keep` saved; joined to what it came from where backward is derived again."""
+    """Return what `keep` saved, connected to the graph of the originals if backward is derived."""
     weights, values, versions = ctx.weights
     saved: list[Any] = [*ctx.saved_tensors, *values]
     derived = torch.is_grad_enabled()
     for k, (w, version) in enumerate(zip(weights, versions, strict=False)):
-        # A bias is read only where backward is derived.
+        # Only the derivative of backward reads a bias.
         if w._version != version and (derived or not _biases(ctx, len(weights))[k]):
             raise RuntimeError(
                 "one of the variables needed for gradient computation has been modified by an "
@@ -97,11 +99,11 @@ def kept(ctx: Any) -> Sequence[Any]:
                 f"expected version {version} instead"
             )
     if derived:
-        nodes = iter(ctx.next_functions)  # one for each tensor that forward was given
+        nodes = iter(ctx.next_functions)  # one for each tensor among the arguments of forward
         for k, t in enumerate(saved[:3]):
             if t is not None:
                 node, _ = next(nodes)
-                if node is not None and not t.requires_grad:  # a leaf's
+                if node is not None and not t.requires_grad:  # an alias of a leaf
                     saved[k] = _ValueOf.apply(node.variable, t)
         begin = len(saved) - len(weights)
         then: Any = saved[begin:]
@@ -125,9 +127,10 @@ def _own_fake(t: Tensor) -> Tensor:
 
 
 def own(t: Tensor | None) -> Tensor | None:
-    """Return a copy of batch_sizes or lengths to keep for backward, None of None.
+    """Return a copy of batch_sizes or lengths to keep for backward; None for None.
 
-    They lie on the CPU, often in a loader's memory, which fills it again before backward. The copy
-    is an op because a compiler drops a clone, or makes it in backward, when it is too late.
+    They are on the CPU, often in the memory of a data loader, which may overwrite them before
+    backward. The copy is an op of its own, because a compiler may remove a clone, or move it to
+    backward, where it would be too late.
     """
     return None if t is None else torch.ops.fusedrnn._own(t)
