@@ -20,7 +20,7 @@ from .measure import TimedCall, elapsed
 from .shapes import Row
 
 TRIALS = 5
-# The processes that run at the same time: a name, their number and their kind.
+# The other processes that run at the same time: a name, their number and their kind.
 COMPANY = {
     "nothing": (0, "busy"),
     "1 busy process": (1, "busy"),
@@ -48,7 +48,7 @@ _LEAST_CALLS, _MOST_CALLS = 3, 200
 
 
 def events(rows: list[Row], job: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Makes five trials of each row with each company; every trial starts new processes."""
+    """Makes five trials of each row for each entry of COMPANY, each with new processes."""
     for row in rows:
         for mode in row.modes:
             yield {"event": "start", "row": row.name, "mode": mode}
@@ -65,7 +65,10 @@ def events(rows: list[Row], job: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def _beside_all(
     case: cases.Case, mode: str, seconds: float, threads: int
 ) -> dict[str, dict[str, Any]]:
-    """Returns the medians of the trials for every company and layer, in seconds."""
+    """Returns for every entry of COMPANY and layer the trials, their median and worst, in seconds.
+
+    The slowdown is the worst trial over the median beside no other process.
+    """
     layers = {"ours": case.ours, "torch": case.torch}
     steps = {name: cases.step(layer, case.x, case.d_y, mode) for name, layer in layers.items()}
     found: dict[str, dict[str, Any]] = {}

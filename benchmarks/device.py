@@ -1,7 +1,8 @@
 """Measures rows on a GPU, for `run --device cuda`: ours and torch.nn's, which is cuDNN there.
 
-There is one process, no floor and no number of threads. Each call ends with a wait for the device,
-so that the time is that of the whole work and not only of its launch.
+All rows are measured in this process, without floors, and with torch's number of threads. Each call
+ends with a wait for the device, so that the time is that of the whole work and not only of its
+launch.
 """
 
 from __future__ import annotations

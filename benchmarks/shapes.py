@@ -76,11 +76,11 @@ class Row:
         return torch.randint(1, self.T + 1, (self.N,), generator=generator).tolist()
 
     def inputs(self) -> list[int]:
-        """Input size of every layer."""
+        """The input size of every layer."""
         return [self.I] + [self.D * self.out] * (self.L - 1)
 
     def u_bytes(self) -> int:
-        """Bytes that a step of one direction must read: weight_hh, and weight_hr if any."""
+        """The bytes of weights that a step of one direction must read: weight_hh and weight_hr."""
         size = torch.finfo(self.torch_dtype).bits // 8
         return (self.G * self.H * self.out + self.P * self.H) * size
 
@@ -97,7 +97,7 @@ class Row:
     def flops(self, mode: str) -> int:
         """Operations of the products. Training has three times as many as forward.
 
-        Beside x W and h U it has dx and dh, and dW and dU.
+        In addition to x W and h U it computes dx and dh, and dW and dU.
         """
         return (self.input_flops() + self.step_flops()) * (3 if mode == TRAINING else 1)
 

@@ -52,17 +52,17 @@ def test_core(benchmark: Any, row: Row, mode: str, side: str) -> None:
 
 @pytest.mark.parametrize(("row", "mode", "side"), _parameters("packed"))
 def test_packed(benchmark: Any, row: Row, mode: str, side: str) -> None:
-    """Times packed rows, projection, float64."""
+    """Times the rows of packed: packed sequences, projection, float64."""
     _time(benchmark, row, mode, side)
 
 
 @pytest.mark.parametrize(("row", "mode", "side"), _parameters("bf16"))
 def test_bf16(benchmark: Any, row: Row, mode: str, side: str) -> None:
-    """Times core in bfloat16."""
+    """Times the rows of core in bfloat16."""
     _time(benchmark, row, mode, side)
 
 
 @pytest.mark.parametrize(("row", "mode", "side"), _parameters("overhead"))
 def test_overhead(benchmark: Any, row: Row, mode: str, side: str) -> None:
-    """Times one call of a layer and of a cell."""
+    """Times one call of a layer and one of a cell module."""
     _time(benchmark, row, mode, side)

@@ -107,7 +107,7 @@ def load(seed: int) -> Data:
 
 
 class ByLayers(nn.Module):
-    """From embedded names [N, T, E] and lengths [N] to last hidden states [N, H], by a layer."""
+    """Maps embedded names [N, T, E] and lengths [N] to last hidden states [N, H], with a layer."""
 
     def __init__(self, kind: str, cell: str, H: int, L: int) -> None:
         super().__init__()
@@ -122,7 +122,7 @@ class ByLayers(nn.Module):
 
 
 class ByCells(nn.Module):
-    """Does the same in a loop: in each step L cells read one character of every name."""
+    """Does the same in a loop: in each step L cell modules read one character of every name."""
 
     def __init__(self, kind: str, cell: str, H: int, L: int) -> None:
         super().__init__()
@@ -146,7 +146,7 @@ READERS = {"layers": ByLayers, "cells": ByCells}
 
 
 class NameClassifier(nn.Module):
-    """From character ids [N, T] and lengths [N] to scores of the languages [N, languages]."""
+    """Maps character ids [N, T] and lengths [N] to scores of the languages [N, languages]."""
 
     def __init__(self, kind: str, cell: str, by: str, characters: int, H: int, L: int) -> None:
         super().__init__()

@@ -141,7 +141,7 @@ def news(folder: Path, most: int | None, seed: int) -> Data:
 
 
 class Classifier(nn.Module):
-    """From a padded batch [T, N] or [T, N, I] and lengths [N] to scores [N, classes]."""
+    """Maps a padded batch [T, N] or [T, N, I] and lengths [N] to scores [N, classes]."""
 
     def __init__(self, kind: str, way: str, data: Data, H: int) -> None:
         super().__init__()

@@ -153,7 +153,7 @@ def spell(spellers: dict[str, Speller], words: Sequence[str]) -> dict[str, Spell
 
 
 class Detector(nn.Module):
-    """The network of Silero VAD for 16 kHz: from frames of sound to probabilities of speech."""
+    """The network of Silero VAD for 16 kHz, which maps frames of sound to speech probabilities."""
 
     def __init__(self, weights: dict[str, Tensor]) -> None:
         super().__init__()
@@ -176,7 +176,7 @@ class Detector(nn.Module):
         return name
 
     def forward(self, frames: Tensor) -> Tensor:
-        """From frames [T, CONTEXT + FRAME] in the order of time to probabilities [T]."""
+        """Maps frames [T, CONTEXT + FRAME], in the order of time, to probabilities [T]."""
         x = self.stft(nn.functional.pad(frames, (0, CONTEXT), mode="reflect")[:, None])
         x = (x[:, :129] ** 2 + x[:, 129:] ** 2).sqrt()
         for layer in self.encoder:
@@ -225,7 +225,7 @@ def frames_of(wave: Tensor) -> Tensor:
 
 
 def by_frame(published: Any, wave: Tensor) -> Tensor:
-    """Probabilities [T] by the published program, which keeps its state between frames."""
+    """Returns probabilities [T] of the published program, which keeps its state between frames."""
     published.reset_states()
     frames = wave[: len(wave) // FRAME * FRAME].view(-1, 1, FRAME)
     return torch.cat([published(frame, RATE).flatten() for frame in frames])

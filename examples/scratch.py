@@ -139,7 +139,7 @@ for kind in kinds:
 
 # %%
 def lstm(x: Tensor, h: Tensor, c: Tensor, W: Tensor, U: Tensor, b: Tensor) -> tuple[Tensor, ...]:
-    """From x [T, N, I], h and c [N, H], W [I, 4H], U [H, 4H], b [4H] to y [T, N, H], h and c."""
+    """Maps x [T, N, I], h and c [N, H], W [I, 4H], U [H, 4H], b [4H] to y [T, N, H], h and c."""
     x_W = x @ W + b  # for all steps at once: [T, N, 4H]
     y = []
     for x_W_t in x_W:
@@ -275,7 +275,7 @@ check("the loss and the published number", loss_after, two["after_step"]["loss_2
 
 # %%
 def rnn(x: Tensor, h: Tensor, W: Tensor, U: Tensor, b: Tensor) -> Tensor:
-    """From x [T, N, I] and h_0 [N, H] to all states [T + 1, N, H], beginning with h_0."""
+    """Maps x [T, N, I] and h_0 [N, H] to all states [T + 1, N, H], beginning with h_0."""
     states = [h]
     for x_W_t in x @ W + b:
         states.append(torch.tanh(x_W_t + states[-1] @ U))
@@ -283,7 +283,7 @@ def rnn(x: Tensor, h: Tensor, W: Tensor, U: Tensor, b: Tensor) -> Tensor:
 
 
 def rnn_backward(x: Tensor, states: Tensor, U: Tensor, d_y: Tensor) -> dict[str, Tensor]:
-    """All gradients, from rnn()'s inputs and states, and dL/dy [T, N, H] for y = states[1:]."""
+    """Returns all gradients, from rnn()'s inputs and states, and dL/dy [T, N, H] of states[1:]."""
     delta = torch.empty_like(d_y)
     d_h = torch.zeros_like(states[0])
     for t in reversed(range(len(x))):

@@ -45,7 +45,7 @@ PRINTED = (1, 5)  # the horizons (years ahead) in the table
 
 
 class Forecaster(nn.Module):
-    """From values [T, N] to forecasts [T + future, N], each of the next value."""
+    """Maps values [T, N] to forecasts [T + future, N], each of the next value."""
 
     def __init__(self, kind: str, by: str, H: int) -> None:
         super().__init__()

@@ -100,7 +100,7 @@ def hyphenate(word: str, tags: Tensor) -> str:
 
 
 class Tagger(nn.Module):
-    """From packed letter ids to a score for each letter; a score above 0 means a hyphen."""
+    """Maps packed letter ids to a score for each letter; a score above 0 means a hyphen."""
 
     def __init__(self, kind: str, letters: int, H: int, L: int) -> None:
         super().__init__()

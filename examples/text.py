@@ -91,7 +91,7 @@ def bits(chances: Tensor) -> float:
 
 
 class Generator(nn.Module):
-    """From character ids [T, N] to the state and scores [T, N, V] of each next character."""
+    """Maps character ids [T, N] to scores [T, N, V] of each next character, and the state."""
 
     def __init__(self, kind: str, V: int, H: int, L: int, dropout: float) -> None:
         super().__init__()

@@ -30,7 +30,7 @@ BATCHES = (1, 8, 32, 128)
 
 
 def cell_of(card: str, cell: str, dtype: str, N: int, H: int, backward: bool) -> str:
-    """A cell of a table: regime, microseconds per step, and the resource that limits it."""
+    """The text of one field: microseconds per step, regime, and the resource that limits a step."""
     text, step, _, limit = torch.ops.fusedrnn._plan(
         cell, dtype, [T, N, H, H, H, 1], card, backward, False, ""
     )
@@ -39,7 +39,7 @@ def cell_of(card: str, cell: str, dtype: str, N: int, H: int, backward: bool) ->
 
 
 def table(title: str, head: list[str], rows: dict[str, list[str]], align: str) -> Iterator[str]:
-    """A table with its title; `align` is the alignment of the first column."""
+    """Yields the lines of a table and its title; `align` is the alignment of the first column."""
     yield from ("", f"**{title}** (estimates: µs a step)", "")
     yield f"| {' | '.join(head)} |"
     yield f"| {align} |{' :-- |' * (len(head) - 1)}"

@@ -1,6 +1,7 @@
 """Prints the lines of a requirements file whose package this environment lacks.
 
-If the environment was not made by make, it keeps its versions, whatever the file pins.
+Packages that are installed are not listed, even if the file pins another version. So an environment
+that make did not create keeps its versions.
 """
 
 from __future__ import annotations

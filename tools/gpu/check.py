@@ -32,7 +32,8 @@ from .tasks import DEVICES, Task, tasks_of
 RIGHT, WRONG, UNFINISHED = 0, 1, 3
 # At most this many failed checks of a task are printed. All are written to the file.
 SHOWN = 3
-# After it has lost this many workers, a cell in a regime, or a regime, is not tried any more.
+# If so many workers were lost in tasks of one cell and regime, or of one regime, the other tasks of
+# this cell and regime, or of this regime, are left out.
 OF_SUBJECT, OF_REGIME = 2, 3
 
 
@@ -44,7 +45,7 @@ class Worker:
     """A process that does tasks.
 
     Args:
-        device, quick: as on the command line.
+        device, quick: the options of the command line with these names.
         env: environment variables of the process.
     """
 

@@ -53,7 +53,7 @@ class Task:
 
     @property
     def subject(self) -> tuple[str, ...]:
-        """The cell and regime of the task. After it has lost two workers it is not tried again."""
+        """The cell and regime of the task. It is left out after it has cost too many workers."""
         cell = self.options.get("cell", "")
         return (cell, self.regime) if cell else ()
 
