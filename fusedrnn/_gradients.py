@@ -22,7 +22,7 @@ def gradients(
     grads: Grads, saved: Saved, options: Options, needs: Needs
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Sequence[Tensor | None]]:
     """Return the gradients of x, h0, c0 and the weights; None for each that is not wanted."""
-    if not CELLS[options.cell].has_c:
+    if grads.c is not None and not CELLS[options.cell].has_c:
         grads = grads._replace(c=None)
     nothing: list[Tensor | None] = [None] * len(saved.weights)
     if grads.y is None and grads.h is None and grads.c is None:

@@ -164,8 +164,8 @@ class _Layer(torch.autograd.Function):
             x, h0, c0, casts or weights, batch, options, True
         )
         ctx.set_materialize_grads(False)
-        keep(ctx, x, h0, c0, casts, weights, batch.batch_sizes, batch.lengths, reserve)
-        ctx.size, ctx.options = batch.size, options
+        keep(ctx, x, h0, c0, casts, weights, reserve)
+        ctx.batch, ctx.options = batch, options  # batch_sizes and lengths are copies of our own
         if not CELLS[options.cell].has_c:
             ctx.mark_non_differentiable(c_n)
         return y, h_n, c_n
@@ -175,10 +175,10 @@ class _Layer(torch.autograd.Function):
         ctx: Any, grad_y: Tensor | None, grad_h: Tensor | None, grad_c: Tensor | None
     ) -> tuple[Any, ...]:
         need_x, need_h, need_c, _, _, _, *need_weights = ctx.needs_input_grad
-        x, h0, c0, batch_sizes, lengths, reserve, *weights = kept(ctx)
+        x, h0, c0, reserve, *weights = kept(ctx)
         d_x, d_h0, d_c0, d_weights = gradients(
             Grads(grad_y, grad_h, grad_c),
-            Saved(x, h0, c0, weights, Batch(batch_sizes, lengths, ctx.size), reserve),
+            Saved(x, h0, c0, weights, ctx.batch, reserve),
             ctx.options,
             Needs(need_x, need_h, need_c, any(need_weights)),
         )

@@ -77,10 +77,24 @@ def forward_now(
 def _backward_arguments(
     grads: Grads, saved: Saved, options: Options, needs: Needs
 ) -> tuple[Any, ...]:
+    batch = saved.batch
     return (
-        *(grads.y, grads.h, grads.c, saved.x, saved.h0, saved.c0, saved.weights, saved.reserve),
-        *(saved.batch.batch_sizes, saved.batch.lengths, saved.batch.size),
-        *(options.cell, options.bidirectional, needs.x, needs.state, needs.weights),
+        grads.y,
+        grads.h,
+        grads.c,
+        saved.x,
+        saved.h0,
+        saved.c0,
+        saved.weights,
+        saved.reserve,
+        batch.batch_sizes,
+        batch.lengths,
+        batch.size,
+        options.cell,
+        options.bidirectional,
+        needs.x,
+        needs.h or needs.c,
+        needs.weights,
     )
 
 

@@ -82,6 +82,21 @@ def _until_derived(weight: Tensor, value: Tensor, is_bias: bool) -> Tensor:
     return weight.detach() if weight.data_ptr() == value.data_ptr() else value
 
 
+def _refuse_changed(
+    ctx: Any, weights: Sequence[Tensor], versions: Sequence[int], derived: bool
+) -> None:
+    """Raise where a weight that backward reads was changed in place since forward."""
+    biases = _biases(ctx, len(weights))
+    for w, version, is_bias in zip(weights, versions, biases, strict=True):
+        # Only the derivative of backward reads a bias.
+        if w._version != version and (derived or not is_bias):
+            raise RuntimeError(
+                "one of the variables needed for gradient computation has been modified by an "
+                f"inplace operation: a weight or bias {list(w.shape)} is at version {w._version}; "
+                f"expected version {version} instead"
+            )
+
+
 _version_of = operator.attrgetter("_version")
 
 
@@ -90,14 +105,8 @@ def kept(ctx: Any) -> Sequence[Any]:
     weights, values, versions = ctx.weights
     saved: list[Any] = [*ctx.saved_tensors, *values]
     derived = torch.is_grad_enabled()
-    for k, (w, version) in enumerate(zip(weights, versions, strict=False)):
-        # Only the derivative of backward reads a bias.
-        if w._version != version and (derived or not _biases(ctx, len(weights))[k]):
-            raise RuntimeError(
-                "one of the variables needed for gradient computation has been modified by an "
-                f"inplace operation: a weight or bias {list(w.shape)} is at version {w._version}; "
-                f"expected version {version} instead"
-            )
+    if versions and list(map(_version_of, weights)) != versions:
+        _refuse_changed(ctx, weights, versions, derived)
     if derived:
         nodes = iter(ctx.next_functions)  # one for each tensor among the arguments of forward
         for k, t in enumerate(saved[:3]):

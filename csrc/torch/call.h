@@ -117,9 +117,11 @@ inline void read_sequences(OpCall& call, const Tensor& x, const GivenBatch& give
   call.padded = from_lengths(values.data(), batch);
 }
 
-template <class Engine>
+// meaning says in words what the shape is. It is anything that a stream takes, and is not turned into
+// text unless the shape is wrong.
+template <class Engine, class Meaning>
 void check_tensor(const Engine& engine, const Tensor& t, const char* name, ScalarType dtype,
-                  const char* meaning, Sizes expected) {
+                  const Meaning& meaning, Sizes expected) {
   engine.check_device(t, name);
   const ScalarType got = t.scalar_type();
   if (got != dtype) fail(name, " must be ", name_of(dtype), ", got ", name_of(got));
@@ -130,11 +132,19 @@ void check_tensor(const Engine& engine, const Tensor& t, const char* name, Scala
 
 // The shape of a cell's parameter in size letters, for messages. K, which is the number of the
 // cell's own parameters, is replaced by that number.
-inline std::string shape_text(const CellInfo& cell, Parameter parameter) {
-  std::string text = info_of(parameter).shape;
-  std::replace(text.begin(), text.end(), 'K', static_cast<char>('0' + cell.params));
-  return text;
-}
+struct ShapeInLetters {
+  const CellInfo& cell;
+  Parameter parameter;
+
+  std::string text() const {
+    std::string text = info_of(parameter).shape;
+    std::replace(text.begin(), text.end(), 'K', static_cast<char>('0' + cell.params));
+    return text;
+  }
+  friend std::ostream& operator<<(std::ostream& out, const ShapeInLetters& shape) {
+    return out << shape.text();
+  }
+};
 
 // Checks the weights and takes H, I and P from their shapes. The number of weights of a direction
 // says whether there are biases; all else follows from the cell.
@@ -167,7 +177,7 @@ void read_weights(Engine& engine, OpCall& call, const Tensor& x,
   for (size_t i = 0; i < weights.size(); ++i) {
     const Parameter p = parameters[static_cast<int>(i) % parameters.size()];
     const ParameterShape shape = shape_of(p, call.parameter_sizes());
-    check_tensor(engine, weights[i], info_of(p).name, call.dtype, shape_text(info, p).c_str(),
+    check_tensor(engine, weights[i], info_of(p).name, call.dtype, ShapeInLetters{info, p},
                  Sizes(shape.size, static_cast<size_t>(shape.rank)));
   }
   call.stored = engine.stored_dtype(call);

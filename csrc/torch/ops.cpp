@@ -24,7 +24,7 @@ std::string info() {
     const char* separator = "";
     for (const Parameter p : parameters_of(cell, true)) {
       text << separator << info_of(p).name << ":";
-      for (const char letter : shape_text(cell, p))
+      for (const char letter : ShapeInLetters{cell, p}.text())
         if (!std::strchr("[] ", letter)) text << letter;
       separator = ";";
     }
