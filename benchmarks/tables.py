@@ -99,7 +99,7 @@ def verdict(rows: Sequence[Result]) -> str:
     red = sum(row["status"] in ("red", "failed") for row in rows)
     idle = sum(row["status"] == "not run" for row in rows)
     words = [f"{len(values)} medians, geometric mean {ratio_text(geometric_mean(values))}"]
-    words.append(f"{losses} below {LOSS}" if losses else "none below 0.97")
+    words.append(f"{losses} below {LOSS}" if losses else f"none below {LOSS}")
     words += [f"{red} wrong or failed"] if red else []
     words += [f"{idle} not run"] if idle else []
     return "; ".join(words) + "."

@@ -426,7 +426,7 @@ def _whole_number(length: Any) -> int:
             return operator.index(number)
     except (TypeError, ValueError, RuntimeError):
         pass
-    raise TypeError(f"lengths must hold a whole number for each row, got {length!r}")
+    raise TypeError(f"lengths must hold a whole number for each sequence, got {length!r}")
 
 
 def _lengths_in_graph(lengths: Any) -> Tensor:

@@ -55,6 +55,7 @@ class CellSpec:
     has_c: bool  # whether there is a state c beside h
     stages: int  # stages of a step, each with one product
     projects: bool  # whether h is projected to P < H
+    takes_row: bool  # whether it takes a number with each row of x; the ops refuse such a cell
     parameters: tuple[CellParameter, ...]  # of one direction, in torch.nn's order
 
     def parameters_with(self, bias: bool) -> list[CellParameter]:
@@ -153,12 +154,24 @@ def _load() -> Library:
             f"fusedrnn: {path} cannot be loaded with torch {torch.__version__} (2.11 or later is "
             f"needed): {error}"
         ) from error
+    # This raises if FUSEDRNN_ISA names an instruction set that cannot be used.
+    text: str = torch.ops.fusedrnn.info()
+    try:
+        return _library_of(path, text)
+    except (LookupError, ValueError) as error:
+        raise ImportError(
+            f"fusedrnn: {path} was compiled from other sources than those in {_HERE}, which cannot "
+            f"read its list of cells ({error}). Compile it again"
+        ) from error
+
+
+def _library_of(path: Path, text: str) -> Library:
+    """The library at this path, which reports this text."""
     isa = ""
     pairs = False
     compiled: dict[str, bool] = {}
     cells: dict[str, CellSpec] = {}
-    # This raises if FUSEDRNN_ISA names an instruction set that cannot be used.
-    for line in torch.ops.fusedrnn.info().splitlines():
+    for line in text.splitlines():
         key, *words = line.split()
         if key == "isa":
             isa = words[0]
@@ -183,6 +196,7 @@ def _cell_spec(facts: dict[str, str]) -> CellSpec:
         has_c=facts["has_c"] == "1",
         stages=int(facts["stages"]),
         projects=facts["projects"] == "1",
+        takes_row=facts["takes_row"] == "1",
         parameters=tuple(CellParameter(name, tuple(form.split(","))) for name, form in parameters),
     )
 

@@ -143,10 +143,10 @@ def constants(layer: Layer, N: int | None = None) -> dict[str, Any]:
     states: list[Any] = [getattr(layer, f"onnx_{key}0", None) for key in "hc"]
     result: dict[str, Any] = {}
     stored = max((s.size(1) for s in states if s is not None), default=1)
-    rows = stored if N is None else N
-    if stored not in (1, rows):
-        raise ValueError(f"N must be {stored}, the rows of the initial state, got {rows}")
-    states = [None if s is None else s.expand(-1, rows, -1) for s in states]
+    size = stored if N is None else N
+    if stored not in (1, size):
+        raise ValueError(f"N must be {stored}, as in the initial state, got {size}")
+    states = [None if s is None else s.expand(-1, size, -1) for s in states]
     if any(s is not None for s in states):
         result["hx"] = tuple(states) if layer.mode == "LSTM" else states[0]
     lengths = getattr(layer, "onnx_lengths", None)
@@ -406,10 +406,10 @@ class _Node:
                 continue
             if bool(state.any()):
                 kept.append(what)
-        rows = {s.shape[1] for s in states if s is not None} - {1}
-        if len(rows) > 1:
-            numbers = " and ".join(map(str, sorted(rows)))
-            remarks.append(f"the states have {numbers} rows. They are yours to pass, as hx")
+        sizes = {s.shape[1] for s in states if s is not None} - {1}
+        if len(sizes) > 1:
+            numbers = " and ".join(map(str, sorted(sizes)))
+            remarks.append(f"the states are of {numbers} sequences. They are yours to pass, as hx")
             kept = []
         if kept:
             for key, value in zip("hc", states, strict=False):

@@ -168,6 +168,7 @@ def gru(
     Raises:
         Exception: as `lstm`.
     """
+    check_bool("reset_after", reset_after)
     asked_for = "gru" if reset_after else "gru_reset_before"
     cell, sizes = sizes_of((asked_for,), weights, num_layers, bias, bidirectional)
     y, h_n, _ = run_layers(

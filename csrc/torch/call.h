@@ -117,8 +117,8 @@ inline void read_sequences(OpCall& call, const Tensor& x, const GivenBatch& give
   call.padded = from_lengths(values.data(), batch);
 }
 
-// meaning says in words what the shape is. It is anything that a stream takes, and is not turned into
-// text unless the shape is wrong.
+// meaning says in words what the shape is. It is anything that a stream takes, and is not turned
+// into text unless the shape is wrong.
 template <class Engine, class Meaning>
 void check_tensor(const Engine& engine, const Tensor& t, const char* name, ScalarType dtype,
                   const Meaning& meaning, Sizes expected) {

@@ -20,7 +20,7 @@ std::string info() {
   for (const CellInfo& cell : kCellInfo) {
     text << "cell name=" << cell.name << " gates=" << cell.gates << " saved=" << cell.saved
          << " saves_h=" << cell.saves_h << " has_c=" << cell.has_c << " stages=" << cell.stages
-         << " projects=" << cell.projects << " parameters=";
+         << " projects=" << cell.projects << " takes_row=" << cell.takes_row << " parameters=";
     const char* separator = "";
     for (const Parameter p : parameters_of(cell, true)) {
       text << separator << info_of(p).name << ":";

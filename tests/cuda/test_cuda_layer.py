@@ -64,7 +64,9 @@ def test_reserve_equals_that_of_the_cpu_engine(cell: str, dtype: type) -> None:
     name = "f32" if dtype is np.float32 else "f64"
     for case in some_cases(cell, name):
         inputs = case.inputs | {
-            k: case.inputs[k].astype(dtype) for k in ("x", "h0", "c0") if case.inputs[k] is not None
+            k: case.inputs[k].astype(dtype)
+            for k in ("x", "h0", "c0", "row_input")
+            if case.inputs[k] is not None
         }
         inputs["weights"] = [
             [None if w is None else w.astype(dtype) for w in d] for d in inputs["weights"]

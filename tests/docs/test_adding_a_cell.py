@@ -1,4 +1,8 @@
-"""The worked example of docs/adding-a-cell.md: its cell in a copy of the sources, built and run."""
+"""Cells that are added to a copy of the sources, built and run in both engines.
+
+One is the worked example of docs/adding-a-cell.md. The other is tests/cells/lstm_masked.h, which
+takes a number with each row, as no cell of the library does.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +19,10 @@ import pytest
 from tests.kit.documents import ROOT, blocks
 
 PAGE = ROOT / "docs/adding-a-cell.md"
-# The tests that run for the cell: both engines, the ops, and first and second derivatives.
-TESTS = ["tests/kernels/test_kernels.py", "tests/cuda/test_cuda_layer.py", "tests/ops/test_ops.py"]
-TESTS += ["tests/ops/test_gradients.py", "tests/cells/test_cells_list.py"]
+MASKED = ROOT / "tests/cells/lstm_masked.h"
+# The tests of both engines, and those of the ops with first and second derivatives.
+OF_ENGINES = ["tests/kernels/test_kernels.py", "tests/cuda/test_cuda_layer.py"]
+OF_OPS = ["tests/ops/test_ops.py", "tests/ops/test_gradients.py", "tests/cells/test_cells_list.py"]
 
 
 def block(info: str, has: str) -> str:
@@ -37,7 +42,14 @@ def without_imports(text: str) -> str:
     return re.sub(r"^(from|import) .*\n+", "", text, flags=re.M)
 
 
-def add_the_cell(root: Path) -> None:
+def append(path: Path, last: str, text: str) -> None:
+    """Puts text behind a line of a file."""
+    content = path.read_text()
+    assert content.count(last) == 1, f"{last!r} must stand once in {path.name}"
+    path.write_text(content.replace(last, last + text))
+
+
+def add_the_cell_of_the_page(root: Path) -> None:
     """Does what the page says, in a copy of the repository."""
     (root / "csrc/cells/lstm_coupled.h").write_text(block("cpp", "#pragma once"))
     listed = block("cpp", "#define FUSEDRNN_CELLS")
@@ -46,19 +58,50 @@ def add_the_cell(root: Path) -> None:
     assert include in listed and f"{last}     \\\n{new}" in listed
     cells = root / "csrc/cells/cells.h"
     insert(cells, '#include "rnn.h"', include)
-    cells.write_text(cells.read_text().replace(last, f"{last} \\\n{new}"))
+    append(cells, last, f" \\\n{new}")
     reference = root / "fusedrnn/_reference.py"
     insert(reference, "STEPS: dict", without_imports(block("python", "def _lstm_coupled")) + "\n\n")
-    text, end = reference.read_text(), '    "lstm_peephole": _lstm_peephole,\n'
-    assert text.count(end) == 1
-    reference.write_text(text.replace(end, end + '    "lstm_coupled": _lstm_coupled,\n'))
+    append(
+        reference, '    "lstm_peephole": _lstm_peephole,\n', '    "lstm_coupled": _lstm_coupled,\n'
+    )
     module = without_imports(block("python", "class FusedCoupledLSTM"))
     with open(root / "fusedrnn/_modules.py", "a") as file:
         file.write("\n\n" + module)
 
 
+def add_the_masked_cell(root: Path) -> None:
+    """Lists the cell of the tests, and defines it for numpy. There is no module of it."""
+    shutil.copy(MASKED, root / "csrc/cells")
+    cells = root / "csrc/cells/cells.h"
+    insert(cells, '#include "rnn.h"', '#include "lstm_masked.h"\n')
+    append(cells, "  X(kLstmCoupled, LstmCoupled)", " \\\n  X(kLstmMasked, LstmMasked)")
+    numpy_reference = root / "tests/kit/numpy_reference.py"
+    insert(
+        numpy_reference,
+        "# One step of each cell:",
+        "def lstm_masked(x: Array, h: Array, c: Array, w: dict[str, Any]) -> tuple[Array, Array]:\n"
+        "    new_h, new_c = lstm(x, h, c, w)\n"
+        '    m = w["row_input"]\n'
+        "    return m * new_h + (1 - m) * h, m * new_c + (1 - m) * c\n\n\n",
+    )
+    append(numpy_reference, '    "lstm_peephole": lstm,\n', '    "lstm_masked": lstm_masked,\n')
+
+
+# What the ops say of a cell with an input of each row.
+REFUSED = """
+import torch, fusedrnn
+
+x, w_ih, w_hh = torch.ones(3, 2, 5), torch.ones(16, 5), torch.ones(16, 4)
+options = (None, None, 2, "lstm_masked", False, False)
+try:
+    torch.ops.fusedrnn.forward(x, None, None, [w_ih, w_hh], *options)
+except RuntimeError as error:
+    print(error)
+"""
+
+
 @pytest.mark.slow
-def test_the_cell_of_the_page_runs_in_both_engines(tmp_path: Path) -> None:
+def test_new_cells_run_in_both_engines(tmp_path: Path) -> None:
     # It takes longer than one test may: its processes have limits of their own.
     faulthandler.cancel_dump_traceback_later()
     root = tmp_path / "fusedrnn"
@@ -67,7 +110,8 @@ def test_the_cell_of_the_page_runs_in_both_engines(tmp_path: Path) -> None:
         shutil.copytree(ROOT / name, root / name, ignore=ignored)
     for name in ("setup.py", "setup_build.py", "pyproject.toml", "README.md"):
         shutil.copy(ROOT / name, root)
-    add_the_cell(root)
+    add_the_cell_of_the_page(root)
+    add_the_masked_cell(root)
     variables = os.environ | {"PYTHONPATH": str(root), "FUSEDRNN_CUDA": "0"}
 
     def run(*words: str) -> str:
@@ -84,6 +128,13 @@ def test_the_cell_of_the_page_runs_in_both_engines(tmp_path: Path) -> None:
 
     run("setup.py", "-q", "build_ext", "--inplace")
     run("-c", block("python no-run", "FusedCoupledLSTM"))
-    said = run("-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "lstm_coupled", *TESTS)
-    passed = re.search(r"(\d+) passed", said)
-    assert passed and int(passed[1]) > 50, said
+
+    def passed(cell: str, *tests: str) -> int:
+        said = run("-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", cell, *tests)
+        found = re.search(r"(\d+) passed", said)
+        assert found is not None, said
+        return int(found[1])
+
+    assert passed("lstm_coupled", *OF_ENGINES, *OF_OPS) > 50
+    assert passed("lstm_masked", *OF_ENGINES) > 40
+    assert "must be one without an input of each row, got lstm_masked" in run("-c", REFUSED)

@@ -343,7 +343,7 @@ def test_the_last_output_repeated_over_the_padding() -> None:
         fusedrnn.keras.repeat_last(y, [5, 2])
     with pytest.raises(RuntimeError, match=r"lengths\[0\] must be in \[0, T\] = \[0, 5\], got 6"):
         fusedrnn.keras.repeat_last(y, [6, 2, 0])
-    with pytest.raises(TypeError, match=r"a whole number for each row, got 2\.5"):
+    with pytest.raises(TypeError, match=r"a whole number for each sequence, got 2\.5"):
         fusedrnn.keras.repeat_last(y, [5, 2.5, 0])
     with pytest.raises(ValueError, match=r"y must be \[N, T, H\], got \[5, 6\]"):
         fusedrnn.keras.repeat_last(y[0], [5])

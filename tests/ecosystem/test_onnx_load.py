@@ -433,7 +433,7 @@ def test_learned_states(dynamo: bool, repeat: bool) -> None:
         (h0,) = fusedrnn.onnx.constants(stack[0]).values()
         assert torch.equal(h0, model.h0[:1])
     else:
-        with pytest.raises(ValueError, match="N must be 3, the rows of the initial state, got 8"):
+        with pytest.raises(ValueError, match="N must be 3, as in the initial state, got 8"):
             fusedrnn.onnx.constants(stack[0], 8)
 
 

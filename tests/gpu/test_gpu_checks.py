@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from fusedrnn import _library
 from fusedrnn import _selftest_cases as cases
 from fusedrnn.selftest import Selftest
 from tools.gpu import check, checks, limits, numbers, surroundings
@@ -36,7 +37,7 @@ def test_a_gpu_runs_all_tasks() -> None:
     tasks = tasks_of(GROUPS, "cuda", quick=False)
     assert {task.kind for task in tasks} == set(checks.TASKS) - set(PLANTED) | set(checks.SECTIONS)
     parity = [task.options for task in tasks if task.kind == "parity"]
-    assert {options["cell"] for options in parity} == set(CELLS)
+    assert {options["cell"] for options in parity} == set(_library.CELLS)
     # Each cell in both sizes and both regimes; a layer with a projection has no resident kernel.
     assert len(parity) == 2 * (2 * len(CELLS) - 1)
     # The smallest layers come first and the large ones last.
@@ -260,8 +261,8 @@ def spoil(monkeypatch: pytest.MonkeyPatch, key: str, by: float) -> None:
     ("cell", "key", "place"),
     [
         ("lstm", "output 1", "h_n [1, 3, 7]: 1 wrong, in [0, 2, 6]..[0, 2, 6], 0 of them nan"),
-        ("lstm", "gradient 4", "d_w_hh [28, 7]: 1 wrong, in [27, 6]..[27, 6], 0 of them nan"),
-        ("gru", "gradient 6", "d_b_hh [21]: 1 wrong, in [20]..[20], 0 of them nan"),
+        ("lstm", "gradient 4", "d_weight_hh [28, 7]: 1 wrong, in [27, 6]..[27, 6], 0 of them nan"),
+        ("gru", "gradient 6", "d_bias_hh [21]: 1 wrong, in [20]..[20], 0 of them nan"),
     ],
 )
 def test_a_wrong_number_is_located(
@@ -278,8 +279,8 @@ def test_a_wrong_number_is_located(
 
 def test_reverse_weights_have_names() -> None:
     call = cases.Call("lstm_proj", numbers.SMOKE[2])
-    assert numbers._name_of(call, "gradient 7") == "d_w_hr"
-    assert numbers._name_of(call, "gradient 8") == "d_w_ih_reverse"
+    assert numbers._name_of(call, "gradient 7") == "d_weight_hr"
+    assert numbers._name_of(call, "gradient 8") == "d_weight_ih_reverse"
 
 
 @pytest.mark.parametrize("task", ["offsets", "deterministic_mode", "stress"])

@@ -136,6 +136,7 @@ def on_scalars(case: Case, dtype: type) -> dict[str, Array]:
             np.ascontiguousarray(halves[d]),
             d_out["h_n"][d],
             None if i["c0"] is None else d_out["c_n"][d],
+            row_input=i["row_input"],
             descending=d == 1,
         )
         for d in range(case.D)
@@ -235,8 +236,11 @@ def test_gradients_that_are_not_wanted(isa: str, cell: str) -> None:
         sizes = (isa, cell, i["x"], i["weights"], i["batch_sizes"], reserve)
         d_states = (d_out["h_n"], d_out.get("c_n"))
 
+        how = {"row_input": i["row_input"]}
+
         def backward(d_y: Array | None, **want: bool) -> list[Any]:
-            d_x, d_h, d_c, d_w = native().layer_backward(*sizes, d_y, *d_states, **want)  # noqa: B023
+            given = (*sizes, d_y, *d_states)  # noqa: B023
+            d_x, d_h, d_c, d_w = native().layer_backward(*given, **how, **want)  # noqa: B023
             return [d_x, d_h, d_c, *(g for direction in d_w for g in direction)]
 
         def assert_equal(got: list[Any], wanted: list[Any]) -> None:

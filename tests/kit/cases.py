@@ -44,9 +44,10 @@ class Case:
         def weight(*shape: int) -> Array:
             return (rng.uniform(-1, 1, size=shape) * scale).astype(np.float32).astype(np.float64)
 
+        rows = sum(self.batch_sizes)
         return {
             "cell": self.cell,
-            "x": normal(sum(self.batch_sizes), self.I),
+            "x": normal(rows, self.I),
             "weights": [
                 [
                     weight(*parameters[name].shape(**sizes)) if name in parameters else None
@@ -57,6 +58,8 @@ class Case:
             "batch_sizes": list(self.batch_sizes),
             "h0": normal(self.D, self.N, self.P),
             "c0": normal(self.D, self.N, self.H) if spec.has_c else None,
+            # Some are 0 and some are 1, as in a mask.
+            "row_input": rng.integers(0, 5, rows) / 4.0 if spec.takes_row else None,
         }
 
     @functools.cached_property
@@ -97,6 +100,7 @@ def run(case: Case, isa: str, dtype: type, **how: Any) -> dict[str, Array]:
         batch_sizes,
         reserve,
         *(d_out["y"], d_out["h_n"], d_out.get("c_n")),
+        row_input=inputs["row_input"],
         **how,
     )
     np.testing.assert_array_equal(reserve, before)

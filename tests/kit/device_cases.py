@@ -83,13 +83,14 @@ def run_on(
         for direction in i["weights"]
     ]
     weight_addresses = [[address(w) for w in direction] for direction in weights]
+    row_input = device.put(i["row_input"], real, "row_input")
     h, c = (device.put(i[f"{name}0"], real, name, writable=True) for name in ("h", "c"))
     y = memory.empty((len(x), case.D * case.P), x.dtype, "y")
     size = getattr(host, f"reserve_bytes_{dtype}")(call)
     reserve = memory.empty((size,), np.uint8, "reserve") if keep else None
     forward = getattr(host, f"layer_forward_{dtype}")
     forward(
-        *(device, call, address(x), weight_addresses),
+        *(device, call, address(x), weight_addresses, address(row_input)),
         *(address(h), address(c), address(y), address(reserve), *how),
     )
     assert memory.written(y).all()
@@ -113,7 +114,7 @@ def run_on(
         for direction in weights
     ]
     getattr(host, f"layer_backward_{dtype}")(
-        *(device, call, address(x), weight_addresses, address(reserve)),
+        *(device, call, address(x), weight_addresses, address(row_input), address(reserve)),
         *(address(d_y), address(d_h), address(d_c), address(d_x)),
         [[address(w) for w in direction] for direction in d_weights],
         *how,
@@ -183,9 +184,8 @@ def gradients_of(case: DeviceCase, reserve: Array) -> dict[str, Array]:
     """The CPU engine's gradients in float64, from the reserve of another engine's forward."""
     i, d_out = case.inputs, case.loss_weights
     states = (d_out["y"], d_out["h_n"], d_out.get("c_n"))
-    d_x, d_h0, d_c0, d_weights = native().layer_backward(
-        "portable", case.cell, i["x"], i["weights"], i["batch_sizes"], reserve, *states
-    )
+    call = ("portable", case.cell, i["x"], i["weights"], i["batch_sizes"], reserve, *states)
+    d_x, d_h0, d_c0, d_weights = native().layer_backward(*call, row_input=i["row_input"])
     result = {"d_x": d_x, "d_h0": d_h0, "d_c0": d_c0}
     for d, gradients in enumerate(d_weights):
         result |= {f"d_{name} {d}": g for name, g in zip(WEIGHTS, gradients, strict=True)}

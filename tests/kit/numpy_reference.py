@@ -81,7 +81,8 @@ def rnn(x: Array, h: Array, w: dict[str, Any]) -> Array:
     return from_x + from_h
 
 
-# One step of each cell: (x [n, I], h [n, P], c [n, H], parameters by name) -> (h, c).
+# One step of each cell: (x [n, I], h [n, P], c [n, H], parameters by name) -> (h, c). A cell that
+# takes a number with each row finds it as [n, 1] beside the parameters, with the name "row_input".
 STEPS: dict[str, Callable[..., tuple[Array, Any]]] = {
     "lstm": lstm,
     "lstm_proj": lstm,
@@ -111,21 +112,29 @@ def step_of(cell: str) -> Callable[..., tuple[Array, Any]]:
 
 
 def layer(
-    cell: str, x: Array, weights: Weights, batch_sizes: list[int], h0: Array, c0: Array | None
+    cell: str,
+    x: Array,
+    weights: Weights,
+    batch_sizes: list[int],
+    h0: Array,
+    c0: Array | None,
+    row_input: Array | None = None,
 ) -> dict[str, Array]:
-    """y [S, D*P], h_n [D, N, P] and c_n [D, N, H] of packed rows x [S, I]."""
+    """y [S, D*P], h_n [D, N, P] and c_n [D, N, H] of packed rows x [S, I] and row_input [S]."""
     h, c = h0.copy(), None if c0 is None else c0.copy()
     first = np.concatenate([[0], np.cumsum(batch_sizes)]).astype(int)
     P = h0.shape[2]
     y = np.empty((len(x), len(weights) * P), x.dtype)
     for d, w in enumerate(weights):
-        parameters = dict(zip(WEIGHTS, w, strict=True))
+        given = dict(zip(WEIGHTS, w, strict=True))
         steps = range(len(batch_sizes))
         for t in reversed(steps) if d == 1 else steps:
             n = batch_sizes[t]
             rows = slice(first[t], first[t] + n)
             c_t = None if c is None else c[d, :n]
-            h[d, :n], c_t = step_of(cell)(x[rows], h[d, :n], c_t, parameters)
+            if row_input is not None:
+                given["row_input"] = row_input[rows, None]
+            h[d, :n], c_t = step_of(cell)(x[rows], h[d, :n], c_t, given)
             if c is not None:
                 c[d, :n] = c_t
             y[rows, d * P : (d + 1) * P] = h[d, :n]

@@ -339,6 +339,9 @@ def test_lengths_where_they_cannot_be() -> None:
 def test_reset_after_must_be_bool() -> None:
     with pytest.raises(TypeError, match="reset_after should be of type bool, got: int"):
         fusedrnn.FusedGRU(4, 6, reset_after=1)  # type: ignore[arg-type]
+    weights = list(fusedrnn.FusedGRU(4, 6).parameters())
+    with pytest.raises(TypeError, match="reset_after should be of type bool, got: int"):
+        fusedrnn.functional.gru(x, None, weights, reset_after=1)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="positional"):
         fusedrnn.FusedGRU(4, 6, 1, True, False, 0.0, False, None, None, False)  # type: ignore[misc]
 

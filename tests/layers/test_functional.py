@@ -279,47 +279,47 @@ MISTAKES: dict[str, tuple[Any, type[Exception], str]] = {
     "lengths of fractions": (
         lambda: functional.gru(x, None, gru, lengths=[4.0, 2.5]),  # type: ignore[list-item]
         TypeError,
-        "lengths must hold a whole number for each row, got 2.5",
+        "lengths must hold a whole number for each sequence, got 2.5",
     ),
     "lengths of text": (
         lambda: functional.gru(x, None, gru, lengths=["4", "2"]),  # type: ignore[list-item]
         TypeError,
-        "lengths must hold a whole number for each row, got '4'",
+        "lengths must hold a whole number for each sequence, got '4'",
     ),
     "lengths of nothing": (
         lambda: functional.gru(x, None, gru, lengths=[4, None]),  # type: ignore[list-item]
         TypeError,
-        "lengths must hold a whole number for each row, got None",
+        "lengths must hold a whole number for each sequence, got None",
     ),
     "lengths of lists": (
         lambda: functional.gru(x, None, gru, lengths=[[4], [2]]),  # type: ignore[list-item]
         TypeError,
-        r"lengths must hold a whole number for each row, got \[4\]",
+        r"lengths must hold a whole number for each sequence, got \[4\]",
     ),
     "lengths of tensors of two": (
         lambda: functional.gru(x, None, gru, lengths=[torch.tensor([1, 2])] * 2),
         TypeError,
-        r"lengths must hold a whole number for each row, got tensor\(\[1, 2\]\)",
+        r"lengths must hold a whole number for each sequence, got tensor\(\[1, 2\]\)",
     ),
     "lengths of bools": (
         lambda: functional.gru(x, None, gru, lengths=[True, 2]),
         TypeError,
-        "lengths must hold a whole number for each row, got True",
+        "lengths must hold a whole number for each sequence, got True",
     ),
     "lengths bool": (
         lambda: functional.gru(x, None, gru, lengths=torch.tensor([True, False])),
         TypeError,
-        "lengths must hold a whole number for each row, got True",
+        "lengths must hold a whole number for each sequence, got True",
     ),
     "lengths with fractions": (
         lambda: functional.gru(x, None, gru, lengths=torch.tensor([1.0, 2.5])),
         TypeError,
-        "lengths must hold a whole number for each row, got 2.5",
+        "lengths must hold a whole number for each sequence, got 2.5",
     ),
     "lengths nan": (
         lambda: functional.gru(x, None, gru, lengths=torch.tensor([1.0, float("nan")])),
         TypeError,
-        "lengths must hold a whole number for each row, got nan",
+        "lengths must hold a whole number for each sequence, got nan",
     ),
     "lengths beyond int64": (
         lambda: functional.gru(x, None, gru, lengths=[2**70, 1]),

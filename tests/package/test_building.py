@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import setup_build
+from fusedrnn import _library
 from tests.kit.packaging import LIBRARY, ROOT, make_nvcc
 
 
@@ -172,3 +173,10 @@ def test_sources_that_hide_an_installed_package_say_so(source_tree, tmp_path):
     said = import_in(tmp_path, path=site)
     assert "_C.so cannot be loaded with torch" in said
     assert "2.11 or later is needed" in said
+
+
+def test_a_library_of_other_sources_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    lacks_a_fact = "isa avx2\npairs 0\ncell name=lstm gates=4"
+    monkeypatch.setattr(_library.torch.ops.fusedrnn, "info", lambda: lacks_a_fact)
+    with pytest.raises(ImportError, match=r"_C\.so was compiled from other sources .* it again"):
+        _library._load()

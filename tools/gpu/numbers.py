@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fusedrnn import _selftest_cases as cases
+from fusedrnn._library import CELLS
 from fusedrnn._selftest_cases import FLOAT64, Call, Shape
 from fusedrnn.selftest import Selftest
 
@@ -73,15 +74,14 @@ def _name_of(call: Call, key: str) -> str:
     kind, number = key.split()
     if kind == "output":
         return ("y", "h_n", "c_n")[int(number)]
-    per = 5 if call.cell == "lstm_proj" else 4
-    weights = ["w_ih", "w_hh", "b_ih", "b_hh", "w_hr"][:per]
+    weights = [parameter.name for parameter in CELLS[call.cell].parameters]
     names = ["x", "h0", "c0", *weights, *(f"{name}_reverse" for name in weights)]
     return f"d_{names[int(number)]}"
 
 
 def _plan_of(test: Selftest, call: Call, precision: cases.Precision, regime: str) -> str:
     s = call.shape
-    P = max(1, s.H // 2) if call.cell == "lstm_proj" else s.H
+    P = max(1, s.H // 2) if CELLS[call.cell].projects else s.H
     sizes = [s.T, s.N, s.I, s.H, P, s.D]
     card = limits.card(test.device)
     arguments = (card, False, precision.tf32, regime if P == s.H else "")

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from benchmarks.results import LOSS
+
 from .results import Fields, Results, load, one_line, three_times
 
 # The table must be complete if only the last 12,000 characters of the output are kept.
@@ -191,7 +193,7 @@ def timing_table(rows: list[Fields]) -> Iterator[str]:
 def _bold(value: float | None) -> str:
     if value is None:
         return "-"
-    return f"**{value:.2f}**" if value < 0.97 else f"{value:.2f}"
+    return f"**{value:.2f}**" if value < LOSS else f"{value:.2f}"
 
 
 def _table(head: tuple[str, ...], rows: list[list[Any]]) -> Iterator[str]:

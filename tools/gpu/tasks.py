@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 
-CELLS = ("lstm", "gru", "rnn_tanh", "rnn_relu", "gru_reset_before", "lstm_proj")
+CELLS = ("lstm", "gru", "rnn_tanh", "rnn_relu", "gru_reset_before", "lstm_proj", "lstm_peephole")
 # The regimes of a GPU. "per_step" comes first because it is simpler: if both fail, its failure is
 # easier to understand.
 REGIMES = ("per_step", "resident")

@@ -174,12 +174,13 @@ void read_weights(const Addresses& addresses, Parameters<Stored>* w) {
 
 template <class Stored>
 void forward(py::object launcher_object, const Call& call, Address x, const Addresses& weights,
-             Address h, Address c, Address y, Address reserve, const std::string& regime,
-             bool allow_tf32, int64_t gates_bytes, unsigned spin_limit) {
+             Address row_input, Address h, Address c, Address y, Address reserve,
+             const std::string& regime, bool allow_tf32, int64_t gates_bytes, unsigned spin_limit) {
   PythonLauncher launcher(std::move(launcher_object));
   LayerForward<Stored> args = {};
   args.x = at<Stored>(x);
   read_weights(weights, args.w);
+  args.row_input = at<Real<Stored>>(row_input);
   args.h = at<Real<Stored>>(h);
   args.c = at<Real<Stored>>(c);
   args.y = at<Stored>(y);
@@ -190,13 +191,14 @@ void forward(py::object launcher_object, const Call& call, Address x, const Addr
 
 template <class Stored>
 void backward(py::object launcher_object, const Call& call, Address x, const Addresses& weights,
-              Address reserve, Address d_y, Address d_h, Address d_c, Address d_x,
-              const Addresses& d_weights, const std::string& regime, bool allow_tf32,
+              Address row_input, Address reserve, Address d_y, Address d_h, Address d_c,
+              Address d_x, const Addresses& d_weights, const std::string& regime, bool allow_tf32,
               int64_t gates_bytes, unsigned spin_limit) {
   PythonLauncher launcher(std::move(launcher_object));
   LayerBackward<Stored> args = {};
   args.x = at<Stored>(x);
   read_weights(weights, args.w);
+  args.row_input = at<Real<Stored>>(row_input);
   args.reserve = at<void>(reserve);
   args.d_y = at<Stored>(d_y);
   args.d_h = at<Real<Stored>>(d_h);

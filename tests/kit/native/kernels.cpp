@@ -42,13 +42,20 @@ struct Shapes {
   std::vector<int64_t> h_shape() const { return {D, sequences.N, P}; }
   std::vector<int64_t> c_shape() const { return {D, sequences.N, H}; }
   std::vector<int64_t> y_shape() const { return {sequences.rows(), D * P}; }
+
+  T* fenced_row_input(Fence& fence, const OptionalArray<T>& row_input) const {
+    expect(row_input.has_value() == info().takes_row,
+           "row_input must be there exactly for cells that take it");
+    return fenced<T>(fence, "row_input", row_input, {sequences.rows()});
+  }
 };
 
 template <class T>
 py::tuple forward(const std::string& isa, const std::string& cell, const Array<T>& x,
                   const std::vector<WeightArrays<T>>& weights,
                   const std::vector<int64_t>& batch_sizes, const Array<T>& h0,
-                  const OptionalArray<T>& c0, bool keep, int64_t threads, bool at_once) {
+                  const OptionalArray<T>& c0, const OptionalArray<T>& row_input, bool keep,
+                  int64_t threads, bool at_once) {
   const Shapes<T> shapes(cell, x, weights, batch_sizes, h0.shape(1));
   const Layer layer = shapes.layer();
   expect(c0.has_value() == layer.info().has_c, "c0 must be there exactly for cells with c");
@@ -60,6 +67,7 @@ py::tuple forward(const std::string& isa, const std::string& cell, const Array<T
   for (int64_t d = 0; d < layer.D; ++d)
     args.w[d] = fenced_parameters(fence, weights[d], layer.parameter_sizes());
   args.x = fence.copy("x", x.data(), x.size());
+  args.row_input = shapes.fenced_row_input(fence, row_input);
   args.h = fenced<T>(fence, "h", h0, shapes.h_shape());
   args.c = fenced<T>(fence, "c", c0, shapes.c_shape());
   args.y = fence.take<T>("y", shapes.sequences.rows() * layer.D * layer.P);
@@ -77,7 +85,8 @@ py::tuple backward(const std::string& isa, const std::string& cell, const Array<
                    const std::vector<WeightArrays<T>>& weights,
                    const std::vector<int64_t>& batch_sizes, const Array<T>& reserve,
                    const OptionalArray<T>& d_y, const Array<T>& d_h, const OptionalArray<T>& d_c,
-                   bool want_x, bool want_weights, int64_t threads, bool at_once) {
+                   const OptionalArray<T>& row_input, bool want_x, bool want_weights,
+                   int64_t threads, bool at_once) {
   const Shapes<T> shapes(cell, x, weights, batch_sizes, d_h.shape(1));
   const Layer layer = shapes.layer();
   expect(d_c.has_value() == layer.info().has_c, "d_c must be there exactly for cells with c");
@@ -87,6 +96,7 @@ py::tuple backward(const std::string& isa, const std::string& cell, const Array<
   for (int64_t d = 0; d < layer.D; ++d)
     args.w[d] = fenced_parameters(fence, weights[d], layer.parameter_sizes());
   args.x = fence.copy("x", x.data(), x.size());
+  args.row_input = shapes.fenced_row_input(fence, row_input);
   const size_t bytes = reserve_bytes<T>(layer, shapes.sequences.rows());
   args.reserve = fenced<T>(fence, "reserve", reserve, {static_cast<int64_t>(bytes / sizeof(T))});
   args.d_y = fenced<T>(fence, "d_y", d_y, shapes.y_shape());
@@ -208,13 +218,14 @@ template <class T>
 void define_for(py::module_& m) {
   const auto exact = [](const char* name) { return py::arg(name).noconvert(); };
   m.def("layer_forward", forward<T>, py::arg("isa"), py::arg("cell"), exact("x"), exact("weights"),
-        py::arg("batch_sizes"), exact("h0"), exact("c0"), py::kw_only(), py::arg("keep"),
-        py::arg("threads") = 1, py::arg("at_once") = false,
+        py::arg("batch_sizes"), exact("h0"), exact("c0"), py::kw_only(),
+        exact("row_input") = py::none(), py::arg("keep"), py::arg("threads") = 1,
+        py::arg("at_once") = false,
         "y [S, D*P], h_n [D, N, P], c_n [D, N, H] or None, reserve or None.");
   m.def("layer_backward", backward<T>, py::arg("isa"), py::arg("cell"), exact("x"),
         exact("weights"), py::arg("batch_sizes"), exact("reserve"), exact("d_y"), exact("d_h"),
-        exact("d_c"), py::kw_only(), py::arg("want_x") = true, py::arg("want_weights") = true,
-        py::arg("threads") = 1, py::arg("at_once") = false,
+        exact("d_c"), py::kw_only(), exact("row_input") = py::none(), py::arg("want_x") = true,
+        py::arg("want_weights") = true, py::arg("threads") = 1, py::arg("at_once") = false,
         "d_x, d_h0, d_c0 and per direction a gradient for each parameter; None if absent.");
   m.def("pack_gates", pack_gates<T>, py::arg("isa"), exact("weight"), exact("bias_x"),
         exact("bias_h"), py::arg("gates"), py::arg("count"), py::arg("begin"), py::arg("end"),

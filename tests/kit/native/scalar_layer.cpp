@@ -234,12 +234,14 @@ template <class V>
 py::dict scalar_layer(const std::string& cell, const Array<V>& x, const WeightArrays<V>& w,
                       const std::vector<int64_t>& batch_sizes, const Array<V>& h0,
                       const OptionalArray<V>& c0, const Array<V>& d_y, const Array<V>& d_h,
-                      const OptionalArray<V>& d_c, bool descending) {
+                      const OptionalArray<V>& d_c, const OptionalArray<V>& row_input,
+                      bool descending) {
   ScalarLayer<V> l = {};
   for (int i = 0; i < kParameterCount; ++i) {
     const auto p = static_cast<Parameter>(i);
     if (array_of(w, p)) l.w[p] = array_of(w, p)->data();
   }
+  l.row_input = row_input ? row_input->data() : nullptr;
   const Array<V>& w_hh = *array_of(w, Parameter::kWeightHh);
   l.batch_sizes = batch_sizes;
   l.row_offset = {0};
@@ -272,7 +274,7 @@ void define_for(py::module_& m) {
   const auto exact = [](const char* name) { return py::arg(name).noconvert(); };
   m.def("scalar_layer", scalar_layer<V>, py::arg("cell"), exact("x"), exact("weights"),
         py::arg("batch_sizes"), exact("h0"), exact("c0"), exact("d_y"), exact("d_h"), exact("d_c"),
-        py::kw_only(), py::arg("descending"),
+        py::kw_only(), exact("row_input") = py::none(), py::arg("descending"),
         "Outputs and all gradients of one direction, on the cells with V = the arrays' dtype.");
 }
 
