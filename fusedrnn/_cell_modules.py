@@ -88,7 +88,7 @@ class _FusedCell(RNNCellBase):
         states = tuple(s for s in (h, c) if s is not None)
 
         I, H = self.input_size, self.hidden_size
-        bias = len(weights) > 2
+        bias = len(weights) == len(CELLS[cell].parameters)
         # Sizes are checked before dtypes, as in torch.nn.
         if input.shape[-1] != I:
             raise RuntimeError(

@@ -178,7 +178,16 @@ def _backward_derivative(
         create_graph = torch.is_grad_enabled()
         result = second_derivative(grads, primals, wanted, batch, options, create_graph)
     d_grad_y, d_grad_h, d_grad_c, d_x, d_h0, d_c0, *d_weights = result
-    return (d_grad_y, d_grad_h, d_grad_c, d_x, d_h0, d_c0, d_weights, *[None] * 9)
+    return (
+        d_grad_y,
+        d_grad_h,
+        d_grad_c,
+        d_x,
+        d_h0,
+        d_c0,
+        d_weights,
+        *[None] * (len(ctx.needs_input_grad) - 7),
+    )
 
 
 torch.library.register_autograd(

@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from . import _fx
 from ._checks import Device, DType, Lengths, check_bool, check_sizes, lstm_states
+from ._library import CELLS
 from ._run import run_layers
 from ._torchscript import refuse_script, refuse_trace
 
@@ -181,9 +182,10 @@ class FusedLSTM(_FusedRNNBase):
     def _add_peepholes(self, device: Device, dtype: DType) -> None:
         """Registers weight_ch of each layer and direction, and lists it among the weights."""
         H = self.hidden_size
+        peepholes = next(p for p in CELLS["lstm_peephole"].parameters if p.name == "weight_ch")
         for names in self._all_weights:
-            name = names[0].replace("weight_ih", "weight_ch")
-            weight = nn.Parameter(torch.empty(3 * H, device=device, dtype=dtype))
+            name = peepholes.name + names[0].removeprefix("weight_ih")
+            weight = nn.Parameter(torch.empty(peepholes.shape(H=H), device=device, dtype=dtype))
             nn.init.uniform_(weight, -(H**-0.5), H**-0.5)
             self.register_parameter(name, weight)
             names.append(name)

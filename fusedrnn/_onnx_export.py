@@ -19,13 +19,15 @@ from ._onnx import PEEPHOLES_TO_ONNX, TO_ONNX, need
 
 __all__ = ["export", "translations"]
 
-_OPERATORS = {
-    "lstm": "LSTM",
-    "gru": "GRU",
-    "gru_reset_before": "GRU",
-    "rnn_tanh": "RNN",
-    "rnn_relu": "RNN",
-    "lstm_peephole": "LSTM",
+# The operator of each cell and the attributes that choose the cell. A list has a value for one
+# direction.
+_OPERATORS: dict[str, tuple[str, dict[str, Any]]] = {
+    "lstm": ("LSTM", {}),
+    "gru": ("GRU", {"linear_before_reset": 1}),
+    "gru_reset_before": ("GRU", {"linear_before_reset": 0}),
+    "rnn_tanh": ("RNN", {"activations": ["Tanh"]}),
+    "rnn_relu": ("RNN", {"activations": ["Relu"]}),
+    "lstm_peephole": ("LSTM", {}),
 }
 
 # torch's exporter writes these opsets itself. For others it calls onnx's version converter, which
@@ -232,7 +234,7 @@ def _translate(
     if cell not in _OPERATORS:
         raise _NoForm(f"the cell {cell} has no form in ONNX's recurrent operators")
     D = 2 if bidirectional else 1
-    name = _OPERATORS[cell]
+    name, of_cell = _OPERATORS[cell]
     per_direction = len(weights) // D
     directions = [
         CELLS[cell].named(weights[d * per_direction : (d + 1) * per_direction]) for d in range(D)
@@ -269,10 +271,8 @@ def _translate(
         if "weight_ch" in directions[0]:
             parts = [gates(w["weight_ch"], PEEPHOLES_TO_ONNX) for w in directions]
             inputs.append(side_by_side(parts, 0))
-    elif name == "GRU":
-        options["linear_before_reset"] = int(cell == "gru")
-    else:
-        options["activations"] = ["Tanh" if cell == "rnn_tanh" else "Relu"] * D
+    for option, value in of_cell.items():
+        options[option] = value * D if isinstance(value, list) else value
     Y, *last = getattr(op, name)(*inputs, **options)
     meta = Y.producer().meta
     meta[_WEIGHT] = _stored(weights[0])

@@ -30,7 +30,7 @@ from ._functorch import FunctorchLayer
 from ._gradients import gradients
 from ._library import CELLS
 from ._options import Batch, Grads, Needs, Options, Saved, StepOptions
-from ._saved import keep, kept
+from ._saved import save_given, saved_given
 
 __all__ = ["layer", "may_step", "step"]
 
@@ -164,7 +164,7 @@ class _Layer(torch.autograd.Function):
             x, h0, c0, casts or weights, batch, options, True
         )
         ctx.set_materialize_grads(False)
-        keep(ctx, x, h0, c0, casts, weights, reserve)
+        save_given(ctx, x, h0, c0, casts, weights, reserve)
         ctx.batch, ctx.options = batch, options  # batch_sizes and lengths are copies of our own
         if not CELLS[options.cell].has_c:
             ctx.mark_non_differentiable(c_n)
@@ -175,7 +175,7 @@ class _Layer(torch.autograd.Function):
         ctx: Any, grad_y: Tensor | None, grad_h: Tensor | None, grad_c: Tensor | None
     ) -> tuple[Any, ...]:
         need_x, need_h, need_c, _, _, _, *need_weights = ctx.needs_input_grad
-        x, h0, c0, reserve, *weights = kept(ctx)
+        x, h0, c0, reserve, *weights = saved_given(ctx)
         d_x, d_h0, d_c0, d_weights = gradients(
             Grads(grad_y, grad_h, grad_c),
             Saved(x, h0, c0, weights, ctx.batch, reserve),
@@ -200,7 +200,7 @@ class _Step(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         *states, reserve = _raw_ops.step_now(x, h, c, casts or weights, options, True)
         ctx.set_materialize_grads(False)
-        keep(ctx, x, h, c, casts, weights, reserve)
+        save_given(ctx, x, h, c, casts, weights, reserve)
         ctx.options = options
         return tuple(states)
 
@@ -209,7 +209,7 @@ class _Step(torch.autograd.Function):
         need_x, need_h, need_c, _, _, *need_weights = ctx.needs_input_grad
         needs = Needs(need_x, need_h, need_c, any(need_weights))
         options: StepOptions = ctx.options
-        x, h, c, reserve, *weights = kept(ctx)
+        x, h, c, reserve, *weights = saved_given(ctx)
         if torch.is_grad_enabled() or not may_step():  # backward may be derived
             lead = (1,) if x.dim() == 2 else (1, 1)
 

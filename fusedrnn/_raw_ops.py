@@ -1,4 +1,7 @@
-"""Functions that call the ops with records. Only this file knows the order of the ops' arguments.
+"""Functions that call the ops with records, so that callers need not know the order of arguments.
+
+The order is that of the schemas in csrc/torch/ops.cpp. torch calls derivatives, fakes and FLOP
+formulas by position, so those functions take the arguments in the same order.
 
 `forward` and `backward` go through torch's dispatcher, so autograd, compilers and torch.func see
 them. The functions whose names end in `_now` call the ops below autograd in eager mode, in a tenth

@@ -12,7 +12,7 @@ from torch import Tensor
 from ._checks import check_storage
 from ._library import CELLS
 
-__all__ = ["keep", "kept", "own"]
+__all__ = ["own", "save_given", "saved_given"]
 
 
 # Returns the hooks for saved tensors of this thread, or None if there are none.
@@ -31,7 +31,7 @@ class _ValueOf(torch.autograd.Function):
         return grad, None
 
 
-def keep(
+def save_given(
     ctx: Any,
     x: Tensor,
     h0: Tensor | None,
@@ -100,8 +100,8 @@ def _refuse_changed(
 _version_of = operator.attrgetter("_version")
 
 
-def kept(ctx: Any) -> Sequence[Any]:
-    """Return what `keep` saved, connected to the graph of the originals if backward is derived."""
+def saved_given(ctx: Any) -> Sequence[Any]:
+    """Return what `save_given` saved, joined to the graph again if backward is derived."""
     weights, values, versions = ctx.weights
     saved: list[Any] = [*ctx.saved_tensors, *values]
     derived = torch.is_grad_enabled()

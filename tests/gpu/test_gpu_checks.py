@@ -18,7 +18,7 @@ from fusedrnn import _selftest_cases as cases
 from fusedrnn.selftest import Selftest
 from tools.gpu import check, checks, limits, numbers, surroundings
 from tools.gpu.check import Lost, Supervisor
-from tools.gpu.tasks import CELLS, GROUPS, PLANTED, SPIN_LIMIT, Task, tasks_of
+from tools.gpu.tasks import CELLS, GROUPS, PER_STEP_ONLY, PLANTED, SPIN_LIMIT, Task, tasks_of
 
 CPU = torch.device("cpu")
 
@@ -38,6 +38,8 @@ def test_a_gpu_runs_all_tasks() -> None:
     assert {task.kind for task in tasks} == set(checks.TASKS) - set(PLANTED) | set(checks.SECTIONS)
     parity = [task.options for task in tasks if task.kind == "parity"]
     assert {options["cell"] for options in parity} == set(_library.CELLS)
+    projected = {cell for cell, spec in _library.CELLS.items() if spec.projects}
+    assert set(PER_STEP_ONLY) == projected
     # Each cell in both sizes and both regimes; a layer with a projection has no resident kernel.
     assert len(parity) == 2 * (2 * len(CELLS) - 1)
     # The smallest layers come first and the large ones last.

@@ -12,6 +12,7 @@ sets.
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import os
@@ -157,14 +158,24 @@ def everything() -> dict[str, str]:
 
 def main() -> int:
     """Runs the command that the arguments ask for."""
-    if sys.argv[1] == "one":
-        print(json.dumps(on_cuda() if sys.argv[2] == "cuda" else on_cpu()))
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.kit.bits",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, help in (("write", "write the digests to a file"), ("compare", "compare with them")):
+        commands.add_parser(name, help=help).add_argument("path", type=Path)
+    one = commands.add_parser("one", help="print the digests of one instruction set, or of cuda")
+    one.add_argument("isa")
+    given = parser.parse_args()
+    if given.command == "one":
+        print(json.dumps(on_cuda() if given.isa == "cuda" else on_cpu()))
         return 0
-    path = Path(sys.argv[2])
-    if sys.argv[1] == "write":
-        path.write_text(json.dumps(everything(), indent=1))
+    if given.command == "write":
+        given.path.write_text(json.dumps(everything(), indent=1))
         return 0
-    before, after = json.loads(path.read_text()), everything()
+    before, after = json.loads(given.path.read_text()), everything()
     common = before.keys() & after.keys()
     changed = sorted(name for name in common if before[name] != after[name])
     print(f"{len(common)} digests in common, {len(changed)} changed")
