@@ -27,11 +27,7 @@ class CellParameter:
 
     name: str
     sizes: tuple[str, ...]  # each is a letter, a number, or a product such as "G*H"
-
-    @property
-    def is_bias(self) -> bool:
-        """Whether a layer with bias=False lacks it."""
-        return self.name.startswith("bias")
+    is_bias: bool = False  # whether a layer with bias=False lacks it
 
     def shape(self, **letters: int) -> tuple[int, ...]:
         """Its sizes as numbers, from the values of the letters G, H, I and P."""
@@ -197,7 +193,10 @@ def _cell_spec(facts: dict[str, str]) -> CellSpec:
         stages=int(facts["stages"]),
         projects=facts["projects"] == "1",
         takes_row=facts["takes_row"] == "1",
-        parameters=tuple(CellParameter(name, tuple(form.split(","))) for name, form in parameters),
+        parameters=tuple(
+            CellParameter(name, tuple(sizes.split(",")), is_bias == "1")
+            for name, sizes, is_bias in parameters
+        ),
     )
 
 

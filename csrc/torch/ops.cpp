@@ -9,7 +9,8 @@ namespace {
 // - the chosen instruction set;
 // - whether bfloat16 is multiplied in pairs;
 // - each instruction set that was compiled, and whether this processor supports it;
-// - each cell, with its properties as key=value.
+// - each cell, with its properties as key=value. Of each parameter it gives the name, the sizes and
+//   whether it is a bias.
 // Throws if FUSEDRNN_ISA names an instruction set that cannot be used.
 std::string info() {
   std::ostringstream text;
@@ -26,6 +27,7 @@ std::string info() {
       text << separator << info_of(p).name << ":";
       for (const char letter : ShapeInLetters{cell, p}.text())
         if (!std::strchr("[] ", letter)) text << letter;
+      text << ":" << info_of(p).is_bias;
       separator = ";";
     }
     text << "\n";
