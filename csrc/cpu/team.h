@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <exception>
 #include <functional>
+#include <stdexcept>
 #include <thread>
 #include <utility>
 
@@ -29,10 +30,11 @@ inline void relax(int64_t spins) {
 // results.
 class Team {
  public:
-  // Runs body(i) for every i in [0, n), n <= kMost, on the threads that are there. It returns when
-  // all pieces are done. If pieces threw, it then throws the first of those exceptions. One call is
-  // one job.
+  // Runs body(i) for every i in [0, n) on the threads that are there. It returns when all pieces
+  // are done. If pieces threw, it then throws the first of those exceptions. One call is one job.
+  // It throws at once if n > kMost.
   void parallel(int64_t n, const std::function<void(int64_t)>& body) {
+    if (n > kMost) throw std::runtime_error("fusedrnn: a job has more than 2^24 - 1 pieces");
     body_ = &body;
     done_.store(0, std::memory_order_relaxed);
     const uint64_t jobs = ticket_.load(std::memory_order_relaxed) >> (2 * kBits);
@@ -58,13 +60,12 @@ class Team {
 
   void close() { closed_.store(true, std::memory_order_release); }
 
-  static constexpr int64_t kMost = (int64_t{1} << 24) - 1;
-
  private:
   // One word holds the job's number, the number of its pieces and the number of those taken. So a
   // thread that has read an earlier job cannot take a piece of the next one.
   static constexpr int kBits = 24;
   static constexpr uint64_t kMask = (uint64_t{1} << kBits) - 1;
+  static constexpr int64_t kMost = static_cast<int64_t>(kMask);  // pieces of a job
 
   bool take_one() {
     uint64_t ticket = ticket_.load(std::memory_order_acquire);
