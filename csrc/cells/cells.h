@@ -1,4 +1,4 @@
-// The list of cells. To add one: write its header, add it here, add its Python class.
+// The list of cells. docs/adding-a-cell.md names the files that a new cell touches.
 #pragma once
 
 #include "gru.h"

@@ -126,11 +126,11 @@ FUSEDRNN_HD void with_stage(int stage, const Body& body) {
   body(StageNumber<0>());
 }
 
-template <class T>
+template <class Type>
 constexpr bool kIsBool = false;
 template <>
 inline constexpr bool kIsBool<const bool> = true;
-template <class T>
+template <class Type>
 constexpr bool kIsInt = false;
 template <>
 inline constexpr bool kIsInt<const int> = true;

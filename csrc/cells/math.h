@@ -1,8 +1,8 @@
 // The functions that cells are written with, for one float or double, on the host and on a GPU.
-// csrc/cpu/vecmath.h has the same functions for Vec<T>. A cell is a template on its value type V in
+// csrc/cpu/vecmath.h has the same functions for Vec. A cell is a template on its value type V in
 // namespace fusedrnn, and calls them without a namespace. For scalars the call finds the functions
-// of this header, which is included before the cell (and never ::tanh or ::fma). For Vec<T> it
-// finds those of vecmath.h through the namespace of Vec<T>.
+// of this header, which is included before the cell (and never ::tanh or ::fma). For Vec it finds
+// those of vecmath.h through the namespace of Vec.
 #pragma once
 
 #include <math.h>

@@ -47,9 +47,9 @@ int64_t widest_chunk(const Sequences& seq, const Plan& plan) {
   return seq.row_offset[std::min(plan.chunk_steps, seq.T)];
 }
 
-template <class T>
-void fill_zero(T* p, int64_t n) {
-  if (p) std::fill(p, p + n, T{});
+template <class Value>
+void fill_zero(Value* p, int64_t n) {
+  if (p) std::fill(p, p + n, Value{});
 }
 
 // --- Forward ------------------------------------------------------------------------------------
@@ -118,11 +118,11 @@ void add_sum_rows(Work& work, const DtypeKernels<Stored>& kernels, const SumRows
                   Real<Stored>* copy_to) {
   const int64_t columns = sum.end;
   work.add(ceil_div(columns, kSumColumns), [=, &kernels](int64_t i) {
-    SumRowsArgs<Stored> part = sum;
-    part.begin = i * kSumColumns;
-    part.end = std::min(columns, part.begin + kSumColumns);
-    kernels.sum_rows(part);
-    if (copy_to) std::copy(sum.out + part.begin, sum.out + part.end, copy_to + part.begin);
+    SumRowsArgs<Stored> piece = sum;
+    piece.begin = i * kSumColumns;
+    piece.end = std::min(columns, piece.begin + kSumColumns);
+    kernels.sum_rows(piece);
+    if (copy_to) std::copy(sum.out + piece.begin, sum.out + piece.end, copy_to + piece.begin);
   });
 }
 

@@ -16,9 +16,9 @@ inline int64_t ceil_div(int64_t n, int64_t by) { return (n + by - 1) / by; }
 template <class Args>
 void add_panels(Work& work, int64_t panels, void (*kernel)(const Args&), const Args& args) {
   work.split(panels, 1, [=](int64_t begin, int64_t end) {
-    Args part = args;
-    part.panel_begin = begin, part.panel_end = end;
-    kernel(part);
+    Args piece = args;
+    piece.panel_begin = begin, piece.panel_end = end;
+    kernel(piece);
   });
 }
 
@@ -150,9 +150,9 @@ class Factor {
     } else {
       work.split(a.rows, a.rows < kRowsToSplit * work.threads() ? 1 : kRowsToSplit,
                  [kernel = kernels_->gemm, gemm](int64_t begin, int64_t end) {
-                   GemmArgs<Stored> part = gemm;
-                   part.m_begin = begin, part.m_end = end;
-                   kernel(part);
+                   GemmArgs<Stored> piece = gemm;
+                   piece.m_begin = begin, piece.m_end = end;
+                   kernel(piece);
                  });
     }
   }

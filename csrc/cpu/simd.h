@@ -1,4 +1,4 @@
-// Vec<T>: one register of float or double lanes.
+// Vec<Scalar>: one register of float or double lanes.
 //
 // This header is compiled once per instruction set, with FUSEDRNN_VECTOR_BYTES = 64 (AVX-512),
 // 32 (AVX2 + FMA) or 16 (baseline of the platform). Everything is in an anonymous namespace and
@@ -36,7 +36,7 @@
 namespace fusedrnn::cpu {
 namespace {
 
-// The compilers' vector types behind Vec<T>. Bits and Unsigned have lanes of the same width; Bits
+// The compilers' vector types behind Vec. Bits and Unsigned have lanes of the same width; Bits
 // holds comparison results (all ones or all zeros) and raw bit patterns.
 template <class Scalar>
 struct Lanes;

@@ -25,14 +25,14 @@ class Work {
     pieces_ += n;
   }
 
-  // Adds body(begin, end) for parts of [0, n). There are up to four parts for each thread, so that
-  // other threads can take over the work of a late one. A part is at least `least` long, unless a
-  // thread would otherwise have none.
+  // Cuts [0, n) into ranges and adds body(begin, end) for each. There are up to four ranges for
+  // each thread, so that other threads can take over the work of a late one. A range is at least
+  // `least` long, unless a thread would otherwise have none.
   template <class Body>
   void split(int64_t n, int64_t least, Body body) {
     const int64_t most = std::min(n, threads() == 1 ? 1 : 4 * threads());
-    const int64_t parts = std::clamp(n / least, std::min(n, threads()), most);
-    add(parts, [=](int64_t i) { body(n * i / parts, n * (i + 1) / parts); });
+    const int64_t ranges = std::clamp(n / least, std::min(n, threads()), most);
+    add(ranges, [=](int64_t i) { body(n * i / ranges, n * (i + 1) / ranges); });
   }
 
   // Runs the pieces in the order in which they were added, and returns when all are done.

@@ -298,10 +298,10 @@ inline Estimate estimate(const PlanRequest& q, const Plan& plan, const Card& car
   Estimate e;
   e.steps = static_cast<double>(q.T);
   // The bytes that a step reads and writes for each sequence and direction. Forward reads x W and
-  // writes what it keeps. Backward reads what forward kept and d_y, and writes the deltas.
-  const double kept =
+  // writes the reserve. Backward reads the reserve and d_y, and writes the deltas.
+  const double reserve =
       (info.saves_h ? 0 : info.saved) * H * value + P * value + info.has_c * H * real;
-  const double streamed = q.backward ? kept + (columns + P) * value : columns * real + kept;
+  const double streamed = q.backward ? reserve + (columns + P) * value : columns * real + reserve;
   e.hbm = D * N * streamed / (card.hbm_gb_s * 1e3);
   for (int s = 0; s < info.stages; ++s) {
     const Stage& stage = info.stage[s];

@@ -38,7 +38,7 @@ struct Launch {
 };
 
 // The product c = a b, or c += a b. Its sums are in float32 at least. c is not transposed.
-struct Product {
+struct MatrixProduct {
   Dtype dtype;           // the dtype of a and b
   Dtype c_dtype;         // the same, or float32 for 16-bit a and b
   Matrix<const void> a;  // [M, K]
@@ -56,7 +56,7 @@ class Launcher {
   // Throws if the kernel does not start. The message names the kernel and the grid, and says what
   // to do.
   virtual void launch(const Launch& launch) = 0;
-  virtual void multiply(const Product& product) = 0;
+  virtual void multiply(const MatrixProduct& product) = 0;
   virtual void zero(void* p, size_t bytes) = 0;
   // Uninitialised device memory, aligned to 256 bytes. It is valid until all work that was started
   // has run.

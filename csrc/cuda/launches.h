@@ -12,8 +12,8 @@
 
 namespace fusedrnn::cuda {
 
-template <class T>
-Matrix<const void> untyped(const Matrix<T>& m) {
+template <class Value>
+Matrix<const void> untyped(const Matrix<Value>& m) {
   return {m.data, m.rows, m.columns, m.ld, m.transposed};
 }
 
@@ -39,14 +39,14 @@ void launch(Launcher& launcher, const char* name, Dim3 grid, const Args& args) {
                    .args_bytes = sizeof(args)});
 }
 
-template <class T>
-T* scratch(Launcher& launcher, int64_t values) {
-  return static_cast<T*>(launcher.scratch(static_cast<size_t>(values) * sizeof(T)));
+template <class Value>
+Value* scratch(Launcher& launcher, int64_t values) {
+  return static_cast<Value*>(launcher.scratch(static_cast<size_t>(values) * sizeof(Value)));
 }
 
-template <class T>
-void zero(Launcher& launcher, T* p, int64_t values) {
-  if (p && values) launcher.zero(p, static_cast<size_t>(values) * sizeof(T));
+template <class Value>
+void zero(Launcher& launcher, Value* p, int64_t values) {
+  if (p && values) launcher.zero(p, static_cast<size_t>(values) * sizeof(Value));
 }
 
 // The grid for `count` values: one thread for each value, in at most `most` blocks. Where the

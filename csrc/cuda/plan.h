@@ -138,10 +138,11 @@ inline std::optional<ResidentShape> make_shape(const PlanRequest& q, Cores cores
   at = round_up(at + partials, 16);
   shape.staged = static_cast<int>(at);
   at += staged;
+  const int64_t bias_bytes = backward ? 0 : 2 * info.gates * units * 4;
   shape.bias = static_cast<int>(at);
-  if (!backward) at += 2 * info.gates * units * 4;
-  shape.params = static_cast<int>(at);
-  at += info.params * units * 4;
+  // ResidentForward::run_cell relies on the parameters' lying right behind the biases.
+  shape.params = static_cast<int>(at + bias_bytes);
+  at += bias_bytes + info.params * units * 4;
   if (at > int64_t(1) << 30) return std::nullopt;
   shape.shared_bytes = static_cast<int>(at);
   return shape;

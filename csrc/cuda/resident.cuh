@@ -26,13 +26,13 @@ struct AnyWeight {
   Stored operator()(int row, int k) const;
 };
 
-template <class P>
+template <class Product>
 concept ResidentProduct =
-    requires(P& product, SharedMemory memory, const typename P::Stored* source,
-             typename P::Stored (*as_stored)(typename P::Stored)) {
-      P(memory);
-      as_stored(P::exchanged(float{}));
-      product.template load_weights<0>(AnyWeight<typename P::Stored>());
+    requires(Product& product, SharedMemory memory, const typename Product::Stored* source,
+             typename Product::Stored (*as_stored)(typename Product::Stored)) {
+      Product(memory);
+      as_stored(Product::exchanged(float{}));
+      product.template load_weights<0>(AnyWeight<typename Product::Stored>());
       product.template multiply<0>(source, int{});
     };
 

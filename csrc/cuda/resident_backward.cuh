@@ -29,7 +29,7 @@ class ResidentBackward {
     for (int p = 0; p < static_cast<int>(a.T); ++p) {  // make_plan ensures T fits an int
       const Step step = step_of(a, place, place.d == 1 ? p : a.T - 1 - p);
       if (step.n == 0) continue;
-      load_kept(step);
+      load_reserve(step);
       add_product();
       if constexpr (kLast > 0) {
         run_stage<kLast>(step);
@@ -66,18 +66,18 @@ class ResidentBackward {
     });
   }
 
-  // Loads the values that forward kept of the step, and d_y. No other block writes them, so this
+  // Loads the values that the reserve has of the step, and d_y. No other block writes them, so this
   // comes before the wait.
-  __device__ __forceinline__ void load_kept(const Step& step) {
+  __device__ __forceinline__ void load_reserve(const Step& step) {
     const int d = place.d;
     const int64_t H = a.H;
     for_pairs(a, place, step.n, [&](int i, int j, int u) {
       const int64_t row = step.row + j, unit = place.first_u + opaque(u);
-      const Stored* kept = a.saved[d] + row * Cell::kSaved * H;
+      const Stored* saved_of_row = a.saved[d] + row * Cell::kSaved * H;
       if constexpr (Cell::kSavesH)
-        kept =
+        saved_of_row =
             j < pending ? a.h_in[d] + (pending_row + j) * H : a.saved[d] + (place.first_j + j) * H;
-      for (int k = 0; k < Cell::kSaved; ++k) saved[i][k] = real(kept[k * H + unit]);
+      for (int k = 0; k < Cell::kSaved; ++k) saved[i][k] = real(saved_of_row[k * H + unit]);
       if constexpr (Cell::kReadsH) state[i].h = real(a.h_in[d][row * H + unit]);
       if constexpr (Cell::kHasC) state[i].c = a.c_in[d][row * H + unit];
       d_y[i] = a.d_y ? real(a.d_y[(row * a.D + d) * H + unit]) : V(0);

@@ -108,6 +108,7 @@ class ResidentForward {
   __device__ __forceinline__ void run_cell(const Step& step, V (&emit)[kPairs]) {
     const V* b_ih = memory.bias();
     const V* b_hh = b_ih + Cell::kGates * place.units;
+    // The same as memory.params(): make_shape puts the parameters right behind the biases.
     const V* params = b_hh + Cell::kGates * place.units;
     for_pairs(a, place, step.n, [&](int i, int j, int u) {
       constexpr Stage kStage = Cell::stage(s);

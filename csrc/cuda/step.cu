@@ -32,9 +32,9 @@ __device__ __forceinline__ void forward_stage(const StepForwardArgs<Stored>& a) 
         if (a.b_ih) gates_x[g] += real(a.b_ih[column]);
       }
     }
-    Stored* kept = a.saved ? a.saved + j * Cell::kSaved * a.H + u : nullptr;
+    Stored* saved_of_unit = a.saved ? a.saved + j * Cell::kSaved * a.H + u : nullptr;
     if constexpr (s > 0 && !kStage.projects) {
-      for (int i = 0; i < kStage.saved_begin; ++i) saved[i] = real(kept[i * a.H]);
+      for (int i = 0; i < kStage.saved_begin; ++i) saved[i] = real(saved_of_unit[i * a.H]);
     }
     Inputs<Cell, V> inputs;
     if constexpr (!kStage.projects) inputs.load_params(a.params, a.H, u);
@@ -49,9 +49,9 @@ __device__ __forceinline__ void forward_stage(const StepForwardArgs<Stored>& a) 
         Cell::template forward<s>(gates_x, acc, inputs.of_row(a.row_input, j), state, saved);
 
     if constexpr (Cell::kHasC && s == 0) a.c[j * a.H + u] = state.c;
-    if (kept) {
+    if (saved_of_unit) {
       for (int i = kStage.saved_begin; i < kStage.saved_end; ++i)
-        kept[i * a.H] = stored<Stored>(saved[i]);
+        saved_of_unit[i * a.H] = stored<Stored>(saved[i]);
     }
     if constexpr (kLast) {
       if (a.h_in) a.h_in[j * a.P + u] = stored<Stored>(a.h[j * a.P + u]);
@@ -85,9 +85,9 @@ __device__ __forceinline__ void backward_stage(const StepBackwardArgs<Stored>& a
       Delta<V> delta = {delta_h, delta_x, delta_params};
       Inputs<Cell, V> inputs;
       inputs.load_params(a.params, a.H, u);
-      const Stored* kept = a.saved + j * Cell::kSaved * a.H;
-      if (Cell::kSavesH && j < a.n_next) kept = a.h_next + j * a.P;
-      for (int i = 0; i < Cell::kSaved; ++i) saved[i] = real(kept[i * a.H + u]);
+      const Stored* saved_of_row = a.saved + j * Cell::kSaved * a.H;
+      if (Cell::kSavesH && j < a.n_next) saved_of_row = a.h_next + j * a.P;
+      for (int i = 0; i < Cell::kSaved; ++i) saved[i] = real(saved_of_row[i * a.H + u]);
       State<V> state;
       Carry<V> carry;
       if constexpr (Cell::kReadsH) state.h = real(a.h_in[j * a.P + u]);

@@ -33,19 +33,20 @@ struct Layer {
 };
 
 // The part of the recurrent weights that a stage multiplies, [gates * width, K], or its gradient.
-template <class T>
+template <class Value>
 struct StageWeight {
   int64_t gates, width, K;
-  T* weight;
-  T* bias_x;  // [gates * width] of b_ih, or null
-  T* bias_h;  // [gates * width] of b_hh, or null
+  Value* weight;
+  Value* bias_x;  // [gates * width] of b_ih, or null
+  Value* bias_h;  // [gates * width] of b_hh, or null
 
   int64_t rows() const { return gates * width; }
-  Matrix<T> matrix() const { return dense(weight, rows(), K); }
+  Matrix<Value> matrix() const { return dense(weight, rows(), K); }
 };
 
-template <class T>
-StageWeight<T> stage_weight(const Layer& layer, const Stage& stage, const Parameters<T>& w) {
+template <class Value>
+StageWeight<Value> stage_weight(const Layer& layer, const Stage& stage,
+                                const Parameters<Value>& w) {
   const int64_t K = layer.source_width(stage);
   if (stage.projects) return {1, layer.P, K, w.w_hr, nullptr, nullptr};
   const int64_t first = stage.first_gate * layer.H;

@@ -7,9 +7,9 @@ namespace fusedrnn {
 
 // Row i begins at data + i * ld. A transposed matrix is stored as [columns, rows], and its column i
 // begins at data + i * ld.
-template <class T>
+template <class Value>
 struct Matrix {
-  T* data;
+  Value* data;
   int64_t rows, columns, ld;
   bool transposed = false;
 
@@ -17,8 +17,8 @@ struct Matrix {
 };
 
 // A matrix whose rows follow each other without a gap.
-template <class T>
-Matrix<T> dense(T* data, int64_t rows, int64_t columns) {
+template <class Value>
+Matrix<Value> dense(Value* data, int64_t rows, int64_t columns) {
   return {data, rows, columns, columns};
 }
 

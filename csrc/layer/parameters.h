@@ -103,18 +103,18 @@ constexpr ParameterShape shape_of(Parameter parameter, const ParameterSizes& siz
   return shape;
 }
 
-// Pointers to the parameters of one direction, or to their gradients. Each is contiguous. T is
-// const for parameters. A null bias does not exist, and a null gradient is not wanted.
-template <class T>
+// Pointers to the parameters of one direction, or to their gradients. Each is contiguous. Value
+// is const for parameters. A null bias does not exist, and a null gradient is not wanted.
+template <class Value>
 struct Parameters {
-  T* w_ih;  // [G*H, I]
-  T* w_hh;  // [G*H, P]
-  T* b_ih;  // [G*H]
-  T* b_hh;  // [G*H]
-  T* w_hr;  // [P, H], of cells that project
-  T* w_ch;  // [K*H], of cells with parameters of each unit
+  Value* w_ih;  // [G*H, I]
+  Value* w_hh;  // [G*H, P]
+  Value* b_ih;  // [G*H]
+  Value* b_hh;  // [G*H]
+  Value* w_hr;  // [P, H], of cells that project
+  Value* w_ch;  // [K*H], of cells with parameters of each unit
 
-  T*& operator[](Parameter parameter) {
+  Value*& operator[](Parameter parameter) {
     switch (parameter) {
       case Parameter::kWeightIh:
         return w_ih;
@@ -130,13 +130,13 @@ struct Parameters {
         return w_ch;
     }
   }
-  T* operator[](Parameter parameter) const { return Parameters(*this)[parameter]; }
+  Value* operator[](Parameter parameter) const { return Parameters(*this)[parameter]; }
 };
 
 // Calls zero(pointer, values) for every gradient of one direction that is wanted.
-template <class T, class Zero>
-void for_wanted(const CellInfo& cell, const ParameterSizes& sizes, const Parameters<T>& gradients,
-                const Zero& zero) {
+template <class Value, class Zero>
+void for_wanted(const CellInfo& cell, const ParameterSizes& sizes,
+                const Parameters<Value>& gradients, const Zero& zero) {
   for (const Parameter p : parameters_of(cell, true))
     if (gradients[p]) zero(gradients[p], shape_of(p, sizes).values());
 }

@@ -10,8 +10,8 @@
 
 namespace fusedrnn {
 
-// The parts of one direction. A row number stands for the same sequence and step in all parts that
-// have `rows` rows.
+// The arrays of one direction. A row number stands for the same sequence and step in all arrays
+// that have `rows` rows.
 template <class Stored>
 struct Reserve {
   Stored* saved;       // [rows, kSaved*H]; [N, H] for cells with kSavesH, see contract.h
@@ -20,7 +20,7 @@ struct Reserve {
   Stored* emit;        // [rows, H] the emit of stage 0; null for cells of one stage
 };
 
-// The offsets of the parts of one direction in bytes (`saved` begins at 0), and their total size.
+// The offsets of the arrays of one direction in bytes (`saved` begins at 0), and their total size.
 struct ReserveLayout {
   size_t h_in, c_in, emit, bytes;
 };
@@ -52,7 +52,7 @@ size_t reserve_bytes(const Layer& layer, int64_t rows) {
   return static_cast<size_t>(layer.D) * reserve_layout<Stored>(layer, rows).bytes;
 }
 
-// The parts of direction d of a reserve that has all rows of the layer. Backward passes a const
+// The arrays of direction d of a reserve that has all rows of the layer. Backward passes a const
 // reserve and only reads through the pointers that it gets here.
 template <class Stored>
 Reserve<Stored> reserve_of(const Layer& layer, const void* reserve, int64_t d) {
@@ -65,8 +65,8 @@ Reserve<Stored> reserve_of(const Layer& layer, const void* reserve, int64_t d) {
           .emit = info.stages > 1 ? reinterpret_cast<Stored*>(base + at.emit) : nullptr};
 }
 
-// Calls zero(pointer, values) for the part of the reserve that no step of forward writes. Only
-// cells with kSavesH have one: `saved` is h of each sequence's last step, and a sequence of length
+// Calls zero(pointer, values) for the values of the reserve that no step of forward writes. Only
+// cells with kSavesH have some: `saved` is h of each sequence's last step, and a sequence of length
 // 0 has no last step.
 template <class Stored, class Zero>
 void zero_unwritten(const Layer& layer, const void* reserve, const Zero& zero) {

@@ -239,12 +239,12 @@ inline std::vector<int64_t> step_sizes(const OpCall& call, int64_t width) {
 }
 
 // Pointers to the tensors of one direction: the weights of a call, or their gradients.
-template <class T>
-Parameters<T> pointers(const OpCall& call, const std::vector<Tensor>& tensors, int64_t d) {
+template <class Value>
+Parameters<Value> pointers(const OpCall& call, const std::vector<Tensor>& tensors, int64_t d) {
   const ParameterList parameters = parameters_of(call.info(), call.bias);
   const Tensor* given = tensors.data() + d * parameters.size();
-  Parameters<T> p = {};
-  for (const Parameter parameter : parameters) p[parameter] = data<T>(*given++);
+  Parameters<Value> p = {};
+  for (const Parameter parameter : parameters) p[parameter] = data<Value>(*given++);
   return p;
 }
 

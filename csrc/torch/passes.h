@@ -162,7 +162,7 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> backward(
   const bool has_c = call.info().has_c;
   const int64_t width = call.D * call.P;
   check(has_c || !grad_c, "grad_c must be absent: ", call.info().name, " has no cell state");
-  const Tensor kept = read_reserve(engine, call, reserve);
+  const Tensor checked_reserve = read_reserve(engine, call, reserve);
 
   const Tensor rows = engine.packed_rows(call, x, call.I);
   OptionalTensor d_y, d_c, d_x;
@@ -184,7 +184,7 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> backward(
   }
   std::vector<Tensor> d_weights = empty_gradients(engine, call, need_weights);
 
-  engine.backward(call, {rows, kept, d_y, d_h, d_c, d_x, d_weights});
+  engine.backward(call, {rows, checked_reserve, d_y, d_h, d_c, d_x, d_weights});
   const auto none = [&] { return engine.empty({0}, call.dtype); };
   return {need_x ? engine.output_rows(call, *d_x, call.I) : none(),
           need_state ? engine.output_state(call, d_h, call.P, call.dtype) : none(),
@@ -236,7 +236,7 @@ std::tuple<OptionalTensor, OptionalTensor, OptionalTensor, std::vector<Tensor>> 
   const OpCall call = read_step(engine, x, weights, input_size, hidden_size, name);
   const bool has_c = call.info().has_c;
   check(has_c || !grad_c, "grad_c must be absent: ", call.info().name, " has no cell state");
-  const Tensor kept = read_reserve(engine, call, reserve);
+  const Tensor checked_reserve = read_reserve(engine, call, reserve);
 
   const std::vector<int64_t> sizes = step_sizes(call, call.H);
   const Tensor rows = engine.prepare(x, call.stored);
@@ -248,7 +248,7 @@ std::tuple<OptionalTensor, OptionalTensor, OptionalTensor, std::vector<Tensor>> 
                     {"grad_c", "[N, H]", sizes, c_dtype(call, grad_c), call.compute});
   if (need_x) d_x = engine.empty(x.sizes(), engine.gradient_dtype(call));
   std::vector<Tensor> d_weights = empty_gradients(engine, call, need_weights);
-  engine.backward(call, {rows, kept, std::nullopt, d_h, d_c, d_x, d_weights});
+  engine.backward(call, {rows, checked_reserve, std::nullopt, d_h, d_c, d_x, d_weights});
   const auto wanted = [&](bool need, const OptionalTensor& t) -> OptionalTensor {
     if (!need || !t) return std::nullopt;
     return engine.prepare(*t, call.dtype);

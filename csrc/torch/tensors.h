@@ -99,7 +99,11 @@ struct TorchSaysNothing : std::runtime_error {
             "fusedrnn: torch failed; before version 2.13 it says why on standard error alone") {}
 };
 
-// Throws if a call of torch's C interface failed, with torch's own message.
+// Throws if a call of torch's C interface failed, with torch's own message. The call returns the
+// same code for every error, and torch_exception_get_what_without_backtrace, since 2.13, gives the
+// message alone. So only words of the message tell a lack of memory from other errors: the name of
+// std::bad_alloc, or torch's words for a GPU. The check "out of memory" of fusedrnn/selftest.py,
+// which needs a GPU, fails if torch changes its words.
 inline void check_torch(AOTITorchError code) {
   if (code == TORCH_SUCCESS) return;
   if (!torch_exception_get_what_without_backtrace) throw TorchSaysNothing();
@@ -165,9 +169,9 @@ inline void copy(const Tensor& to, const Tensor& from) {
   check_torch(aoti_torch_copy_(to.get(), from.get(), 0));
 }
 
-template <class T>
-T* data(const Tensor& t) {
-  return static_cast<T*>(t.data_ptr());
+template <class Value>
+Value* data(const Tensor& t) {
+  return static_cast<Value*>(t.data_ptr());
 }
 
 // Whether the data of t begin at a multiple of `bytes`. The memory of a buffer that came from

@@ -27,7 +27,7 @@ ScalarType scalar_type(Dtype dtype) {
 
 // Stores rows [begin, begin + count) of a product in the product's result c, or adds them to it.
 template <class Stored>
-void store(Launcher& launcher, const Product& p, const void* product, int64_t begin,
+void store(Launcher& launcher, const MatrixProduct& p, const void* product, int64_t begin,
            int64_t count) {
   const StoreArgs<Stored> args = {count,
                                   p.c.columns,
@@ -100,7 +100,7 @@ void* TorchLauncher::product_memory(size_t bytes) {
   return product_->data_ptr();
 }
 
-void TorchLauncher::multiply(const Product& p) {
+void TorchLauncher::multiply(const MatrixProduct& p) {
   const int64_t M = p.c.rows, N = p.c.columns;
   const auto rows_of_a = [&](int64_t begin, int64_t count) {
     Matrix<const void> rows = p.a;
@@ -119,7 +119,7 @@ void TorchLauncher::multiply(const Product& p) {
   if (p.c_dtype == real && !p.accumulate)
     return mm(rows_of_a(0, M), b, tensor_of({p.c.data, M, N, p.c.ld}, real));
 
-  const int64_t rows = slice_rows(M, N, size_of(real), product_limit_);
+  const int64_t rows = strip_rows(M, N, size_of(real), product_limit_);
   void* product = product_memory(static_cast<size_t>(rows * N) * size_of(real));
   for (int64_t begin = 0; begin < M; begin += rows) {
     const int64_t count = std::min(rows, M - begin);

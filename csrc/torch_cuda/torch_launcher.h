@@ -14,12 +14,13 @@ namespace fusedrnn::cuda {
 constexpr size_t kProductBytes = size_t(64) << 20;
 
 // How many rows of such a product are computed at once. The product is [M, N], with value_bytes for
-// each value. It is cut into pieces of about equal size that fit `bytes`, of one row at least.
-inline int64_t slice_rows(int64_t M, int64_t N, size_t value_bytes, size_t bytes) {
+// each value. It is cut into strips of about equal size that fit `bytes`. A strip is some
+// consecutive rows of the product, at least one.
+inline int64_t strip_rows(int64_t M, int64_t N, size_t value_bytes, size_t bytes) {
   const int64_t row_bytes = std::max<int64_t>(1, N * static_cast<int64_t>(value_bytes));
   const int64_t most = std::max<int64_t>(1, static_cast<int64_t>(bytes) / row_bytes);
-  const int64_t slices = std::max<int64_t>(1, (M + most - 1) / most);
-  return (M + slices - 1) / slices;
+  const int64_t strips = std::max<int64_t>(1, (M + most - 1) / most);
+  return (M + strips - 1) / strips;
 }
 
 class TorchLauncher : public Launcher {
@@ -29,7 +30,7 @@ class TorchLauncher : public Launcher {
   // An uninitialised tensor. If memory is lacking, the error says so under every version of torch.
   Tensor empty(Sizes sizes, ScalarType dtype);
 
-  void multiply(const Product& product) override;
+  void multiply(const MatrixProduct& product) override;
   void* scratch(size_t bytes) override;
 
  protected:

@@ -42,7 +42,7 @@ class PythonLauncher final : public Launcher {
                            l.cooperative);
   }
 
-  void multiply(const Product& p) override {
+  void multiply(const MatrixProduct& p) override {
     // (address, rows and columns in memory, row stride, whether the product transposes it).
     const auto operand = [](const auto& m) {
       return py::make_tuple(reinterpret_cast<Address>(m.data), m.transposed ? m.columns : m.rows,

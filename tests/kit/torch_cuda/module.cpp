@@ -121,5 +121,5 @@ PYBIND11_MODULE(_cuda_binding, m) {
   m.def("products", [] { return fusedrnn_test::products; });
   m.attr("PRODUCT_BYTES") = fusedrnn::cuda::kProductBytes;
   m.def("limit_products", [](size_t bytes) { fusedrnn_test::product_limit = bytes; });
-  m.def("slice_rows", fusedrnn::cuda::slice_rows);
+  m.def("slice_rows", fusedrnn::cuda::strip_rows);
 }
