@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,11 @@ MAY_INCLUDE = {
     "torch_cuda": {"torch_cuda", "torch", "cuda", "layer", "cells"},
 }
 # The files of csrc/torch that know an engine. The others serve the bindings on any device.
-KNOW_AN_ENGINE = {"cpu_engine.h": "cpu", "runtime.h": "cpu", "cuda_plan.cpp": "cuda"}
+KNOW_AN_ENGINE = {
+    "torch/cpu_engine.h": "cpu",
+    "torch/runtime.h": "cpu",
+    "torch/cuda_plan.cpp": "cuda",
+}
 # The operations may take more arguments: torch passes all arguments of a schema by position.
 OPERATIONS = {"torch/passes.h": {"forward", "backward", "step", "step_backward"}}
 OPERATIONS["torch/cuda_plan.cpp"] = {"plan"}
@@ -41,18 +46,49 @@ def includes(path: Path) -> Iterator[Path]:
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(CSRC)))
 def test_includes_point_down(path: Path) -> None:
     folder = path.parent.name
-    allowed = MAY_INCLUDE[folder] | {KNOW_AN_ENGINE.get(path.name, folder)}
+    where = str(path.relative_to(CSRC))
+    allowed = MAY_INCLUDE[folder] | {KNOW_AN_ENGINE.get(where, folder)}
     found = {target.parent.name for target in includes(path)}
-    assert found <= allowed, f"{path.relative_to(CSRC)} includes {sorted(found - allowed)}"
+    assert found <= allowed, f"{where} includes {sorted(found - allowed)}"
     if folder == "cpu" and path.name != "layer.cpp":
         upward = [target.name for target in includes(path) if target == CSRC / "cpu" / "layer.h"]
         assert not upward, "layer.h is the top of the CPU engine"
 
 
-@pytest.mark.parametrize("folder", ["cells", "layer", "cpu"])
+def circle(graph: dict[Path, list[Path]]) -> list[str]:
+    """The names of files that include each other in a circle, or an empty list."""
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return [path.name for path in error.args[1]]
+    return []
+
+
+def test_no_includes_form_a_circle() -> None:
+    graph = {path: list(includes(path)) for path in SOURCES}
+    assert sum(map(len, graph.values())) > 100
+    assert circle(graph) == []
+
+
+def test_a_circle_is_found(tmp_path: Path) -> None:
+    for name, included in (("a.h", "b.h"), ("b.h", "c.h"), ("c.h", "a.h"), ("top.h", "a.h")):
+        (tmp_path / name).write_text(f'#pragma once\n#include "{included}"\n')
+    graph = {path: list(includes(path)) for path in tmp_path.iterdir()}
+    assert set(circle(graph)) == {"a.h", "b.h", "c.h"}
+
+
+# Names with which the headers of torch begin.
+TORCH = ("torch", "ATen", "c10")
+
+
+@pytest.mark.parametrize("folder", ["cells", "layer", "cpu", "cuda"])
 def test_floors_below_the_bindings_know_no_torch_and_no_cuda(folder: str) -> None:
-    for path in (CSRC / folder).iterdir():
-        assert not re.search(r"#include <(torch|cuda|ATen|c10)", path.read_text()), path
+    """The files of kernels on a GPU may include CUDA; their host side goes through a launcher."""
+    for path in SOURCES:
+        if path.parent.name == folder:
+            device = path.suffix in (".cu", ".cuh")
+            unknown = "|".join(TORCH if device else (*TORCH, "cuda"))
+            assert not re.search(rf"^#include <({unknown})", path.read_text(), re.M), path
 
 
 def functions(text: str) -> Iterator[tuple[str, int]]:
