@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import glob
 import re
 import shutil
@@ -223,6 +224,67 @@ def test_a_path_that_does_not_exist_is_found(tmp_path: Path, path: str) -> None:
     )
     (missing,) = missing_paths(page)
     assert missing.endswith(path)
+
+
+@functools.cache
+def words_of_code(place: str) -> list[set[str]]:
+    """The words in the code of each file of a place: a file, or a folder. Comments are left out."""
+    comment = {".py": r"#.*"} | dict.fromkeys((".h", ".cpp", ".inl", ".cu", ".cuh"), r"//.*")
+    files = [path for path in (ROOT / place, *(ROOT / place).rglob("*")) if path.is_file()]
+    return [
+        set(re.findall(r"\w+", re.sub(comment[path.suffix], "", path.read_text())))
+        for path in files
+        if path.suffix in comment
+    ]
+
+
+def wrong_places(page: Path) -> list[str]:
+    """What a glossary says of places and is not so.
+
+    `word` in `path`, anywhere on the page, says that the file or a file of the folder has the word.
+    A word without a path, in a sentence that begins with *Where*, is in some file. Each path of
+    such a sentence exists.
+    """
+    text = " ".join(page.read_text().split())
+    path = r"`((?:csrc|fusedrnn|tests)/[^`]*)`"
+    said = set()  # pairs of a word and a place, which is empty for a word without a path
+    for words, place in re.findall(rf"(`[^`]+`(?:(?:,| and) `[^`]+`)*)[^`.;]* in {path}", text):
+        said |= {(word, place) for word in re.findall("`([^`]+)`", words)}
+    placed = {word for word, _ in said}
+    for sentence in re.findall(r"\*Where\*: (.*?\.)(?= |$)", text):
+        said |= {(word, "") for word in re.findall("`([^`]+)`", sentence) if word not in placed}
+    wrong = []
+    for word, place in sorted(said):
+        if "/" in word:
+            right = (ROOT / word).exists()
+        else:
+            parts = set(re.findall(r"\w+", word))
+            places = [place] if place else ["csrc", "fusedrnn", "tests"]
+            right = any(parts <= code for where in places for code in words_of_code(where))
+        if not right:
+            wrong.append(f"{word} in {place}" if place else word)
+    return wrong
+
+
+def test_places_in_the_glossary() -> None:
+    wrong = wrong_places(ROOT / "docs/glossary.md")
+    assert not wrong, f"docs/glossary.md is wrong about {', '.join(wrong)}"
+
+
+@pytest.mark.parametrize(
+    ("said", "wrong"),
+    [
+        ("*Where*: `Plan` and `Panels` in `csrc/cpu/plan.h`, where plans are.", "Panels"),
+        ("*Where*: `csrc/cpu/plan.h`, `Plan::as_un{}stored`.", "Plan::as_un{}stored"),
+        ("*Where*: `Plan`, in `csrc/cpu/absent.h`.", "Plan in csrc/cpu/absent.h"),
+        ("*Where*: `csrc/cpu/absent.h`. *Not*: `nothing`.", "csrc/cpu/absent.h"),
+        ("A plan. (`ResidentTile` in `csrc/cpu/plan.h`.)", "ResidentTile in csrc/cpu/plan.h"),
+    ],
+)
+def test_a_wrong_place_is_found(tmp_path: Path, said: str, wrong: str) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("*Where*: `Plan` in `csrc/cpu/plan.h`. " + said.replace("{}", "_"))
+    assert wrong_places(page)[0].startswith(wrong.replace("{}", "_"))
 
 
 class Html(HTMLParser):
