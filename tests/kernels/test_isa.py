@@ -16,28 +16,13 @@ from torch import Tensor
 import fusedrnn
 from fusedrnn import _reference
 from fusedrnn._library import CELLS, LIBRARY
-from tests.kit.arguments import LayerArguments, make_arguments
 from tests.kit.build import native
+from tests.kit.isa_results import BATCHES, run
 from tests.kit.layers import error
 
 ROOT = Path(__file__).resolve().parents[2]
 ISAS = ["portable", "avx2", "avx512", "avx512_bf16"]
 THREADS = 1  # OMP_NUM_THREADS of the processes that the tests start
-# "even sizes" is a packed batch too. Kernels that multiply pairs of bfloat16 need even sizes.
-BATCHES = ["plain", "packed", "lengths", "even sizes"]
-
-# Runs every cell forward and backward, and saves the results in the file argv[1].
-SCRIPT = """
-import sys, torch
-from tests.kernels.test_isa import BATCHES, CELLS, LIBRARY, run
-from fusedrnn import _ops
-dtypes = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
-results = {
-    (cell, batch, dtype): run(_ops.layer, cell, batch, dtype)
-    for cell in CELLS for batch in BATCHES for dtype in dtypes
-}
-torch.save({"isa": LIBRARY.isa, "results": results}, sys.argv[1])
-"""
 
 
 def python(
@@ -57,28 +42,10 @@ def python(
     )
 
 
-def make(cell: str, batch: str, dtype: torch.dtype) -> LayerArguments:
-    """Arguments of _ops.layer, bidirectional, the same in every dtype but for rounding."""
-    torch.manual_seed(list(CELLS).index(cell))
-    even = batch == "even sizes"
-    I, H = (6, 36) if even else (5, 37)
-    form = "packed" if even else batch
-    return make_arguments(cell, form, 6, 7, I, H, dtype=dtype, exact_in=torch.bfloat16)
-
-
-def run(layer, cell: str, batch: str, dtype: torch.dtype) -> list[Tensor]:
-    """Outputs, then the gradients of every input."""
-    arguments = make(cell, batch, dtype)
-    outputs = arguments.run(layer)
-    torch.manual_seed(0)
-    loss = sum((t * torch.randn(t.shape, dtype=torch.float64).to(dtype)).sum() for t in outputs)
-    return [t.detach() for t in (*outputs, *torch.autograd.grad(loss, arguments.leaves))]
-
-
 @functools.cache
 def results(isa: str, folder: Path) -> dict:
     path = folder / f"{isa}.pt"
-    done = python("-c", SCRIPT, str(path), isa=isa)
+    done = python("-m", "tests.kit.isa_results", str(path), isa=isa)
     assert done.returncode == 0, done.stderr
     saved = torch.load(path)
     assert saved["isa"] == isa

@@ -49,15 +49,11 @@ def arguments(
         return torch.from_numpy(generator.standard_normal(shape) * scale).to(dtype)
 
     weights: list[Tensor] = []
-    for _ in range(directions):
-        weights += [draw(spec.gates * H, I, scale=0.5), draw(spec.gates * H, P, scale=H**-0.5)]
-        if form != "packed":
-            weights += [draw(spec.gates * H), draw(spec.gates * H)]
-        if spec.projects:
-            weights.append(draw(P, H, scale=H**-0.5))
-        for p in spec.parameters:
-            if p.name == "weight_ch":
-                weights.append(draw(*p.shape(H=H)))
+    for p in spec.parameters_with(form != "packed") * directions:
+        scale = 1.0
+        if len(p.sizes) == 2:
+            scale = 0.5 if p.sizes[-1] == "I" else H**-0.5
+        weights.append(draw(*p.shape(G=spec.gates, H=H, I=I, P=P), scale=scale))
     lengths = generator.randint(0, T + 1, size=N)
     lengths[0] = T
     batch_sizes = given_lengths = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,12 +18,18 @@ PYTHON = sorted(TESTS.rglob("*.py"))
 
 
 def imported(path: Path) -> Iterator[str]:
-    """The modules that a file imports, and the names that it imports from them."""
+    """The modules that a file imports, and the names that it imports from them.
+
+    A program in a string is for a child process, and its imports from tests count too.
+    """
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (name.name for name in node.names)
         elif isinstance(node, ast.ImportFrom):
             yield from (f"{node.module or ''}.{name.name}" for name in node.names)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            for line in re.findall(r"^\s*(?:from|import) (tests\..*)", node.value, re.M):
+                yield ".".join(re.findall(r"\w+", line))
 
 
 def modules_of_tests(path: Path) -> list[str]:
@@ -37,13 +44,18 @@ def test_nothing_imports_a_file_of_tests() -> None:
     assert {path: names for path, names in found.items() if names} == {}
 
 
+FLOOR = "tests.package"
+
+
 @pytest.mark.parametrize(
     "line",
     [
-        "from tests.package.test_house import TESTS",
-        "from tests.package import test_house",
-        "import tests.package.test_house",
+        f"from {FLOOR}.test_house import TESTS",
+        f"from {FLOOR} import test_house",
+        f"import {FLOOR}.test_house",
         "from .test_house import TESTS",
+        f"run('import sys\\nfrom {FLOOR}.test_house import TESTS')",
+        f"run('from {FLOOR} import test_house')",
     ],
 )
 def test_imports_of_a_file_of_tests_are_found(tmp_path: Path, line: str) -> None:
