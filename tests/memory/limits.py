@@ -8,8 +8,8 @@ own, because it limits the memory of the whole process:
 
 from __future__ import annotations
 
+import functools
 import resource
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 import fusedrnn
-from tests.kit.layers import flat, randn
+from tests.kit.layers import randn
+from tests.memory.calls import Call, same, training
 
 
 def used() -> int:
@@ -31,20 +32,12 @@ def limit(more: int | None) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (most, resource.RLIM_INFINITY))
 
 
-def calls() -> list[tuple[str, Callable[[], list[Tensor]]]]:
+def calls() -> list[tuple[str, Call]]:
     """Names of layers and cells, each with a function that runs its forward and backward."""
-    result: list[tuple[str, Callable[[], list[Tensor]]]] = []
+    result: list[tuple[str, Call]] = []
 
-    def add(name: str, module: Any, input: Tensor, autocast: bool = False) -> None:
-        leaves = [input.requires_grad_(), *module.parameters()]
-
-        def call() -> list[Tensor]:
-            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-                outputs = flat(module(input))
-            gradients = torch.autograd.grad(outputs, leaves, [torch.ones_like(t) for t in outputs])
-            return [*outputs, *gradients]
-
-        result.append((name, call))
+    def add(name: str, module: Any, input: Tensor, **options: Any) -> None:
+        result.append((name, training(module, input, **options)))
 
     f32, bf16 = torch.float32, torch.bfloat16
     # With these odd sizes bfloat16 is computed in float32. With batch_first, x and the gradient of
@@ -53,7 +46,8 @@ def calls() -> list[tuple[str, Callable[[], list[Tensor]]]]:
     add("LSTM", lstm(65, 129, batch_first=True), randn(60, 100, 65, dtype=f32))
     add("LSTM bfloat16", lstm(65, 129).to(bf16), randn(100, 60, 65, dtype=bf16))
     add("GRU", gru(65, 129, bidirectional=True), randn(100, 60, 65, dtype=f32))
-    add("LSTM autocast", lstm(65, 129), randn(100, 60, 65, dtype=f32), True)
+    autocast = functools.partial(torch.autocast, "cpu", bf16)
+    add("LSTM autocast", lstm(65, 129), randn(100, 60, 65, dtype=f32), mode=autocast)
     add("GRUCell", fusedrnn.FusedGRUCell(801, 901), randn(500, 801, dtype=f32))
     add("LSTMCell bfloat16", fusedrnn.FusedLSTMCell(801, 901).to(bf16), randn(500, 801, dtype=bf16))
     return result
@@ -78,11 +72,10 @@ def main() -> None:
                 del error
             else:
                 limit(None)
-                assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True)), name
+                assert same(got, wanted), name
                 break
             tried += 1
-        got = call()
-        assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True)), name
+        assert same(call(), wanted), name
         print(name, failed, "errors", flush=True)
     print("done")
 

@@ -11,36 +11,27 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 import fusedrnn
-from tests.kit.layers import CELLS, flat, make_states, map_tensors, randn
+from tests.kit.layers import CELLS, make_states, map_tensors, randn
+from tests.memory.calls import Call, same, training
 
 memory = ctypes.CDLL(os.environ["LD_PRELOAD"].split()[0])
 
 
-def calls() -> list[tuple[str, Callable[[], list[Tensor]]]]:
+def calls() -> list[tuple[str, Call]]:
     """Names of layers and cells, each with a function that runs its forward and backward.
 
     The sizes are large enough for several threads; some calls are divided by rows, some by units.
     """
-    result: list[tuple[str, Callable[[], list[Tensor]]]] = []
+    result: list[tuple[str, Call]] = []
 
     def add(name: str, module: Any, input: Any, hx: Any, **kwargs: Any) -> None:
-        leaves = [*flat(input), *flat(hx), *module.parameters()]
-        for leaf in leaves:
-            leaf.requires_grad_()
-
-        def call() -> list[Tensor]:
-            outputs = flat(module(input, hx, **kwargs))
-            gradients = torch.autograd.grad(outputs, leaves, [torch.ones_like(t) for t in outputs])
-            return [*outputs, *gradients]
-
-        result.append((name, call))
+        result.append((name, training(module, input, hx, **kwargs)))
 
     kinds = [
         (1, "plain", torch.float32),
@@ -71,10 +62,6 @@ def calls() -> list[tuple[str, Callable[[], list[Tensor]]]]:
         hx = (h, c) if kind is fusedrnn.FusedLSTMCell else h
         add(kind.__name__, kind(300, 301, dtype=dtype), randn(8, 300, dtype=dtype), hx)
     return result
-
-
-def same(got: list[Tensor], wanted: list[Tensor]) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
 
 
 def main() -> None:
