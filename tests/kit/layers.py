@@ -372,12 +372,16 @@ LENGTHS = [3, 7, 6, 1, 6]  # steps of five sequences
 
 
 def make_input(form: str, sequences: list[Tensor], fill: float = 0.0) -> tuple[Any, dict[str, Any]]:
-    """Makes the input and the keyword arguments of a module from sequences of LENGTHS.
+    """Makes the input and the keyword arguments of a module from sequences.
 
-    A plain batch has 7 steps, in which shorter sequences are repeated.
+    A plain batch has as many steps as the longest sequence, and shorter ones are repeated in it. A
+    padded batch has two steps more.
     """
+    lengths = [len(s) for s in sequences]
+    T = max(lengths)
     if form == "plain":
-        return torch.stack([s.repeat(7, 1)[:7] for s in sequences], 1), {}
+        return torch.stack([s.repeat(T, 1)[:T] for s in sequences], 1), {}
     if form == "packed":
-        return torch.nn.utils.rnn.pack_sequence(sequences, enforce_sorted=False), {}
-    return pad(sequences, 9, fill), {"lengths": torch.tensor(LENGTHS)}
+        is_sorted = lengths == sorted(lengths, reverse=True)
+        return torch.nn.utils.rnn.pack_sequence(sequences, enforce_sorted=is_sorted), {}
+    return pad(sequences, T + 2, fill), {"lengths": torch.tensor(lengths)}

@@ -33,8 +33,8 @@ FORMS = ["time major", "batch first", "unbatched", "packed", "packed unsorted"]
 f64 = torch.float64
 
 
-def make_input(form: str, T: int, N: int, I: int, dtype: torch.dtype = f64) -> Any:
-    """Makes an input in one of the forms, with N sequences of up to T steps."""
+def input_of(form: str, T: int, N: int, I: int, dtype: torch.dtype = f64) -> Any:
+    """Makes an input in one of FORMS, with N sequences of up to T steps."""
     if form == "unbatched":
         return randn(T, I, dtype=dtype)
     if form.startswith("packed"):
@@ -59,7 +59,7 @@ def test_grid(
     for bias, states in ((True, True), (True, False), (False, True), (False, False)):
         kind = {"num_layers": num_layers, "bidirectional": bidirectional, "bias": bias}
         ours, theirs = cell.make(3, 5, device=device, **kind, **constructor(form))
-        x = make_input(form, 6, 4, 3)
+        x = input_of(form, 6, 4, 3)
         hx = make_states(ours, None if form == "unbatched" else 4, f64) if states else None
         assert_same(run(ours, x, hx), run(theirs, x, hx))
 
@@ -71,7 +71,7 @@ def test_results_have_the_form_of_torch_nn(device: torch.device, cell: Cell, for
         3, 5, device=device, num_layers=2, bidirectional=True, **constructor(form)
     )
     single = cell.make(3, 5, device=device, **constructor(form))
-    x = make_input(form, 6, 4, 3)
+    x = input_of(form, 6, 4, 3)
     for a, b in ((ours, theirs), single):
         actual, expected = a(on(device, x)), b(x)
         assert type(actual) is type(expected) is tuple
@@ -121,7 +121,7 @@ def test_one_unit(device: torch.device, cell: Cell) -> None:
 @pytest.mark.parametrize("cell", CELLS, ids=str)
 def test_threads(cell: Cell, form: str, threads: int) -> None:
     ours, theirs = cell.make(9, 40, bidirectional=True, **constructor(form))
-    x, hx = make_input(form, 12, 24, 9), make_states(ours, 24, f64)
+    x, hx = input_of(form, 12, 24, 9), make_states(ours, 24, f64)
     expected = run(theirs, x, hx)
     torch.set_num_threads(threads)
     actual = run(ours, x, hx)
@@ -152,7 +152,7 @@ def test_dropout_has_the_masks_of_torch_nn(cell: Cell, form: str, dropout: float
     ours, theirs = cell.make(
         3, 5, num_layers=3, bidirectional=True, dropout=dropout, **constructor(form)
     )
-    x = make_input(form, 6, 4, 3)
+    x = input_of(form, 6, 4, 3)
     actual, state = run(ours, x, seed=5), torch.get_rng_state()
     assert_same(actual, run(theirs, x, seed=5))
     assert torch.equal(state, torch.get_rng_state())

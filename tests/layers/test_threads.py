@@ -8,26 +8,21 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from tests.kit.layers import CELLS, Cell, make_states, pad, ragged, randn, run
+from tests.kit.layers import CELLS, Cell, make_input, make_states, ragged, randn, run
 
 ROOT = Path(__file__).resolve().parents[2]
 BATCHES = ["plain", "packed", "lengths"]
 
 
-def make_input(batch: str, I: int, dtype: torch.dtype) -> tuple[object, dict[str, Tensor]]:
+def make_batch(batch: str, I: int, dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:
     """13 sequences of up to 20 steps, as an input and keyword arguments of a layer."""
-    lengths = [20, 20, 17, 15, 15, 9, 8, 5, 5, 3, 2, 1, 1]
-    if batch == "plain":
-        return randn(20, 13, I, dtype=dtype), {}
-    sequences = ragged(lengths, I, dtype)
-    if batch == "packed":
-        return torch.nn.utils.rnn.pack_sequence(sequences), {}
-    return pad(sequences, 20, 0.0), {"lengths": torch.tensor(lengths)}
+    return make_input(batch, ragged([20, 20, 17, 15, 15, 9, 8, 5, 5, 3, 2, 1, 1], I, dtype))
 
 
 def result(cell: Cell, batch: str, dtype: torch.dtype, **options: int) -> dict[str, Tensor]:
@@ -35,7 +30,7 @@ def result(cell: Cell, batch: str, dtype: torch.dtype, **options: int) -> dict[s
     torch.manual_seed(0)
     ours, _ = cell.make(19, 67, num_layers=2, **options)
     ours = ours.to(dtype)
-    input, kwargs = make_input(batch, 19, dtype)
+    input, kwargs = make_batch(batch, 19, dtype)
     return run(ours, input, make_states(ours, 13, dtype), **kwargs)
 
 
@@ -120,7 +115,7 @@ def test_calls_from_several_threads_at_once(cell: Cell) -> None:
 def test_without_gradients(cell: Cell, batch: str) -> None:
     """no_grad and inference_mode give the same bits as training, with one thread and with two."""
     module, _ = cell.make(6, 33, bidirectional=True)
-    input, kwargs = make_input(batch, 6, torch.float32)
+    input, kwargs = make_batch(batch, 6, torch.float32)
 
     def outputs() -> list[Tensor]:
         y, state = module(input, **kwargs)
