@@ -12,16 +12,18 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
+import setup_build
 from tests.kit.documents import ROOT, blocks
 
 PAGE = ROOT / "docs/adding-a-cell.md"
 MASKED = ROOT / "tests/cells/lstm_masked.h"
-# The tests of both engines, and those of the ops with first and second derivatives.
-OF_ENGINES = ["tests/kernels/test_kernels.py", "tests/cuda/test_cuda_layer.py"]
+# The tests of either engine, and those of the ops with first and second derivatives.
+ON_CPU, ON_CUDA = "tests/kernels/test_kernels.py", "tests/cuda/test_cuda_layer.py"
 OF_OPS = ["tests/ops/test_ops.py", "tests/ops/test_gradients.py", "tests/cells/test_cells_list.py"]
 
 
@@ -129,12 +131,17 @@ def test_new_cells_run_in_both_engines(tmp_path: Path) -> None:
     run("setup.py", "-q", "build_ext", "--inplace")
     run("-c", block("python no-run", "FusedCoupledLSTM"))
 
-    def passed(cell: str, *tests: str) -> int:
-        said = run("-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", cell, *tests)
-        found = re.search(r"(\d+) passed", said)
-        assert found is not None, said
-        return int(found[1])
+    def passed(cell: str, *tests: str) -> Counter[str]:
+        """How many tests of the cell passed in each file."""
+        said = run("-m", "pytest", "-q", "-rp", "-p", "no:cacheprovider", "-k", cell, *tests)
+        return Counter(re.findall(r"^PASSED (\S+?)::", said, re.M))
 
-    assert passed("lstm_coupled", *OF_ENGINES, *OF_OPS) > 50
-    assert passed("lstm_masked", *OF_ENGINES) > 40
+    coupled = passed("lstm_coupled", ON_CPU, ON_CUDA, *OF_OPS)
+    masked = passed("lstm_masked", ON_CPU, ON_CUDA)
+    assert min(coupled[ON_CPU], masked[ON_CPU]) > 25
+    assert sum(coupled[file] for file in OF_OPS) > 40
+    if setup_build.nvcc() is None:
+        print("there is no nvcc: the new cells did not run in the CUDA engine")
+    else:
+        assert min(coupled[ON_CUDA], masked[ON_CUDA]) > 15
     assert "must be one without an input of each row, got lstm_masked" in run("-c", REFUSED)
