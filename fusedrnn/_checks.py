@@ -168,8 +168,8 @@ def check_weights(
     if len(weights) != len(shapes):  # attributes of the layer were changed
         raise RuntimeError(
             f"num_layers = {num_layers}, bidirectional = {directions == 2} and bias = {bias} ask "
-            f"for {len(shapes)} weights, the layer has {len(weights)}; make another layer where "
-            "they shall change"
+            f"for {len(shapes)} weights of {cell}, the layer has {len(weights)}; make another "
+            "layer to change an option"
         )
     for k, (w, shape) in enumerate(zip(weights, shapes, strict=True)):
         if (
@@ -186,11 +186,11 @@ def check_weights(
                 )
             name = (names or weight_names(cell, num_layers, directions, bias))[k]
             parameters = CELLS[cell].parameters_with(bias)
-            letters = _letters(cell, parameters[k % len(parameters)], sizes)
+            letters = letters_of(cell, parameters[k % len(parameters)], sizes)
             refuse_weight(name, w, letters, shape, dtype, device)
 
 
-def _letters(cell: str, parameter: CellParameter, sizes: tuple[int, int, int]) -> str:
+def letters_of(cell: str, parameter: CellParameter, sizes: tuple[int, int, int]) -> str:
     """The shape of a parameter for a message, such as "4H, I"; sizes = (I, H, P)."""
     G = CELLS[cell].gates
     letters = ", ".join(parameter.sizes).replace("G*", f"{G}*" if G > 1 else "").replace("*", "")

@@ -181,15 +181,14 @@ def _plan_revert(caller: str, module: nn.Module) -> tuple[list[_Change], list[_L
         elif "forward" in vars(layer):
             left.append(_Left(name, layer, _OWN_FORWARD))
         elif reason := _why_torch_cannot(layer):
-            impossible.append(f"{reason} in {name} ({type(layer).__name__})")
+            impossible.append(f"{name} ({type(layer).__name__} with {reason})")
         else:
             changes.append(_Change(layer, plain))
     if impossible:
         raise ValueError(
-            f"fusedrnn.{caller}: reset_after must be True in every GRU, because torch.nn's GRU has "
-            "its reset gate after the recurrent product only, and peephole False in every LSTM, "
-            "because torch.nn's LSTM has none; got "
-            f"{', '.join(impossible)}. Nothing was changed"
+            f"fusedrnn.{caller}: torch.nn cannot compute {', '.join(impossible)}. Its GRU has the "
+            "reset gate after the recurrent product only, and its LSTM has no peepholes. Nothing "
+            "was changed"
         )
     return changes, left
 
@@ -198,7 +197,9 @@ def _why_torch_cannot(layer: nn.Module) -> str:
     """The option of a fused layer that torch.nn cannot compute; "" if it can compute the layer."""
     if not getattr(layer, "reset_after", True):
         return "reset_after=False"
-    return "peephole=True" if getattr(layer, "peephole", False) else ""
+    # The weights decide: the attribute may have been changed since they were made.
+    names = getattr(layer, "_flat_weights_names", ())
+    return "peephole=True" if any(name.startswith("weight_ch") for name in names) else ""
 
 
 def _named_modules(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -130,7 +130,7 @@ class FusedLSTM(_FusedRNNBase):
         weight_ch_l{k}{_reverse}: ``[3H]``, with peephole: p_i, p_f, p_o.
 
     All are drawn from U(−1/√H, 1/√H). With the same seed they are the same numbers as torch.nn's.
-    Peepholes are drawn after the others.
+    Peepholes are drawn after the others. No cell module has peepholes: a call with T = 1 is a step.
 
     Raises:
         ValueError: sizes, num_layers, dropout or proj_size out of range; proj_size with peephole.
@@ -194,9 +194,22 @@ class FusedLSTM(_FusedRNNBase):
             self._parameters[name] = self._parameters.pop(name)
 
     def _cell(self) -> str:
-        if self.peephole:
+        if self.peephole is not False:
+            check_bool("peephole", self.peephole)
+            if self.proj_size:
+                raise ValueError(f"proj_size must be 0 with peephole=True, got {self.proj_size}")
             return "lstm_peephole"
         return "lstm_proj" if self.proj_size else "lstm"
+
+    def reset_parameters(self) -> None:
+        """Draws all parameters again: those that torch.nn's LSTM has in its order, then peepholes.
+
+        With the same seed the former are therefore the same numbers as torch.nn's.
+        """
+        bound = self.hidden_size**-0.5 if self.hidden_size > 0 else 0.0
+        named = sorted(self.named_parameters(), key=lambda entry: "weight_ch" in entry[0])
+        for _, parameter in named:
+            nn.init.uniform_(parameter, -bound, bound)
 
     def extra_repr(self) -> str:
         """Returns torch.nn's text, and peephole where it is not the default."""
@@ -342,7 +355,10 @@ class FusedGRU(_FusedRNNBase):
         self.reset_after = reset_after
 
     def _cell(self) -> str:
-        return "gru" if self.reset_after else "gru_reset_before"
+        if self.reset_after is True:
+            return "gru"
+        check_bool("reset_after", self.reset_after)
+        return "gru_reset_before"
 
     def extra_repr(self) -> str:
         """Returns torch.nn's text, and reset_after where it is not the default."""

@@ -142,7 +142,7 @@ def _check_options(options: dict[str, Any]) -> None:
         raise ValueError(
             "dynamo must be True: only torch's exporter that stands on torch.export knows the "
             "fused layers, got False. torch.onnx.export(dynamo=False) takes "
-            "fusedrnn.to_torch(model), the same model in torch.nn's layers"
+            "fusedrnn.to_torch(model), the same model in torch.nn's layers, if torch.nn has them"
         )
     if "f" in options:
         raise ValueError("f must not be given: the argument for the path is file here")

@@ -21,6 +21,7 @@ from ._checks import (
     check_state,
     check_storage,
     check_weights,
+    letters_of,
     own_batch_sizes,
     weight_names,
 )
@@ -57,7 +58,8 @@ def sizes_of(
         if not isinstance(w, Tensor):
             raise TypeError(f"{name} must be a Tensor, got {type(w).__name__}")
         if w.dim() != len(parameter.sizes):
-            raise RuntimeError(f"{name} must be a matrix, or a vector for a bias, got {w.dim()}-D")
+            letters = letters_of(cell, parameter, (1, 2, 1 if spec.projects else 2))
+            raise RuntimeError(f"{name} must be [{letters}], got {list(w.shape)}")
     rows, I = first["weight_ih_l0"].shape
     H = rows // spec.gates
     return cell, (I, H, first["weight_hr_l0"].shape[0] if spec.projects else H)
@@ -213,9 +215,11 @@ def _stack(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Runs the layers one after another, with dropout between them; results as in `_ops.layer`."""
     directions = 2 if options.bidirectional else 1
-    none: Sequence[Tensor | None] = [None] * num_layers
-    h_in = none if h0 is None else h0.split(directions)
-    c_in = none if c0 is None else c0.split(directions)
+
+    def of_layer(states: Tensor | None, layer: int) -> Tensor | None:
+        # Not split: onnx's converter cannot write its operator for opsets before 18.
+        return None if states is None else states.narrow(0, layer * directions, directions)
+
     k = len(weights) // num_layers
     h_out: list[Tensor] = []
     c_out: list[Tensor] = []
@@ -224,10 +228,11 @@ def _stack(
             x = F.dropout(x, dropout, training=True)
         own = slice(layer * k, (layer + 1) * k)
         w, cast_w = weights[own], None if casts is None else casts[own]
-        x, h, c = _ops.layer(x, h_in[layer], c_in[layer], w, batch, options, cast_w)
-        h_out.append(h)
-        if c is not None:
-            c_out.append(c)
+        h, c = of_layer(h0, layer), of_layer(c0, layer)
+        x, h_n, c_n = _ops.layer(x, h, c, w, batch, options, cast_w)
+        h_out.append(h_n)
+        if c_n is not None:
+            c_out.append(c_n)
     return x, torch.cat(h_out), torch.cat(c_out) if c_out else None
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ._checks import check_storage
-from ._library import CELLS
+from ._library import CELLS, CellParameter
 
 __all__ = ["own", "save_given", "saved_given"]
 
@@ -61,12 +61,12 @@ def save_given(
         ctx.weights = weights, [], []
 
 
-def _biases(ctx: Any, count: int) -> list[bool]:
-    """Return for each weight of a call, in one or two directions, whether it is a bias."""
+def _parameters_of(ctx: Any, count: int) -> list[CellParameter]:
+    """Return which parameter each of a call's weights is, in one or two directions."""
     directions = 1 + getattr(ctx.options, "bidirectional", False)
     spec = CELLS[ctx.options.cell]
     parameters = spec.parameters_with(count == directions * len(spec.parameters))
-    return [p.is_bias for p in parameters] * directions
+    return parameters * directions
 
 
 def _until_derived(weight: Tensor, value: Tensor, is_bias: bool) -> Tensor:
@@ -86,13 +86,13 @@ def _refuse_changed(
     ctx: Any, weights: Sequence[Tensor], versions: Sequence[int], derived: bool
 ) -> None:
     """Raise where a weight that backward reads was changed in place since forward."""
-    biases = _biases(ctx, len(weights))
-    for w, version, is_bias in zip(weights, versions, biases, strict=True):
+    parameters = _parameters_of(ctx, len(weights))
+    for w, version, parameter in zip(weights, versions, parameters, strict=True):
         # Only the derivative of backward reads a bias.
-        if w._version != version and (derived or not is_bias):
+        if w._version != version and (derived or not parameter.is_bias):
             raise RuntimeError(
                 "one of the variables needed for gradient computation has been modified by an "
-                f"inplace operation: a weight or bias {list(w.shape)} is at version {w._version}; "
+                f"inplace operation: {parameter.name} {list(w.shape)} is at version {w._version}; "
                 f"expected version {version} instead"
             )
 
@@ -117,7 +117,8 @@ def saved_given(ctx: Any) -> Sequence[Any]:
         begin = len(saved) - len(weights)
         then: Any = saved[begin:]
         if values:
-            then = map(_until_derived, weights, values, _biases(ctx, len(weights)))
+            biases = (parameter.is_bias for parameter in _parameters_of(ctx, len(weights)))
+            then = map(_until_derived, weights, values, biases)
         saved[begin:] = map(_ValueOf.apply, weights, then)
     return saved
 

@@ -24,8 +24,10 @@ def refuse_trace(module: Any, *args: Any, **kwargs: Any) -> NoReturn:
 
 
 def _refuse(module: Any, caller: str) -> NoReturn:
-    raise RuntimeError(
-        f"{caller}: TorchScript does not support {type(module).__name__}. Use torch.export, "
-        "torch.compile or fusedrnn.onnx.export; or give TorchScript fusedrnn.to_torch(model), the "
-        "same model in torch.nn's layers"
-    )
+    advice = "Use torch.export, torch.compile or fusedrnn.onnx.export"
+    # torch.nn has no layer with the other value of these options.
+    if getattr(module, "reset_after", True) and not getattr(module, "peephole", False):
+        advice += (
+            "; or give TorchScript fusedrnn.to_torch(model), the same model in torch.nn's layers"
+        )
+    raise RuntimeError(f"{caller}: TorchScript does not support {type(module).__name__}. {advice}")

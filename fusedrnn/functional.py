@@ -95,8 +95,10 @@ def lstm(
         NotImplementedError: a dtype or device without kernels.
     """
     check_bool("peephole", peephole)
-    cells = ("lstm_peephole",) if peephole else ("lstm", "lstm_proj")
+    cells = ("lstm_peephole",) if peephole else ("lstm", "lstm_proj", "lstm_peephole")
     cell, sizes = sizes_of(cells, weights, num_layers, bias, bidirectional)
+    if cell == "lstm_peephole" and not peephole:
+        raise RuntimeError("peephole must be True for weights with weight_ch [3H], got False")
     h0, c0 = lstm_states(hx)
     y, h_n, c_n = run_layers(
         cell,

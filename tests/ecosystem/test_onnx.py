@@ -210,6 +210,16 @@ def test_an_op_without_a_translation_raises_the_error_of_torch() -> None:
         fusedrnn.onnx.export(Unknown().eval(), (torch.randn(1, 1),))
 
 
+@pytest.mark.parametrize("opset", [14, 17])
+def test_a_stack_with_states_in_opsets_before_18(opset: int) -> None:
+    """onnx's converter has no way from Split of opset 18 to an earlier one."""
+    layer = fusedrnn.FusedLSTM(3, 4, 2, bidirectional=True).eval()
+    x, hx = torch.randn(5, 2, 3), (torch.randn(4, 2, 4), torch.randn(4, 2, 4))
+    proto = fusedrnn.onnx.export(layer, (x, hx), opset_version=opset).model_proto
+    y, (h_n, c_n) = layer.double()(x.double(), tuple(state.double() for state in hx))
+    assert_close(run(session(proto), [x, *hx]), [y, h_n, c_n])
+
+
 @pytest.mark.parametrize("opset", [14, 17, 26])
 def test_opsets_that_torch_does_not_write_itself(opset: int) -> None:
     model = Tagger().eval()

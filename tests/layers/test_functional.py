@@ -184,7 +184,7 @@ MISTAKES: dict[str, tuple[Any, type[Exception], str]] = {
     "a vector as a matrix": (
         lambda: functional.rnn(x, None, replaced(rnn, 1, torch.ones(8))),
         RuntimeError,
-        "weight_hh_l0 must be a matrix",
+        r"weight_hh_l0 must be \[H, H\], got \[8\]",
     ),
     "None as a weight": (
         lambda: functional.rnn(x, None, replaced(rnn, 3, None)),

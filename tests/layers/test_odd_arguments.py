@@ -95,14 +95,34 @@ def test_constructors(kind: str, argument: str) -> None:
 
 # torch.nn's LSTM does not check these, and computes with its first weights or with other sizes.
 CHANGES: list[tuple[str, Any, type[Exception], str]] = [
-    ("num_layers", 1, RuntimeError, "num_layers = 1, .* ask for 4 weights, the layer has 8"),
-    ("num_layers", 3, RuntimeError, "num_layers = 3, .* ask for 12 weights, the layer has 8"),
-    ("num_layers", 0, RuntimeError, "num_layers = 0, .* ask for 0 weights, the layer has 8"),
+    (
+        "num_layers",
+        1,
+        RuntimeError,
+        "num_layers = 1, .* ask for 4 weights of .*, the layer has 8",
+    ),
+    (
+        "num_layers",
+        3,
+        RuntimeError,
+        "num_layers = 3, .* ask for 12 weights of .*, the layer has 8",
+    ),
+    (
+        "num_layers",
+        0,
+        RuntimeError,
+        "num_layers = 0, .* ask for 0 weights of .*, the layer has 8",
+    ),
     ("num_layers", "2", TypeError, "'str' object cannot be interpreted as an integer"),
-    ("bidirectional", True, RuntimeError, "bidirectional = True .* ask for 16 weights, .* has 8"),
+    (
+        "bidirectional",
+        True,
+        RuntimeError,
+        "bidirectional = True .* ask for 16 weights of .* has 8",
+    ),
     ("bidirectional", "yes", TypeError, "bidirectional should be of type bool, got: str"),
     ("bidirectional", np.True_, TypeError, "bidirectional should be of type bool, got: bool"),
-    ("bias", False, RuntimeError, "bias = False ask for 4 weights, the layer has 8"),
+    ("bias", False, RuntimeError, "bias = False ask for 4 weights of .*, the layer has 8"),
     ("bias", None, TypeError, "bias should be of type bool, got: NoneType"),
     ("batch_first", 1, TypeError, "batch_first should be of type bool, got: int"),
     (
