@@ -16,7 +16,7 @@ from torch.nn.modules.rnn import RNNCellBase
 
 from . import _fx, _ops, _reference
 from ._autocast import autocast_dtype, cast, cast_weights
-from ._checks import Device, DType, as_dense, check_bool, check_kernels, check_weights
+from ._checks import Device, DType, as_dense, check_bool, check_kernels, check_weights, gru_cell
 from ._library import CELLS
 from ._options import Batch, Options, StepOptions
 from ._torchscript import refuse_script, refuse_trace
@@ -346,10 +346,7 @@ class FusedGRUCell(_FusedCell):
             and (leaf := _fx.as_leaf(self, input, hx)) is not None
         ):
             return leaf
-        if self.reset_after is not True:
-            check_bool("reset_after", self.reset_after)
-        cell = "gru" if self.reset_after else "gru_reset_before"
-        return self._run(cell, input, () if hx is None else (hx,))[0]
+        return self._run(gru_cell(self.reset_after), input, () if hx is None else (hx,))[0]
 
 
 class FusedRNNCell(_FusedCell):

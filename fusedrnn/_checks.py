@@ -52,6 +52,23 @@ def check_bool(name: str, flag: Any) -> None:
         raise TypeError(f"{name} should be of type bool, got: {type(flag).__name__}")
 
 
+def gru_cell(reset_after: Any) -> str:
+    """Returns the name of a GRU's cell; checks that the option is a bool."""
+    if reset_after is True:
+        return "gru"
+    check_bool("reset_after", reset_after)
+    return "gru_reset_before"
+
+
+def option_torch_lacks(layer: Any) -> str:
+    """Returns the option of a fused layer that torch.nn cannot compute; "" if it can compute it."""
+    if not getattr(layer, "reset_after", True):
+        return "reset_after=False"
+    # The weights decide: the attribute may have been changed since they were made.
+    names = getattr(layer, "_flat_weights_names", ())
+    return "peephole=True" if any(name.startswith("weight_ch") for name in names) else ""
+
+
 def check_sizes(
     input_size: Any,
     hidden_size: Any,
@@ -186,15 +203,15 @@ def check_weights(
                 )
             name = (names or weight_names(cell, num_layers, directions, bias))[k]
             parameters = CELLS[cell].parameters_with(bias)
-            letters = letters_of(cell, parameters[k % len(parameters)], sizes)
+            letters = letters_of(cell, parameters[k % len(parameters)])
             refuse_weight(name, w, letters, shape, dtype, device)
 
 
-def letters_of(cell: str, parameter: CellParameter, sizes: tuple[int, int, int]) -> str:
-    """The shape of a parameter for a message, such as "4H, I"; sizes = (I, H, P)."""
+def letters_of(cell: str, parameter: CellParameter) -> str:
+    """The shape of a parameter for a message, such as "4H, I"."""
     G = CELLS[cell].gates
     letters = ", ".join(parameter.sizes).replace("G*", f"{G}*" if G > 1 else "").replace("*", "")
-    return letters if sizes[2] != sizes[1] else letters.replace("P", "H")
+    return letters if CELLS[cell].projects else letters.replace("P", "H")
 
 
 def refuse_weight(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ._cell_modules import WEIGHT_NAMES, FusedGRUCell, FusedLSTMCell, FusedRNNCell
-from ._checks import check_kernels
+from ._checks import check_kernels, option_torch_lacks
 from ._modules import FusedGRU, FusedLSTM, FusedRNN
 
 __all__ = ["convert", "revert", "to_torch"]
@@ -180,8 +180,8 @@ def _plan_revert(caller: str, module: nn.Module) -> tuple[list[_Change], list[_L
             left.append(_Left(name, layer, _subclass_reason(layer)))
         elif "forward" in vars(layer):
             left.append(_Left(name, layer, _OWN_FORWARD))
-        elif reason := _why_torch_cannot(layer):
-            impossible.append(f"{name} ({type(layer).__name__} with {reason})")
+        elif option := option_torch_lacks(layer):
+            impossible.append(f"{name} ({type(layer).__name__} with {option})")
         else:
             changes.append(_Change(layer, plain))
     if impossible:
@@ -191,15 +191,6 @@ def _plan_revert(caller: str, module: nn.Module) -> tuple[list[_Change], list[_L
             "was changed"
         )
     return changes, left
-
-
-def _why_torch_cannot(layer: nn.Module) -> str:
-    """The option of a fused layer that torch.nn cannot compute; "" if it can compute the layer."""
-    if not getattr(layer, "reset_after", True):
-        return "reset_after=False"
-    # The weights decide: the attribute may have been changed since they were made.
-    names = getattr(layer, "_flat_weights_names", ())
-    return "peephole=True" if any(name.startswith("weight_ch") for name in names) else ""
 
 
 def _named_modules(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:

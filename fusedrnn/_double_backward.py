@@ -177,17 +177,8 @@ def _backward_derivative(
         batch = Batch(batch_sizes, lengths, ctx.size)
         create_graph = torch.is_grad_enabled()
         result = second_derivative(grads, primals, wanted, batch, options, create_graph)
-    d_grad_y, d_grad_h, d_grad_c, d_x, d_h0, d_c0, *d_weights = result
-    return (
-        d_grad_y,
-        d_grad_h,
-        d_grad_c,
-        d_x,
-        d_h0,
-        d_c0,
-        d_weights,
-        *[None] * (len(ctx.needs_input_grad) - 7),
-    )
+    gradients = (*result[:6], result[6:])  # of grad_y, grad_h, grad_c, x, h0, c0 and the weights
+    return (*gradients, *[None] * (len(ctx.needs_input_grad) - len(gradients)))
 
 
 torch.library.register_autograd(

@@ -6,6 +6,7 @@ instance of these classes and quantize_dynamic replaces them.
 
 from __future__ import annotations
 
+import math
 import weakref
 from typing import Any, overload
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from . import _fx
-from ._checks import Device, DType, Lengths, check_bool, check_sizes, lstm_states
+from ._checks import Device, DType, Lengths, check_bool, check_sizes, gru_cell, lstm_states
 from ._library import CELLS
 from ._run import run_layers
 from ._torchscript import refuse_script, refuse_trace
@@ -186,7 +187,7 @@ class FusedLSTM(_FusedRNNBase):
         for names in self._all_weights:
             name = peepholes.name + names[0].removeprefix("weight_ih")
             weight = nn.Parameter(torch.empty(peepholes.shape(H=H), device=device, dtype=dtype))
-            nn.init.uniform_(weight, -(H**-0.5), H**-0.5)
+            self._draw(weight)
             self.register_parameter(name, weight)
             names.append(name)
         self._flat_weights_names = [name for names in self._all_weights for name in names]
@@ -206,10 +207,13 @@ class FusedLSTM(_FusedRNNBase):
 
         With the same seed the former are therefore the same numbers as torch.nn's.
         """
-        bound = self.hidden_size**-0.5 if self.hidden_size > 0 else 0.0
         named = sorted(self.named_parameters(), key=lambda entry: "weight_ch" in entry[0])
         for _, parameter in named:
-            nn.init.uniform_(parameter, -bound, bound)
+            self._draw(parameter)
+
+    def _draw(self, parameter: Tensor) -> None:
+        bound = 1 / math.sqrt(self.hidden_size)  # as torch.nn computes it: a power may round apart
+        nn.init.uniform_(parameter, -bound, bound)
 
     def extra_repr(self) -> str:
         """Returns torch.nn's text, and peephole where it is not the default."""
@@ -355,10 +359,7 @@ class FusedGRU(_FusedRNNBase):
         self.reset_after = reset_after
 
     def _cell(self) -> str:
-        if self.reset_after is True:
-            return "gru"
-        check_bool("reset_after", self.reset_after)
-        return "gru_reset_before"
+        return gru_cell(self.reset_after)
 
     def extra_repr(self) -> str:
         """Returns torch.nn's text, and reset_after where it is not the default."""

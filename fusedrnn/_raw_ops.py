@@ -96,7 +96,7 @@ def _backward_arguments(
         options.cell,
         options.bidirectional,
         needs.x,
-        needs.h or needs.c,
+        needs.state,
         needs.weights,
     )
 
@@ -150,7 +150,7 @@ def step_backward_now(
         options.hidden_size,
         options.cell,
         needs.x,
-        needs.h or needs.c,
+        needs.state,
         needs.weights,
     )
     return result

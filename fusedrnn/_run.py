@@ -58,8 +58,8 @@ def sizes_of(
         if not isinstance(w, Tensor):
             raise TypeError(f"{name} must be a Tensor, got {type(w).__name__}")
         if w.dim() != len(parameter.sizes):
-            letters = letters_of(cell, parameter, (1, 2, 1 if spec.projects else 2))
-            raise RuntimeError(f"{name} must be [{letters}], got {list(w.shape)}")
+            shape = letters_of(cell, parameter)
+            raise RuntimeError(f"{name} must be [{shape}], got {list(w.shape)}")
     rows, I = first["weight_ih_l0"].shape
     H = rows // spec.gates
     return cell, (I, H, first["weight_hr_l0"].shape[0] if spec.projects else H)

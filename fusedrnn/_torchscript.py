@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from typing import Any, NoReturn
 
+from ._checks import option_torch_lacks
+
 __all__ = ["refuse_script", "refuse_trace"]
 
 
@@ -25,8 +27,7 @@ def refuse_trace(module: Any, *args: Any, **kwargs: Any) -> NoReturn:
 
 def _refuse(module: Any, caller: str) -> NoReturn:
     advice = "Use torch.export, torch.compile or fusedrnn.onnx.export"
-    # torch.nn has no layer with the other value of these options.
-    if getattr(module, "reset_after", True) and not getattr(module, "peephole", False):
+    if not option_torch_lacks(module):
         advice += (
             "; or give TorchScript fusedrnn.to_torch(model), the same model in torch.nn's layers"
         )

@@ -17,7 +17,7 @@ from typing import TypeVar
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from ._checks import Lengths, check_bool, lstm_states
+from ._checks import Lengths, check_bool, gru_cell, lstm_states
 from ._run import run_layers, sizes_of
 
 __all__ = ["gru", "lstm", "rnn"]
@@ -170,9 +170,7 @@ def gru(
     Raises:
         Exception: as `lstm`.
     """
-    check_bool("reset_after", reset_after)
-    asked_for = "gru" if reset_after else "gru_reset_before"
-    cell, sizes = sizes_of((asked_for,), weights, num_layers, bias, bidirectional)
+    cell, sizes = sizes_of((gru_cell(reset_after),), weights, num_layers, bias, bidirectional)
     y, h_n, _ = run_layers(
         cell,
         sizes,

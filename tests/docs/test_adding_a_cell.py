@@ -140,8 +140,7 @@ def test_new_cells_run_in_both_engines(tmp_path: Path) -> None:
     masked = passed("lstm_masked", ON_CPU, ON_CUDA)
     assert min(coupled[ON_CPU], masked[ON_CPU]) > 25
     assert sum(coupled[file] for file in OF_OPS) > 40
-    if setup_build.nvcc() is None:
-        print("there is no nvcc: the new cells did not run in the CUDA engine")
-    else:
-        assert min(coupled[ON_CUDA], masked[ON_CUDA]) > 15
     assert "must be one without an input of each row, got lstm_masked" in run("-c", REFUSED)
+    if setup_build.nvcc() is None:
+        pytest.skip("no nvcc: the new cells ran on the CPU and not in the CUDA engine")
+    assert min(coupled[ON_CUDA], masked[ON_CUDA]) > 15

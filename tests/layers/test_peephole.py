@@ -74,17 +74,25 @@ def test_weights_of_the_function(bias: bool) -> None:
     message_of(weight_ch.view(1, 3, 4), False, "weight_hr_l0 must be [P, H], got [1, 3, 4]")
 
 
-def test_reset_parameters_draws_the_numbers_of_torch() -> None:
-    options = {"num_layers": 2, "bidirectional": True}
-    ours, theirs = peephole(**options), nn.LSTM(3, 4, **options)
-    for layer in (ours, theirs):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("peepholes", [False, True])
+def test_the_numbers_drawn_are_those_of_torch(peepholes: bool, dtype: torch.dtype) -> None:
+    """By the constructor and by reset_parameters. H ** -0.5 differs from 1 / sqrt(H) for some H."""
+    for H in range(1, 20):
+        options: dict[str, Any] = {"num_layers": 2, "bidirectional": True, "dtype": dtype}
         torch.manual_seed(3)
-        layer.reset_parameters()
-    drawn = dict(ours.named_parameters())
-    for name, parameter in theirs.named_parameters():
-        assert torch.equal(drawn.pop(name), parameter)
-    assert len(drawn) == 4
-    assert all(0 < p.abs().max() <= 0.5 for p in drawn.values())
+        ours = fusedrnn.FusedLSTM(3, H, peephole=peepholes, **options)
+        torch.manual_seed(3)
+        theirs = nn.LSTM(3, H, **options)
+        for _ in range(2):
+            drawn = dict(ours.named_parameters())
+            for name, parameter in theirs.named_parameters():
+                assert torch.equal(drawn.pop(name), parameter)
+            assert len(drawn) == (4 if peepholes else 0)
+            assert all(0 < p.abs().max() <= H**-0.5 + 1e-6 for p in drawn.values())
+            for layer in (ours, theirs):
+                torch.manual_seed(4)
+                layer.reset_parameters()
 
 
 def test_an_error_names_the_weight_that_changed() -> None:

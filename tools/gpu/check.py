@@ -32,8 +32,8 @@ from .tasks import DEVICES, Task, tasks_of
 RIGHT, WRONG, UNFINISHED = 0, 1, 3
 # At most this many failed checks of a task are printed. All are written to the file.
 SHOWN = 3
-# If so many workers were lost in tasks of one cell and regime, or of one regime, the other tasks of
-# this cell and regime, or of this regime, are left out.
+# The numbers of lost workers after which the remaining tasks of their subject (a cell in a regime),
+# or of their regime, are left out.
 OF_SUBJECT, OF_REGIME = 2, 3
 
 
