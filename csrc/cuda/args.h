@@ -20,62 +20,82 @@ template <template <class> class Args>
 constexpr bool kAreArguments = kIsArgument<Args<float>> && kIsArgument<Args<double>> &&
                                kIsArgument<Args<Half>> && kIsArgument<Args<Bf16>>;
 
-// The elementwise work of one stage of one step in one direction, after the stage's product. h and
-// c are updated in place, so a sequence that is not alive at this step keeps its state.
+// The rows of one step in one direction.
+struct StepRows {
+  int64_t row;  // packed row of the first sequence
+  int64_t n;    // how many sequences are alive
+  // Backward only: the same of the step that follows in forward. n_next is 0 if none does.
+  int64_t next_row, n_next;
+};
+
+// What the elementwise work of one direction reads and writes in forward. h and c are updated in
+// place, so a sequence that is not alive at a step keeps its state.
 template <class Stored>
-struct StepForwardArgs {
-  CellKind cell;
-  int stage;
-  int64_t n;  // sequences of this step
+struct ForwardWork {
   int64_t H, P;
-  const Real<Stored>* gates_x;    // [n, G*H] x W
-  const Real<Stored>* acc;        // [n, gates of the stage * H], or [n, P]: the product
+  const Real<Stored>* gates_x;    // [.., G*H] x W, from packed row first_row on
+  int64_t first_row;
   const Stored* b_ih;             // [G*H] or null
   const Stored* b_hh;             // [G*H] or null
   const Stored* params;           // [kParams*H] parameters of each unit, in cells that have them
-  const Real<Stored>* row_input;  // [n] one value for each row, in cells that take it
+  const Real<Stored>* row_input;  // [rows] one value for each row, in cells that take it
   Real<Stored>* h;                // [N, P]
-  Stored* h_rounded;  // [N, P] h rounded for the next product; null where Stored is Real<Stored>
+  Stored* h_rounded;  // [N, P] receives h rounded for the next product, or null
   Real<Stored>* c;    // [N, H] or null
-  Stored* y;          // [n, y_ld]
+  Stored* y;          // [rows, y_ld]
   int64_t y_ld;
-  Stored* h_in;        // [n, P] receives h_{t-1}; null if it is not kept
-  Real<Stored>* c_in;  // [n, H] receives c_{t-1}; null if it is not kept
+  Stored* h_in;        // [rows, P] receives h_{t-1}; null if it is not kept
+  Real<Stored>* c_in;  // [rows, H] receives c_{t-1}; null if it is not kept
   // There are three cases:
-  // - Forward keeps values for backward: [n, kSaved*H]. In cells that save h it is [N, H] and
+  // - Forward keeps values for backward: [rows, kSaved*H]. In cells that save h it is [N, H] and
   //   receives h of the last position of each sequence. h of every other position is h_in of the
   //   next one.
-  // - Nothing is kept, and the cell has several stages: [n, kSaved*H], scratch between the stages.
+  // - Nothing is kept, and the cell has several stages: [N, kSaved*H], scratch between the stages.
   // - Nothing is kept, and the cell has one stage: null.
   Stored* saved;
-  Stored* emit;  // [n, H] the emit of a stage that is not the last one
+  Stored* emit;  // [rows, H] or, if nothing is kept, [N, H]: the emit of a stage before the last
+  bool keeps;    // whether forward keeps values for backward
 };
 
-// The elementwise work of one stage of one step in one direction, before the product that takes the
-// stage's deltas back to the stage's source.
+// What the elementwise work of one direction reads and writes in backward.
 template <class Stored>
-struct StepBackwardArgs {
-  CellKind cell;
-  int stage;
-  int64_t n;
+struct BackwardWork {
   int64_t H, P;
-  const Real<Stored>* d_emit;  // [n, H] gradient of the stage's emit; unused in the last stage
-  const Stored* d_y;           // [n, d_y_ld] or null
+  const Stored* d_y;  // [rows, d_y_ld] or null
   int64_t d_y_ld;
   // [N, P] in: gradient of h_t from later steps; out: the elementwise part of that of h_{t-1}
   Real<Stored>* d_h;
   Real<Stored>* d_c;         // [N, H] in: gradient of c_t; out: gradient of c_{t-1}
-  const Stored* saved;       // as forward wrote it: [n, kSaved*H], or [N, H] if the cell saves h
-  const Stored* h_in;        // [n, P]
-  int64_t n_next;            // sequences of the step that follows in forward; 0 if none does
-  const Stored* h_next;      // [n_next, P] h_in of that step, read in cells that save h
-  const Real<Stored>* c_in;  // [n, H]
-  Stored* delta;             // [n, G*H] gradient of h U + b_hh
-  Stored* delta_x;           // [n, G*H] gradient of x W + b_ih, written if it differs from delta
-  Stored* delta_proj;        // [n, P] gradient of the projection's product
-  const Stored* params;      // as in StepForwardArgs
-  const Real<Stored>* row_input;  // as in StepForwardArgs
-  Stored* delta_params;           // [n, kParams*H] each row's part of the gradient of params
+  const Stored* saved;       // as forward wrote it: [rows, kSaved*H], or [N, H] if the cell saves h
+  const Stored* h_in;        // [rows, P]
+  const Real<Stored>* c_in;  // [rows, H]
+  Stored* delta;             // [rows, G*H] gradient of h U + b_hh
+  Stored* delta_x;           // [rows, G*H] gradient of x W + b_ih, written if it differs from delta
+  Stored* delta_proj;        // [rows, P] gradient of the projection's product
+  const Stored* params;      // as in ForwardWork
+  const Real<Stored>* row_input;  // as in ForwardWork
+  Stored* delta_params;           // [rows, kParams*H] each row's part of the gradient of params
+};
+
+// The elementwise work of one stage of one step, after the stage's product.
+template <class Stored>
+struct StepForwardArgs {
+  CellKind cell;
+  int stage;
+  StepRows rows;
+  const Real<Stored>* acc;  // [n, gates of the stage * H], or [n, P]: the product
+  ForwardWork<Stored> work;
+};
+
+// The elementwise work of one stage of one step, before the product that takes the stage's deltas
+// back to the stage's source.
+template <class Stored>
+struct StepBackwardArgs {
+  CellKind cell;
+  int stage;
+  StepRows rows;
+  const Real<Stored>* d_emit;  // [n, H] gradient of the stage's emit; unused in the last stage
+  BackwardWork<Stored> work;
 };
 
 // to[i] = from[i], rounded.
@@ -95,9 +115,10 @@ struct SumRowsArgs {
   Stored* again;    // [columns] receives a copy of out, or null
 };
 
-// From here to kArrivalStride, everything belongs to the resident regime.
+// From here to kArrivalStride, everything belongs to the resident and the streamed regime.
 
-// A thread owns this many pairs (sequence, unit). It keeps their states in registers.
+// A thread owns this many pairs (sequence, unit) at once. In the resident regime it keeps their
+// states in registers.
 constexpr int kPairs = 2;
 // How many sequences are multiplied at once, on the ordinary cores and on the tensor cores.
 constexpr int kFmaRows = 8;
@@ -108,32 +129,44 @@ constexpr int kMmaTiles = 4;
 // How much of its stage-0 weights each thread keeps in registers, counted in iterations of its
 // summation loop. The rest is in shared memory. kFmaHeld vectors of 4 floats take 64 registers, and
 // so they do for 16-bit types, because the compiler converts their values to float once, before the
-// time loop. kMmaHeld groups take 64 registers too: 8 for each row tile of a group.
+// time loop. kMmaHeld groups take 64 registers too: 8 for each row tile of a group. Of float64,
+// kFmaHeldDouble vectors take 32.
 constexpr int kFmaHeld = 16;  // an iteration is a vector of 4 values
-constexpr int kMmaHeld = 2;   // an iteration is a group of 64 bytes, in kMmaTiles row tiles
+constexpr int kFmaHeldDouble = 4;
+constexpr int kMmaHeld = 2;  // an iteration is a group of 64 bytes, in kMmaTiles row tiles
+constexpr int kMmaHeldStreamed = 1;  // the same in the streamed regime
+// How many bytes of a stage's streamed weights are on their way for each thread.
+constexpr int kRingBytes = 128;
 
 // A block's product of one stage: R weight rows times the rows of the source. A row has K values.
-struct ResidentTile {
-  int R;        // weight rows; forward: gates of the stage * units; backward: units
-  int ld;       // distance between the partial sums of two sequences in a slice: at least R
-  int slices;   // K is cut into this many slices
-  int steps;    // iterations of the loop that sums a slice
-  int K_pad;    // values of a row in the exchange; those from K on are zero
-  int weights;  // byte offset in shared memory of the stage's weights that are not in registers
+struct ProductTile {
+  int R;         // weight rows; forward: gates of the stage * units; backward: units
+  int ld;        // distance between the partial sums of two sequences in a slice: at least R
+  int slices;    // K is cut into this many slices
+  int steps;     // iterations of the loop that sums a slice
+  int on_chip;   // of these, iterations whose weights stay in registers or shared memory
+  int K_pad;     // values of a row in the exchange; those from K on are zero
+  int weights;   // byte offset in shared memory of the weights that stay there
+  int ring;      // byte offset in shared memory of the ring of the streamed weights
+  int streamed;  // byte offset of the streamed weights in those of the block
 };
 
-// How a layer is cut into blocks: the grid is [unit_blocks, row_blocks, D].
-struct ResidentShape {
-  int units;     // units of a block; the last block may have fewer
-  int rows;      // sequences of a block; the last block may have fewer
-  int rows_pad;  // rows of a block in the exchange
-  ResidentTile tile[kMaxStages];
+// How a layer is cut into blocks: the grid is [unit blocks, row_blocks, D].
+struct BlockShape {
+  int units;         // units of a block; the last block may have fewer
+  int proj_units;    // the same of a projection's outputs; equal to units in other cells
+  int rows;          // sequences of a block; the last block may have fewer
+  int rows_pad;      // rows of a block in the exchange
+  int group;         // sequences whose elementwise work is done at once; all, if resident
+  int partial_rows;  // rows of a slice of partial sums
+  ProductTile tile[kMaxStages];
+  int streamed_bytes;  // bytes of a block's streamed weights
   // Byte offsets in shared memory. The stages share `partials` and `staged`, each of which is as
   // large as the stage that needs most.
-  int partials;  // [slices][rows_pad][ld] partial sums
-  int staged;    // [at most kFmaRows][K_pad] the source as floats; FMA only
-  int bias;      // [2][G][units] b_ih, then b_hh; forward only
-  int params;    // [kParams][units] parameters of each unit
+  int partials;  // [slices][partial_rows][ld] partial sums
+  int staged;    // [at most kFmaRows][K_pad] the source in the compute type; FMA only
+  int bias;      // [2][G][units] b_ih, then b_hh; resident forward only
+  int params;    // [kParams][units] parameters of each unit; resident only
   int shared_bytes;
 };
 
@@ -141,7 +174,7 @@ struct ResidentShape {
 template <class Stored>
 struct ResidentForwardArgs {
   CellKind cell;
-  ResidentShape shape;
+  BlockShape shape;
   int64_t T, N, H, D;
   int64_t begin, end;
   const int64_t* row_offset;       // [T + 1]; null where every step has N rows
@@ -169,7 +202,7 @@ struct ResidentForwardArgs {
 template <class Stored>
 struct ResidentBackwardArgs {
   CellKind cell;
-  ResidentShape shape;
+  BlockShape shape;
   int64_t T, N, H, D;
   const int64_t* row_offset;      // [T + 1] or null
   const Stored* w_hh[2];          // [G*H, H]
@@ -189,6 +222,28 @@ struct ResidentBackwardArgs {
   unsigned spin_limit;            // as in ResidentForwardArgs
 };
 
+// One launch of the streamed regime in either way, which runs the positions [begin, end) of all
+// directions. Work is ForwardWork or BackwardWork.
+template <class Stored, class Work>
+struct StreamedArgs {
+  CellKind cell;
+  BlockShape shape;
+  int64_t T, N, H, P, D;
+  int64_t begin, end;
+  const int64_t* row_offset;      // [T + 1] or null
+  const Stored* w_hh[2];          // [G*H, P]
+  const Stored* w_hr[2];          // [P, H] in cells that project
+  Work work[2];
+  Stored* exchange[kMaxStages];   // source of each stage, as in the resident regime
+  char* streamed;                 // [blocks, streamed_bytes] scratch for the streamed weights
+  unsigned* arrivals;             // [D * row_blocks * kArrivalStride], zero
+  unsigned spin_limit;            // as in ResidentForwardArgs
+};
+template <class Stored>
+using StreamedForwardArgs = StreamedArgs<Stored, ForwardWork<Stored>>;
+template <class Stored>
+using StreamedBackwardArgs = StreamedArgs<Stored, BackwardWork<Stored>>;
+
 // The distance between two counters of arrivals: each has a cache line of 128 bytes to itself.
 constexpr int kArrivalStride = 32;
 
@@ -204,5 +259,6 @@ struct NumbersArgs {
 static_assert(kAreArguments<StepForwardArgs> && kAreArguments<StepBackwardArgs>);
 static_assert(kAreArguments<RoundArgs> && kAreArguments<SumRowsArgs> && kIsArgument<NumbersArgs>);
 static_assert(kAreArguments<ResidentForwardArgs> && kAreArguments<ResidentBackwardArgs>);
+static_assert(kAreArguments<StreamedForwardArgs> && kAreArguments<StreamedBackwardArgs>);
 
 }  // namespace fusedrnn::cuda

@@ -23,7 +23,6 @@ struct Card {
   Device device;
   double ghz;       // boost clock
   double hbm_gb_s;  // memory bandwidth
-  double l2_mb;
   double fma_flops;     // float32 on the ordinary cores: twice the number of cores
   double half_flops;    // 16-bit matrix products with float32 sums, dense
   double tf32_flops;    // 0 if the card has no TF32
@@ -32,7 +31,7 @@ struct Card {
 
 // A device with the limits that its compute capability fixes, after the table of technical
 // specifications in the CUDA C++ Programming Guide.
-constexpr Device device_of(int capability, int sms) {
+constexpr Device device_of(int capability, int sms, size_t l2_mb) {
   const bool server = capability == 90 || capability == 100;
   const int threads = capability == 75 ? 1024 : capability == 80 || server ? 2048 : 1536;
   const size_t kib = capability == 75 ? 64 : capability == 80 ? 164 : server ? 228 : 100;
@@ -43,7 +42,8 @@ constexpr Device device_of(int capability, int sms) {
           .registers_per_sm = 65536,
           .shared_per_block = kib * 1024 - reserved,
           .shared_per_sm = kib * 1024,
-          .shared_reserved = reserved};
+          .shared_reserved = reserved,
+          .l2_bytes = l2_mb * 1000 * 1000};
 }
 
 // The cards in the order of their compute capability. An architecture names the first card that has
@@ -67,100 +67,90 @@ constexpr Device device_of(int capability, int sms) {
 inline constexpr std::array<Card, 10> kCards = {{
     {.name = "T4",
      .driver_name = "Tesla T4",
-     .device = device_of(75, 40),
+     .device = device_of(75, 40, 4),
      .ghz = 1.59,
      .hbm_gb_s = 320,
-     .l2_mb = 4,
      .fma_flops = 128,
      .half_flops = 1024,
      .tf32_flops = 0,
      .double_flops = 4},
     {.name = "A100",
      .driver_name = "NVIDIA A100-SXM4-40GB",
-     .device = device_of(80, 108),
+     .device = device_of(80, 108, 40),
      .ghz = 1.41,
      .hbm_gb_s = 1555,
-     .l2_mb = 40,
      .fma_flops = 128,
      .half_flops = 2048,
      .tf32_flops = 1024,
      .double_flops = 128},
     {.name = "A100 80GB",
      .driver_name = "NVIDIA A100-SXM4-80GB",
-     .device = device_of(80, 108),
+     .device = device_of(80, 108, 40),
      .ghz = 1.41,
      .hbm_gb_s = 2039,
-     .l2_mb = 40,
      .fma_flops = 128,
      .half_flops = 2048,
      .tf32_flops = 1024,
      .double_flops = 128},
     {.name = "RTX 3090",
      .driver_name = "NVIDIA GeForce RTX 3090",
-     .device = device_of(86, 82),
+     .device = device_of(86, 82, 6),
      .ghz = 1.70,
      .hbm_gb_s = 936,
-     .l2_mb = 6,
      .fma_flops = 256,
      .half_flops = 512,
      .tf32_flops = 256,
      .double_flops = 4},
     {.name = "RTX 4090",
      .driver_name = "NVIDIA GeForce RTX 4090",
-     .device = device_of(89, 128),
+     .device = device_of(89, 128, 72),
      .ghz = 2.52,
      .hbm_gb_s = 1008,
-     .l2_mb = 72,
      .fma_flops = 256,
      .half_flops = 512,
      .tf32_flops = 256,
      .double_flops = 4},
     {.name = "L4",
      .driver_name = "NVIDIA L4",
-     .device = device_of(89, 58),
+     .device = device_of(89, 58, 48),
      .ghz = 2.04,
      .hbm_gb_s = 300,
-     .l2_mb = 48,
      .fma_flops = 256,
      .half_flops = 1024,
      .tf32_flops = 512,
      .double_flops = 4},
     {.name = "H100",
      .driver_name = "NVIDIA H100 80GB HBM3",
-     .device = device_of(90, 132),
+     .device = device_of(90, 132, 50),
      .ghz = 1.83,
      .hbm_gb_s = 3350,
-     .l2_mb = 50,
      .fma_flops = 256,
      .half_flops = 4096,
      .tf32_flops = 2048,
      .double_flops = 256},
     {.name = "H200",
      .driver_name = "NVIDIA H200",
-     .device = device_of(90, 132),
+     .device = device_of(90, 132, 60),
      .ghz = 1.83,
      .hbm_gb_s = 4800,
-     .l2_mb = 60,
      .fma_flops = 256,
      .half_flops = 4096,
      .tf32_flops = 2048,
      .double_flops = 256},
     {.name = "B200",
      .driver_name = "NVIDIA B200",
-     .device = device_of(100, 148),
+     .device = device_of(100, 148, 126),
      .ghz = 1.86,
      .hbm_gb_s = 7700,
-     .l2_mb = 126,
      .fma_flops = 256,
      .half_flops = 8192,
      .tf32_flops = 4096,
      .double_flops = 128},
     {.name = "RTX 5090",
      .driver_name = "NVIDIA GeForce RTX 5090",
-     .device = device_of(120, 170),
+     .device = device_of(120, 170, 96),
      .ghz = 2.41,
      .hbm_gb_s = 1792,
-     .l2_mb = 96,
      .fma_flops = 256,
      .half_flops = 512,
      .tf32_flops = 256,
@@ -199,14 +189,6 @@ inline Dtype dtype_named(const std::string& name) {
   throw std::invalid_argument("dtype must be f32, f64, f16 or bf16, got '" + name + "'");
 }
 
-// The regime of this name. An empty name leaves the choice to the plan.
-inline std::optional<Regime> regime_named(const std::string& name) {
-  if (name.empty()) return std::nullopt;
-  if (name == "resident") return Regime::kResident;
-  if (name == "per_step") return Regime::kPerStep;
-  throw std::invalid_argument("regime must be resident or per_step, got '" + name + "'");
-}
-
 // A request as the command and the tests give it, with names of the dtype, the card and the regime.
 struct WordsOfRequest {
   CellKind cell;
@@ -215,7 +197,7 @@ struct WordsOfRequest {
   const std::string& arch;            // a card, or an architecture such as sm_90
   bool backward;
   bool allow_tf32;
-  const std::string& regime;  // resident, per_step, or empty, which leaves the choice to the plan
+  const std::string& regime;  // resident, streamed, per_step, or empty, which leaves the choice to the plan
 };
 
 // The request that the words stand for. Throws std::invalid_argument if a name or a size is wrong.
@@ -253,11 +235,9 @@ constexpr double kMmaTf32Flops = 1024;
 // - an arrival, the poll that sees it and the load that follows are three trips to L2, of about
 //   0.35 us each;
 // - two dependent launches on one stream are about 2 us apart;
-// - L2 serves a multiprocessor 40 bytes per clock, of the 64 that its port could take.
+// - L2 serves a multiprocessor 23 bytes per clock (plan.h), which is 5.5 TB/s for an H100.
 constexpr double kBarrierUs = 1.05;
 constexpr double kLaunchUs = 2.0;
-constexpr double kL2BytesPerClock = 40;
-constexpr double kSharedBytesPerClock = 128;
 
 struct Estimate {
   // Microseconds of a step. Those of barriers and launches are added to the largest of the other
@@ -285,6 +265,12 @@ inline double gemm_flops_of(const PlanRequest& q, const Card& card) {
   return no_tensor_cores ? card.fma_flops : card.half_flops;
 }
 
+// The rate of float64 on the ordinary cores. Cards with tensor cores for float64 do half of
+// double_flops there.
+inline double fma_double_flops(const Card& card) {
+  return card.double_flops > 4 ? card.double_flops / 2 : card.double_flops;
+}
+
 inline Estimate estimate(const PlanRequest& q, const Plan& plan, const Card& card) {
   const CellInfo& info = info_of(q.cell);
   const double value = static_cast<double>(size_of(q.dtype)), real = std::max(value, 4.0);
@@ -310,27 +296,33 @@ inline Estimate estimate(const PlanRequest& q, const Plan& plan, const Card& car
       e.launch += 2 * kLaunchUs * D;
       e.cores += D * 2 * N * K * width / (gemm_flops * of_sm);
       const double weights = D * K * width * value;
-      if (weights > card.l2_mb * 1e6) {
+      if (weights > static_cast<double>(card.device.l2_bytes)) {
         e.hbm += weights / (card.hbm_gb_s * 1e3);
       } else {
         e.l2 += weights / (kL2BytesPerClock * of_sm);
       }
       continue;
     }
-    const ResidentTile& tile = plan.shape.tile[s];
+    const ProductTile& tile = plan.shape.tile[s];
     const bool mma = plan.cores == Cores::kMma;
     const double per_sm = std::max(
         1.0, plan.grid.x * plan.grid.y * plan.grid.z / static_cast<double>(card.device.sms));
     const double block_rows = plan.shape.rows_pad;
     const double source = block_rows * tile.K_pad * value;
     const double R = mma ? static_cast<double>(round_up(tile.R, 16)) : tile.R;
-    const double held = s == 0 ? (mma ? kMmaHeld : kFmaHeld) : 0;
-    const double passes = static_cast<double>(ceil_div(plan.shape.rows, mma ? kMmaRows : kFmaRows));
-    const double flops = !mma                         ? card.fma_flops
+    const double held = held_of(plan.cores, q.dtype, plan.regime, s);
+    const double passes = static_cast<double>(passes_of(plan.cores, plan.shape));
+    const double flops = q.dtype == Dtype::kFloat64   ? fma_double_flops(card)
+                         : !mma                       ? card.fma_flops
                          : q.dtype == Dtype::kFloat32 ? std::min(card.tf32_flops, kMmaTf32Flops)
                                                       : std::min(card.half_flops, kMmaHalfFlops);
     e.barrier += kBarrierUs;
     e.l2 += per_sm * source / (kL2BytesPerClock * clock);
+    const double streamed = 1 - static_cast<double>(tile.on_chip) / tile.steps;
+    e.l2 += passes * R * tile.K_pad * value * streamed / (kL2BytesPerClock * clock);
+    if (plan.streamed_bytes > card.device.l2_bytes)
+      e.hbm += passes * R * tile.K_pad * value * streamed * plan.grid.x * plan.grid.y * plan.grid.z /
+               (card.hbm_gb_s * 1e3);
     e.cores += per_sm * 2 * block_rows * R * tile.K_pad / (flops * clock);
     e.shared += per_sm * passes * R * tile.K_pad * value * std::max(0.0, 1 - held / tile.steps) /
                 (kSharedBytesPerClock * clock);
@@ -361,7 +353,7 @@ inline std::string to_text(const PlanRequest& q, const Plan& plan, const Card& c
            static_cast<long long>(q.T), static_cast<long long>(q.N), static_cast<long long>(q.I)) +
       text("H=%lld P=%lld D=%lld\n", static_cast<long long>(q.H), static_cast<long long>(q.P),
            static_cast<long long>(q.D));
-  if (is_refused(q, plan)) return head + "resident: cannot run, " + plan.why_per_step + "\n";
+  if (is_refused(q, plan)) return head + name_of(*q.regime) + ": cannot run, " + plan.why_per_step + "\n";
   return head + to_text(plan) + "\n" + to_text(estimate(q, plan, card)) + "\n";
 }
 

@@ -10,17 +10,20 @@ struct Kernel {
   const void* function;  // as cudaLaunchKernel and cudaFuncGetAttributes take it
 };
 
-// The kernels of step.cu, around_loop.cu, resident_fma.cu and resident_mma.cu.
+// The kernels of the .cu files of this folder.
 extern const std::vector<Kernel> kStepKernels;
 extern const std::vector<Kernel> kAroundLoopKernels;
 extern const std::vector<Kernel> kResidentFmaKernels;
 extern const std::vector<Kernel> kResidentMmaKernels;
+extern const std::vector<Kernel> kStreamedFmaKernels;
+extern const std::vector<Kernel> kStreamedMmaKernels;
 
 // Calls body(kernel) for each kernel of the engine.
 template <class Body>
 void for_kernels(const Body& body) {
   for (const auto* table :
-       {&kStepKernels, &kAroundLoopKernels, &kResidentFmaKernels, &kResidentMmaKernels})
+       {&kStepKernels, &kAroundLoopKernels, &kResidentFmaKernels, &kResidentMmaKernels,
+        &kStreamedFmaKernels, &kStreamedMmaKernels})
     for (const Kernel& kernel : *table) body(kernel);
 }
 

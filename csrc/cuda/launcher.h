@@ -25,6 +25,7 @@ struct Device {
   size_t shared_per_block;  // the most bytes that a block may ask for (opt-in)
   size_t shared_per_sm;
   size_t shared_reserved;  // bytes that the system takes for each block
+  size_t l2_bytes;
 };
 
 // The start of a kernel, whose only argument is a struct.

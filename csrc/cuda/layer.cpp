@@ -22,8 +22,9 @@ Plan checked_plan(const Pass& pass, bool backward) {
     const std::string how = std::string(name_of(kDtype)) + (backward ? " backward" : " forward");
     log_pass(layer, "cuda", how.c_str(), to_text(plan));
   }
-  if (options.regime == Regime::kResident && plan.regime != Regime::kResident)
-    throw RegimeRefused("the resident regime was asked for, but " + plan.why_per_step +
+  if (options.regime && plan.regime != *options.regime)
+    throw RegimeRefused("the " + std::string(name_of(*options.regime)) +
+                        " regime was asked for, but " + plan.why_per_step +
                         ": leave the choice to the library");
   return plan;
 }
@@ -105,8 +106,11 @@ Plan plan_layer(const Layer& layer, Launcher& launcher, Dtype dtype, bool backwa
                    .regime = options.regime,
                    .device = launcher.device()};
   if (dtype != Dtype::kFloat64) {
-    q.registers_fma = launcher.registers_of(resident_kernel(backward, Cores::kFma, dtype));
-    q.registers_mma = launcher.registers_of(resident_kernel(backward, Cores::kMma, dtype));
+    const auto registers = [&](Cores cores) {
+      return launcher.registers_of(loop_kernel(Regime::kResident, backward, cores, dtype));
+    };
+    q.registers_fma = registers(Cores::kFma);
+    q.registers_mma = registers(Cores::kMma);
   }
   return make_plan(q);
 }
@@ -121,6 +125,8 @@ void layer_forward(const Layer& layer, Launcher& launcher, const Options& option
   const Plan plan = checked_plan<Stored>(pass, false);
   if (plan.regime == Regime::kResident) {
     forward_resident(pass, plan, args);
+  } else if (plan.regime == Regime::kStreamed) {
+    forward_streamed(pass, plan, args);
   } else {
     forward_per_step(pass, args);
   }
@@ -140,6 +146,8 @@ void layer_backward(const Layer& layer, Launcher& launcher, const Options& optio
   const Plan plan = checked_plan<Stored>(pass, true);
   if (plan.regime == Regime::kResident) {
     backward_resident(pass, plan, args, deltas.data());
+  } else if (plan.regime == Regime::kStreamed) {
+    backward_streamed(pass, plan, args, deltas.data());
   } else {
     backward_per_step(pass, args, deltas.data());
   }

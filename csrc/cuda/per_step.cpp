@@ -45,10 +45,16 @@ StepBuffers<Stored> make_buffers(const Pass& pass, const LayerForward<Stored>& a
 template <class Stored>
 const Stored* source_h(const StepForwardArgs<Stored>& a) {
   if constexpr (kRounds<Stored>) {
-    return a.h_rounded;
+    return a.work.h_rounded;
   } else {
-    return a.h;
+    return a.work.h;
   }
+}
+
+// The emit of an earlier stage, for the sequences of the step.
+template <class Stored>
+const Stored* emit_of(const StepForwardArgs<Stored>& a, int64_t H) {
+  return a.work.emit + (a.work.keeps ? a.rows.row * H : 0);
 }
 
 // Runs all stages of the step that `a` describes.
@@ -60,11 +66,11 @@ void run_stages(const Pass& pass, const Parameters<const Stored>& w, Real<Stored
   for (int s = 0; s < info.stages; ++s) {
     const Stage& stage = info.stage[s];
     const StageWeight<const Stored> weight = stage_weight(layer, stage, w);
-    const Stored* source = stage.from_hidden ? source_h(a) : a.emit;
-    multiply(launcher, dense(source, a.n, weight.K), weight.matrix().transpose(),
-             dense(acc, a.n, weight.rows()));
+    const Stored* source = stage.from_hidden ? source_h(a) : emit_of(a, layer.H);
+    multiply(launcher, dense(source, a.rows.n, weight.K), weight.matrix().transpose(),
+             dense(acc, a.rows.n, weight.rows()));
     a.stage = s;
-    launch<Stored>(launcher, "step_forward", grid_for(a.n * layer.width(stage)), a);
+    launch<Stored>(launcher, "step_forward", grid_for(a.rows.n * layer.width(stage)), a);
   }
 }
 
@@ -74,41 +80,29 @@ template <class Stored>
 void forward_per_step(const Pass& pass, const LayerForward<Stored>& args) {
   const auto& [layer, launcher, options] = pass;
   const Sequences& seq = layer.sequences;
-  const CellInfo& info = layer.info();
-  const int64_t N = seq.N, H = layer.H, P = layer.P, columns = layer.gate_columns();
   const int64_t chunk = chunk_steps<Stored>(pass);
   const StepBuffers<Stored> buffers = make_buffers(pass, args);
 
   for (int64_t d = 0; d < layer.D; ++d) {
-    const bool descending = d == 1, keep = args.reserve != nullptr;
-    const Reserve<Stored> reserve =
-        keep ? reserve_of<Stored>(layer, args.reserve, d) : Reserve<Stored>();
+    const bool descending = d == 1;
     StepForwardArgs<Stored> a = {};
     a.cell = layer.cell;
-    a.H = H, a.P = P;
     a.acc = buffers.acc;
-    a.b_ih = args.w[d].b_ih;
-    a.b_hh = args.w[d].b_hh;
-    a.params = args.w[d].w_ch;
-    a.h = args.h + d * N * P;
-    if (buffers.h_rounded) a.h_rounded = buffers.h_rounded + d * N * P;
-    a.c = info.has_c ? args.c + d * N * H : nullptr;
-    a.y_ld = layer.D * P;
+    a.work = forward_work(layer, args, d);
+    a.work.gates_x = buffers.gates_x;
+    if (buffers.h_rounded) a.work.h_rounded = buffers.h_rounded + d * seq.N * layer.P;
+    if (!args.reserve) {
+      a.work.saved = buffers.saved;
+      a.work.emit = buffers.emit;
+    }
     for (int64_t begin = 0; begin < seq.T; begin += chunk) {
       const int64_t end = std::min(seq.T, begin + chunk);
       const RowRange chunk_rows = rows_of(seq, descending, begin, end);
       multiply_input(pass, args, d, chunk_rows, buffers.gates_x);
+      a.work.first_row = chunk_rows.begin;
       for (int64_t p = begin; p < end; ++p) {
         const RowRange rows = rows_of(seq, descending, p, p + 1);
-        const int64_t row = rows.begin;
-        a.n = rows.count();
-        a.row_input = args.row_input ? args.row_input + row : nullptr;
-        a.gates_x = buffers.gates_x + (row - chunk_rows.begin) * columns;
-        a.y = args.y + row * a.y_ld + d * P;
-        a.h_in = keep ? reserve.h_in + row * P : nullptr;
-        a.c_in = reserve.c_in ? reserve.c_in + row * H : nullptr;
-        a.saved = keep ? reserve.saved + (info.saves_h ? 0 : row * info.saved * H) : buffers.saved;
-        a.emit = reserve.emit ? reserve.emit + row * H : buffers.emit;
+        a.rows = {rows.begin, rows.count(), 0, 0};
         run_stages(pass, args.w[d], buffers.acc, a);
       }
     }
@@ -122,45 +116,32 @@ void backward_per_step(const Pass& pass, const LayerBackward<Stored>& args,
   using Scalar = Real<Stored>;
   const Sequences& seq = layer.sequences;
   const CellInfo& info = layer.info();
-  const int64_t N = seq.N, H = layer.H, P = layer.P, columns = layer.gate_columns();
+  const int64_t H = layer.H, P = layer.P, columns = layer.gate_columns();
   Scalar* d_emit = info.stages > 1 ? scratch<Scalar>(launcher, seq.widest() * H) : nullptr;
 
   for (int64_t d = 0; d < layer.D; ++d) {
-    const Reserve<Stored> reserve = reserve_of<Stored>(layer, args.reserve, d);
     StepBackwardArgs<Stored> a = {};
     a.cell = layer.cell;
-    a.H = H, a.P = P;
     a.d_emit = d_emit;
-    a.d_y_ld = layer.D * P;
-    a.d_h = args.d_h + d * N * P;
-    a.params = args.w[d].w_ch;
-    a.d_c = info.has_c ? args.d_c + d * N * H : nullptr;
+    a.work = backward_work(layer, args, deltas[d], d);
     for (int64_t p = 0; p < seq.T; ++p) {
       const RowRange rows = rows_of(seq, d == 0, p, p + 1);
-      const int64_t row = rows.begin;
-      a.n_next = a.n;  // the step that this loop ran before is the next one in time
-      a.h_next = a.h_in;
-      a.n = rows.count();
-      a.d_y = args.d_y ? args.d_y + row * a.d_y_ld + d * P : nullptr;
-      a.saved = reserve.saved + (info.saves_h ? 0 : row * info.saved * H);
-      a.h_in = reserve.h_in + row * P;
-      a.c_in = reserve.c_in ? reserve.c_in + row * H : nullptr;
-      a.delta = deltas[d].delta + row * columns;
-      a.delta_x = deltas[d].delta_x + row * columns;
-      a.delta_proj = info.projects ? deltas[d].delta_proj + row * P : nullptr;
-      a.row_input = args.row_input ? args.row_input + row : nullptr;
-      if (info.params) a.delta_params = deltas[d].delta_params + row * info.params * H;
+      // The step that this loop ran before is the next one in time.
+      a.rows = {rows.begin, rows.count(), a.rows.row, a.rows.n};
+      const int64_t n = a.rows.n;
       for (int s = info.stages - 1; s >= 0; --s) {
         const Stage& stage = info.stage[s];
         a.stage = s;
-        launch<Stored>(launcher, "step_backward", grid_for(a.n * layer.width(stage)), a);
+        launch<Stored>(launcher, "step_backward", grid_for(n * layer.width(stage)), a);
         const StageWeight<const Stored> weight = stage_weight(layer, stage, args.w[d]);
         const Matrix<const Stored> delta =
             stage.projects
-                ? dense<const Stored>(a.delta_proj, a.n, P)
-                : Matrix<const Stored>{a.delta + stage.first_gate * H, a.n, weight.rows(), columns};
-        Scalar* out = s == 0 ? a.d_h : d_emit;
-        multiply(launcher, delta, weight.matrix(), dense(out, a.n, weight.K),
+                ? dense<const Stored>(a.work.delta_proj + a.rows.row * P, n, P)
+                : Matrix<const Stored>{
+                      a.work.delta + a.rows.row * columns + stage.first_gate * H, n, weight.rows(),
+                      columns};
+        Scalar* out = s == 0 ? a.work.d_h : d_emit;
+        multiply(launcher, delta, weight.matrix(), dense(out, n, weight.K),
                  s == 0 && info.carries_h);
       }
     }

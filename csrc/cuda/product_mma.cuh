@@ -11,6 +11,7 @@
 
 #include "shared_memory.cuh"
 #include "storage.cuh"
+#include "weight_stream.cuh"
 
 namespace fusedrnn::cuda {
 
@@ -52,12 +53,13 @@ FUSEDRNN_MMA(Half, "m16n8k16.row.col.f32.f16.f16.f32")
 FUSEDRNN_MMA(Bf16, "m16n8k16.row.col.f32.bf16.bf16.f32")
 #undef FUSEDRNN_MMA
 
-template <class StoredType>
+// kStreams: whether a part of the weights may be streamed.
+template <class StoredType, bool kStreams = false>
 class MmaProduct {
  public:
   using Stored = StoredType;
 
-  __device__ __forceinline__ explicit MmaProduct(SharedMemory shared)
+  __device__ __forceinline__ explicit MmaProduct(SharedMemory<float> shared)
       : shape_(shared.shape), shared_(shared) {}
 
   // A value in the form in which it goes into the exchange.
@@ -70,10 +72,11 @@ class MmaProduct {
   }
 
   // weight(r, k) is element k of weight row r of the stage, and zero outside of the weights.
+  // `streamed` is the block's memory for streamed weights.
   template <int s, class Weight>
-  __device__ __forceinline__ void load_weights(const Weight& weight) {
-    const ResidentTile& tile = shape_.tile[s];
-    constexpr int held = s == 0 ? kMmaHeld : 0;
+  __device__ __forceinline__ void load_weights(const Weight& weight, char* streamed = nullptr) {
+    const ProductTile& tile = shape_.tile[s];
+    constexpr int held = s == 0 ? kHeld : 0;
     const int row_tiles = tiles<s>();
 #pragma unroll 1
     for (int i = 0; i < tile.steps; ++i) {
@@ -83,13 +86,17 @@ class MmaProduct {
         Fragment f;
         f.low = packed(weight, rt * 16 + quad(), k);
         f.high = packed(weight, rt * 16 + quad() + 8, k);
-        if (i >= held) {
+        if (kStreams && i >= tile.on_chip) {
+          store(streamed_weights<s>(streamed) +
+                    ((i - tile.on_chip) * row_tiles + rt) * kFragmentVectors,
+                f);
+        } else if (i >= held) {
           store(weights<s>() + ((i - held) * kWarps * row_tiles + rt) * kFragmentVectors, f);
         } else {
           // Registers cannot be indexed at run time. So every register is written, and all but
           // those of this fragment get the value that they have.
 #pragma unroll
-          for (int j = 0; j < kMmaHeld * kMmaTiles; ++j) {
+          for (int j = 0; j < kHeld * kMmaTiles; ++j) {
             const bool here = i * kMmaTiles + rt == j;
             held_[j].low = select(here, f.low, held_[j].low);
             held_[j].high = select(here, f.high, held_[j].high);
@@ -97,6 +104,19 @@ class MmaProduct {
         }
       }
     }
+  }
+
+  // Begins to stream. All threads of the block have loaded their weights.
+  template <int s>
+  __device__ __forceinline__ void begin(char* streamed) {
+    const ProductTile& tile = shape_.tile[s];
+    uint4* ring = shared_.template at<uint4>(tile.ring) +
+                  warp() * Stream::kSlots * kFragmentVectors + lane();
+    // In the last iteration, some warps may have no group of K.
+    const int steps = (tile.K_pad / kGroup - warp() + kWarps - 1) / kWarps;
+    stream_[s].begin(reinterpret_cast<const char*>(streamed_weights<s>(streamed)),
+                     reinterpret_cast<char*>(ring),
+                     max(0, steps - tile.on_chip) * tiles<s>());
   }
 
   // Writes the partial sums of source [n, K_pad] times the stage's weight rows to shared memory.
@@ -113,9 +133,13 @@ class MmaProduct {
   static constexpr int kGroup = 4 * kVector;
   static constexpr int kColumnTiles = kMmaRows / 8;
   static constexpr int kAhead = 4;
-  static_assert(kMmaHeld <= kAhead);
+  static constexpr int kHeld = kStreams ? kMmaHeldStreamed : kMmaHeld;
+  static_assert(kHeld <= kAhead);
   // The fragments of a warp's 32 threads take this many vectors of 16 bytes.
   static constexpr int kFragmentVectors = 64;
+
+  using Stream =
+      std::conditional_t<kStreams, WeightStream<16, 2, 512, 16 * kFragmentVectors>, NoStream>;
 
   // 16 bytes each of two weight rows, 8 rows apart, which one thread holds.
   struct Fragment {
@@ -136,7 +160,16 @@ class MmaProduct {
   // The address in shared memory of this thread's part of its warp's first fragment of a stage.
   template <int s>
   __device__ __forceinline__ uint4* weights() const {
-    return shared_.weights<uint4>(s) + warp() * tiles<s>() * kFragmentVectors + lane();
+    return shared_.template weights<uint4>(s) + warp() * tiles<s>() * kFragmentVectors + lane();
+  }
+
+  // The address of this thread's part of its warp's first streamed fragment. A warp's fragments lie
+  // together.
+  template <int s>
+  __device__ __forceinline__ uint4* streamed_weights(char* streamed) const {
+    const ProductTile& tile = shape_.tile[s];
+    return reinterpret_cast<uint4*>(streamed + tile.streamed) +
+           warp() * (tile.steps - tile.on_chip) * tiles<s>() * kFragmentVectors + lane();
   }
 
   static __device__ __forceinline__ uint4 select(bool first, uint4 a, uint4 b) {
@@ -164,7 +197,7 @@ class MmaProduct {
   // Sums over this warp's groups of K, for the sequences [begin, min(n, begin + kMmaRows)).
   template <int s>
   __device__ __forceinline__ void sum(const Stored* source, int begin, int n) {
-    const ResidentTile& tile = shape_.tile[s];
+    const ProductTile& tile = shape_.tile[s];
     const int row_tiles = tiles<s>(), groups = tile.K_pad / kGroup;
     const int column_tiles = min(kColumnTiles, (n - begin + 7) / 8);
     const Stored* from =
@@ -194,7 +227,7 @@ class MmaProduct {
     uint4 b[kAhead][kColumnTiles] = {};
 #pragma unroll
     for (int q = 0; q < kAhead; ++q) load_source(q, b[q]);
-    constexpr int held = s == 0 ? kMmaHeld : 0;
+    constexpr int held = s == 0 ? kHeld : 0;
     const auto add_steps = [&](int i, auto held_constant) {
 #pragma unroll
       for (int q = 0; q < kAhead; ++q) {
@@ -205,7 +238,14 @@ class MmaProduct {
           if (rt >= row_tiles) continue;
           if constexpr (decltype(held_constant)::value > 0) {
             if (q < held) {
-              add(rt, held_[q % kMmaHeld * kMmaTiles + rt], b[q]);
+              add(rt, held_[q % kHeld * kMmaTiles + rt], b[q]);
+              continue;
+            }
+          }
+          if constexpr (kStreams) {
+            if (i + q >= tile.on_chip) {
+              add(rt, load(reinterpret_cast<const uint4*>(stream_[s].take())), b[q]);
+              stream_[s].next();
               continue;
             }
           }
@@ -219,7 +259,7 @@ class MmaProduct {
     for (int i = kAhead; i < tile.steps; i += kAhead) add_steps(i, Constant<0>());
 
     float* out = shared_.partials() +
-                 (warp() * shape_.rows_pad + begin + 2 * quad_lane()) * tile.ld + quad();
+                 (warp() * shape_.partial_rows + begin + 2 * quad_lane()) * tile.ld + quad();
 #pragma unroll
     for (int rt = 0; rt < kMmaTiles; ++rt) {
 #pragma unroll
@@ -234,9 +274,10 @@ class MmaProduct {
     }
   }
 
-  const ResidentShape& shape_;
-  const SharedMemory shared_;
-  Fragment held_[kMmaHeld * kMmaTiles] = {};
+  const BlockShape& shape_;
+  const SharedMemory<float> shared_;
+  Fragment held_[kHeld * kMmaTiles] = {};
+  Stream stream_[kMaxStages];
 };
 
 }  // namespace fusedrnn::cuda

@@ -5,54 +5,6 @@
 #include "regimes.h"
 
 namespace fusedrnn::cuda {
-namespace {
-
-// Whether every step has the same rows, so that a kernel needs no offsets.
-bool is_plain(const Sequences& seq) { return seq.batch_sizes.back() == seq.N; }
-
-// row_offset in device memory, or null if every step has the same rows.
-const int64_t* put_offsets(const Pass& pass) {
-  const Sequences& seq = pass.layer.sequences;
-  return is_plain(seq) ? nullptr : put_numbers(pass.launcher, seq.row_offset);
-}
-
-// Fills the arguments that forward and backward share, and allocates the exchange and the counters
-// of arrivals. The rows of the exchange are padded to K_pad values, and the padding must be zero.
-template <class Stored, class Args>
-void fill_shared(const Pass& pass, const Plan& plan, Args& a) {
-  const auto& [layer, launcher, options] = pass;
-  a.cell = layer.cell;
-  a.shape = plan.shape;
-  a.T = layer.sequences.T;
-  a.N = layer.sequences.N;
-  a.H = layer.H;
-  a.D = layer.D;
-  a.row_offset = put_offsets(pass);
-  a.spin_limit = options.spin_limit;
-  char* memory = scratch<char>(launcher, static_cast<int64_t>(plan.workspace_bytes()));
-  launcher.zero(memory, plan.workspace_bytes());
-  a.arrivals = reinterpret_cast<unsigned*>(memory);
-  memory += plan.arrival_bytes;
-  for (int s = 0; s < kMaxStages; ++s) {
-    a.exchange[s] = reinterpret_cast<Stored*>(memory);
-    memory += plan.exchange_bytes[s];
-  }
-}
-
-template <class Args>
-void launch_resident(const Plan& plan, Launcher& launcher, const std::string& kernel,
-                     const Args& args) {
-  launcher.launch({.kernel = kernel,
-                   .grid = plan.grid,
-                   .block = {kThreads},
-                   .shared_bytes = static_cast<size_t>(plan.shape.shared_bytes),
-                   .args = &args,
-                   .args_bytes = sizeof(args),
-                   .cooperative = true});
-}
-
-}  // namespace
-
 template <class Stored>
 void forward_resident(const Pass& pass, const Plan& plan, const LayerForward<Stored>& args) {
   const auto& [layer, launcher, options] = pass;
@@ -88,7 +40,7 @@ void forward_resident(const Pass& pass, const Plan& plan, const LayerForward<Sto
     }
     // The kernel expects counters that start at zero.
     if (a.begin > 0) launcher.zero(a.arrivals, plan.arrival_bytes);
-    launch_resident(plan, launcher, resident_kernel(false, plan.cores, DtypeOf<Stored>::kDtype), a);
+    launch_loop<Stored>(plan, launcher, false, a);
   }
 }
 
@@ -113,8 +65,7 @@ void backward_resident(const Pass& pass, const Plan& plan, const LayerBackward<S
     a.params[d] = args.w[d].w_ch;
     a.delta_params[d] = deltas[d].delta_params;
   }
-  launch_resident(plan, pass.launcher, resident_kernel(true, plan.cores, DtypeOf<Stored>::kDtype),
-                  a);
+  launch_loop<Stored>(plan, pass.launcher, true, a);
 }
 
 #define FUSEDRNN_RESIDENT_HOST(Stored)                                                            \

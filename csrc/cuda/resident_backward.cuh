@@ -6,7 +6,7 @@
 
 namespace fusedrnn::cuda {
 
-template <ResidentProduct Product, class Cell>
+template <BlockProduct Product, class Cell>
 class ResidentBackward {
   using Stored = typename Product::Stored;
   using V = Real<Stored>;
@@ -163,7 +163,7 @@ class ResidentBackward {
 
   const Args& a;
   const Place<Args> place;
-  const SharedMemory memory;
+  const SharedMemory<V> memory;
   Product product;
   Barrier barrier;
   // The values of this thread's pairs. d_h is the gradient of h_t from later steps. Until

@@ -5,7 +5,7 @@
 
 namespace fusedrnn::cuda {
 
-template <ResidentProduct Product, class Cell>
+template <BlockProduct Product, class Cell>
 class ResidentForward {
   using Stored = typename Product::Stored;
   using V = Real<Stored>;
@@ -181,7 +181,7 @@ class ResidentForward {
 
   const Args& a;
   const Place<Args> place;
-  const SharedMemory memory;
+  const SharedMemory<V> memory;
   Product product;
   Barrier barrier;
   V h[kPairs], c[kPairs];  // the states of this thread's pairs

@@ -1,19 +1,17 @@
 // The macro that defines the two resident kernels of a product.
 #pragma once
 
+#include "dynamic_shared.cuh"
 #include "resident_backward.cuh"
 #include "resident_forward.cuh"
 
 namespace fusedrnn::cuda {
 
-// The dynamic shared memory of a block, aligned for loads of 16 bytes, the widest ones.
-extern __shared__ __align__(16) char dynamic_shared[];
-
 template <class Product>
 __device__ __forceinline__ void run_resident_forward(
     const ResidentForwardArgs<typename Product::Stored>& a, const char* kernel) {
   with_cell(a.cell, [&](auto cell) {
-    // The plan runs cells with a projection per step.
+    // The plan gives cells with a projection to the streamed regime.
     if constexpr (!info_of<decltype(cell)>().projects)
       ResidentForward<Product, decltype(cell)>(a, dynamic_shared, kernel).run();
   });

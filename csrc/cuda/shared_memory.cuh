@@ -1,35 +1,39 @@
-// The shared memory of a block of the resident kernels. The plan decides its layout.
+// The shared memory of a block of the resident and the streamed kernels. V is the compute type. The plan decides its layout.
 #pragma once
 
 #include "args.h"
 
 namespace fusedrnn::cuda {
 
+template <class V>
 struct SharedMemory {
-  const ResidentShape& shape;
+  const BlockShape& shape;
   char* base;
 
-  // The partial sums of the latest product, [slices][rows_pad][ld].
-  __device__ __forceinline__ float* partials() const { return at<float>(shape.partials); }
-  // Rows of the source as floats, [at most kFmaRows][K_pad]. Only FmaProduct uses them.
-  __device__ __forceinline__ float4* staged() const { return at<float4>(shape.staged); }
+  // The partial sums of the latest product, [slices][partial_rows][ld].
+  __device__ __forceinline__ V* partials() const { return at<V>(shape.partials); }
+  // Rows of the source in the compute type, [at most kFmaRows][K_pad]. Only FmaProduct uses them.
+  template <class Vector>
+  __device__ __forceinline__ Vector* staged() const {
+    return at<Vector>(shape.staged);
+  }
   // b_ih, then b_hh of the block's units, [2][G][units].
-  __device__ __forceinline__ float* bias() const { return at<float>(shape.bias); }
+  __device__ __forceinline__ V* bias() const { return at<V>(shape.bias); }
   // The parameters of the block's units, [kParams][units]. They come right behind bias().
-  __device__ __forceinline__ float* params() const { return at<float>(shape.params); }
-  // The part of a stage's weights that is not in registers.
+  __device__ __forceinline__ V* params() const { return at<V>(shape.params); }
+  // The part of a stage's weights that stays in shared memory.
   template <class Vector>
   __device__ __forceinline__ Vector* weights(int stage) const {
     return at<Vector>(shape.tile[stage].weights);
   }
 
   // The product of sequence j's row of the source with weight row r, summed over the slices.
-  __device__ __forceinline__ float sum_slices(int stage, int j, int r) const {
-    const ResidentTile& tile = shape.tile[stage];
-    const float* partial = partials() + j * tile.ld + r;
-    float sum = 0;
+  __device__ __forceinline__ V sum_slices(int stage, int j, int r) const {
+    const ProductTile& tile = shape.tile[stage];
+    const V* partial = partials() + j * tile.ld + r;
+    V sum = 0;
     for (int slice = 0; slice < tile.slices; ++slice)
-      sum += partial[slice * shape.rows_pad * tile.ld];
+      sum += partial[slice * shape.partial_rows * tile.ld];
     return sum;
   }
 

@@ -109,6 +109,7 @@ std::unique_ptr<DeviceFacts> facts_of(int index) {
       .shared_per_block = bytes(cudaDevAttrMaxSharedMemoryPerBlockOptin),
       .shared_per_sm = bytes(cudaDevAttrMaxSharedMemoryPerMultiprocessor),
       .shared_reserved = bytes(cudaDevAttrReservedSharedMemoryPerBlock),
+      .l2_bytes = bytes(cudaDevAttrL2CacheSize),
   };
   cudaDeviceProp properties;
   check_cuda(cudaGetDeviceProperties(&properties, index), "cudaGetDeviceProperties");

@@ -20,11 +20,11 @@ namespace fusedrnn {
 // The regime that FUSEDRNN_CUDA_REGIME asks for, if any.
 inline std::optional<cuda::Regime> regime_asked_for() {
   const char* value = std::getenv("FUSEDRNN_CUDA_REGIME");
-  const std::string name = value ? value : "";
-  if (name.empty()) return std::nullopt;
-  check(name == "resident" || name == "per_step",
-        "FUSEDRNN_CUDA_REGIME must be resident or per_step, got '", name, "'");
-  return name == "resident" ? cuda::Regime::kResident : cuda::Regime::kPerStep;
+  try {
+    return cuda::regime_named(value ? value : "", "FUSEDRNN_CUDA_REGIME");
+  } catch (const std::invalid_argument& wrong) {
+    fail(wrong.what());
+  }
 }
 
 // The spin limit from FUSEDRNN_CUDA_SPIN_LIMIT, or the engine's default.

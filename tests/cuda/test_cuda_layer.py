@@ -8,7 +8,6 @@ uninitialised and stale reads.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -28,23 +27,12 @@ from tests.kit.device_cases import (
     assert_right,
     reserve_values,
     run_on,
+    some_cases,
 )
 
 pytestmark = pytest.mark.skipif(
     setup_build.nvcc() is None, reason="no nvcc: kernels cannot be compiled"
 )
-
-
-def some_cases(cell: str, dtype: str) -> Iterator[DeviceCase]:
-    """Odd sizes, plain and packed batches, one and two directions, one step, one sequence."""
-    for D, N, H, sizes, bias in [
-        (1, 3, 5, (3, 3, 3, 3), True),
-        (2, 5, 33, (5, 3, 3, 1), True),
-        (2, 4, 7, (2, 1), False),  # two sequences without steps
-        (1, 1, 1, (1,), True),
-    ]:
-        P = max(1, 2 * H // 3) if CELLS[cell].projects else H
-        yield DeviceCase(cell, N, 4, H, P, D, bias, sizes, dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -292,6 +280,7 @@ def random_case(rng: np.random.Generator) -> tuple[DeviceCase, dict[str, Any], L
         cell, N, int(rng.integers(1, 6)), H, P, D, bias, tuple(map(int, sizes)), dtype
     )
     options = {
+        "regime": ["", "streamed", "streamed"][rng.integers(3)],
         "allow_tf32": bool(rng.integers(2)),
         "gates_bytes": int(rng.integers(1, 1 << 16)),
     }
@@ -303,7 +292,7 @@ def test_random_sizes() -> None:
     started: set[str] = set()
     for seed in range(300):
         case, options, limits = random_case(rng)
-        got = run_on(case, Device(build.ptx(80), seed, limits), regime="", **options)
+        got = run_on(case, Device(build.ptx(80), seed, limits), **options)
         started |= set(got.device.launches)
         tf32 = any("tf32" in name for name in got.device.launches)
         assert_right(got, case, EPS_OF_TF32 if tf32 else None)

@@ -44,6 +44,7 @@ class Limits:
     shared_per_block: int = 166912
     shared_per_sm: int = 167936
     shared_reserved: int = 1024
+    l2_bytes: int = 40_000_000
 
 
 @functools.cache
@@ -130,7 +131,7 @@ class Device:
         self.launches.append(kernel)
         assert shared <= limits.shared_per_block, (kernel, shared)
         assert not cooperative or np.prod(grid) <= limits.sms, (kernel, grid)
-        assert cooperative == kernel.startswith("resident")
+        assert cooperative == kernel.startswith(("resident", "streamed"))
         run = self._kernels[kernel].launch(
             kernel, grid, block, [args], shared=shared, memory=self.memory, seed=self.seed
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,18 @@ class DeviceCase(Case):
     @functools.cached_property
     def loss_weights(self) -> dict[str, Array]:
         return {k: self._round(v) for k, v in super().loss_weights.items()}
+
+
+def some_cases(cell: str, dtype: str) -> Iterator[DeviceCase]:
+    """Odd sizes, plain and packed batches, one and two directions, one step, one sequence."""
+    for D, N, H, sizes, bias in [
+        (1, 3, 5, (3, 3, 3, 3), True),
+        (2, 5, 33, (5, 3, 3, 1), True),
+        (2, 4, 7, (2, 1), False),  # two sequences without steps
+        (1, 1, 1, (1,), True),
+    ]:
+        P = max(1, 2 * H // 3) if CELLS[cell].projects else H
+        yield DeviceCase(cell, N, 4, H, P, D, bias, sizes, dtype)
 
 
 @dataclasses.dataclass

@@ -17,6 +17,7 @@ inline fusedrnn::cuda::Device device_of(const pybind11::object& launcher) {
   device.shared_per_block = d.attr("shared_per_block").cast<size_t>();
   device.shared_per_sm = d.attr("shared_per_sm").cast<size_t>();
   device.shared_reserved = d.attr("shared_reserved").cast<size_t>();
+  device.l2_bytes = d.attr("l2_bytes").cast<size_t>();
   return device;
 }
 

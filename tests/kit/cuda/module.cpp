@@ -71,7 +71,7 @@ CellKind cell_of(const std::string& name) {
   return cell;
 }
 
-// regime: "per_step", "resident", or empty to let the plan choose.
+// regime: "per_step", "resident", "streamed", or empty to let the plan choose.
 Options options_of(const std::string& regime, bool allow_tf32, int64_t gates_bytes,
                    unsigned spin_limit) {
   Options options;
@@ -91,19 +91,21 @@ py::dict device_dict(const Device& d) {
   out["shared_per_block"] = d.shared_per_block;
   out["shared_per_sm"] = d.shared_per_sm;
   out["shared_reserved"] = d.shared_reserved;
+  out["l2_bytes"] = d.l2_bytes;
   return out;
 }
 
 py::dict plan(const std::string& cell, const std::string& dtype, const std::vector<int64_t>& sizes,
               const std::string& arch, bool backward, bool allow_tf32, const std::string& regime,
-              int registers) {
+              int registers, const py::object& device) {
   PlanRequest q = request_named({cell_of(cell), dtype, sizes, arch, backward, allow_tf32, regime});
   q.registers_fma = q.registers_mma = registers;
+  if (!device.is_none()) q.device = device_of(device);
   const Plan plan = make_plan(q);
   const Card& card = card_named(arch);
   const Estimate e = estimate(q, plan, card);
   py::dict out;
-  out["regime"] = plan.regime == Regime::kResident ? "resident" : "per_step";
+  out["regime"] = name_of(plan.regime);
   out["why_per_step"] = plan.why_per_step;
   out["cores"] = plan.cores == Cores::kMma ? "mma" : "fma";
   out["grid"] = py::make_tuple(plan.grid.x, plan.grid.y, plan.grid.z);
@@ -111,11 +113,15 @@ py::dict plan(const std::string& cell, const std::string& dtype, const std::vect
   out["units"] = plan.shape.units;
   out["rows"] = plan.shape.rows;
   out["rows_pad"] = plan.shape.rows_pad;
+  out["proj_units"] = plan.shape.proj_units;
+  out["group"] = plan.shape.group;
+  out["partial_rows"] = plan.shape.partial_rows;
+  out["streamed_bytes"] = plan.shape.streamed_bytes;
   out["shared_bytes"] = plan.shape.shared_bytes;
   out["workspace_bytes"] = plan.workspace_bytes();
   py::list tiles;
   for (int s = 0; s < info_of(q.cell).stages; ++s) {
-    const ResidentTile& tile = plan.shape.tile[s];
+    const ProductTile& tile = plan.shape.tile[s];
     py::dict t;
     t["R"] = tile.R;
     t["ld"] = tile.ld;
@@ -123,6 +129,9 @@ py::dict plan(const std::string& cell, const std::string& dtype, const std::vect
     t["steps"] = tile.steps;
     t["K_pad"] = tile.K_pad;
     t["weights"] = tile.weights;
+    t["on_chip"] = tile.on_chip;
+    t["ring"] = tile.ring;
+    t["streamed"] = tile.streamed;
     tiles.append(t);
   }
   out["tiles"] = tiles;
@@ -245,7 +254,7 @@ PYBIND11_MODULE(_cuda_host, m) {
   });
   m.def("plan", plan, py::arg("cell"), py::arg("dtype"), py::arg("sizes"), py::arg("arch"),
         py::kw_only(), py::arg("backward") = false, py::arg("allow_tf32") = false,
-        py::arg("regime") = "", py::arg("registers") = 255);
+        py::arg("regime") = "", py::arg("registers") = 255, py::arg("device") = py::none());
   m.attr("SPIN_LIMIT") = Options().spin_limit;
   m.def("blocks_per_sm", [](const std::string& arch, int registers, size_t shared) {
     return blocks_per_sm(card_named(arch).device, registers, shared);
