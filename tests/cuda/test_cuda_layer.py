@@ -280,7 +280,7 @@ def random_case(rng: np.random.Generator) -> tuple[DeviceCase, dict[str, Any], L
         cell, N, int(rng.integers(1, 6)), H, P, D, bias, tuple(map(int, sizes)), dtype
     )
     options = {
-        "regime": ["", "streamed", "streamed"][rng.integers(3)],
+        "regime": ["", "streamed", "per_step"][rng.integers(3)],
         "allow_tf32": bool(rng.integers(2)),
         "gates_bytes": int(rng.integers(1, 1 << 16)),
     }
