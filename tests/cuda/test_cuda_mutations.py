@@ -11,8 +11,8 @@ import pytest
 
 import setup_build
 from tests.kit import build
-from tests.kit.device import Device
-from tests.kit.device_cases import DeviceCase, assert_right, run_on
+from tests.kit.device import Device, Limits
+from tests.kit.device_cases import DeviceCase, assert_right, run_on, tight
 from tests.ptxvm import Fault
 
 pytestmark = pytest.mark.skipif(
@@ -21,10 +21,17 @@ pytestmark = pytest.mark.skipif(
 
 FMA = DeviceCase("gru", 3, 3, 18, 18, 1, True, (3, 3, 2, 1))
 MMA = DeviceCase("lstm", 9, 3, 18, 18, 1, True, (9, 9, 4), "bf16")
+# Their weights are streamed, and there is more than one group of sequences.
+STREAMED_FMA = DeviceCase("gru", 11, 3, 110, 110, 2, True, (11, 9, 2))
+STREAMED_MMA = DeviceCase("lstm", 25, 3, 330, 330, 1, True, (25, 25), "bf16")
+# How lines that define kernels begin.
+DEFINE = ("FUSEDRNN_RESIDENT", "FUSEDRNN_STREAMED")
 # The kernels of each file that are compiled. The lines of the other kernels are removed.
 KEPT = {
     "resident_fma.cu": "fma_f32",
     "resident_mma.cu": "mma_bf16",
+    "streamed_fma.cu": "fma_f32",
+    "streamed_mma.cu": "mma_bf16",
     "around_loop.cu": "",
     "step.cu": "",
 }
@@ -186,6 +193,78 @@ MUTATIONS = [
         MMA,
     ),
     Mutation(
+        "takes streamed weights before they have arrived",
+        "streamed_fma.cu",
+        "weight_stream.cuh",
+        "    wait_for_copies<kSlots - 1>();\n",
+        "",
+        ("race", "uninitialised read"),
+        STREAMED_FMA,
+    ),
+    Mutation(
+        "waits for one copy too few",
+        "streamed_mma.cu",
+        "weight_stream.cuh",
+        "wait_for_copies<kSlots - 1>()",
+        "wait_for_copies<kSlots>()",
+        ("race", "uninitialised read"),
+        STREAMED_MMA,
+    ),
+    Mutation(
+        "leaves out the last streamed weights",
+        "streamed_fma.cu",
+        "weight_stream.cuh",
+        "item_ + 1 == items_",
+        "item_ + 2 == items_",
+        ("numbers",),
+        STREAMED_FMA,
+    ),
+    Mutation(
+        "streams to the place that was not taken",
+        "streamed_mma.cu",
+        "weight_stream.cuh",
+        "    copy();\n    slot_ = slot_ + 1 == kSlots ? 0 : slot_ + 1;",
+        "    slot_ = slot_ + 1 == kSlots ? 0 : slot_ + 1;\n    copy();",
+        ("numbers", "race", "uninitialised read"),
+        STREAMED_MMA,
+    ),
+    Mutation(
+        "overwrites the sums of the group before",
+        "streamed_mma.cu",
+        "streamed_forward.cuh",
+        "        __syncthreads();  // the next product overwrites the sums\n",
+        "",
+        ("race",),
+        STREAMED_MMA,
+    ),
+    Mutation(
+        "one buffer instead of two, streamed",
+        "streamed_fma.cu",
+        "streamed_forward.cuh",
+        "s == kLast ? turn ^ 1 : turn;",
+        "turn;",
+        ("race",),
+        STREAMED_FMA,
+    ),
+    Mutation(
+        "puts h of sequences that enter later into one buffer",
+        "streamed_fma.cu",
+        "streamed_forward.cuh",
+        "buffer < 2;",
+        "buffer < 1;",
+        ("numbers",),
+        STREAMED_FMA,
+    ),
+    Mutation(
+        "loses the gradient of sequences that have ended",
+        "streamed_fma.cu",
+        "streamed_backward.cuh",
+        "            gradient(j, span.first + u) = d_emit;\n",
+        "",
+        ("numbers",),
+        STREAMED_FMA,
+    ),
+    Mutation(
         "adds sums of warps before they are there",
         "around_loop.cu",
         "around_loop.cu",
@@ -222,7 +301,7 @@ def mutated(csrc: Path, mutation: Mutation) -> Path:
     kept = KEPT[mutation.kernels]
     lines = source.read_text().split("\nconst std::vector")[0].splitlines(keepends=True)
     source.write_text(
-        "".join(line for line in lines if not line.startswith("FUSEDRNN_RESIDENT") or kept in line)
+        "".join(line for line in lines if not line.startswith(DEFINE) or kept in line)
     )
     return source
 
@@ -232,10 +311,20 @@ def judge(mutation: Mutation, ptx: list[Path]) -> str:
     return next(filter(None, (sign_of(mutation, ptx, seed) for seed in range(3))), "")
 
 
+def limits_of(mutation: Mutation) -> Limits | None:
+    """The limits of the device: of the streamed cases, those with which they stream weights."""
+    if mutation.case is STREAMED_FMA:
+        return tight(STREAMED_FMA, 4, "fma_f32")
+    return tight(STREAMED_MMA, 21, "mma_bf16") if mutation.case is STREAMED_MMA else None
+
+
 def sign_of(mutation: Mutation, ptx: list[Path], seed: int) -> str:
-    regime = "per_step" if mutation.kernels == "step.cu" else "resident"
+    regime = mutation.kernels.split("_")[0]
+    regime = regime if regime in ("resident", "streamed") else "per_step"
+    regime = "resident" if mutation.kernels == "around_loop.cu" else regime
+    device = Device(ptx, seed, limits_of(mutation))
     try:
-        assert_right(run_on(mutation.case, Device(ptx, seed), regime=regime), mutation.case)
+        assert_right(run_on(mutation.case, device, regime=regime), mutation.case)
     except Fault as fault:
         return str(fault.kind)
     except AssertionError:
@@ -257,7 +346,7 @@ def test_is_caught(mutation: Mutation, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "mutation", [MUTATIONS[0], MUTATIONS[12], MUTATIONS[15], MUTATIONS[16]], ids=lambda m: m.kernels
+    "mutation", list({m.kernels: m for m in MUTATIONS}.values()), ids=lambda m: m.kernels
 )
 def test_nothing_is_caught_without_a_change(mutation: Mutation, tmp_path: Path) -> None:
     same = dataclasses.replace(mutation, new=mutation.old)

@@ -30,15 +30,25 @@ CARDS = {
     "B200": (148, 232448),
     "RTX 5090": (170, 101376),
 }
-# The number of gates of each stage's product in the resident regime. No projection runs in it, so
-# the second of two stages computes one gate.
+# The number of gates of each stage's product. The second of two stages computes one gate, or the
+# projection.
 STAGES = {
-    cell: [spec.gates] if spec.stages == 1 else [spec.gates - 1, 1]
+    cell: [spec.gates]
+    if spec.stages == 1
+    else [spec.gates, 1]
+    if spec.projects
+    else [spec.gates - 1, 1]
     for cell, spec in CELLS.items()
-    if not spec.projects
 }
 THREADS, PAIRS = 256, 2 * 256
-FMA_HELD, MMA_HELD = 16, 2
+# How many iterations of the first stage have their weights in registers.
+HELD = {
+    ("resident", "fma"): 16,
+    ("resident", "mma"): 2,
+    ("streamed", "fma"): 16,
+    ("streamed", "mma"): 1,
+}
+RING = 128 * THREADS  # bytes of a stage's ring
 
 
 def ceil_div(n: int, by: int) -> int:
@@ -67,20 +77,35 @@ def random_request(rng: np.random.Generator) -> dict[str, Any]:
     }
 
 
+def products(request: dict[str, Any], plan: dict[str, Any]) -> list[tuple[int, int]]:
+    """The weight rows and K of the product of each stage."""
+    _, _, _, H, P, _ = request["sizes"]
+    units, proj_units = plan["units"], plan["proj_units"]
+    projects = CELLS[request["cell"]].projects
+    pairs = []
+    for s, gates in enumerate(STAGES[request["cell"]]):
+        last = projects and s == 1
+        source, of_source = (P, proj_units) if s == 0 else (H, units)
+        emitted, of_emit = (P, proj_units) if last else (gates * H, gates * units)
+        pairs.append((of_source, emitted) if request["backward"] else (of_emit, source))
+    return pairs
+
+
 def assert_layout(request: dict[str, Any], plan: dict[str, Any]) -> None:
     """Asserts that the parts of shared memory are large enough and do not overlap."""
-    H, value = request["sizes"][3], SIZE[request["dtype"]]
-    units, rows, mma = plan["units"], plan["rows"], plan["cores"] == "mma"
-    end = 0
-    partials = staged = 0
-    for s, (gates, tile) in enumerate(zip(STAGES[request["cell"]], plan["tiles"], strict=True)):
-        R = units if request["backward"] else gates * units
-        K = gates * H if request["backward"] else H
+    value = SIZE[request["dtype"]]
+    real = max(value, 4)
+    units, mma = plan["units"], plan["cores"] == "mma"
+    parts = []  # begin and size of each part of shared memory
+    partials = staged = streamed = 0
+    for s, ((R, K), tile) in enumerate(zip(products(request, plan), plan["tiles"], strict=True)):
         assert tile["R"] == R
         assert tile["K_pad"] >= K
-        assert tile["weights"] == end
-        held = (MMA_HELD if mma else FMA_HELD) if s == 0 else 0
-        in_shared = max(0, tile["steps"] - held)
+        held = HELD[plan["regime"], plan["cores"]] if s == 0 else 0
+        held = 4 if held and request["dtype"] == "f64" else held
+        in_shared = max(0, tile["on_chip"] - held)
+        left = tile["steps"] - tile["on_chip"]
+        assert left >= 0
         if mma:
             group, row_tiles = 64 // value, ceil_div(R, 16)
             assert row_tiles <= 4
@@ -88,62 +113,85 @@ def assert_layout(request: dict[str, Any], plan: dict[str, Any]) -> None:
             assert tile["K_pad"] % group == 0
             assert tile["steps"] * tile["slices"] * group >= tile["K_pad"]
             assert tile["ld"] >= row_tiles * 16
-            end += in_shared * tile["slices"] * row_tiles * 16 * 64
+            iteration = tile["slices"] * row_tiles * 16 * 64
         else:
             assert tile["slices"] >= 1
             assert tile["slices"] * R <= THREADS
             assert tile["K_pad"] % 4 == 0
             assert tile["steps"] * tile["slices"] * 4 >= tile["K_pad"]
             assert tile["ld"] >= R
-            end += in_shared * THREADS * 4 * value
-            staged = max(staged, min(rows, 8) * tile["K_pad"] * 4)
-        partials = max(partials, tile["slices"] * plan["rows_pad"] * tile["ld"] * 4)
-    assert plan["rows_pad"] >= rows
-    assert not mma or plan["rows_pad"] % 8 == 0
-    assert plan["partials"] == end
-    assert plan["staged"] % 16 == 0
-    assert plan["staged"] >= plan["partials"] + partials
-    assert plan["bias"] >= plan["staged"] + staged
-    bias = 0 if request["backward"] else 2 * CELLS[request["cell"]].gates * units * 4
-    assert plan["params"] >= plan["bias"] + bias
-    weight_ch = [p for p in CELLS[request["cell"]].parameters if p.name == "weight_ch"]
-    params = sum(p.shape(H=units)[0] for p in weight_ch) * 4
-    assert plan["shared_bytes"] >= plan["params"] + params
+            iteration = THREADS * 4 * value
+            staged = max(staged, min(plan["group"], 8) * tile["K_pad"] * real)
+        parts.append((tile["weights"], in_shared * iteration))
+        if left:
+            assert plan["regime"] == "streamed"
+            assert tile["on_chip"] >= min(held, tile["steps"])
+            parts.append((tile["ring"], RING))
+            assert 0 <= tile["streamed"] <= plan["streamed_bytes"] - left * iteration
+        streamed += left * iteration
+        partials = max(partials, tile["slices"] * plan["partial_rows"] * tile["ld"] * real)
+    assert plan["streamed_bytes"] == streamed
+    assert plan["rows_pad"] >= plan["rows"]
+    assert plan["partial_rows"] >= plan["group"]
+    assert not mma or plan["rows_pad"] % 8 == plan["partial_rows"] % 8 == 0
+    parts += [(plan["partials"], partials), (plan["staged"], staged)]
+    if plan["regime"] == "resident":
+        cell = CELLS[request["cell"]]
+        bias = 0 if request["backward"] else 2 * cell.gates * units * 4
+        weight_ch = [p for p in cell.parameters if p.name == "weight_ch"]
+        params = sum(p.shape(H=units)[0] for p in weight_ch) * 4
+        parts += [(plan["bias"], bias), (plan["params"], params)]
+        assert plan["params"] == plan["bias"] + bias  # the kernel relies on this
+    assert all(begin % 16 == 0 for begin, size in parts[:-2] if size)
+    parts = sorted(part for part in parts if part[1])
+    for (begin, size), (after, _) in itertools.pairwise(parts):
+        assert begin + size <= after
+    assert sum(parts[-1]) <= plan["shared_bytes"]
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_fits_and_covers(seed: int) -> None:
+@pytest.mark.parametrize("regime", ["", "streamed"])
+@pytest.mark.parametrize("seed", range(10))
+def test_fits_and_covers(seed: int, regime: str) -> None:
     rng = np.random.default_rng(seed)
-    resident = 0
+    seen = {"resident": 0, "streamed": 0, "per_step": 0}
     for _ in range(500):
         request = random_request(rng)
-        plan = build.host().plan(**request)
-        _, N, _, H, _, D = request["sizes"]
+        plan = build.host().plan(regime=regime, **request)
+        _, N, _, H, P, D = request["sizes"]
+        seen[plan["regime"]] += 1
         if plan["regime"] == "per_step":
             assert plan["why_per_step"]
             continue
-        resident += 1
         device = build.host().device(request["arch"])
-        assert not CELLS[request["cell"]].projects
-        assert request["dtype"] != "f64"
+        if plan["regime"] == "resident":
+            assert not CELLS[request["cell"]].projects
+            assert request["dtype"] != "f64"
         if plan["cores"] == "mma":
             assert device["capability"] >= 80
             assert N >= 8
-            assert request["dtype"] != "f32" or request["allow_tf32"]
-        # Every unit of every sequence belongs to one block.
+            assert request["dtype"] not in ("f64", *(() if request["allow_tf32"] else ("f32",)))
+        # Every unit of every sequence belongs to one block, and so does every output of a
+        # projection. Some blocks may have units and no outputs.
         x, y, z = plan["grid"]
         assert (x - 1) * plan["units"] < H <= x * plan["units"]
+        assert P <= x * plan["proj_units"] and plan["proj_units"] <= plan["units"]
         assert (y - 1) * plan["rows"] < N <= y * plan["rows"]
         assert z == D
-        assert plan["units"] * plan["rows"] <= PAIRS
+        assert plan["units"] * plan["group"] <= PAIRS
+        assert plan["group"] <= plan["rows"]
         # All blocks fit on the card at once.
         assert plan["shared_bytes"] <= device["shared_per_block"]
-        together = build.host().blocks_per_sm(
-            request["arch"], request["registers"], plan["shared_bytes"]
-        )
+        together = 1
+        if plan["regime"] == "resident":
+            assert plan["group"] == plan["rows"]
+            together = build.host().blocks_per_sm(
+                request["arch"], request["registers"], plan["shared_bytes"]
+            )
         assert x * y * z <= together * device["sms"], (request, plan)
         assert_layout(request, plan)
-    assert resident > 100
+    assert seen["streamed"] > 30
+    assert seen["resident"] > 100 or regime
+    assert not (regime and seen["resident"])
 
 
 def test_estimates() -> None:
@@ -204,16 +252,15 @@ def test_no_plan_asks_for_more_than_the_card_has(card: str) -> None:
         [128, 255],
     ):
         plan = build.host().plan(
-            *(cell, dtype, [50, N, H, H, H, D], card),
+            *(cell, dtype, [50, N, H, H, H // 2 if CELLS[cell].projects else H, D], card),
             backward=backward,
             allow_tf32=tf32,
             registers=registers,
         )
+        seen.add(plan["regime"])
         if plan["regime"] == "per_step":
-            seen.add("per step")
             continue
         seen.add(plan["cores"])
-        assert dtype != "f64"
         assert plan["cores"] == "fma" or card != "T4"
         blocks, together = int(np.prod(plan["grid"])), plan["blocks_per_sm"]
         assert blocks <= sms * together, plan
@@ -223,7 +270,8 @@ def test_no_plan_asks_for_more_than_the_card_has(card: str) -> None:
         assert together * THREADS <= device["threads_per_sm"], plan
         # A warp gets registers in groups of 256, 8 for each thread.
         assert together * THREADS * ceil_div(registers, 8) * 8 <= 65536, plan
-    assert seen == {"per step", "fma"} | ({"mma"} if card != "T4" else set())
+    mma = {"mma"} if card != "T4" else set()
+    assert seen == {"per_step", "streamed", "resident", "fma"} | mma
 
 
 def test_peaks_equal_those_of_the_vendor() -> None:
@@ -273,6 +321,10 @@ def test_a_regime_may_be_asked_for(cell: str) -> None:
     assert plan["why_per_step"] == "asked for"
     plan = build.host().plan(cell, "f32", sizes, "sm_80", regime="resident")
     assert plan["regime"] == ("per_step" if CELLS[cell].projects else "resident")
+    assert build.host().plan(cell, "f32", sizes, "sm_80", regime="streamed")["regime"] == "streamed"
+    wanted = "streamed" if CELLS[cell].projects else "resident"
+    assert build.host().plan(cell, "f32", sizes, "sm_80")["regime"] == wanted
+    assert build.host().plan(cell, "f64", sizes, "sm_80")["regime"] == "streamed"
 
 
 def test_known_sizes() -> None:
@@ -286,6 +338,10 @@ def test_known_sizes() -> None:
     assert plan("bf16", 1, 1024, "sm_90")["cores"] == "fma"
     assert plan("bf16", 32, 512, "sm_75")["cores"] == "fma"
     assert plan("f32", 32, 4096, "sm_90")["why_per_step"].startswith("the recurrent weights do")
+    for N, dtype, cores in ((1, "bf16", "fma"), (32, "bf16", "mma"), (1, "f32", "fma")):
+        large = plan(dtype, N, 2048, "sm_90")
+        assert (large["regime"], large["cores"]) == ("streamed", cores)
+        assert large["streamed_bytes"] > 0
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -296,13 +352,14 @@ def test_the_plan_names_what_does_not_fit(seed: int) -> None:
     while min(blamed.values()) < 20:
         request = random_request(rng)
         T, N, I, H, P, D = request.pop("sizes")
-        plan = build.host().plan(sizes=[T, N, I, H, P, D], **request)
+        plan = build.host().plan(sizes=[T, N, I, H, P, D], regime="resident", **request)
         why = plan["why_per_step"]
         if "do not fit" not in why:
             continue
         # Tensor cores need at least 8 sequences.
         regimes = [
-            build.host().plan(sizes=[T, n, I, H, P, D], **request)["regime"] for n in (1, min(N, 8))
+            build.host().plan(sizes=[T, n, I, H, P, D], regime="resident", **request)["regime"]
+            for n in (1, min(N, 8))
         ]
         if why.startswith(f"{N} sequences do not fit"):
             blamed["sequences"] += 1
@@ -344,7 +401,7 @@ def test_facts_that_the_plan_assumes_can_be_read() -> None:
 def test_unknown_names_are_refused() -> None:
     with pytest.raises(ValueError, match=r"arch must be one of T4 \(sm_75\), .*, got 'sm_70'"):
         build.host().plan("lstm", "f32", [1] * 6, "sm_70")
-    with pytest.raises(ValueError, match="regime must be resident or per_step, got 'fast'"):
+    with pytest.raises(ValueError, match="regime must be resident, streamed or per_step, got 'fast'"):
         build.host().plan("lstm", "f32", [1] * 6, "sm_80", regime="fast")
 
 

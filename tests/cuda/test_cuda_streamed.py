@@ -7,7 +7,6 @@ shared memory that a part of the weights is streamed.
 from __future__ import annotations
 
 import dataclasses
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,36 +24,15 @@ from tests.kit.device_cases import (
     Run,
     assert_right,
     reserve_values,
+    plan_of,
     run_on,
     some_cases,
+    tight,
 )
 
 pytestmark = pytest.mark.skipif(
     setup_build.nvcc() is None, reason="no nvcc: kernels cannot be compiled"
 )
-
-
-def plan_of(case: DeviceCase, limits: Limits, backward: bool, tf32: bool) -> dict[str, Any]:
-    sizes = [len(case.batch_sizes), case.batch_sizes[0], case.I, case.H, case.P, case.D]
-    return build.host().plan(
-        *(case.cell, case.dtype, sizes, "sm_80"),
-        backward=backward,
-        allow_tf32=tf32,
-        regime="streamed",
-        device=SimpleNamespace(device=limits),
-    )
-
-
-def tight(case: DeviceCase, sms: int, cores: str, spare: int = 0) -> Limits:
-    """A device with just enough shared memory for both passes of a case, and `spare` KiB."""
-    tf32 = cores == "mma_tf32"
-    for kib in range(2, 228, 2):
-        limits = Limits(sms=sms, shared_per_block=kib << 10, shared_per_sm=(kib + 1) << 10)
-        plans = [plan_of(case, limits, backward, tf32) for backward in (False, True)]
-        if all((p["regime"], p["cores"]) == ("streamed", cores[:3]) for p in plans):
-            more = (kib + spare) << 10
-            return dataclasses.replace(limits, shared_per_block=more, shared_per_sm=more + 1024)
-    raise AssertionError(f"no shared memory is enough for {case}")
 
 
 def run_streamed(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from fusedrnn._library import CELLS
 from tests.kit import build
 from tests.kit.build import native
 from tests.kit.cases import Case
-from tests.kit.device import STORAGE, Device, from_device, to_device
+from tests.kit.device import STORAGE, Device, Limits, from_device, to_device
 from tests.kit.numpy_reference import WEIGHTS, Array
 
 DTYPES = ["f32", "f64", "f16", "bf16"]
@@ -144,6 +145,30 @@ def run_on(
                 assert memory.written(gradient).all()
                 results[f"d_{name} {d}"] = from_device(gradient, dtype)
     return Run(_doubles(results), before, device)
+
+
+def plan_of(case: DeviceCase, limits: Limits, backward: bool, tf32: bool) -> dict[str, Any]:
+    """The plan of a case in the streamed regime."""
+    sizes = [len(case.batch_sizes), case.batch_sizes[0], case.I, case.H, case.P, case.D]
+    return build.host().plan(
+        *(case.cell, case.dtype, sizes, "sm_80"),
+        backward=backward,
+        allow_tf32=tf32,
+        regime="streamed",
+        device=SimpleNamespace(device=limits),
+    )
+
+
+def tight(case: DeviceCase, sms: int, cores: str, spare: int = 0) -> Limits:
+    """A device with just enough shared memory for both passes of a case, and `spare` KiB."""
+    tf32 = cores == "mma_tf32"
+    for kib in range(2, 228, 2):
+        limits = Limits(sms=sms, shared_per_block=kib << 10, shared_per_sm=(kib + 1) << 10)
+        plans = [plan_of(case, limits, backward, tf32) for backward in (False, True)]
+        if all((p["regime"], p["cores"]) == ("streamed", cores[:3]) for p in plans):
+            more = (kib + spare) << 10
+            return dataclasses.replace(limits, shared_per_block=more, shared_per_sm=more + 1024)
+    raise AssertionError(f"no shared memory is enough for {case}")
 
 
 def _doubles(results: dict[str, Array]) -> dict[str, Array]:

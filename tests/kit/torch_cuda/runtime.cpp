@@ -42,6 +42,8 @@ const std::vector<Kernel> kStepKernels = {{"step", &functions[0]}};
 const std::vector<Kernel> kAroundLoopKernels = {{"rows", &functions[1]}};
 const std::vector<Kernel> kResidentFmaKernels = {{"resident_fma", &functions[2]}};
 const std::vector<Kernel> kResidentMmaKernels;
+const std::vector<Kernel> kStreamedFmaKernels;
+const std::vector<Kernel> kStreamedMmaKernels;
 const std::vector<Kernel> kBindingKernels = {{"store", &functions[3]}};
 }  // namespace fusedrnn::cuda
 
