@@ -23,7 +23,7 @@ FMA = DeviceCase("gru", 3, 3, 18, 18, 1, True, (3, 3, 2, 1))
 MMA = DeviceCase("lstm", 9, 3, 18, 18, 1, True, (9, 9, 4), "bf16")
 # Their weights are streamed, and there is more than one group of sequences.
 STREAMED_FMA = DeviceCase("gru", 11, 3, 110, 110, 2, True, (11, 9, 2))
-STREAMED_MMA = DeviceCase("lstm", 25, 3, 330, 330, 1, True, (25, 25), "bf16")
+STREAMED_MMA = DeviceCase("rnn_tanh", 25, 3, 580, 580, 1, True, (25, 25), "bf16")
 # How lines that define kernels begin.
 DEFINE = ("FUSEDRNN_RESIDENT", "FUSEDRNN_STREAMED")
 # The kernels of each file that are compiled. The lines of the other kernels are removed.
@@ -292,7 +292,7 @@ def mutated(csrc: Path, mutation: Mutation) -> Path:
     text = header.read_text()
     assert text.count(mutation.old) == 1, f"{mutation.old!r} must stand once in {header.name}"
     header.write_text(text.replace(mutation.old, mutation.new))
-    kinds = {"lstm": "kLstm, Lstm", "gru": "kGru, Gru"}
+    kinds = {"lstm": "kLstm, Lstm", "gru": "kGru, Gru", "rnn_tanh": "kRnnTanh, RnnTanh"}
     storage = csrc / "cuda" / "storage.cuh"
     all_cells, one_cell = "FUSEDRNN_CELLS(FUSEDRNN_CASE)", kinds[mutation.case.cell]
     assert all_cells in storage.read_text()
@@ -315,7 +315,7 @@ def limits_of(mutation: Mutation) -> Limits | None:
     """The limits of the device: of the streamed cases, those with which they stream weights."""
     if mutation.case is STREAMED_FMA:
         return tight(STREAMED_FMA, 4, "fma_f32")
-    return tight(STREAMED_MMA, 21, "mma_bf16") if mutation.case is STREAMED_MMA else None
+    return tight(STREAMED_MMA, 10, "mma_bf16") if mutation.case is STREAMED_MMA else None
 
 
 def sign_of(mutation: Mutation, ptx: list[Path], seed: int) -> str:
