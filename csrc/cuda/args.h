@@ -86,13 +86,40 @@ struct RoundArgs {
   Stored* to;                // [count]
 };
 
-// out[j] = Σ_rows m[row, j]. The order of the sum depends only on the number of rows.
+// Sums over rows, in one launch for a whole pass: out[j] = Σ_rows m[row, j] for each matrix of
+// `sums`. Rows are cut into ranges. A block sums kSumColumns columns over a range, and the last of
+// the blocks that have finished the same columns adds the sums of their ranges, in the order of the
+// rows. So the order of a sum depends only on the number of rows.
+constexpr int kMostSums = 6;    // for each direction those for b_hh, b_ih and w_ch
+constexpr int kSumBytes = 512;  // a warp reads this much of a row, in vectors of 16 bytes
 template <class Stored>
-struct SumRowsArgs {
-  int64_t rows, columns;
+constexpr int kSumColumns = kSumBytes / int(sizeof(Stored));
+
+// The rows of a range. A warp sums every eighth row of it, so at most 64. There are about 32 ranges
+// unless that would make them too short or too long: enough blocks to fill a GPU even where there
+// are few columns, and few sums of ranges to add.
+constexpr int64_t rows_of_range(int64_t rows) {
+  const int64_t even = (rows + 255) / 256 * 8;
+  return even < 64 ? 64 : even > 512 ? 512 : even;
+}
+
+template <class Stored>
+struct RowSum {
+  int64_t columns;
   const Stored* m;  // [rows, columns]
   Stored* out;      // [columns]
   Stored* again;    // [columns] receives a copy of out, or null
+};
+
+// The grid is [ranges * column_blocks, sums], where column_blocks is that of the widest sum.
+template <class Stored>
+struct SumRowsArgs {
+  int64_t rows;
+  int ranges, column_blocks;
+  RowSum<Stored> sum[kMostSums];
+  // The next two are unused if there is one range.
+  Real<Stored>* partial;  // [sums, ranges, column_blocks * kSumColumns] the sum of each range
+  unsigned* finished;     // [sums, column_blocks] zero, and zero again after the launch
 };
 
 // From here to kArrivalStride, everything belongs to the resident regime.

@@ -12,7 +12,7 @@ namespace fusedrnn::cuda {
 template <class Stored>
 struct Deltas {
   Stored* delta;         // [rows, G*H] gradient of h U + b_hh
-  Stored* delta_x;       // [rows, G*H] gradient of x W + b_ih; is delta if both are equal
+  Stored* delta_x;       // [rows, G*H] gradient of x W + b_ih; null if it is delta
   Stored* delta_proj;    // [rows, P] gradient of the projection's product, or null
   Stored* delta_params;  // [rows, kParams*H] each row's part of the gradient of params, or null
 };
@@ -22,6 +22,9 @@ struct Pass {
   const Layer& layer;
   Launcher& launcher;
   const Options& options;
+  // The regime asks here for what it needs and then allocates everything, with what layer.cpp asked
+  // for before: the pointers of the deltas are set from then on.
+  Scratch& scratch;
 };
 
 template <class Stored>

@@ -10,27 +10,28 @@ namespace {
 // Whether every step has the same rows, so that a kernel needs no offsets.
 bool is_plain(const Sequences& seq) { return seq.batch_sizes.back() == seq.N; }
 
-// row_offset in device memory, or null if every step has the same rows.
-const int64_t* put_offsets(const Pass& pass) {
-  const Sequences& seq = pass.layer.sequences;
-  return is_plain(seq) ? nullptr : put_numbers(pass.launcher, seq.row_offset);
-}
-
-// Fills the arguments that forward and backward share, and allocates the exchange and the counters
-// of arrivals. The rows of the exchange are padded to K_pad values, and the padding must be zero.
+// Fills the arguments that forward and backward share, and allocates the scratch memory of the
+// pass, of which the exchange and the counters of arrivals are a part. The rows of the exchange are
+// padded to K_pad values, and the padding must be zero.
 template <class Stored, class Args>
 void fill_shared(const Pass& pass, const Plan& plan, Args& a) {
-  const auto& [layer, launcher, options] = pass;
+  const auto& [layer, launcher, options, scratch] = pass;
+  const Sequences& seq = layer.sequences;
   a.cell = layer.cell;
   a.shape = plan.shape;
-  a.T = layer.sequences.T;
-  a.N = layer.sequences.N;
+  a.T = seq.T;
+  a.N = seq.N;
   a.H = layer.H;
   a.D = layer.D;
-  a.row_offset = put_offsets(pass);
   a.spin_limit = options.spin_limit;
-  char* memory = scratch<char>(launcher, static_cast<int64_t>(plan.workspace_bytes()));
-  launcher.zero(memory, plan.workspace_bytes());
+  char* memory = nullptr;
+  scratch.want_zero(memory, static_cast<int64_t>(plan.workspace_bytes()));
+  int64_t* row_offset = nullptr;
+  const bool puts_offsets = !is_plain(seq) && !options.row_offset;
+  if (puts_offsets) scratch.want(row_offset, static_cast<int64_t>(seq.row_offset.size()));
+  scratch.allocate(launcher);
+  if (puts_offsets) put_numbers(launcher, seq.row_offset, row_offset);
+  if (!is_plain(seq)) a.row_offset = puts_offsets ? row_offset : options.row_offset;
   a.arrivals = reinterpret_cast<unsigned*>(memory);
   memory += plan.arrival_bytes;
   for (int s = 0; s < kMaxStages; ++s) {
@@ -55,18 +56,18 @@ void launch_resident(const Plan& plan, Launcher& launcher, const std::string& ke
 
 template <class Stored>
 void forward_resident(const Pass& pass, const Plan& plan, const LayerForward<Stored>& args) {
-  const auto& [layer, launcher, options] = pass;
+  const auto& [layer, launcher, options, scratch] = pass;
   const Sequences& seq = layer.sequences;
   const int64_t columns = layer.gate_columns(), chunk = chunk_steps<Stored>(pass);
   ResidentForwardArgs<Stored> a = {};
+  Real<Stored>* gates_x[2] = {};
+  for (int64_t d = 0; d < layer.D; ++d) scratch.want(gates_x[d], seq.row_offset[chunk] * columns);
   fill_shared<Stored>(pass, plan, a);
   a.h = args.h;
   a.c = layer.info().has_c ? args.c : nullptr;
   a.y = args.y;
   a.row_input = args.row_input;
-  Real<Stored>* gates_x[2] = {};
   for (int64_t d = 0; d < layer.D; ++d) {
-    gates_x[d] = scratch<Real<Stored>>(launcher, seq.row_offset[chunk] * columns);
     a.gates_x[d] = gates_x[d];
     a.w_hh[d] = args.w[d].w_hh;
     a.b_ih[d] = args.w[d].b_ih;

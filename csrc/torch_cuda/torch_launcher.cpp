@@ -62,10 +62,27 @@ Tensor TorchLauncher::allocate(Sizes sizes, ScalarType dtype) {
   return new_empty(like_, sizes, dtype);
 }
 
-void* TorchLauncher::scratch(size_t bytes) {
-  const int64_t size = static_cast<int64_t>(bytes);
-  kept_.push_back(empty({size}, ScalarType::Byte));
-  return kept_.back().data_ptr();
+void TorchLauncher::scratch(std::vector<ScratchPart>& parts) {
+  // The parts that must be zero come first.
+  size_t bytes = 0, zeros = 0;
+  const auto for_each = [&](const auto& body) {
+    for (const bool zero : {true, false})
+      for (ScratchPart& part : parts)
+        if (part.zero == zero) body(part);
+  };
+  const auto padded = [](size_t size) { return (size + 255) / 256 * 256; };
+  for_each([&](const ScratchPart& part) {
+    bytes += padded(part.bytes);
+    if (part.zero) zeros = bytes;
+  });
+  if (bytes == 0) return;
+  kept_.push_back(empty({static_cast<int64_t>(bytes)}, ScalarType::Byte));
+  char* at = data<char>(kept_.back());
+  if (zeros) this->zero(at, zeros);
+  for_each([&](ScratchPart& part) {
+    part.at = at;
+    at += padded(part.bytes);
+  });
 }
 
 Tensor TorchLauncher::tensor_of(const Matrix<const void>& m, Dtype dtype) const {

@@ -31,7 +31,7 @@ class TorchLauncher : public Launcher {
   Tensor empty(Sizes sizes, ScalarType dtype);
 
   void multiply(const MatrixProduct& product) override;
-  void* scratch(size_t bytes) override;
+  void scratch(std::vector<ScratchPart>& parts) override;
 
  protected:
   struct Memory {

@@ -20,6 +20,8 @@ pytestmark = pytest.mark.skipif(
 )
 
 FMA = DeviceCase("gru", 3, 3, 18, 18, 1, True, (3, 3, 2, 1))
+# More rows than a range of sum_rows has.
+SUMS = DeviceCase("gru", 9, 3, 18, 18, 1, True, (9,) * 9)
 MMA = DeviceCase("lstm", 9, 3, 18, 18, 1, True, (9, 9, 4), "bf16")
 # The kernels of each file that are compiled. The lines of the other kernels are removed.
 KEPT = {
@@ -189,10 +191,73 @@ MUTATIONS = [
         "adds sums of warps before they are there",
         "around_loop.cu",
         "around_loop.cu",
-        "  __syncthreads();\n",
-        "",
+        "  __syncthreads();\n\n  // From here on",
+        "\n  // From here on",
         ("race", "uninitialised read"),
         FMA,
+    ),
+    Mutation(
+        "adds a row beyond the last",
+        "around_loop.cu",
+        "around_loop.cu",
+        "if (row + i * kWarps < end)",
+        "if (row + i * kWarps <= end)",
+        ("numbers", "out of bounds", "uninitialised read"),
+        FMA,
+    ),
+    Mutation(
+        "counts a block before all its threads have written",
+        "around_loop.cu",
+        "around_loop.cu",
+        "  __shared__ bool last;\n  __syncthreads();\n",
+        "  __shared__ bool last;\n",
+        ("race", "weak memory"),
+        SUMS,
+    ),
+    Mutation(
+        "no fence before and after the block is counted",
+        "around_loop.cu",
+        "around_loop.cu",
+        "atom.acq_rel.gpu",
+        "atom.relaxed.gpu",
+        ("weak memory",),
+        SUMS,
+    ),
+    Mutation(
+        "no fence before the block is counted",
+        "around_loop.cu",
+        "around_loop.cu",
+        "atom.acq_rel.gpu",
+        "atom.acquire.gpu",
+        ("weak memory",),
+        SUMS,
+    ),
+    Mutation(
+        "no fence after the block is counted",
+        "around_loop.cu",
+        "around_loop.cu",
+        "atom.acq_rel.gpu",
+        "atom.release.gpu",
+        ("weak memory",),
+        SUMS,
+    ),
+    Mutation(
+        "reads whether the block is the last before that is known",
+        "around_loop.cu",
+        "around_loop.cu",
+        "    last = before == blocks - 1;\n  }\n  __syncthreads();\n",
+        "    last = before == blocks - 1;\n  }\n",
+        ("race", "uninitialised read"),
+        SUMS,
+    ),
+    Mutation(
+        "the last block but one adds the sums of ranges",
+        "around_loop.cu",
+        "around_loop.cu",
+        "last = before == blocks - 1;",
+        "last = before == blocks - 2;",
+        ("race", "weak memory", "uninitialised read"),
+        SUMS,
     ),
     Mutation(
         "a unit beyond the last",
@@ -257,7 +322,7 @@ def test_is_caught(mutation: Mutation, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "mutation", [MUTATIONS[0], MUTATIONS[12], MUTATIONS[15], MUTATIONS[16]], ids=lambda m: m.kernels
+    "mutation", [MUTATIONS[0], MUTATIONS[12], MUTATIONS[17], MUTATIONS[-1]], ids=lambda m: m.kernels
 )
 def test_nothing_is_caught_without_a_change(mutation: Mutation, tmp_path: Path) -> None:
     same = dataclasses.replace(mutation, new=mutation.old)
