@@ -160,7 +160,8 @@ bool TorchLauncher::can_add(const MatrixProduct& p) const {
 void* TorchLauncher::product_memory(size_t bytes) {
   if (!product_ || bytes_of(*product_) < bytes) {
     product_.reset();
-    product_ = empty({static_cast<int64_t>(bytes)}, ScalarType::Byte);
+    const size_t size = std::max(bytes, std::min(kLeastProductBytes, product_limit_));
+    product_ = empty({static_cast<int64_t>(size)}, ScalarType::Byte);
   }
   return product_->data_ptr();
 }

@@ -14,6 +14,8 @@ namespace fusedrnn::cuda {
 // The most scratch memory for a product that torch does not write to its place itself, because the
 // result is added to c or rounded to 16 bits.
 constexpr size_t kProductBytes = size_t(64) << 20;
+// The least of it, so that the small products of a pass take one allocation.
+constexpr size_t kLeastProductBytes = size_t(1) << 20;
 
 // How many rows of such a product are computed at once. The product is [M, N], with value_bytes for
 // each value. It is cut into strips of about equal size that fit `bytes`. A strip is some

@@ -255,7 +255,7 @@ def test_products_of_torch_have_float32_results(
     assert {(a, out) for _, a, out in binding().products()} == {(factors, "float32")}
     # Nothing of the bindings calls an op of torch by its name, so these are all products.
     calls = binding().calls()
-    assert calls.keys() == {"allocate", "from_blob", "product"}
+    assert calls.keys() == {"allocate", "copy", "from_blob", "product"}
     assert calls["product"] == len(binding().products()) > 0
 
 

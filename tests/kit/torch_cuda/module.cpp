@@ -163,6 +163,9 @@ AOTITorchError aoti_torch_create_tensor_from_blob(void* data, int64_t rank, cons
   FUSEDRNN_COUNTED(aoti_torch_create_tensor_from_blob, "from_blob", data, rank, sizes, strides,
                    offset, dtype, type, index, made);
 }
+AOTITorchError aoti_torch_copy_(AtenTensorHandle to, AtenTensorHandle from, int32_t non_blocking) {
+  FUSEDRNN_COUNTED(aoti_torch_copy_, "copy", to, from, non_blocking);
+}
 }  // extern "C"
 
 STABLE_TORCH_LIBRARY_IMPL(fusedrnn_gpu, CPU, m) {
