@@ -259,6 +259,20 @@ def test_products_of_torch_have_float32_results(
     assert calls["product"] == len(binding().products()) > 0
 
 
+def test_torch_declares_its_c_functions_for_products_as_we_do() -> None:
+    """The bindings look the functions up when they run, so no compiler compares the types."""
+    folder = setup_build.torch_dir() / "include/torch/csrc/inductor/aoti_torch/generated"
+    ours = (CSRC / "torch_cuda" / "torch_launcher.h").read_text()
+    for name in ("mm_out", "mm_dtype_out", "addmm_out"):
+        (theirs,) = re.findall(
+            rf"AOTITorchError aoti_torch_cuda_{name}\(([^)]*)\)",
+            (folder / "c_shim_cuda.h").read_text(),
+        )
+        (here,) = re.findall(rf"AOTITorchError \(\*{name}\)\(([^)]*)\)", ours)
+        types = [[part.split()[0] for part in text.split(",")] for text in (here, theirs)]
+        assert types[0] == types[1] and here.split()[1] == "out,", name
+
+
 @pytest.mark.usefixtures("by_name")  # torch's own addmm would take no slices
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_products_in_slices(
