@@ -33,16 +33,16 @@ struct StepRows {
 template <class Stored>
 struct ForwardWork {
   int64_t H, P;
-  const Real<Stored>* gates_x;    // [.., G*H] x W, from packed row first_row on
+  const Real<Stored>* gates_x;  // [.., G*H] x W, from packed row first_row on
   int64_t first_row;
   const Stored* b_ih;             // [G*H] or null
   const Stored* b_hh;             // [G*H] or null
   const Stored* params;           // [kParams*H] parameters of each unit, in cells that have them
   const Real<Stored>* row_input;  // [rows] one value for each row, in cells that take it
   Real<Stored>* h;                // [N, P]
-  Stored* h_rounded;  // [N, P] receives h rounded for the next product, or null
-  Real<Stored>* c;    // [N, H] or null
-  Stored* y;          // [rows, y_ld]
+  Stored* h_rounded;              // [N, P] receives h rounded for the next product, or null
+  Real<Stored>* c;                // [N, H] or null
+  Stored* y;                      // [rows, y_ld]
   int64_t y_ld;
   Stored* h_in;        // [rows, P] receives h_{t-1}; null if it is not kept
   Real<Stored>* c_in;  // [rows, H] receives c_{t-1}; null if it is not kept
@@ -106,13 +106,40 @@ struct RoundArgs {
   Stored* to;                // [count]
 };
 
-// out[j] = Σ_rows m[row, j]. The order of the sum depends only on the number of rows.
+// Sums over rows, in one launch for a whole pass: out[j] = Σ_rows m[row, j] for each matrix of
+// `sums`. Rows are cut into ranges. A block sums kSumColumns columns over a range, and the last of
+// the blocks that have finished the same columns adds the sums of their ranges, in the order of the
+// rows. So the order of a sum depends only on the number of rows.
+constexpr int kMostSums = 6;    // for each direction those for b_hh, b_ih and w_ch
+constexpr int kSumBytes = 512;  // a warp reads this much of a row, in vectors of 16 bytes
 template <class Stored>
-struct SumRowsArgs {
-  int64_t rows, columns;
+constexpr int kSumColumns = kSumBytes / int(sizeof(Stored));
+
+// The rows of a range. A warp sums every eighth row of it, so at most 64. There are about 32 ranges
+// unless that would make them too short or too long: enough blocks to fill a GPU even where there
+// are few columns, and few sums of ranges to add.
+constexpr int64_t rows_of_range(int64_t rows) {
+  const int64_t even = (rows + 255) / 256 * 8;
+  return even < 64 ? 64 : even > 512 ? 512 : even;
+}
+
+template <class Stored>
+struct RowSum {
+  int64_t columns;
   const Stored* m;  // [rows, columns]
   Stored* out;      // [columns]
   Stored* again;    // [columns] receives a copy of out, or null
+};
+
+// The grid is [ranges * column_blocks, sums], where column_blocks is that of the widest sum.
+template <class Stored>
+struct SumRowsArgs {
+  int64_t rows;
+  int ranges, column_blocks;
+  RowSum<Stored> sum[kMostSums];
+  // The next two are unused if there is one range.
+  Real<Stored>* partial;  // [sums, ranges, column_blocks * kSumColumns] the sum of each range
+  unsigned* finished;     // [sums, column_blocks] zero, and zero again after the launch
 };
 
 // From here to kArrivalStride, everything belongs to the resident and the streamed regime.
@@ -133,7 +160,7 @@ constexpr int kMmaTiles = 4;
 // kFmaHeldDouble vectors take 32.
 constexpr int kFmaHeld = 16;  // an iteration is a vector of 4 values
 constexpr int kFmaHeldDouble = 4;
-constexpr int kMmaHeld = 2;  // an iteration is a group of 64 bytes, in kMmaTiles row tiles
+constexpr int kMmaHeld = 2;          // an iteration is a group of 64 bytes, in kMmaTiles row tiles
 constexpr int kMmaHeldStreamed = 1;  // the same in the streamed regime
 // How many bytes of a stage's streamed weights are on their way for each thread.
 constexpr int kRingBytes = 128;
@@ -230,14 +257,14 @@ struct StreamedArgs {
   BlockShape shape;
   int64_t T, N, H, P, D;
   int64_t begin, end;
-  const int64_t* row_offset;      // [T + 1] or null
-  const Stored* w_hh[2];          // [G*H, P]
-  const Stored* w_hr[2];          // [P, H] in cells that project
+  const int64_t* row_offset;  // [T + 1] or null
+  const Stored* w_hh[2];      // [G*H, P]
+  const Stored* w_hr[2];      // [P, H] in cells that project
   Work work[2];
-  Stored* exchange[kMaxStages];   // source of each stage, as in the resident regime
-  char* streamed;                 // [blocks, streamed_bytes] scratch for the streamed weights
-  unsigned* arrivals;             // [D * row_blocks * kArrivalStride], zero
-  unsigned spin_limit;            // as in ResidentForwardArgs
+  Stored* exchange[kMaxStages];  // source of each stage, as in the resident regime
+  char* streamed;                // [blocks, streamed_bytes] scratch for the streamed weights
+  unsigned* arrivals;            // [D * row_blocks * kArrivalStride], zero
+  unsigned spin_limit;           // as in ResidentForwardArgs
 };
 template <class Stored>
 using StreamedForwardArgs = StreamedArgs<Stored, ForwardWork<Stored>>;

@@ -13,31 +13,125 @@ __device__ __forceinline__ void round_values(const RoundArgs<Stored>& a) {
     a.to[i] = stored<Stored>(a.from[i]);
 }
 
-// A block sums 32 columns. Each of its 8 warps takes every eighth row, and the first warp adds the
-// eight sums. A warp sums 64 rows at a time and then adds that sum to its total, so that rounding
-// errors grow more slowly than in one long sum.
+// The values of a row in a thread's columns, loaded with one instruction.
 template <class Stored>
-__device__ __forceinline__ void sum_rows(const SumRowsArgs<Stored>& a) {
-  constexpr int kWarps = kThreads / 32, kRun = 64 * kWarps;
-  __shared__ Real<Stored> sums[kWarps][32];
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const int64_t column = int64_t(blockIdx.x) * 32 + lane;
-  Real<Stored> sum = 0;
-  if (column < a.columns) {
-    for (int64_t begin = 0; begin < a.rows; begin += kRun) {
-      const int64_t end = min(a.rows, begin + kRun);
-      Real<Stored> run = 0;
-      for (int64_t row = begin + warp; row < end; row += kWarps)
-        run += real(a.m[row * a.columns + column]);
-      sum += run;
+struct VectorOfRow {
+  uint4 bits;
+
+  __device__ __forceinline__ void load(const Stored* from, int64_t) {
+    bits = *reinterpret_cast<const uint4*>(from);
+  }
+  __device__ __forceinline__ Real<Stored> value(int k) const {
+    const unsigned words[4] = {bits.x, bits.y, bits.z, bits.w};
+    if constexpr (sizeof(Stored) == 2) {
+      return real(Stored{static_cast<uint16_t>(words[k / 2] >> k % 2 * 16)});
+    } else if constexpr (sizeof(Stored) == 4) {
+      return __uint_as_float(words[k]);
+    } else {
+      return __hiloint2double(static_cast<int>(words[2 * k + 1]), static_cast<int>(words[2 * k]));
     }
   }
-  sums[warp][lane] = sum;
+};
+
+// The same where rows are not aligned to 16 bytes or the last columns fill no vector.
+template <class Stored>
+struct ValuesOfRow {
+  Stored values[16 / sizeof(Stored)];
+
+  __device__ __forceinline__ void load(const Stored* from, int64_t columns) {
+#pragma unroll
+    for (int k = 0; k < int(16 / sizeof(Stored)); ++k)
+      if (k < columns) values[k] = from[k];
+  }
+  __device__ __forceinline__ Real<Stored> value(int k) const { return real(values[k]); }
+};
+
+// Adds every eighth row of [row, end) to `total`, in the order of the rows. It loads kDepth rows
+// before it adds the first, so that memory is always busy. m points to a thread's first column, and
+// `columns` columns are there.
+template <class Row, int kDepth, class Stored>
+__device__ __forceinline__ void add_rows(const Stored* m, int64_t ld, int64_t columns, int64_t row,
+                                         int64_t end, Real<Stored>* total) {
+  constexpr int kWarps = kThreads / 32;
+  for (; row < end; row += kDepth * kWarps) {
+    Row rows[kDepth] = {};  // zeros take the place of the rows beyond the end
+#pragma unroll
+    for (int i = 0; i < kDepth; ++i)
+      if (row + i * kWarps < end) rows[i].load(m + (row + i * kWarps) * ld, columns);
+#pragma unroll
+    for (int i = 0; i < kDepth; ++i)
+#pragma unroll
+      for (int k = 0; k < int(16 / sizeof(Stored)); ++k) total[k] += rows[i].value(k);
+  }
+}
+
+// Says that a block has finished, and returns whether it is the last of `blocks` blocks. What all
+// threads of the others wrote before is then visible to all threads of this one. The counter is
+// zero again behind the last block.
+__device__ __forceinline__ bool is_last(unsigned* finished, unsigned blocks) {
+  __shared__ bool last;
   __syncthreads();
-  if (warp != 0 || column >= a.columns) return;
-  for (int w = 1; w < kWarps; ++w) sum += sums[w][lane];
-  a.out[column] = stored<Stored>(sum);
-  if (a.again) a.again[column] = stored<Stored>(sum);
+  if (threadIdx.x == 0) {
+    unsigned before;
+    asm volatile("atom.acq_rel.gpu.global.inc.u32 %0, [%1], %2;"
+                 : "=r"(before)
+                 : "l"(finished), "r"(blocks - 1)
+                 : "memory");
+    last = before == blocks - 1;
+  }
+  __syncthreads();
+  return last;
+}
+
+template <class Stored>
+__device__ __forceinline__ void sum_rows(const SumRowsArgs<Stored>& a) {
+  constexpr int kWarps = kThreads / 32, kColumns = kSumColumns<Stored>, kVector = kColumns / 32;
+  static_assert(kColumns <= kThreads);
+  __shared__ Real<Stored> of_warp[kWarps][kColumns];
+  const RowSum<Stored>& sum = a.sum[blockIdx.y];
+  const int block = blockIdx.x % a.column_blocks, range = blockIdx.x / a.column_blocks;
+  const int64_t first = int64_t(block) * kColumns;
+  if (first >= sum.columns) return;
+
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int64_t column = first + lane * kVector, left = sum.columns - column;
+  const int64_t rows = rows_of_range(a.rows), begin = range * rows;
+  const int64_t end = min(a.rows, begin + rows);
+  Real<Stored> total[kVector] = {};
+  if (left > 0) {
+    const Stored* m = sum.m + column;
+    const bool aligned =
+        sum.columns % kVector == 0 && reinterpret_cast<uintptr_t>(sum.m) % sizeof(uint4) == 0;
+    if (aligned) {
+      add_rows<VectorOfRow<Stored>, 8>(m, sum.columns, left, begin + warp, end, total);
+    } else {
+      add_rows<ValuesOfRow<Stored>, 2>(m, sum.columns, left, begin + warp, end, total);
+    }
+  }
+#pragma unroll
+  for (int k = 0; k < kVector; ++k) of_warp[warp][lane * kVector + k] = total[k];
+  __syncthreads();
+
+  // From here on a thread has one column.
+  const int own = threadIdx.x;
+  const bool has_column = own < kColumns && first + own < sum.columns;
+  Real<Stored> result = 0;
+  if (has_column)
+    for (int w = 0; w < kWarps; ++w) result += of_warp[w][own];
+  if (a.ranges > 1) {
+    const int64_t width = int64_t(a.column_blocks) * kColumns;
+    Real<Stored>* partial = a.partial + blockIdx.y * a.ranges * width + first + own;
+    if (has_column) partial[range * width] = result;
+    if (!is_last(a.finished + blockIdx.y * a.column_blocks + block, a.ranges)) return;
+    result = 0;
+    if (has_column) {
+#pragma unroll 8
+      for (int r = 0; r < a.ranges; ++r) result += partial[r * width];
+    }
+  }
+  if (!has_column) return;
+  sum.out[first + own] = stored<Stored>(result);
+  if (sum.again) sum.again[first + own] = stored<Stored>(result);
 }
 
 }  // namespace

@@ -1,6 +1,6 @@
-// What the blocks of the resident and of the streamed kernels share: which part of the layer a block
-// owns, its rows of a step, its place in the exchange, and the barrier of the blocks that exchange
-// values.
+// What the blocks of the resident and of the streamed kernels share: which part of the layer a
+// block owns, its rows of a step, its place in the exchange, and the barrier of the blocks that
+// exchange values.
 #pragma once
 
 #include "args.h"

@@ -21,8 +21,8 @@ struct Card {
   const char* name;         // the short name, which --arch takes
   const char* driver_name;  // the name that torch.cuda.get_device_name returns
   Device device;
-  double ghz;       // boost clock
-  double hbm_gb_s;  // memory bandwidth
+  double ghz;           // boost clock
+  double hbm_gb_s;      // memory bandwidth
   double fma_flops;     // float32 on the ordinary cores: twice the number of cores
   double half_flops;    // 16-bit matrix products with float32 sums, dense
   double tf32_flops;    // 0 if the card has no TF32
@@ -197,7 +197,8 @@ struct WordsOfRequest {
   const std::string& arch;            // a card, or an architecture such as sm_90
   bool backward;
   bool allow_tf32;
-  const std::string& regime;  // resident, streamed, per_step, or empty, which leaves the choice to the plan
+  const std::string&
+      regime;  // resident, streamed, per_step, or empty, which leaves the choice to the plan
 };
 
 // The request that the words stand for. Throws std::invalid_argument if a name or a size is wrong.
@@ -321,8 +322,8 @@ inline Estimate estimate(const PlanRequest& q, const Plan& plan, const Card& car
     const double streamed = 1 - static_cast<double>(tile.on_chip) / tile.steps;
     e.l2 += passes * R * tile.K_pad * value * streamed / (kL2BytesPerClock * clock);
     if (plan.streamed_bytes > card.device.l2_bytes)
-      e.hbm += passes * R * tile.K_pad * value * streamed * plan.grid.x * plan.grid.y * plan.grid.z /
-               (card.hbm_gb_s * 1e3);
+      e.hbm += passes * R * tile.K_pad * value * streamed * plan.grid.x * plan.grid.y *
+               plan.grid.z / (card.hbm_gb_s * 1e3);
     e.cores += per_sm * 2 * block_rows * R * tile.K_pad / (flops * clock);
     e.shared += per_sm * passes * R * tile.K_pad * value * std::max(0.0, 1 - held / tile.steps) /
                 (kSharedBytesPerClock * clock);
@@ -353,7 +354,8 @@ inline std::string to_text(const PlanRequest& q, const Plan& plan, const Card& c
            static_cast<long long>(q.T), static_cast<long long>(q.N), static_cast<long long>(q.I)) +
       text("H=%lld P=%lld D=%lld\n", static_cast<long long>(q.H), static_cast<long long>(q.P),
            static_cast<long long>(q.D));
-  if (is_refused(q, plan)) return head + name_of(*q.regime) + ": cannot run, " + plan.why_per_step + "\n";
+  if (is_refused(q, plan))
+    return head + name_of(*q.regime) + ": cannot run, " + plan.why_per_step + "\n";
   return head + to_text(plan) + "\n" + to_text(estimate(q, plan, card)) + "\n";
 }
 

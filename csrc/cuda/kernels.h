@@ -21,9 +21,8 @@ extern const std::vector<Kernel> kStreamedMmaKernels;
 // Calls body(kernel) for each kernel of the engine.
 template <class Body>
 void for_kernels(const Body& body) {
-  for (const auto* table :
-       {&kStepKernels, &kAroundLoopKernels, &kResidentFmaKernels, &kResidentMmaKernels,
-        &kStreamedFmaKernels, &kStreamedMmaKernels})
+  for (const auto* table : {&kStepKernels, &kAroundLoopKernels, &kResidentFmaKernels,
+                            &kResidentMmaKernels, &kStreamedFmaKernels, &kStreamedMmaKernels})
     for (const Kernel& kernel : *table) body(kernel);
 }
 

@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "../layer/dtype.h"
 #include "../layer/matrix.h"
@@ -48,6 +49,13 @@ struct MatrixProduct {
   bool accumulate = false;
 };
 
+// A part of the scratch memory of a pass.
+struct ScratchPart {
+  size_t bytes;
+  bool zero;           // whether it must be zero, else it is uninitialised
+  void* at = nullptr;  // receives its address, a multiple of 256
+};
+
 class Launcher {
  public:
   virtual ~Launcher() = default;
@@ -59,9 +67,10 @@ class Launcher {
   virtual void launch(const Launch& launch) = 0;
   virtual void multiply(const MatrixProduct& product) = 0;
   virtual void zero(void* p, size_t bytes) = 0;
-  // Uninitialised device memory, aligned to 256 bytes. It is valid until all work that was started
-  // has run.
-  virtual void* scratch(size_t bytes) = 0;
+  // Gives each part device memory, which is valid until all work that was started has run. On a GPU
+  // the parts share one allocation, and those that must be zero lie together for one memset. In the
+  // tests each part is an array with bounds of its own.
+  virtual void scratch(std::vector<ScratchPart>& parts) = 0;
 };
 
 }  // namespace fusedrnn::cuda

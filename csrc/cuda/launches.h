@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <string>
 #include <vector>
 
@@ -39,10 +40,41 @@ void launch(Launcher& launcher, const char* name, Dim3 grid, const Args& args) {
                    .args_bytes = sizeof(args)});
 }
 
-template <class Value>
-Value* scratch(Launcher& launcher, int64_t values) {
-  return static_cast<Value*>(launcher.scratch(static_cast<size_t>(values) * sizeof(Value)));
-}
+// The scratch memory of a pass. Everything is asked for before the one call that allocates it. The
+// pointers that are given here must stay where they are until then.
+class Scratch {
+ public:
+  // `pointer` will point to `count` uninitialised values.
+  template <class Value>
+  void want(Value*& pointer, int64_t count) {
+    add(&pointer, static_cast<size_t>(count) * sizeof(Value), false);
+  }
+
+  // `pointer` will point to `count` values, which are zero.
+  template <class Value>
+  void want_zero(Value*& pointer, int64_t count) {
+    add(&pointer, static_cast<size_t>(count) * sizeof(Value), true);
+  }
+
+  // Allocates what was asked for since the last call, and sets the pointers.
+  void allocate(Launcher& launcher) {
+    if (parts_.empty()) return;
+    launcher.scratch(parts_);
+    for (size_t i = 0; i < parts_.size(); ++i)
+      std::memcpy(pointers_[i], &parts_[i].at, sizeof(parts_[i].at));
+    parts_.clear();
+    pointers_.clear();
+  }
+
+ private:
+  void add(void* pointer, size_t bytes, bool zero) {
+    parts_.push_back({bytes, zero});
+    pointers_.push_back(pointer);
+  }
+
+  std::vector<ScratchPart> parts_;
+  std::vector<void*> pointers_;  // the address of each part's pointer
+};
 
 template <class Value>
 void zero(Launcher& launcher, Value* p, int64_t values) {
@@ -55,11 +87,10 @@ inline Dim3 grid_for(int64_t count, int64_t most = 1 << 20) {
   return {static_cast<unsigned>(std::min(ceil_div(count, kThreads), most))};
 }
 
-// Copies numbers of the host to scratch memory on the device. They travel as arguments of kernels,
-// so no copy has to wait for the host and a CUDA graph keeps them.
-inline const int64_t* put_numbers(Launcher& launcher, const std::vector<int64_t>& numbers) {
+// Copies numbers of the host to device memory. They travel as arguments of kernels, so no copy has
+// to wait for the host and a CUDA graph keeps them.
+inline void put_numbers(Launcher& launcher, const std::vector<int64_t>& numbers, int64_t* to) {
   const auto count = static_cast<int64_t>(numbers.size());
-  int64_t* const to = scratch<int64_t>(launcher, count);
   for (int64_t begin = 0; begin < count; begin += kNumbersPerLaunch) {
     NumbersArgs args = {};
     args.count = static_cast<int>(std::min<int64_t>(kNumbersPerLaunch, count - begin));
@@ -71,7 +102,6 @@ inline const int64_t* put_numbers(Launcher& launcher, const std::vector<int64_t>
                      .args = &args,
                      .args_bytes = sizeof(args)});
   }
-  return to;
 }
 
 }  // namespace fusedrnn::cuda

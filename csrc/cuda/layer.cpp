@@ -1,13 +1,14 @@
 #include "layer.h"
 
+#include <algorithm>
 #include <stdexcept>
 #include <string>
-#include <vector>
 
 #include "../layer/log.h"
 #include "../layer/reserve.h"
 #include "launches.h"
 #include "regimes.h"
+#include "row_sums.h"
 
 namespace fusedrnn::cuda {
 namespace {
@@ -15,7 +16,7 @@ namespace {
 // The plan of a pass. Throws RegimeRefused if the regime that was asked for cannot run.
 template <class Stored>
 Plan checked_plan(const Pass& pass, bool backward) {
-  const auto& [layer, launcher, options] = pass;
+  const auto& [layer, launcher, options, scratch] = pass;
   constexpr Dtype kDtype = DtypeOf<Stored>::kDtype;
   const Plan plan = plan_layer(layer, launcher, kDtype, backward, options);
   if (logs()) {
@@ -29,40 +30,42 @@ Plan checked_plan(const Pass& pass, bool backward) {
   return plan;
 }
 
+// Asks for the memory of one direction's deltas.
 template <class Stored>
-std::vector<Deltas<Stored>> make_deltas(const Pass& pass) {
-  const auto& [layer, launcher, options] = pass;
+void want_deltas(const Pass& pass, Deltas<Stored>& d) {
+  const Layer& layer = pass.layer;
   const CellInfo& info = layer.info();
   const int64_t rows = layer.sequences.rows(), columns = layer.gate_columns();
-  std::vector<Deltas<Stored>> deltas(layer.D);
-  for (Deltas<Stored>& d : deltas) {
-    d.delta = scratch<Stored>(launcher, rows * columns);
-    d.delta_x = info.separate_deltas ? scratch<Stored>(launcher, rows * columns) : d.delta;
-    if (info.projects) d.delta_proj = scratch<Stored>(launcher, rows * layer.P);
-    if (info.params) d.delta_params = scratch<Stored>(launcher, rows * info.params * layer.H);
-  }
-  return deltas;
+  pass.scratch.want(d.delta, rows * columns);
+  if (info.separate_deltas) pass.scratch.want(d.delta_x, rows * columns);
+  if (info.projects) pass.scratch.want(d.delta_proj, rows * layer.P);
+  if (info.params) pass.scratch.want(d.delta_params, rows * info.params * layer.H);
 }
 
-// out[column] = Σ_rows m[row, column]. `again` receives a copy of the sums unless it is null.
+// How many sums over rows a backward pass takes in all.
 template <class Stored>
-void sum_rows(Launcher& launcher, const Matrix<const Stored>& m, Stored* out, Stored* again) {
-  launch<Stored>(launcher, "sum_rows", {static_cast<unsigned>(ceil_div(m.columns, 32))},
-                 SumRowsArgs<Stored>{m.rows, m.columns, m.data, out, again});
+int count_sums(const Layer& layer, const LayerBackward<Stored>& args) {
+  int count = 0;
+  for (int64_t d = 0; d < layer.D; ++d) {
+    if (args.d_w[d].w_ch) ++count;
+    if (args.d_w[d].b_hh) count += layer.info().separate_deltas ? 2 : 1;
+  }
+  return count;
 }
 
-// Computes the gradients of x and of one direction's parameters. Each of them is one product or one
-// sum over all rows.
+// Computes the gradients of x and of one direction's parameters. Each of them is one product over
+// all rows, or one of `sums`.
 template <class Stored>
 void gradients(const Pass& pass, const LayerBackward<Stored>& args, int64_t d,
-               const Deltas<Stored>& deltas) {
-  const auto& [layer, launcher, options] = pass;
+               const Deltas<Stored>& deltas, RowSums<Stored>& sums) {
+  const auto& [layer, launcher, options, scratch] = pass;
   const CellInfo& info = layer.info();
   const int64_t rows = layer.sequences.rows(), columns = layer.gate_columns(), I = layer.I;
   const Reserve<Stored> reserve = reserve_of<Stored>(layer, args.reserve, d);
   const Parameters<Stored>& d_w = args.d_w[d];
   const Matrix<const Stored> delta = dense<const Stored>(deltas.delta, rows, columns);
-  const Matrix<const Stored> delta_x = dense<const Stored>(deltas.delta_x, rows, columns);
+  const Matrix<const Stored> delta_x =
+      deltas.delta_x ? dense<const Stored>(deltas.delta_x, rows, columns) : delta;
   if (args.d_x)
     multiply(launcher, delta_x, dense(args.w[d].w_ih, columns, I), dense(args.d_x, rows, I),
              d == 1);
@@ -79,14 +82,11 @@ void gradients(const Pass& pass, const LayerBackward<Stored>& args, int64_t d,
     const Stored* source = stage.from_hidden ? reserve.h_in : reserve.emit;
     multiply(launcher, of_stage.transpose(), dense(source, rows, d_weight.K), d_weight.matrix());
   }
-  if (d_w.w_ch) {
-    const int64_t params = info.params * layer.H;
-    sum_rows<Stored>(launcher, dense<const Stored>(deltas.delta_params, rows, params), d_w.w_ch,
-                     nullptr);
-  }
+  if (d_w.w_ch)
+    sums.add(dense<const Stored>(deltas.delta_params, rows, info.params * layer.H), d_w.w_ch);
   if (!d_w.b_hh) return;
-  sum_rows(launcher, delta, d_w.b_hh, info.separate_deltas ? nullptr : d_w.b_ih);
-  if (info.separate_deltas) sum_rows<Stored>(launcher, delta_x, d_w.b_ih, nullptr);
+  sums.add(delta, d_w.b_hh, deltas.delta_x ? nullptr : d_w.b_ih);
+  if (deltas.delta_x) sums.add(delta_x, d_w.b_ih);
 }
 
 }  // namespace
@@ -121,7 +121,8 @@ void layer_forward(const Layer& layer, Launcher& launcher, const Options& option
   zero_unwritten<Stored>(layer, args.reserve,
                          [&](Stored* p, int64_t values) { zero(launcher, p, values); });
   if (layer.sequences.rows() == 0) return;  // without steps, h_n is h_0 and c_n is c_0
-  const Pass pass = {layer, launcher, options};
+  Scratch scratch;
+  const Pass pass = {layer, launcher, options, scratch};
   const Plan plan = checked_plan<Stored>(pass, false);
   if (plan.regime == Regime::kResident) {
     forward_resident(pass, plan, args);
@@ -141,17 +142,22 @@ void layer_backward(const Layer& layer, Launcher& launcher, const Options& optio
                  [&](Stored* p, int64_t values) { zero(launcher, p, values); });
     return;
   }
-  const Pass pass = {layer, launcher, options};
-  const std::vector<Deltas<Stored>> deltas = make_deltas<Stored>(pass);
+  Scratch scratch;
+  const Pass pass = {layer, launcher, options, scratch};
+  Deltas<Stored> deltas[2] = {};
+  for (int64_t d = 0; d < layer.D; ++d) want_deltas(pass, deltas[d]);
+  const int64_t widest = std::max(layer.gate_columns(), layer.info().params * layer.H);
+  RowSums<Stored> sums(scratch, layer.sequences.rows(), widest, count_sums(layer, args));
   const Plan plan = checked_plan<Stored>(pass, true);
   if (plan.regime == Regime::kResident) {
-    backward_resident(pass, plan, args, deltas.data());
+    backward_resident(pass, plan, args, deltas);
   } else if (plan.regime == Regime::kStreamed) {
-    backward_streamed(pass, plan, args, deltas.data());
+    backward_streamed(pass, plan, args, deltas);
   } else {
-    backward_per_step(pass, args, deltas.data());
+    backward_per_step(pass, args, deltas);
   }
-  for (int64_t d = 0; d < layer.D; ++d) gradients(pass, args, d, deltas[d]);
+  for (int64_t d = 0; d < layer.D; ++d) gradients(pass, args, d, deltas[d], sums);
+  sums.run(launcher);
 }
 
 #define FUSEDRNN_LAYER(Stored)                                                  \

@@ -34,6 +34,8 @@ struct Options {
   // waits some microseconds for a step. The limit counts looks and not time, because a context that
   // is switched out does not look.
   unsigned spin_limit = 1u << 27;
+  // The row_offset of the layer's sequences in device memory, if the caller has it there.
+  const int64_t* row_offset = nullptr;
 };
 
 template <class Stored>

@@ -20,24 +20,24 @@ struct StepBuffers {
 
 template <class Stored>
 StepBuffers<Stored> make_buffers(const Pass& pass, const LayerForward<Stored>& args) {
-  const auto& [layer, launcher, options] = pass;
+  const auto& [layer, launcher, options, scratch] = pass;
   const CellInfo& info = layer.info();
   const Sequences& seq = layer.sequences;
   const int64_t widest = seq.widest(), columns = layer.gate_columns();
+  const int64_t states = layer.D * seq.N * layer.P;
   const bool hands_on = info.stages > 1 && !args.reserve;
   StepBuffers<Stored> b = {};
-  b.gates_x = scratch<Real<Stored>>(launcher, seq.row_offset[chunk_steps<Stored>(pass)] * columns);
-  b.acc = scratch<Real<Stored>>(launcher, widest * std::max(columns, layer.P));
+  scratch.want(b.gates_x, seq.row_offset[chunk_steps<Stored>(pass)] * columns);
+  scratch.want(b.acc, widest * std::max(columns, layer.P));
   if (hands_on) {
-    b.saved = scratch<Stored>(launcher, widest * info.saved * layer.H);
-    b.emit = scratch<Stored>(launcher, widest * layer.H);
+    scratch.want(b.saved, widest * info.saved * layer.H);
+    scratch.want(b.emit, widest * layer.H);
   }
-  if constexpr (kRounds<Stored>) {
-    const int64_t count = layer.D * seq.N * layer.P;
-    b.h_rounded = scratch<Stored>(launcher, count);
-    launch<Stored>(launcher, "round", grid_for(count),
-                   RoundArgs<Stored>{count, args.h, b.h_rounded});
-  }
+  if constexpr (kRounds<Stored>) scratch.want(b.h_rounded, states);
+  scratch.allocate(launcher);
+  if constexpr (kRounds<Stored>)
+    launch<Stored>(launcher, "round", grid_for(states),
+                   RoundArgs<Stored>{states, args.h, b.h_rounded});
   return b;
 }
 
@@ -61,7 +61,7 @@ const Stored* emit_of(const StepForwardArgs<Stored>& a, int64_t H) {
 template <class Stored>
 void run_stages(const Pass& pass, const Parameters<const Stored>& w, Real<Stored>* acc,
                 StepForwardArgs<Stored>& a) {
-  const auto& [layer, launcher, options] = pass;
+  const auto& [layer, launcher, options, scratch] = pass;
   const CellInfo& info = layer.info();
   for (int s = 0; s < info.stages; ++s) {
     const Stage& stage = info.stage[s];
@@ -78,7 +78,7 @@ void run_stages(const Pass& pass, const Parameters<const Stored>& w, Real<Stored
 
 template <class Stored>
 void forward_per_step(const Pass& pass, const LayerForward<Stored>& args) {
-  const auto& [layer, launcher, options] = pass;
+  const auto& [layer, launcher, options, scratch] = pass;
   const Sequences& seq = layer.sequences;
   const int64_t chunk = chunk_steps<Stored>(pass);
   const StepBuffers<Stored> buffers = make_buffers(pass, args);
@@ -112,12 +112,14 @@ void forward_per_step(const Pass& pass, const LayerForward<Stored>& args) {
 template <class Stored>
 void backward_per_step(const Pass& pass, const LayerBackward<Stored>& args,
                        const Deltas<Stored>* deltas) {
-  const auto& [layer, launcher, options] = pass;
+  const auto& [layer, launcher, options, scratch] = pass;
   using Scalar = Real<Stored>;
   const Sequences& seq = layer.sequences;
   const CellInfo& info = layer.info();
   const int64_t H = layer.H, P = layer.P, columns = layer.gate_columns();
-  Scalar* d_emit = info.stages > 1 ? scratch<Scalar>(launcher, seq.widest() * H) : nullptr;
+  Scalar* d_emit = nullptr;
+  if (info.stages > 1) scratch.want(d_emit, seq.widest() * H);
+  scratch.allocate(launcher);
 
   for (int64_t d = 0; d < layer.D; ++d) {
     StepBackwardArgs<Stored> a = {};
@@ -137,9 +139,8 @@ void backward_per_step(const Pass& pass, const LayerBackward<Stored>& args,
         const Matrix<const Stored> delta =
             stage.projects
                 ? dense<const Stored>(a.work.delta_proj + a.rows.row * P, n, P)
-                : Matrix<const Stored>{
-                      a.work.delta + a.rows.row * columns + stage.first_gate * H, n, weight.rows(),
-                      columns};
+                : Matrix<const Stored>{a.work.delta + a.rows.row * columns + stage.first_gate * H,
+                                       n, weight.rows(), columns};
         Scalar* out = s == 0 ? a.work.d_h : d_emit;
         multiply(launcher, delta, weight.matrix(), dense(out, n, weight.K),
                  s == 0 && info.carries_h);

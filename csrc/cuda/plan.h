@@ -1,6 +1,7 @@
 // The plan: how a layer runs on a device. It is a pure function of sizes and limits, so it can be
 // tested and printed without a GPU. By default a layer is resident if that fits, else streamed if
-// that fits, else it runs per step. The estimate of time (estimate.h) is printed, but it does not influence the plan.
+// that fits, else it runs per step. The estimate of time (estimate.h) is printed, but it does not
+// influence the plan.
 #pragma once
 
 #include <algorithm>
@@ -30,8 +31,8 @@ inline std::optional<Regime> regime_named(const std::string& name, const char* w
   if (name.empty()) return std::nullopt;
   for (const Regime regime : {Regime::kPerStep, Regime::kResident, Regime::kStreamed})
     if (name == name_of(regime)) return regime;
-  throw std::invalid_argument(std::string(what) +
-                              " must be resident, streamed or per_step, got '" + name + "'");
+  throw std::invalid_argument(std::string(what) + " must be resident, streamed or per_step, got '" +
+                              name + "'");
 }
 
 struct PlanRequest {
@@ -199,8 +200,8 @@ inline void set_workspace(const PlanRequest& q, Plan& plan) {
         static_cast<size_t>(2 * blocks * plan.shape.rows_pad * plan.shape.tile[s].K_pad) *
         size_of(q.dtype);
   plan.arrival_bytes = static_cast<size_t>(blocks) * kArrivalStride * sizeof(unsigned);
-  plan.streamed_bytes = static_cast<size_t>(blocks) * plan.grid.x *
-                        static_cast<size_t>(plan.shape.streamed_bytes);
+  plan.streamed_bytes =
+      static_cast<size_t>(blocks) * plan.grid.x * static_cast<size_t>(plan.shape.streamed_bytes);
 }
 
 // Looks for a grid whose blocks all run together, `per_sm` on each multiprocessor, and returns
@@ -327,8 +328,8 @@ constexpr double kMemoryBytesPerClock = 13;
 constexpr double kSharedBytesPerClock = 128;
 
 // A layer is streamed unless a step has more clocks than this (10 us at 1.8 GHz) by the rough
-// figures. In that time the host of the per-step regime starts the kernels of a step, whose products
-// are tiled for many sequences. If the regime was asked for, there is no limit.
+// figures. In that time the host of the per-step regime starts the kernels of a step, whose
+// products are tiled for many sequences. If the regime was asked for, there is no limit.
 constexpr double kMostStreamedClocks = 18000;
 
 // The clocks that a streamed block needs for a step, without waiting for others. It reads the
@@ -349,9 +350,9 @@ inline double clocks_of_step(const PlanRequest& q, Cores cores, const BlockShape
   }
   const bool in_l2 = shape.streamed_bytes * blocks <= static_cast<int64_t>(q.device.l2_bytes);
   const double streamed = passes * shape.streamed_bytes;
-  return std::max({sources / kL2BytesPerClock +
-                       streamed / (in_l2 ? kL2BytesPerClock : kMemoryBytesPerClock),
-                   passes * shared / kSharedBytesPerClock, operations / rate});
+  return std::max(
+      {sources / kL2BytesPerClock + streamed / (in_l2 ? kL2BytesPerClock : kMemoryBytesPerClock),
+       passes * shared / kSharedBytesPerClock, operations / rate});
 }
 
 // Looks for the streamed grid, with a block for each multiprocessor at most, that needs the fewest

@@ -130,8 +130,9 @@ class FmaProduct {
   static constexpr int kHeld = sizeof(Stored) == 8 ? kFmaHeldDouble : kFmaHeld;
   static constexpr int kPart = sizeof(Stored) == 2 ? 8 : 16;
   static constexpr int kBytes = sizeof(Packed<Stored>);
-  using Stream = std::conditional_t<
-      kStreams, WeightStream<kPart, kBytes / kPart, kPart, kThreads * kBytes>, NoStream>;
+  using Stream =
+      std::conditional_t<kStreams, WeightStream<kPart, kBytes / kPart, kPart, kThreads * kBytes>,
+                         NoStream>;
 
   // This thread's weights of a stage in shared memory.
   template <int s>

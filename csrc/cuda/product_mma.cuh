@@ -110,13 +110,12 @@ class MmaProduct {
   template <int s>
   __device__ __forceinline__ void begin(char* streamed) {
     const ProductTile& tile = shape_.tile[s];
-    uint4* ring = shared_.template at<uint4>(tile.ring) +
-                  warp() * Stream::kSlots * kFragmentVectors + lane();
+    uint4* ring =
+        shared_.template at<uint4>(tile.ring) + warp() * Stream::kSlots * kFragmentVectors + lane();
     // In the last iteration, some warps may have no group of K.
     const int steps = (tile.K_pad / kGroup - warp() + kWarps - 1) / kWarps;
     stream_[s].begin(reinterpret_cast<const char*>(streamed_weights<s>(streamed)),
-                     reinterpret_cast<char*>(ring),
-                     max(0, steps - tile.on_chip) * tiles<s>());
+                     reinterpret_cast<char*>(ring), max(0, steps - tile.on_chip) * tiles<s>());
   }
 
   // Writes the partial sums of source [n, K_pad] times the stage's weight rows to shared memory.

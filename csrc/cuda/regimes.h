@@ -12,7 +12,7 @@ namespace fusedrnn::cuda {
 template <class Stored>
 struct Deltas {
   Stored* delta;         // [rows, G*H] gradient of h U + b_hh
-  Stored* delta_x;       // [rows, G*H] gradient of x W + b_ih; is delta if both are equal
+  Stored* delta_x;       // [rows, G*H] gradient of x W + b_ih; null if it is delta
   Stored* delta_proj;    // [rows, P] gradient of the projection's product, or null
   Stored* delta_params;  // [rows, kParams*H] each row's part of the gradient of params, or null
 };
@@ -22,6 +22,9 @@ struct Pass {
   const Layer& layer;
   Launcher& launcher;
   const Options& options;
+  // The regime asks here for what it needs and then allocates everything, with what layer.cpp asked
+  // for before: the pointers of the deltas are set from then on.
+  Scratch& scratch;
 };
 
 template <class Stored>
@@ -42,12 +45,12 @@ template <class Stored>
 void backward_streamed(const Pass& pass, const Plan& plan, const LayerBackward<Stored>& args,
                        const Deltas<Stored>* deltas);
 
-// Fills the arguments that all kernels with a time loop share, and allocates the exchange and the
-// counters of arrivals. The rows of the exchange are padded to K_pad values, and the padding must
-// be zero.
+// Fills the arguments that all kernels with a time loop share, and allocates the scratch memory of
+// the pass, of which the exchange and the counters of arrivals are a part. The rows of the exchange
+// are padded to K_pad values, and the padding must be zero.
 template <class Stored, class Args>
 void fill_shared(const Pass& pass, const Plan& plan, Args& a) {
-  const auto& [layer, launcher, options] = pass;
+  const auto& [layer, launcher, options, scratch] = pass;
   const Sequences& seq = layer.sequences;
   a.cell = layer.cell;
   a.shape = plan.shape;
@@ -55,11 +58,17 @@ void fill_shared(const Pass& pass, const Plan& plan, Args& a) {
   a.N = seq.N;
   a.H = layer.H;
   a.D = layer.D;
-  // If every step has the same rows, a kernel needs no offsets.
-  a.row_offset = seq.batch_sizes.back() == seq.N ? nullptr : put_numbers(launcher, seq.row_offset);
   a.spin_limit = options.spin_limit;
-  char* memory = scratch<char>(launcher, static_cast<int64_t>(plan.workspace_bytes()));
-  launcher.zero(memory, plan.workspace_bytes());
+  char* memory = nullptr;
+  scratch.want_zero(memory, static_cast<int64_t>(plan.workspace_bytes()));
+  // If every step has the same rows, a kernel needs no offsets.
+  const bool plain = seq.batch_sizes.back() == seq.N;
+  int64_t* row_offset = nullptr;
+  const bool puts_offsets = !plain && !options.row_offset;
+  if (puts_offsets) scratch.want(row_offset, static_cast<int64_t>(seq.row_offset.size()));
+  scratch.allocate(launcher);
+  if (puts_offsets) put_numbers(launcher, seq.row_offset, row_offset);
+  if (!plain) a.row_offset = puts_offsets ? row_offset : options.row_offset;
   a.arrivals = reinterpret_cast<unsigned*>(memory);
   memory += plan.arrival_bytes;
   for (int s = 0; s < kMaxStages; ++s) {
@@ -71,14 +80,14 @@ void fill_shared(const Pass& pass, const Plan& plan, Args& a) {
 // Starts the kernel of a plan that has the time loop in a kernel.
 template <class Stored, class Args>
 void launch_loop(const Plan& plan, Launcher& launcher, bool backward, const Args& args) {
-  launcher.launch({.kernel = loop_kernel(plan.regime, backward, plan.cores,
-                                         DtypeOf<Stored>::kDtype),
-                   .grid = plan.grid,
-                   .block = {kThreads},
-                   .shared_bytes = static_cast<size_t>(plan.shape.shared_bytes),
-                   .args = &args,
-                   .args_bytes = sizeof(args),
-                   .cooperative = true});
+  launcher.launch(
+      {.kernel = loop_kernel(plan.regime, backward, plan.cores, DtypeOf<Stored>::kDtype),
+       .grid = plan.grid,
+       .block = {kThreads},
+       .shared_bytes = static_cast<size_t>(plan.shape.shared_bytes),
+       .args = &args,
+       .args_bytes = sizeof(args),
+       .cooperative = true});
 }
 
 // The number of steps of a chunk, whose x W is computed at once.

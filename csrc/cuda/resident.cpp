@@ -7,18 +7,18 @@
 namespace fusedrnn::cuda {
 template <class Stored>
 void forward_resident(const Pass& pass, const Plan& plan, const LayerForward<Stored>& args) {
-  const auto& [layer, launcher, options] = pass;
+  const auto& [layer, launcher, options, scratch] = pass;
   const Sequences& seq = layer.sequences;
   const int64_t columns = layer.gate_columns(), chunk = chunk_steps<Stored>(pass);
   ResidentForwardArgs<Stored> a = {};
+  Real<Stored>* gates_x[2] = {};
+  for (int64_t d = 0; d < layer.D; ++d) scratch.want(gates_x[d], seq.row_offset[chunk] * columns);
   fill_shared<Stored>(pass, plan, a);
   a.h = args.h;
   a.c = layer.info().has_c ? args.c : nullptr;
   a.y = args.y;
   a.row_input = args.row_input;
-  Real<Stored>* gates_x[2] = {};
   for (int64_t d = 0; d < layer.D; ++d) {
-    gates_x[d] = scratch<Real<Stored>>(launcher, seq.row_offset[chunk] * columns);
     a.gates_x[d] = gates_x[d];
     a.w_hh[d] = args.w[d].w_hh;
     a.b_ih[d] = args.w[d].b_ih;

@@ -1,4 +1,5 @@
-// The shared memory of a block of the resident and the streamed kernels. V is the compute type. The plan decides its layout.
+// The shared memory of a block of the resident and the streamed kernels. V is the compute type. The
+// plan decides its layout.
 #pragma once
 
 #include "args.h"

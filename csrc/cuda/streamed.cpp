@@ -8,12 +8,13 @@
 namespace fusedrnn::cuda {
 namespace {
 
+// Fills the arguments that forward and backward share, and allocates the scratch memory of the
+// pass.
 template <class Stored, class Args>
 void fill_streamed(const Pass& pass, const Plan& plan, const Parameters<const Stored>* w, Args& a) {
+  if (plan.streamed_bytes) pass.scratch.want(a.streamed, static_cast<int64_t>(plan.streamed_bytes));
   fill_shared<Stored>(pass, plan, a);
   a.P = pass.layer.P;
-  if (plan.streamed_bytes)
-    a.streamed = scratch<char>(pass.launcher, static_cast<int64_t>(plan.streamed_bytes));
   for (int64_t d = 0; d < pass.layer.D; ++d) {
     a.w_hh[d] = w[d].w_hh;
     a.w_hr[d] = w[d].w_hr;
@@ -24,19 +25,23 @@ void fill_streamed(const Pass& pass, const Plan& plan, const Parameters<const St
 
 template <class Stored>
 void forward_streamed(const Pass& pass, const Plan& plan, const LayerForward<Stored>& args) {
-  const auto& [layer, launcher, options] = pass;
+  const auto& [layer, launcher, options, scratch] = pass;
   const Sequences& seq = layer.sequences;
   const CellInfo& info = layer.info();
   const int64_t columns = layer.gate_columns(), chunk = chunk_steps<Stored>(pass);
   StreamedForwardArgs<Stored> a = {};
-  fill_streamed(pass, plan, args.w, a);
   Real<Stored>* gates_x[2] = {};
+  Stored* saved[2] = {};
   for (int64_t d = 0; d < layer.D; ++d) {
-    gates_x[d] = scratch<Real<Stored>>(launcher, seq.row_offset[chunk] * columns);
+    scratch.want(gates_x[d], seq.row_offset[chunk] * columns);
+    if (!args.reserve && info.stages > 1)
+      scratch.want(saved[d], seq.widest() * info.saved * layer.H);
+  }
+  fill_streamed(pass, plan, args.w, a);
+  for (int64_t d = 0; d < layer.D; ++d) {
     a.work[d] = forward_work(layer, args, d);
     a.work[d].gates_x = gates_x[d];
-    if (!args.reserve && info.stages > 1)
-      a.work[d].saved = scratch<Stored>(launcher, seq.widest() * info.saved * layer.H);
+    if (saved[d]) a.work[d].saved = saved[d];
   }
   for (a.begin = 0; a.begin < seq.T; a.begin = a.end) {
     a.end = std::min(seq.T, a.begin + chunk);

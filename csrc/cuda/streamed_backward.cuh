@@ -48,8 +48,8 @@ class StreamedBackward {
     constexpr Stage kStage = Cell::stage(s);
     const Span to = source_span(a, kStage);
     const int64_t K = kStage.projects ? a.P : kStage.gates * a.H;
-    const Stored* weight = kStage.projects ? a.w_hr[place.d]
-                                           : a.w_hh[place.d] + kStage.first_gate * a.H * to.width;
+    const Stored* weight =
+        kStage.projects ? a.w_hr[place.d] : a.w_hh[place.d] + kStage.first_gate * a.H * to.width;
     product.template load_weights<s>(
         [&](int r, int k) -> Stored {
           const int u = to.first + r;

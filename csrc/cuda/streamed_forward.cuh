@@ -44,8 +44,8 @@ class StreamedForward {
     constexpr Stage kStage = Cell::stage(s);
     const Span to = emit_span(a, kStage, s == kLast);
     const int64_t K = source_span(a, kStage).width;
-    const Stored* weight = kStage.projects ? a.w_hr[place.d]
-                                           : a.w_hh[place.d] + kStage.first_gate * a.H * K;
+    const Stored* weight =
+        kStage.projects ? a.w_hr[place.d] : a.w_hh[place.d] + kStage.first_gate * a.H * K;
     product.template load_weights<s>(
         [&](int r, int k) -> Stored {
           const int g = r / to.size, u = to.first + r % to.size;

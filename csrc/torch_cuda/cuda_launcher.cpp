@@ -232,12 +232,21 @@ cudaStream_t current_stream(int index) {
   return static_cast<cudaStream_t>(native);
 }
 
+// Torch's functions for products on a GPU. They are in torch's CUDA library, as the function above.
+const Products& cuda_products() {
+  static const Products products = products_of("libtorch_cuda.so", "cuda");
+  return products;
+}
+
 }  // namespace
 
 const char* compiled_architectures() { return FUSEDRNN_CUDA_ARCHITECTURES; }
 
 CudaLauncher::CudaLauncher(const Tensor& x)
-    : TorchLauncher(x), index_(index_of(x)), guard_(index_), facts_(facts_on(index_)) {
+    : TorchLauncher(x, cuda_products()),
+      index_(index_of(x)),
+      guard_(index_),
+      facts_(facts_on(index_)) {
   stream_ = current_stream(index_);
 }
 

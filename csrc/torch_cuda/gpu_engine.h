@@ -183,25 +183,38 @@ class GpuEngine {
     }
   }
 
-  static cuda::Options options(const OpCall& call) {
+  cuda::Options options(const OpCall& call) const {
     return {.allow_tf32 = call.dtype == ScalarType::Float && cuda::torch_allows_tf32(),
             .regime = regime_asked_for(),
-            .spin_limit = spin_limit_asked_for()};
+            .spin_limit = spin_limit_asked_for(),
+            .row_offset = row_offset_};
   }
 
-  const int64_t* order(const OpCall& call) {
-    if (!order_) order_ = cuda::put_numbers(launcher_, call.padded->order);
-    return order_;
+  // Brings the order of the sequences and the offsets of the steps to the device, at the first
+  // call.
+  void put_batch(const OpCall& call) {
+    if (order_) return;
+    const std::vector<int64_t>& order = call.padded->order;
+    const std::vector<int64_t>& offsets = call.sequences().row_offset;
+    std::vector<int64_t> numbers(order);
+    numbers.insert(numbers.end(), offsets.begin(), offsets.end());
+    int64_t* memory = nullptr;
+    cuda::Scratch scratch;
+    scratch.want(memory, static_cast<int64_t>(numbers.size()));
+    scratch.allocate(launcher_);
+    cuda::put_numbers(launcher_, numbers, memory);
+    order_ = memory;
+    row_offset_ = memory + order.size();
   }
 
   cuda::PackArgs rows_of(const OpCall& call, int64_t width) {
-    const Sequences& packed = call.sequences();
-    if (!row_offset_) row_offset_ = cuda::put_numbers(launcher_, packed.row_offset);
-    return {call.T, call.N, width, packed.T, row_offset_, order(call), nullptr, nullptr};
+    put_batch(call);
+    return {call.T, call.N, width, call.sequences().T, row_offset_, order_, nullptr, nullptr};
   }
 
   cuda::PackArgs states_of(const OpCall& call, int64_t width) {
-    return {call.D, call.N, width, call.D, nullptr, order(call), nullptr, nullptr};
+    put_batch(call);
+    return {call.D, call.N, width, call.D, nullptr, order_, nullptr, nullptr};
   }
 
   // Starts the kernel that packs or unpacks rows. how is "pack" or "unpack".
@@ -221,7 +234,7 @@ class GpuEngine {
 
   L launcher_;
   const int64_t* order_ = nullptr;       // [N] in device memory
-  const int64_t* row_offset_ = nullptr;  // [steps + 1] in device memory
+  const int64_t* row_offset_ = nullptr;  // [steps + 1] in device memory, if the batch is padded
 };
 
 }  // namespace fusedrnn

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from fusedrnn import _raw_ops
-from tests.kit.bindings import ptx
+from tests.kit.bindings import binding, ptx
 from tests.kit.torch_device import TorchDevice, using
 
 
@@ -33,3 +33,11 @@ def everywhere(gpu: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
         ("_step_backward_now", "_step_backward"),
     ):
         monkeypatch.setattr(_raw_ops, name, gpu[attribute])
+
+
+@pytest.fixture
+def by_name() -> Iterator[None]:
+    """Torch lacks the C functions for products, as far as the bindings know."""
+    binding().use_c_functions(False)
+    yield
+    binding().use_c_functions(True)

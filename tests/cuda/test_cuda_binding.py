@@ -223,6 +223,18 @@ def limit_products() -> Iterator[Any]:
     binding().limit_products(binding().PRODUCT_BYTES)
 
 
+def steps_both_ways(gpu: dict[str, Any], cell: str, dtype: torch.dtype) -> None:
+    """A step of a cell, forward and backward."""
+    N, I, H = 3, 4, 6
+    spec = CELLS[cell]
+    shapes = [p.shape(G=spec.gates, H=H, I=I, P=H) for p in spec.parameters_with(True)]
+    x, h, c = (torch.randn(N, size).to(dtype) for size in (I, H, H))
+    weights = [torch.randn(shape).to(dtype) for shape in shapes]
+    only_c = c if spec.has_c else None
+    *_, reserve = gpu["_step"](x, h, only_c, weights, I, H, cell, True)
+    gpu["_step_backward"](h, only_c, x, weights, reserve, I, H, cell, True, True, True)
+
+
 @pytest.mark.parametrize("regime", ["per_step", "resident"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_products_of_torch_have_float32_results(
@@ -230,12 +242,38 @@ def test_products_of_torch_have_float32_results(
 ) -> None:
     """With a result in 16 bits torch may add the parts of a long sum in 16 bits."""
     monkeypatch.setenv("FUSEDRNN_CUDA_REGIME", regime)
-    for cell in ("lstm", "gru_reset_before", *(["lstm_proj"] if regime == "per_step" else [])):
-        assert_same_as_cpu(gpu, make_arguments(cell, dtype=dtype, requires_grad=False), dtype)
+    binding().calls()
+    for cell, spec in CELLS.items():
+        if spec.projects and regime == "resident":
+            continue
+        for form in FORMS:
+            call = make_arguments(cell, form, dtype=dtype, D=2, requires_grad=False)
+            both_ways(gpu["forward"], gpu["backward"], call, [])
+        if not spec.projects:
+            steps_both_ways(gpu, cell, dtype)
     factors = str(dtype).removeprefix("torch.")
     assert {(a, out) for _, a, out in binding().products()} == {(factors, "float32")}
+    # Nothing of the bindings calls an op of torch by its name, so these are all products.
+    calls = binding().calls()
+    assert calls.keys() == {"allocate", "copy", "from_blob", "product"}
+    assert calls["product"] == len(binding().products()) > 0
 
 
+def test_torch_declares_its_c_functions_for_products_as_we_do() -> None:
+    """The bindings look the functions up when they run, so no compiler compares the types."""
+    folder = setup_build.torch_dir() / "include/torch/csrc/inductor/aoti_torch/generated"
+    ours = (CSRC / "torch_cuda" / "torch_launcher.h").read_text()
+    for name in ("mm_out", "mm_dtype_out", "addmm_out"):
+        (theirs,) = re.findall(
+            rf"AOTITorchError aoti_torch_cuda_{name}\(([^)]*)\)",
+            (folder / "c_shim_cuda.h").read_text(),
+        )
+        (here,) = re.findall(rf"AOTITorchError \(\*{name}\)\(([^)]*)\)", ours)
+        types = [[part.split()[0] for part in text.split(",")] for text in (here, theirs)]
+        assert types[0] == types[1] and here.split()[1] == "out,", name
+
+
+@pytest.mark.usefixtures("by_name")  # torch's own addmm would take no slices
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_products_in_slices(
     gpu: dict[str, Any], device: TorchDevice, limit_products: Any, dtype: torch.dtype

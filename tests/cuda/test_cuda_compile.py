@@ -33,7 +33,9 @@ BUDGETS = {
     "streamed_fma": (255, 255, 255, 255, 255),
     "streamed_mma": (112, 255, 255, 255, 255),
     "step": (56, 56, 56, 56, 56),
-    "sum_rows": (64, 48, 48, 48, 56),
+    # With 48 registers five blocks run on a multiprocessor, and each thread of them has several
+    # loads of 16 bytes on the way.
+    "sum_rows": (64, 48, 48, 48, 48),
     "round": (24, 16, 16, 16, 16),
     "write_numbers": (48, 32, 40, 40, 40),
 }
@@ -85,8 +87,9 @@ def test_registers_and_spills(arch: int) -> None:
         assert 0 < kernel.registers <= budget, (name, kernel)
         assert kernel.spills == 0, (name, kernel)
         assert kernel.stack == 0, (name, kernel)
-        # Only sum_rows has static shared memory. The plan counts the dynamic one.
-        sums = 8 * 32 * (8 if name.endswith("f64") else 4)
+        # Only sum_rows has static shared memory: the sums of 8 warps, in the compute type, for as
+        # many columns as 512 bytes hold, and a bool. The plan counts the dynamic one.
+        sums = 8 * 512 * (1 if name.endswith(("f32", "f64")) else 2) + 1
         assert kernel.shared == (sums if name.startswith("sum_rows") else 0), (name, kernel)
 
 
@@ -132,14 +135,19 @@ def test_tensor_cores_are_used_where_the_plan_says_so() -> None:
         assert used == ({wanted} if wanted and "mma" in name else set()), name
 
 
-def test_instructions_of_the_barrier() -> None:
-    """A release for arriving and an acquire for polling are enough. There are no fences, but that
-    of each cell of the streamed kernels before they begin to stream."""
+def test_instructions_between_blocks() -> None:
+    """The barrier needs a release for arriving and an acquire for polling, and the counter of
+    sum_rows an atomic that is both. There are no fences, but that of each cell of the streamed
+    kernels before they begin to stream.
+    """
     for path in build.ptx(80):
         for name, body in bodies(path).items():
             loops = name.startswith(("resident", "streamed"))
             assert ("red.release.gpu.global.add.u32" in body) == loops, name
             assert ("ld.acquire.gpu.global.u32" in body) == loops, name
+            sums = name.startswith("sum_rows")
+            assert ("atom.acq_rel.gpu.global.inc.u32" in body) == sums, name
+            assert ("ld.global.v4" in body) >= sums, name
             fences = len(re.findall(r"membar|fence\.", body))
             assert fences == (len(CELLS) if name.startswith("streamed") else 0), name
 

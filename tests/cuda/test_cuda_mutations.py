@@ -20,6 +20,8 @@ pytestmark = pytest.mark.skipif(
 )
 
 FMA = DeviceCase("gru", 3, 3, 18, 18, 1, True, (3, 3, 2, 1))
+# More rows than a range of sum_rows has.
+SUMS = DeviceCase("gru", 9, 3, 18, 18, 1, True, (9,) * 9)
 MMA = DeviceCase("lstm", 9, 3, 18, 18, 1, True, (9, 9, 4), "bf16")
 # Their weights are streamed, and there is more than one group of sequences.
 STREAMED_FMA = DeviceCase("gru", 11, 3, 110, 110, 2, True, (11, 9, 2))
@@ -268,10 +270,73 @@ MUTATIONS = [
         "adds sums of warps before they are there",
         "around_loop.cu",
         "around_loop.cu",
-        "  __syncthreads();\n",
-        "",
+        "  __syncthreads();\n\n  // From here on",
+        "\n  // From here on",
         ("race", "uninitialised read"),
         FMA,
+    ),
+    Mutation(
+        "adds a row beyond the last",
+        "around_loop.cu",
+        "around_loop.cu",
+        "if (row + i * kWarps < end)",
+        "if (row + i * kWarps <= end)",
+        ("numbers", "out of bounds", "uninitialised read"),
+        FMA,
+    ),
+    Mutation(
+        "counts a block before all its threads have written",
+        "around_loop.cu",
+        "around_loop.cu",
+        "  __shared__ bool last;\n  __syncthreads();\n",
+        "  __shared__ bool last;\n",
+        ("race", "weak memory"),
+        SUMS,
+    ),
+    Mutation(
+        "no fence before and after the block is counted",
+        "around_loop.cu",
+        "around_loop.cu",
+        "atom.acq_rel.gpu",
+        "atom.relaxed.gpu",
+        ("weak memory",),
+        SUMS,
+    ),
+    Mutation(
+        "no fence before the block is counted",
+        "around_loop.cu",
+        "around_loop.cu",
+        "atom.acq_rel.gpu",
+        "atom.acquire.gpu",
+        ("weak memory",),
+        SUMS,
+    ),
+    Mutation(
+        "no fence after the block is counted",
+        "around_loop.cu",
+        "around_loop.cu",
+        "atom.acq_rel.gpu",
+        "atom.release.gpu",
+        ("weak memory",),
+        SUMS,
+    ),
+    Mutation(
+        "reads whether the block is the last before that is known",
+        "around_loop.cu",
+        "around_loop.cu",
+        "    last = before == blocks - 1;\n  }\n  __syncthreads();\n",
+        "    last = before == blocks - 1;\n  }\n",
+        ("race", "uninitialised read"),
+        SUMS,
+    ),
+    Mutation(
+        "the last block but one adds the sums of ranges",
+        "around_loop.cu",
+        "around_loop.cu",
+        "last = before == blocks - 1;",
+        "last = before == blocks - 2;",
+        ("race", "weak memory", "uninitialised read"),
+        SUMS,
     ),
     Mutation(
         "a unit beyond the last",

@@ -94,9 +94,14 @@ class Device:
 
     # --- The methods of a Launcher --------------------------------------------------------------
 
-    def scratch(self, size: int) -> int:
-        self._scratch.append(self.memory.empty((size,), np.uint8, "scratch"))
-        return int(self._scratch[-1].ctypes.data)
+    def scratch(self, parts: list[tuple[int, bool]]) -> list[int]:
+        """Addresses of new arrays, of the given bytes. A part that must be zero is zeroed."""
+        arrays = [self.memory.empty((size,), np.uint8, "scratch") for size, _ in parts]
+        self._scratch += arrays
+        for array, (size, zero) in zip(arrays, parts, strict=True):
+            if zero:
+                self.zero(array.ctypes.data, size)
+        return [int(array.ctypes.data) for array in arrays]
 
     def zero(self, address: int, size: int) -> None:
         view = self.memory.view(address, size, np.uint8)

@@ -7,10 +7,12 @@
 #include <array>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "cuda/estimate.h"
 #include "cuda/layer.h"
+#include "cuda/row_sums.h"
 #include "device.h"
 #include "layer/reserve.h"
 
@@ -56,8 +58,11 @@ class PythonLauncher final : public Launcher {
     object_.attr("zero")(reinterpret_cast<Address>(p), bytes);
   }
 
-  void* scratch(size_t bytes) override {
-    return reinterpret_cast<void*>(object_.attr("scratch")(bytes).cast<Address>());
+  void scratch(std::vector<ScratchPart>& parts) override {
+    py::list wanted;
+    for (const ScratchPart& part : parts) wanted.append(py::make_tuple(part.bytes, part.zero));
+    const auto given = object_.attr("scratch")(wanted).cast<std::vector<Address>>();
+    for (size_t i = 0; i < parts.size(); ++i) parts[i].at = reinterpret_cast<void*>(given.at(i));
   }
 
  private:
@@ -218,8 +223,25 @@ void backward(py::object launcher_object, const Call& call, Address x, const Add
                          options_of(regime, allow_tf32, gates_bytes, spin_limit), args);
 }
 
+// Sums over the rows of some matrices, each given by its columns and the addresses of m, out and
+// again.
+template <class Stored>
+void sum_rows(py::object launcher_object, int64_t rows,
+              const std::vector<std::tuple<int64_t, Address, Address, Address>>& matrices) {
+  PythonLauncher launcher(std::move(launcher_object));
+  int64_t widest = 0;
+  for (const auto& matrix : matrices) widest = std::max(widest, std::get<0>(matrix));
+  Scratch scratch;
+  RowSums<Stored> sums(scratch, rows, widest, static_cast<int>(matrices.size()));
+  scratch.allocate(launcher);
+  for (const auto& [columns, m, out, again] : matrices)
+    sums.add(dense<const Stored>(at<Stored>(m), rows, columns), at<Stored>(out), at<Stored>(again));
+  sums.run(launcher);
+}
+
 template <class Stored>
 void define_for(py::module_& m, const std::string& dtype) {
+  m.def(("sum_rows_" + dtype).c_str(), sum_rows<Stored>);
   m.def(("layer_forward_" + dtype).c_str(), forward<Stored>);
   m.def(("layer_backward_" + dtype).c_str(), backward<Stored>);
   m.def(("reserve_bytes_" + dtype).c_str(), [](const Call& call) {
@@ -259,6 +281,7 @@ PYBIND11_MODULE(_cuda_host, m) {
   m.def("blocks_per_sm", [](const std::string& arch, int registers, size_t shared) {
     return blocks_per_sm(card_named(arch).device, registers, shared);
   });
+  m.def("rows_of_range", rows_of_range);
   define_for<float>(m, "f32");
   define_for<double>(m, "f64");
   define_for<Half>(m, "f16");

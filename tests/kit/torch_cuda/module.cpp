@@ -1,8 +1,12 @@
 // The ops of csrc/torch_cuda on CPU tensors. A Python object of the tests starts kernels in the PTX
 // interpreter; memory and products come from torch, as on a GPU. tests/kit/bindings.py builds this
 // module, which is not part of the package.
+#include <dlfcn.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+
+#include <map>
+#include <utility>
 
 #include "../cuda/device.h"
 #include "torch/passes.h"
@@ -21,6 +25,26 @@ std::vector<Tensor> allocated;
 // The products on this device: rows of the result, dtype of the factors, dtype of the result.
 std::vector<std::tuple<int64_t, std::string, std::string>> products;
 size_t product_limit = cuda::kProductBytes;
+// Torch's C functions for products. Tests may take them away, as if this torch lacked them.
+cuda::Products c_functions;
+
+// How often the bindings called torch, by the name of a function, and an op by its name.
+std::map<std::string, int> calls;
+bool counting = true;
+
+void count(const std::string& name) {
+  if (counting) ++calls[name];
+}
+
+// While an object of this class lives, calls of torch belong to the tests.
+class NotCounted {
+ public:
+  NotCounted() : before_(std::exchange(counting, false)) {}
+  ~NotCounted() { counting = before_; }
+
+ private:
+  bool before_;
+};
 
 py::object device_object() {
   check(current, "no test has chosen a device");
@@ -29,7 +53,7 @@ py::object device_object() {
 
 class InterpreterLauncher final : public cuda::TorchLauncher {
  public:
-  explicit InterpreterLauncher(const Tensor& x) : TorchLauncher(x) {
+  explicit InterpreterLauncher(const Tensor& x) : TorchLauncher(x, c_functions) {
     check_device(x, "x");
     product_limit_ = product_limit;
     const py::gil_scoped_acquire gil;
@@ -68,6 +92,7 @@ class InterpreterLauncher final : public cuda::TorchLauncher {
       if (device_object().attr("full").cast<bool>()) throw TorchSaysNothing();
     }
     const Tensor t = TorchLauncher::allocate(sizes, dtype);
+    count("allocate");
     std::memset(t.data_ptr(), 0xff, bytes_of(t));
     allocated.push_back(t);
     const py::gil_scoped_acquire gil;
@@ -82,27 +107,66 @@ class InterpreterLauncher final : public cuda::TorchLauncher {
     return {free, total};
   }
 
-  void mm(const Tensor& a, const Tensor& b, const Tensor& out) override {
+  void mm(const Tensor& a, const Tensor& b, const Tensor& out, bool accumulate) override {
     const ScalarType dtype = out.scalar_type();
     products.emplace_back(a.size(0), fusedrnn::name_of(a.scalar_type()), fusedrnn::name_of(dtype));
+    count("product");
     // On a CPU the bits of torch's products depend on the alignment of the factors. All clones have
     // the same alignment.
-    if (dtype == a.scalar_type())
-      return TorchLauncher::mm(torch::stable::clone(a), torch::stable::clone(b), out);
+    if (dtype == a.scalar_type()) {
+      const auto [own_a, own_b] = clones(a, b);
+      return TorchLauncher::mm(own_a, own_b, out, accumulate);
+    }
     // On a CPU the result of torch's product has the dtype of its factors.
+    const NotCounted here;
     Tensor to = out;
     torch::stable::copy_(
         to, torch::stable::matmul(torch::stable::to(a, dtype), torch::stable::to(b, dtype)));
   }
 
  private:
+  static std::pair<Tensor, Tensor> clones(const Tensor& a, const Tensor& b) {
+    const NotCounted here;
+    return {torch::stable::clone(a), torch::stable::clone(b)};
+  }
+
   cuda::Device device_ = {};
 };
 
 using Engine = GpuEngine<InterpreterLauncher>;
 
+// The function of torch with this name, which a function of this module hides.
+template <class Function>
+Function* of_torch(Function*, const char* name) {
+  return reinterpret_cast<Function*>(dlsym(RTLD_NEXT, name));
+}
+
 }  // namespace
 }  // namespace fusedrnn_test
+
+// These functions of torch are counted when the bindings call them.
+#define FUSEDRNN_COUNTED(function, label, ...)                            \
+  fusedrnn_test::count(label);                                            \
+  static const auto next = fusedrnn_test::of_torch(&function, #function); \
+  return next(__VA_ARGS__)
+
+extern "C" {
+AOTITorchError torch_call_dispatcher(const char* op, const char* overload, StableIValue* stack,
+                                     uint64_t version) {
+  const std::string name = std::string(op) + (*overload ? "." : "") + overload;
+  FUSEDRNN_COUNTED(torch_call_dispatcher, name, op, overload, stack, version);
+}
+AOTITorchError aoti_torch_create_tensor_from_blob(void* data, int64_t rank, const int64_t* sizes,
+                                                  const int64_t* strides, int64_t offset,
+                                                  int32_t dtype, int32_t type, int32_t index,
+                                                  AtenTensorHandle* made) {
+  FUSEDRNN_COUNTED(aoti_torch_create_tensor_from_blob, "from_blob", data, rank, sizes, strides,
+                   offset, dtype, type, index, made);
+}
+AOTITorchError aoti_torch_copy_(AtenTensorHandle to, AtenTensorHandle from, int32_t non_blocking) {
+  FUSEDRNN_COUNTED(aoti_torch_copy_, "copy", to, from, non_blocking);
+}
+}  // extern "C"
 
 STABLE_TORCH_LIBRARY_IMPL(fusedrnn_gpu, CPU, m) {
   m.impl("forward", &fusedrnn::boxed<&fusedrnn::forward<fusedrnn_test::Engine>>);
@@ -119,6 +183,14 @@ PYBIND11_MODULE(_cuda_binding, m) {
     fusedrnn_test::products.clear();
   });
   m.def("products", [] { return fusedrnn_test::products; });
+  // How often torch was called since the last call of this function.
+  m.def("calls", [] { return std::exchange(fusedrnn_test::calls, {}); });
+  // Whether products go through torch's C functions, or through ops by their names.
+  m.def("use_c_functions", [](bool use) {
+    using namespace fusedrnn::cuda;
+    fusedrnn_test::c_functions = use ? products_of("libtorch_cpu.so", "cpu") : Products();
+  });
+  m.attr("use_c_functions")(true);
   m.attr("PRODUCT_BYTES") = fusedrnn::cuda::kProductBytes;
   m.def("limit_products", [](size_t bytes) { fusedrnn_test::product_limit = bytes; });
   m.def("slice_rows", fusedrnn::cuda::strip_rows);
