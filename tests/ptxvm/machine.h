@@ -260,6 +260,7 @@ struct Machine {
   };
   void check_order(Thread& t, const Touch& touch, const AsyncReader* copier = nullptr);
   void conflict(const Thread& t, Mark before, const Touch& touch, bool wrote) const;
+  int other_width(Mark before, const Touch& touch) const;
   void stale_line(const Thread& t, const Shadow& shadow, uint32_t bytes, const Touch& touch) const;
   void note_read(Shadow& shadow, Mark mark);
   uint64_t shared_key(const Block& b, uint64_t offset) const;
@@ -268,6 +269,8 @@ struct Machine {
                    unsigned char* value);
   bool is_shareable(const Instruction& i, uint64_t address) const;
   void observe(Thread& t, const Instruction& i, uint64_t address, int bytes);
+  bool strong_load_of(Thread& t, const Instruction& i, uint64_t first, int bytes,
+                      unsigned char* value);
   void strong_store(Thread& t, const Instruction& i, uint64_t address, int bytes,
                     const unsigned char* old, bool atomic);
   [[noreturn]] void report_stuck(std::string message) const;

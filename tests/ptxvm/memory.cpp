@@ -161,9 +161,12 @@ void Machine::conflict(const Thread& t, Mark before, const Touch& touch, bool wr
   const uint32_t who = copied ? before.thread() - threads : before.thread();
   const bool everywhere =
       touch.strength == Strength::kDevice && before.strength() == Strength::kDevice;
+  int width = 0;
   if (is_strong(touch.strength) && is_strong(before.strength()) &&
-      (everywhere || who / stride == t.home->index))
-    return;
+      (everywhere || who / stride == t.home->index)) {
+    width = other_width(before, touch);
+    if (width == 0) return;
+  }
   std::string message = touch.buffer ? touch.buffer->name : "shared memory";
   message += " at byte " + std::to_string(touch.offset) + ": ";
   message += touch.use == Use::kRead ? "a read" : "a write";
@@ -171,12 +174,25 @@ void Machine::conflict(const Thread& t, Mark before, const Touch& touch, bool wr
   message += " by block " + std::to_string(who / stride) + " thread " +
              std::to_string(who % stride) + " at " + where(before.place());
   if (copied) fault_at("race", t, touch.place, message + ", an asynchronous copy not waited for");
+  if (width != 0)
+    fault_at("race", t, touch.place,
+             message + "; strong accesses of " + std::to_string(width) + " and of " +
+                 std::to_string(kernel.code[touch.place].width()) +
+                 " bytes are not atomic to each other");
   if (order.would_have_happened_before(t, before.thread(), before.epoch()))
     fault_at("weak memory", t, touch.place,
              message +
                  "; the threads met at atomic or volatile accesses, but a release, an "
                  "acquire or a fence (of this scope) is missing on the way");
   fault_at("race", t, touch.place, message);
+}
+
+// The width in bytes of the first of two strong accesses, if it differs from that of the second.
+// Only accesses to exactly the same bytes are atomic to each other.
+int Machine::other_width(Mark before, const Touch& touch) const {
+  if (before.place() >= Mark::kMaxPlace) return 0;  // the mark does not know its instruction
+  const int width = kernel.code[before.place()].width();
+  return width == kernel.code[touch.place].width() ? 0 : width;
 }
 
 void Machine::note_read(Shadow& shadow, Mark mark) {
@@ -287,10 +303,18 @@ uint64_t Machine::word_key(const Thread& t, const Instruction& i, uint64_t addre
 
 void Machine::strong_load(Thread& t, const Instruction& i, uint64_t address, int bytes,
                           unsigned char* value) {
-  const bool acquire = i.flags & kAcquire;
   const uint64_t first = word_key(t, i, address);
+  const int width = i.width();
+  for (int at = 0; at < bytes; at += width)
+    statistics.stale_loads += strong_load_of(t, i, first + at, width, value + at);
+}
+
+// Loads one element. Returns whether it is the previous value, of which all bytes are then old.
+bool Machine::strong_load_of(Thread& t, const Instruction& i, uint64_t first, int bytes,
+                             unsigned char* value) {
+  const bool acquire = i.flags & kAcquire;
   const int words = bytes < 4 ? 1 : bytes / 4;
-  StrongWord* found[8];
+  StrongWord* found[2];
   bool old = options.stale && bytes >= 4;
   for (int k = 0; k < words; ++k) {
     const auto it = strong_.find(first + 4 * k);
@@ -299,7 +323,6 @@ void Machine::strong_load(Thread& t, const Instruction& i, uint64_t address, int
            !order.happened_before(t, found[k]->writer, found[k]->writer_epoch);
   }
   old = old && random() % 2 == 0;
-  statistics.stale_loads += old;
   for (int k = 0; k < words; ++k) {
     if (!found[k]) continue;
     StrongWord& word = *found[k];
@@ -310,6 +333,7 @@ void Machine::strong_load(Thread& t, const Instruction& i, uint64_t address, int
     }
     order.load(t, old ? word.before : word.now, i.scope, acquire);
   }
+  return old;
 }
 
 void Machine::observe(Thread& t, const Instruction& i, uint64_t address, int bytes) {
@@ -322,9 +346,10 @@ void Machine::observe(Thread& t, const Instruction& i, uint64_t address, int byt
 void Machine::strong_store(Thread& t, const Instruction& i, uint64_t address, int bytes,
                            const unsigned char* old, bool atomic) {
   const uint64_t first = word_key(t, i, address);
-  for (int at = 0; at < bytes; at += 4) {
+  const int part = std::min(4, i.width());
+  for (int at = 0; at < bytes; at += part) {
     StrongWord& word = strong_[first + at];
-    std::memcpy(&word.old_value, old + at, bytes < 4 ? bytes : 4);
+    std::memcpy(&word.old_value, old + at, part);
     order.store(t, word, i.scope, i.flags & kRelease, atomic);
   }
 }

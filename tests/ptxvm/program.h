@@ -112,6 +112,8 @@ struct Instruction {
   int32_t second_offset = 0;  // offset of a second address, whose base is in[0]
   std::unique_ptr<std::vector<std::vector<Operand>>> lists;
 
+  // The bytes of one access of PTX's memory model. A vector is several accesses, in any order.
+  int width() const { return type.pair ? 4 : type.bytes(); }
   bool has_vectors() const { return lists != nullptr; }
   const std::vector<Operand>& vector(size_t k) const { return (*lists)[k]; }
 };
