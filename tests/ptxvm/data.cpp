@@ -46,8 +46,15 @@ void to_generic(Machine&, Thread& t, const Instruction& i) {
 void to_space(Machine&, Thread& t, const Instruction& i) {
   t.set(i.out, t.get(i.in[0]) - window(i.space));
 }
-void is_in_space(Machine&, Thread& t, const Instruction& i) {
-  t.set(i.out, t.get(i.in[0]) >> 56 == window(i.space) >> 56);
+void is_in_space(Machine& m, Thread& t, const Instruction& i) {
+  const uint64_t address = t.get(i.in[0]);
+  bool inside = address >> 56 == window(i.space) >> 56;
+  // .shared alone is the block's own memory.
+  if (inside && i.space == Space::kShared && !(i.flags & kAnyBlock)) {
+    uint64_t offset = address - kSharedWindow;
+    inside = &m.block_at(t, offset) == t.home;
+  }
+  t.set(i.out, inside);
 }
 
 // --- Loads and stores ----------------------------------------------------------------------------

@@ -37,6 +37,8 @@ const std::map<std::string, uint32_t>& flag_names() {
       {"l", kLeft},
       {"arrive", kArrive},
       {"sc", kSequential},
+      {"shared::cluster", kAnyBlock},
+      {"aligned", kAligned},
   };
   return kNames;
 }
@@ -57,8 +59,7 @@ Scope scope_of(const Statement& s) {
       s.opcode == "atom" || s.opcode == "red" || s.opcode == "fence" || s.opcode == "membar";
   if (s.has("volatile") || s.has("mmio")) return Scope::kDevice;
   if (!named && !s.has("relaxed") && !s.has("acquire") && !s.has("release")) return Scope::kWeak;
-  // The interpreter has no clusters, so a cluster is one block.
-  return s.has("cta") || s.has("cluster") ? Scope::kBlock : Scope::kDevice;
+  return s.has("cta") ? Scope::kBlock : s.has("cluster") ? Scope::kCluster : Scope::kDevice;
 }
 
 bool has_result(const Statement& s) {
@@ -171,7 +172,7 @@ void decode(const Statement& s, Kernel& kernel, Instruction& i) {
   take_arguments(s, i);
   if (s.opcode == "cp") kernel.copies_async = true;
   for (const auto pick :
-       {pick_data, pick_integer, pick_float, pick_convert, pick_control, pick_warp})
+       {pick_data, pick_integer, pick_float, pick_convert, pick_control, pick_warp, pick_cluster})
     if (Handler handler = pick(s, i)) {
       i.run = handler;
       return;

@@ -86,14 +86,12 @@ unsigned char* Machine::local(Thread& t, uint64_t address, int bytes, Use use) {
 
 unsigned char* Machine::shared(Thread& t, const Instruction& i, uint64_t address, int bytes,
                                Use use) {
-  Block& b = *t.home;
-  if (address + bytes > b.shared.size())
-    fault("out of bounds", t,
-          "shared memory at " + std::to_string(address) + ", " + std::to_string(bytes) +
-              " bytes, of " + std::to_string(b.shared.size()));
+  Block* home = t.home;
+  if (address + bytes > home->shared.size()) home = &visited_block(t, i, address, bytes);
+  Block& b = *home;
   if (options.races)
     check_order(t, {b.shadows.get(), address, shared_key(b, address), bytes, use, strength_of(i),
-                    i.place, nullptr});
+                    i.place, nullptr, home});
   if (use != Use::kWrite && options.uninitialised && !all_set(&b.shared_written[address], bytes))
     fault("uninitialised read", t, "shared memory at " + std::to_string(address));
   if (use != Use::kRead) std::fill_n(&b.shared_written[address], bytes, 1);
@@ -151,23 +149,30 @@ unsigned char* Machine::global(Thread& t, const Instruction& i, uint64_t address
 
 namespace {
 
-bool is_strong(Strength s) { return s == Strength::kBlock || s == Strength::kDevice; }
+bool is_strong(Strength s) { return s != Strength::kWeak && s != Strength::kNonCoherent; }
 
 }  // namespace
 
+// Whether the scopes of two strong accesses hold both threads.
+bool Machine::share_scope(const Thread& t, Mark before, const Touch& touch) const {
+  const Strength scope = std::min(touch.strength, before.strength());
+  if (scope == Strength::kDevice) return true;
+  const Block& other = blocks[before.thread() / (order.threads() / blocks.size())];
+  return &other == t.home || (scope == Strength::kCluster && other.cluster == t.home->cluster);
+}
+
 void Machine::conflict(const Thread& t, Mark before, const Touch& touch, bool wrote) const {
-  const uint32_t threads = order.threads(), stride = threads / blocks.size();
-  const bool copied = before.thread() >= threads;
-  const uint32_t who = copied ? before.thread() - threads : before.thread();
-  const bool everywhere =
-      touch.strength == Strength::kDevice && before.strength() == Strength::kDevice;
   int width = 0;
-  if (is_strong(touch.strength) && is_strong(before.strength()) &&
-      (everywhere || who / stride == t.home->index)) {
+  if (is_strong(touch.strength) && is_strong(before.strength()) && share_scope(t, before, touch)) {
     width = other_width(before, touch);
     if (width == 0) return;
   }
+  const uint32_t threads = order.threads(), stride = threads / blocks.size();
+  const bool copied = before.thread() >= threads;
+  const uint32_t who = copied ? before.thread() - threads : before.thread();
   std::string message = touch.buffer ? touch.buffer->name : "shared memory";
+  if (touch.home && touch.home != t.home)
+    message += " of block " + std::to_string(touch.home->index);
   message += " at byte " + std::to_string(touch.offset) + ": ";
   message += touch.use == Use::kRead ? "a read" : "a write";
   message += wrote ? " not ordered behind the write" : " not ordered behind the read";
@@ -190,7 +195,8 @@ void Machine::conflict(const Thread& t, Mark before, const Touch& touch, bool wr
 // The width in bytes of the first of two strong accesses, if it differs from that of the second.
 // Only accesses to exactly the same bytes are atomic to each other.
 int Machine::other_width(Mark before, const Touch& touch) const {
-  if (before.place() >= Mark::kMaxPlace) return 0;  // the mark does not know its instruction
+  // The mark of a place that is too large does not know its instruction.
+  if (before.place() == touch.place || before.place() >= Mark::kMaxPlace) return 0;
   const int width = kernel.code[before.place()].width();
   return width == kernel.code[touch.place].width() ? 0 : width;
 }
@@ -297,8 +303,11 @@ uint64_t Machine::shared_key(const Block& b, uint64_t offset) const {
   return kSharedWindow + (static_cast<uint64_t>(b.index) << 32) + offset;
 }
 
-uint64_t Machine::word_key(const Thread& t, const Instruction& i, uint64_t address) const {
-  return is_shared(i, address) ? shared_key(*t.home, address & (kSharedWindow - 1)) : address;
+uint64_t Machine::word_key(const Thread& t, const Instruction& i, uint64_t address) {
+  if (!is_shared(i, address)) return address;
+  uint64_t offset = address & (kSharedWindow - 1);
+  const Block& home = block_at(t, offset);
+  return shared_key(home, offset);
 }
 
 void Machine::strong_load(Thread& t, const Instruction& i, uint64_t address, int bytes,
@@ -390,7 +399,7 @@ void Machine::begin_copy(Thread& t, const Instruction& i, const AsyncCopy& copy)
   if (options.races)
     check_order(t,
                 {b.shadows.get(), copy.to, shared_key(b, copy.to), copy.bytes, Use::kWrite,
-                 Strength::kWeak, i.place, nullptr},
+                 Strength::kWeak, i.place, nullptr, &b},
                 &reader);
   if (copy.from_bytes > 0) {
     Buffer& from = buffer_at(t, i, copy.from, copy.from_bytes, Use::kRead);

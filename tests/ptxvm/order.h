@@ -30,15 +30,23 @@ struct Stamp {
   uint32_t epoch = 0, copies = 0;
 };
 
+// Something for each scope from the block to the device.
+template <class T>
+struct PerScope {
+  T items[3];
+  T& operator[](Scope s) { return items[static_cast<int>(s) - 1]; }
+  const T& operator[](Scope s) const { return items[static_cast<int>(s) - 1]; }
+};
+
 // The knowledge of one thread. A relaxed store or atomic publishes the thread's accesses up to its
 // last fence. A relaxed load takes effect as an acquire at the thread's next fence; until then its
 // stamp waits in `observed`.
 struct View {
   Clock known;
-  Stamp fenced_block, fenced_device;
+  PerScope<Stamp> fenced;
   struct Observed {
     Stamp stamp;
-    bool other_block;  // the stamp is another block's, so only a fence of device scope acquires it
+    Scope distance;  // a fence of a smaller scope does not acquire the stamp
   };
   std::vector<Observed> observed;
 };
@@ -47,10 +55,9 @@ struct Actor;
 
 // The stamps that a strong store publishes together with its value.
 struct Published {
-  Stamp narrow;      // for readers in the block of the storing thread
-  Stamp wide;        // for readers in other blocks
-  Stamp as_written;  // as if the store had been a release
-  uint32_t block = kNoId;
+  PerScope<Stamp> stamps;  // for readers in the block, in the cluster's other blocks, and elsewhere
+  Stamp as_written;        // as if the store had been a release
+  uint32_t block = kNoId, cluster = kNoId;
 };
 
 // Four bytes that a strong store wrote. A load that is not ordered after the last store may still
@@ -64,7 +71,7 @@ struct StrongWord {
 
 // The part of a thread that orders its accesses.
 struct Actor {
-  uint32_t id = 0, block = 0;
+  uint32_t id = 0, block = 0, cluster = 0;
   const uint32_t* known = nullptr;  // the entries of view.known, for quick checks
   uint32_t epoch = 1;
   uint32_t copies_done = 0;  // groups of asynchronous copies that the thread has waited for
@@ -78,7 +85,8 @@ struct Actor {
 class Order {
  public:
   // Clocks have one entry for each thread, and a second one for its copies if `copies_async`.
-  void start(uint32_t threads, bool copies_async);
+  // `clusters` says whether a cluster has more than one block.
+  void start(uint32_t threads, bool copies_async, bool clusters);
   void begin(Actor& actor) const;
 
   bool happened_before(const Actor& actor, uint32_t thread, uint32_t epoch) const {
@@ -96,6 +104,15 @@ class Order {
     Stamp stamp, lenient;
   };
   Arrival publish(Actor& actor) const;
+  // The same for an arrival that orders what it publishes up to `scope`. Without `release` only
+  // what came before the thread's last fence is published.
+  Arrival arrive(Actor& actor, Scope scope, bool release) const;
+  // What threads knew together when they arrived.
+  struct Knowledge {
+    Clock strict, lenient;
+  };
+  Knowledge united(const std::vector<Arrival>& arrivals) const;
+  void learn(Actor& actor, const Knowledge& knowledge) const;
   // The threads that leave a barrier know everything that the arriving threads knew.
   void meet(const std::vector<Arrival>& arrivals, const std::vector<Actor*>& leaving) const;
 
@@ -113,7 +130,7 @@ class Order {
   void learn(Actor& actor, View& view, const Stamp& stamp) const;
 
   uint32_t threads_ = 0;
-  bool copies_ = false;
+  bool copies_ = false, clusters_ = false;
   Clock nothing_;
 };
 

@@ -163,17 +163,31 @@ class Parser {
     kernel_.parameter_bytes = offset;
   }
 
+  // The numbers that follow a directive of the kernel; none if the directive is not there.
+  static std::vector<int> numbers_of(const std::string& text, const std::string& directive) {
+    const size_t at = text.find(directive);
+    if (at == std::string::npos) return {};
+    std::string sizes = text.substr(at + directive.size());
+    sizes = sizes.substr(0, sizes.find('.'));
+    for (char& c : sizes) c = c == ',' ? ' ' : c;
+    std::istringstream words(sizes);
+    std::vector<int> numbers;
+    for (int size; words >> size;) numbers.push_back(size);
+    return numbers;
+  }
+
   void directives(const std::string& text) {
     for (const char* name : {".maxntid", ".reqntid"}) {
-      const size_t at = text.find(name);
-      if (at == std::string::npos) continue;
-      std::string sizes = text.substr(at + 8, text.find('.', at + 1) - at - 8);
-      for (char& c : sizes) c = c == ',' ? ' ' : c;
-      std::istringstream words(sizes);
       int threads = 1;
-      for (int size; words >> size;) threads *= size;
-      kernel_.max_threads = threads;
+      const std::vector<int> sizes = numbers_of(text, name);
+      for (int size : sizes) threads *= size;
+      if (!sizes.empty()) kernel_.max_threads = threads;
     }
+    for (int most : numbers_of(text, ".maxclusterrank")) kernel_.max_cluster = most;
+    const std::vector<int> blocks = numbers_of(text, ".reqnctapercluster");
+    for (size_t k = 0; k < 3 && !blocks.empty(); ++k)
+      kernel_.cluster[k] = k < blocks.size() ? blocks[k] : 1;
+    kernel_.explicit_cluster = text.find(".explicitcluster") != std::string::npos;
   }
 
   // One statement of a kernel's body, or a label, or the brace of a scope.
@@ -343,7 +357,13 @@ class Parser {
       table_branches_.emplace_back(kernel_.code.size(), parts.at(1));
     } else {
       try {
-        for (const std::string& part : split(rest, ',')) s.arguments.push_back(argument(part));
+        std::vector<std::string> parts = split(rest, ',');
+        // The clocks change while a thread runs, so they are read by an instruction of their own.
+        if (s.opcode == "mov" && is_clock(parts.at(1))) {
+          s.opcode = "clock";
+          parts.pop_back();
+        }
+        for (const std::string& part : parts) s.arguments.push_back(argument(part));
       } catch (const std::exception&) {
         s.opcode = "?";  // decode() takes it for an unknown instruction
       }
@@ -379,30 +399,6 @@ class Parser {
     return {found->second, Operand::kRegister};
   }
 
-  static bool is_special(const std::string& name) {
-    static const std::set<std::string> kNames = {"%tid",
-                                                 "%ntid",
-                                                 "%ctaid",
-                                                 "%nctaid",
-                                                 "%laneid",
-                                                 "%warpid",
-                                                 "%nwarpid",
-                                                 "%smid",
-                                                 "%nsmid",
-                                                 "%gridid",
-                                                 "%lanemask_lt",
-                                                 "%lanemask_le",
-                                                 "%lanemask_gt",
-                                                 "%lanemask_ge",
-                                                 "%lanemask_eq",
-                                                 "%dynamic_smem_size",
-                                                 "%total_smem_size",
-                                                 "%envreg1",
-                                                 "%envreg2",
-                                                 "WARP_SZ"};
-    return kNames.count(name.substr(0, name.find('.'))) > 0;
-  }
-
   Operand scalar(const std::string& text) {
     if (text[0] == '!') {
       Operand operand = scalar(trimmed(text.substr(1)));
@@ -412,7 +408,7 @@ class Parser {
     if (text == "_") return {};
     if (const int32_t found = register_named(text); found >= 0)
       return {static_cast<uint32_t>(found), Operand::kRegister};
-    if (is_special(text)) return special(text);
+    if (is_special_register(text)) return special(text);
     if (std::isdigit(static_cast<unsigned char>(text[0])) || text[0] == '-')
       return constant(literal(text));
     if (const auto found = symbols_.find(text); found != symbols_.end())

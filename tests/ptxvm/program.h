@@ -33,6 +33,10 @@ constexpr uint64_t kSharedWindow = 1ull << 56;
 constexpr uint64_t kLocalWindow = 2ull << 56;
 constexpr uint64_t kParameterWindow = 3ull << 56;
 
+// In the window of shared memory, each block's own memory begins at 0. The memory of the block of
+// rank r in the cluster begins at (r + 1) * kBlockWindow, for every thread of the cluster.
+constexpr uint64_t kBlockWindow = 1 << 24;
+
 // An operand: the index of a register of the thread, or of a constant of the kernel.
 struct Operand {
   enum Bank : uint32_t { kRegister, kConstant };
@@ -67,10 +71,12 @@ enum Flag : uint32_t {
   kLeft = 1 << 19,
   kArrive = 1 << 20,
   kSequential = 1 << 21,  // fence.sc
+  kAnyBlock = 1 << 22,    // .shared::cluster
+  kAligned = 1 << 23,     // .aligned
 };
 
 // Which threads a strong access or a fence is ordered with; kWeak orders nothing.
-enum class Scope : uint8_t { kWeak, kBlock, kDevice };
+enum class Scope : uint8_t { kWeak, kBlock, kCluster, kDevice };
 
 enum class Compare : uint8_t { kEq, kNe, kLt, kLe, kGt, kGe, kNum, kNan };
 enum class Logic : uint8_t { kNone, kAnd, kOr, kXor };
@@ -149,6 +155,9 @@ struct Kernel {
   uint64_t local_bytes = 0;
   uint64_t scratch_bytes = 0;  // of the .param variables of calls
   int max_threads = 0;         // .maxntid; 0 if there is none
+  int max_cluster = 0;         // .maxclusterrank; 0 if there is none
+  uint32_t cluster[3] = {};    // .reqnctapercluster; zeros if there is none
+  bool explicit_cluster = false;
   bool copies_async = false;
 };
 

@@ -72,17 +72,13 @@ Machine::Machine(const Module& module, const Kernel& kernel, const uint32_t (&gr
   std::sort(buffers_.begin(), buffers_.end(),
             [](const Buffer* a, const Buffer* b) { return a->data < b->data; });
 
-  order.start(stride * count, kernel.copies_async);
+  make_clusters();
+  order.start(stride * count, kernel.copies_async, clusters.size() < count);
   registers_.assign(static_cast<size_t>(threads) * count * kernel.registers, 0xdeadbeefdeadbeef);
   const uint64_t shared_bytes = kernel.shared_bytes + dynamic_shared;
   uint64_t* registers = registers_.data();
   for (uint32_t b = 0; b < count; ++b) {
-    blocks.emplace_back();
-    Block& home = blocks.back();
-    home.index = b;
-    home.x = b % grid[0];
-    home.y = b / grid[0] % grid[1];
-    home.z = b / grid[0] / grid[1];
+    Block& home = blocks[b];
     home.shared.assign(shared_bytes, 0xba);
     home.shared_written.assign(shared_bytes, 0);
     home.shadows = new_shadows(shared_bytes);
@@ -92,6 +88,7 @@ Machine::Machine(const Module& module, const Kernel& kernel, const uint32_t (&gr
       Thread& t = home.threads[k];
       t.home = &home;
       t.block = b;
+      t.cluster = home.cluster->blocks[0]->index;
       t.id = b * stride + k;
       t.index = k;
       t.lane = k % 32;
@@ -122,6 +119,7 @@ uint64_t Machine::special_value(const Thread& t, const std::string& name) const 
   if (stem == "%laneid") return t.lane;
   if (stem == "%warpid") return t.warp;
   if (stem == "%nwarpid") return (b.threads.size() + 31) / 32;
+  if (stem.find("cluster") != std::string::npos) return special_value_of_cluster(b, stem, axis);
   if (stem == "%smid") return b.index;
   if (stem == "%nsmid") return blocks.size();
   if (stem == "%lanemask_eq") return lane;
@@ -293,6 +291,7 @@ void Machine::leave(Thread& t) {
   Block& b = *t.home;
   t.state = Thread::State::kDone;
   ++b.exited;
+  leave_cluster(t);
   progress();
   for (const Barrier& barrier : b.barriers)
     if (barrier.arrived && barrier.whole_block)
