@@ -81,6 +81,7 @@ void Machine::arrive_in_cluster(Thread& t, bool release) {
   t.cluster_phase = c.phase;
   if (release) t.known_at_arrival = {t.view.known, t.lenient.known};
   c.arrivals.push_back(order.arrive(t, Scope::kCluster, release));
+  show_mbarriers(t);
   ++c.arrived;
   progress();
   finish_cluster_phase(c);
@@ -124,6 +125,7 @@ void Machine::pass_cluster_barrier(Thread& t) {
     order.learn(t, last);
   }
   t.known_at_arrival = {};
+  t.cluster_passed = t.cluster_phase + 1;
   t.cluster_phase = Thread::kNotArrived;
   t.met_blocks = ~0u;
 }

@@ -67,6 +67,9 @@ bool has_result(const Statement& s) {
       "st",    "red",    "bra", "brx",      "ret",       "exit",      "trap",           "call",
       "fence", "membar", "cp",  "prefetch", "prefetchu", "nanosleep", "griddepcontrol", "discard"};
   if (s.opcode == "bar" || s.opcode == "barrier") return s.has("red");
+  if (s.opcode == "mbarrier")
+    return s.has("arrive") || s.has("arrive_drop") || s.has("test_wait") || s.has("try_wait") ||
+           s.has("pending_count");
   return !kNone.count(s.opcode);
 }
 
@@ -171,8 +174,8 @@ void decode(const Statement& s, Kernel& kernel, Instruction& i) {
   i.scope = scope_of(s);
   take_arguments(s, i);
   if (s.opcode == "cp") kernel.copies_async = true;
-  for (const auto pick :
-       {pick_data, pick_integer, pick_float, pick_convert, pick_control, pick_warp, pick_cluster})
+  for (const auto pick : {pick_data, pick_integer, pick_float, pick_convert, pick_control,
+                          pick_warp, pick_cluster, pick_mbarrier})
     if (Handler handler = pick(s, i)) {
       i.run = handler;
       return;

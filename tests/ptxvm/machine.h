@@ -5,12 +5,14 @@
 #include <cstdlib>
 #include <cstring>
 #include <deque>
+#include <map>
 #include <memory>
 #include <stdexcept>
 #include <string>
 #include <unordered_map>
 #include <vector>
 
+#include "mbarrier.h"
 #include "order.h"
 #include "program.h"
 
@@ -118,7 +120,8 @@ struct Thread : Actor {
   static constexpr uint32_t kNotArrived = ~0u;
   uint32_t cluster_phase = kNotArrived;
   Order::Knowledge known_at_arrival;  // what the thread knew then, if it published all of it
-  uint32_t met_blocks = 0;  // ranks of blocks of the cluster that have started for certain
+  uint32_t cluster_passed = 0;  // phases of the cluster's barrier whose end the thread waited for
+  uint32_t met_blocks = 0;      // ranks of blocks of the cluster that have started for certain
   std::vector<unsigned char> local, scratch;
   std::vector<uint8_t> local_written;
   std::deque<std::vector<AsyncCopy>> copy_groups;
@@ -162,6 +165,7 @@ struct Block {
   // The last visit of each thread of another block, by its id, as far as no thread of this block
   // knew of it when it exited.
   std::unordered_map<uint32_t, Visit> visits;
+  std::map<uint32_t, MBarrier> mbarriers;  // by offset in shared memory
 };
 
 // The blocks of a cluster and their barrier (barrier.cluster).
@@ -254,6 +258,23 @@ struct Machine {
   // The block whose shared memory holds `address`, which becomes an offset in it.
   Block& block_at(const Thread& t, uint64_t& address);
 
+  // mbarrier objects.
+  struct MBarrierPlace {
+    Block* home;
+    uint32_t offset;
+  };
+  MBarrierPlace mbarrier_place(Thread& t, const Instruction& i, uint64_t address);
+  MBarrier& mbarrier_at(Thread& t, const MBarrierPlace& at);
+  void make_mbarrier(Thread& t, const Instruction& i, int64_t count);
+  void end_mbarrier(Thread& t, const Instruction& i);
+  void expect_bytes(Thread& t, const MBarrierPlace& at, int64_t bytes);
+  uint64_t arrive_at_mbarrier(Thread& t, const Instruction& i, const MBarrierPlace& at,
+                              int64_t count, bool drop);
+  void settle(MBarrier& o);
+  bool has_ended(Thread& t, const Instruction& i, const MBarrierPlace& at, uint64_t which,
+                 bool parity);
+  void fence_mbarriers(Thread& t);
+
   uint32_t random() {
     state_ ^= state_ << 13;
     state_ ^= state_ >> 7;
@@ -279,6 +300,11 @@ struct Machine {
   unsigned char* shared(Thread& t, const Instruction& i, uint64_t address, int bytes, Use use);
   Block& visited_block(Thread& t, const Instruction& i, uint64_t& address, int bytes);
   void finish_cluster_phase(Cluster& c);
+  void show_mbarriers(Thread& t);
+  void refuse_mbarriers(const Thread& t, const Block& home, uint64_t offset, int bytes) const;
+  [[noreturn]] void report_unseen(const Thread& t, const MBarrierPlace& at,
+                                  const MBarrier& o) const;
+  std::string unfinished_mbarriers() const;
   void pass_cluster_barrier(Thread& t);
   unsigned char* local(Thread& t, uint64_t address, int bytes, Use use);
   unsigned char* parameter(Thread& t, uint64_t address, int bytes);

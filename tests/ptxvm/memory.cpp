@@ -89,6 +89,7 @@ unsigned char* Machine::shared(Thread& t, const Instruction& i, uint64_t address
   Block* home = t.home;
   if (address + bytes > home->shared.size()) home = &visited_block(t, i, address, bytes);
   Block& b = *home;
+  if (!b.mbarriers.empty()) refuse_mbarriers(t, b, address, bytes);
   if (options.races)
     check_order(t, {b.shadows.get(), address, shared_key(b, address), bytes, use, strength_of(i),
                     i.place, nullptr, home});

@@ -133,6 +133,14 @@ void Order::learn(Actor& actor, const Knowledge& knowledge) const {
   learn(actor, actor.lenient, stamp);
 }
 
+void Order::observe(Actor& actor, const Knowledge& knowledge, Scope apart) const {
+  Stamp stamp;
+  stamp.clock = knowledge.lenient;
+  learn(actor, actor.lenient, stamp);
+  stamp.clock = knowledge.strict;
+  if (!covers(actor, actor.view, stamp)) actor.view.observed.push_back({stamp, apart});
+}
+
 void Order::fence(Actor& actor, Scope scope) const {
   std::vector<View::Observed> rest;
   for (const View::Observed& seen : actor.view.observed) {

@@ -113,6 +113,8 @@ class Order {
   };
   Knowledge united(const std::vector<Arrival>& arrivals) const;
   void learn(Actor& actor, const Knowledge& knowledge) const;
+  // The same, but as of the actor's next fence of scope `apart` or a larger one.
+  void observe(Actor& actor, const Knowledge& knowledge, Scope apart) const;
   // The threads that leave a barrier know everything that the arriving threads knew.
   void meet(const std::vector<Arrival>& arrivals, const std::vector<Actor*>& leaving) const;
 

@@ -201,7 +201,7 @@ void Machine::report_stuck(std::string message) const {
       message += "\n  block " + std::to_string(b.index) + " thread " + std::to_string(t.index) +
                  " " + state + ", " + where(t.at > 0 ? t.at - 1 : 0);
     }
-  throw Fault("deadlock", message, -1, -1, -1, "");
+  throw Fault("deadlock", message + unfinished_mbarriers(), -1, -1, -1, "");
 }
 
 // --- Warps ---------------------------------------------------------------------------------------
