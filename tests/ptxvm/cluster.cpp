@@ -147,7 +147,8 @@ Block& Machine::block_at(const Thread& t, uint64_t& address) {
 // The block of an access that is not inside the thread's own shared memory. The block must be
 // running at the time of the access, in every order of threads: it must have started before for
 // certain, and some thread of it must exit later for certain.
-Block& Machine::visited_block(Thread& t, const Instruction& i, uint64_t& address, int bytes) {
+Block& Machine::visited_block(Thread& t, const Instruction& i, uint64_t& address, int bytes,
+                              bool by_copy) {
   const bool own = address < kBlockWindow;
   Block& b = block_at(t, address);
   if (address + bytes > b.shared.size())
@@ -173,7 +174,7 @@ Block& Machine::visited_block(Thread& t, const Instruction& i, uint64_t& address
             what + "may not have started yet: a barrier of the cluster is missing before");
     t.met_blocks |= 1u << b.rank;
   }
-  b.visits[t.id] = {t.epoch, i.place};
+  if (!by_copy) b.visits[t.id] = {t.epoch, i.place};
   return b;
 }
 
@@ -184,10 +185,13 @@ void Machine::leave_cluster(Thread& t) {
   });
   if (b.exited == b.threads.size() && !b.visits.empty()) {
     const auto& [id, visit] = *b.visits.begin();
-    const uint32_t stride = order.threads() / blocks.size();
+    const auto [who, copied] = thread_behind(id);
+    if (copied)
+      fault("absent block", t,
+            "the block exits, but a copy may access its shared memory later, which " +
+                name_of(who) + " began at " + where(visit.place) + ": a wait for it is missing");
     fault("absent block", t,
-          "the block exits, but block " + std::to_string(id / stride) + " thread " +
-              std::to_string(id % stride) + " may access its shared memory later, at " +
+          "the block exits, but " + name_of(who) + " may access its shared memory later, at " +
               where(visit.place) + ": a barrier of the cluster is missing before the end");
   }
   Cluster& c = *b.cluster;

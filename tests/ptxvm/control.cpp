@@ -83,7 +83,10 @@ Handler pick_control(const Statement& s, Instruction& i) {
     return what.find("vprintf") != std::string::npos ? nothing : called;
   }
   if (op == "membar") return fence;
-  if (op == "fence") return s.has("proxy") ? nothing : s.has("mbarrier_init") ? nullptr : fence;
+  if (op == "fence") {
+    if (s.has("mbarrier_init") || (s.has("proxy") && s.has("async"))) return nullptr;
+    return s.has("proxy") ? nothing : fence;
+  }
   if (op == "bar" || op == "barrier") {
     if (s.has("warp") || (s.has("cluster"))) return nullptr;
     if (s.has("red")) i.detail = s.has("popc") ? kCount : s.has("and") ? kAll : kAny;

@@ -80,7 +80,7 @@ void add_list(Instruction& i, const std::vector<Operand>& list) {
 
 void take_arguments(const Statement& s, Instruction& i) {
   bool result = has_result(s);
-  bool addressed = false;
+  int addresses = 0;
   for (const Argument& a : s.arguments) {
     switch (a.form) {
       case Argument::kScalar:
@@ -100,14 +100,14 @@ void take_arguments(const Statement& s, Instruction& i) {
         add_list(i, a.list);
         break;
       case Argument::kAddress:
-        if (addressed) {
+        if (addresses > 0) {
           i.in[i.count++] = a.value;
-          i.second_offset = static_cast<int32_t>(a.offset);
+          (addresses == 1 ? i.second_offset : i.third_offset) = static_cast<int32_t>(a.offset);
         } else {
           i.address = a.value;
           i.offset = static_cast<int32_t>(a.offset);
         }
-        addressed = true;
+        ++addresses;
         break;
       case Argument::kName:
         break;
@@ -173,9 +173,11 @@ void decode(const Statement& s, Kernel& kernel, Instruction& i) {
   i.space = space_of(s);
   i.scope = scope_of(s);
   take_arguments(s, i);
-  if (s.opcode == "cp") kernel.copies_async = true;
+  const bool bulk = s.has("bulk") || (s.opcode == "st" && s.has("async"));
+  kernel.copies_bulk |= bulk;
+  kernel.copies_async |= s.opcode == "cp" && !bulk;
   for (const auto pick : {pick_data, pick_integer, pick_float, pick_convert, pick_control,
-                          pick_warp, pick_cluster, pick_mbarrier})
+                          pick_warp, pick_cluster, pick_mbarrier, pick_bulk})
     if (Handler handler = pick(s, i)) {
       i.run = handler;
       return;

@@ -12,6 +12,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "bulk.h"
 #include "mbarrier.h"
 #include "order.h"
 #include "program.h"
@@ -126,6 +127,8 @@ struct Thread : Actor {
   std::vector<uint8_t> local_written;
   std::deque<std::vector<AsyncCopy>> copy_groups;
   std::vector<AsyncCopy> open_copies;
+  uint32_t bulk_groups = 0;  // groups of bulk copies that the thread has committed
+  std::deque<ProxyFence> proxy_fences;
 
   uint64_t get(Operand o) const { return banks[o.bank][o.index]; }
   bool truth(Operand o) const { return (get(o) != 0) != o.negated; }
@@ -166,6 +169,9 @@ struct Block {
   // knew of it when it exited.
   std::unordered_map<uint32_t, Visit> visits;
   std::map<uint32_t, MBarrier> mbarriers;  // by offset in shared memory
+  // The id and epoch of the copies to each object that was invalidated, by its offset.
+  std::map<uint32_t, std::pair<uint32_t, uint32_t>> copiers;
+  uint32_t copiers_made = 0;
 };
 
 // The blocks of a cluster and their barrier (barrier.cluster).
@@ -263,17 +269,27 @@ struct Machine {
     Block* home;
     uint32_t offset;
   };
-  MBarrierPlace mbarrier_place(Thread& t, const Instruction& i, uint64_t address);
-  MBarrier& mbarrier_at(Thread& t, const MBarrierPlace& at);
+  // `by_copy` is true if not the thread but a copy that it begins will use the object.
+  MBarrierPlace mbarrier_place(Thread& t, const Instruction& i, uint64_t address,
+                               bool by_copy = false);
+  MBarrier& mbarrier_at(Thread& t, const MBarrierPlace& at, bool by_copy = false);
   void make_mbarrier(Thread& t, const Instruction& i, int64_t count);
   void end_mbarrier(Thread& t, const Instruction& i);
   void expect_bytes(Thread& t, const MBarrierPlace& at, int64_t bytes);
   uint64_t arrive_at_mbarrier(Thread& t, const Instruction& i, const MBarrierPlace& at,
                               int64_t count, bool drop);
-  void settle(MBarrier& o);
+  void settle(const MBarrierPlace& at, MBarrier& o);
   bool has_ended(Thread& t, const Instruction& i, const MBarrierPlace& at, uint64_t which,
                  bool parity);
   void fence_mbarriers(Thread& t);
+
+  // Bulk copies.
+  void begin_bulk_copy(Thread& t, const Instruction& i, BulkCopy copy, const BulkEnd& to,
+                       const BulkEnd& from, const MBarrierPlace* at);
+  BulkEnd shared_end(Thread& t, const Instruction& i, uint64_t address, int bytes);
+  BulkEnd global_end(Thread& t, const Instruction& i, uint64_t address, int bytes, Use use);
+  void wait_for_bulk_groups(Thread& t, uint32_t left, bool only_reads);
+  void fence_proxy(Thread& t, bool shared, bool global);
 
   uint32_t random() {
     state_ ^= state_ << 13;
@@ -298,7 +314,8 @@ struct Machine {
   Buffer& buffer_at(const Thread& t, const Instruction& i, uint64_t address, int bytes, Use use);
   unsigned char* global(Thread& t, const Instruction& i, uint64_t address, int bytes, Use use);
   unsigned char* shared(Thread& t, const Instruction& i, uint64_t address, int bytes, Use use);
-  Block& visited_block(Thread& t, const Instruction& i, uint64_t& address, int bytes);
+  Block& visited_block(Thread& t, const Instruction& i, uint64_t& address, int bytes,
+                       bool by_copy = false);
   void finish_cluster_phase(Cluster& c);
   void show_mbarriers(Thread& t);
   void refuse_mbarriers(const Thread& t, const Block& home, uint64_t offset, int bytes) const;
@@ -322,10 +339,22 @@ struct Machine {
     const Block* home = nullptr;
   };
   // The id and epoch under which an asynchronous copy is recorded. Each thread has a second id for
-  // its copies.
+  // its copies. A bulk copy belongs to the async proxy.
   struct AsyncReader {
     uint32_t id, epoch;
+    bool bulk = false;
   };
+  uint32_t bulk_reader(const Thread& t) const { return order.first_of_more() + t.id; }
+  uint32_t bulk_writer(const Thread& t) const {
+    return order.first_of_more() + order.threads() + t.id;
+  }
+  uint32_t new_copier(const Thread& t, Block& home);
+  bool passed_proxy(const Thread& t, uint32_t writer, uint32_t epoch, bool shared) const;
+  void check_proxy(const Thread& t, Mark before, const Touch& touch) const;
+  void end_bulk_copy(size_t which);
+  // The thread that made an access under an id, and whether an asynchronous copy made it.
+  std::pair<uint32_t, bool> thread_behind(uint32_t id) const;
+  std::string name_of(uint32_t thread) const;
   void check_order(Thread& t, const Touch& touch, const AsyncReader* copier = nullptr);
   void conflict(const Thread& t, Mark before, const Touch& touch, bool wrote) const;
   bool share_scope(const Thread& t, Mark before, const Touch& touch) const;
@@ -356,6 +385,8 @@ struct Machine {
   std::vector<uint64_t> registers_;
   std::vector<Thread*> ready_;
   std::unordered_map<uint64_t, StrongWord> strong_;
+  std::vector<BulkCopy> copies_;   // that are under way
+  std::vector<uint32_t> issuers_;  // the last thread that used each copier
   uint64_t state_ = 1;
   uint64_t last_progress_ = 0;
   uint64_t dynamic_shared_ = 0;

@@ -2,6 +2,7 @@
 #include "mbarrier.h"
 
 #include <algorithm>
+#include <tuple>
 
 #include "handlers.h"
 
@@ -27,17 +28,18 @@ std::string place_of(const Block& home, uint64_t offset) {
 
 // --- Objects -------------------------------------------------------------------------------------
 
-Machine::MBarrierPlace Machine::mbarrier_place(Thread& t, const Instruction& i, uint64_t address) {
+Machine::MBarrierPlace Machine::mbarrier_place(Thread& t, const Instruction& i, uint64_t address,
+                                               bool by_copy) {
   if (i.space == Space::kGlobal && (address < kSharedWindow || address >= kLocalWindow))
     fault("out of bounds", t, "the mbarrier object is not in shared memory");
   if (address % 8) fault("misaligned access", t, "an mbarrier object that is no multiple of 8");
   address &= kSharedWindow - 1;
   Block* home = t.home;
-  if (address + 8 > home->shared.size()) home = &visited_block(t, i, address, 8);
+  if (address + 8 > home->shared.size()) home = &visited_block(t, i, address, 8, by_copy);
   return {home, static_cast<uint32_t>(address)};
 }
 
-MBarrier& Machine::mbarrier_at(Thread& t, const MBarrierPlace& at) {
+MBarrier& Machine::mbarrier_at(Thread& t, const MBarrierPlace& at, bool by_copy) {
   const auto found = at.home->mbarriers.find(at.offset);
   if (found == at.home->mbarriers.end())
     fault("mbarrier", t, "no object was initialised " + place_of(*at.home, at.offset));
@@ -45,19 +47,17 @@ MBarrier& Machine::mbarrier_at(Thread& t, const MBarrierPlace& at) {
   if (options.races && !order.happened_before(t, o.maker, o.epoch) &&
       t.cluster_passed <= o.shown_in)
     report_unseen(t, at, o);
-  o.uses[t.id] = t.epoch;
+  if (!by_copy) o.uses[t.id] = t.epoch;
   return o;
 }
 
 // Reports an object whose initialisation is not ordered before its use.
 void Machine::report_unseen(const Thread& t, const MBarrierPlace& at, const MBarrier& o) const {
-  const uint32_t stride = order.threads() / blocks.size();
   const bool met = order.would_have_happened_before(t, o.maker, o.epoch);
   fault(met ? "weak memory" : "race", t,
         "the mbarrier object " + place_of(*at.home, at.offset) +
-            ": a use not ordered behind its initialisation by block " +
-            std::to_string(o.maker / stride) + " thread " + std::to_string(o.maker % stride) +
-            " at " + where(o.place));
+            ": a use not ordered behind its initialisation by " + name_of(o.maker) + " at " +
+            where(o.place));
 }
 
 void Machine::make_mbarrier(Thread& t, const Instruction& i, int64_t count) {
@@ -76,6 +76,8 @@ void Machine::make_mbarrier(Thread& t, const Instruction& i, int64_t count) {
   o.maker = t.id;
   o.epoch = t.epoch;
   o.place = i.place;
+  if (const auto last = t.home->copiers.find(at.offset); last != t.home->copiers.end())
+    std::tie(o.copier, o.copier_epoch) = last->second;
 }
 
 void Machine::end_mbarrier(Thread& t, const Instruction& i) {
@@ -83,13 +85,16 @@ void Machine::end_mbarrier(Thread& t, const Instruction& i) {
   if (at.home != t.home)
     fault("mbarrier", t, "the object is in the shared memory of another block");
   const MBarrier& o = mbarrier_at(t, at);
-  const uint32_t stride = order.threads() / blocks.size();
   for (const auto& [user, epoch] : o.uses)
     if (options.races && !order.happened_before(t, user, epoch))
       fault("race", t,
             "the mbarrier object " + place_of(*at.home, at.offset) +
-                ": mbarrier.inval is not ordered behind a use by block " +
-                std::to_string(user / stride) + " thread " + std::to_string(user % stride));
+                ": mbarrier.inval is not ordered behind a use by " +
+                name_of(thread_behind(user).first));
+  for (const BulkCopy& copy : copies_)
+    if (copy.home == at.home && copy.mbarrier == at.offset)
+      fault("mbarrier", t, "a copy to the object is under way, from " + where(copy.place));
+  if (o.copier != kNoId) t.home->copiers[at.offset] = {o.copier, o.copier_epoch};
   t.home->mbarriers.erase(at.offset);
   access(t, i, address(t, i), 8, Use::kWrite);
   std::fill_n(&t.home->shared_written[at.offset], 8, 0);
@@ -142,14 +147,21 @@ uint64_t Machine::arrive_at_mbarrier(Thread& t, const Instruction& i, const MBar
   (near ? o.near : o.far).push_back(arrival);
   o.pending -= count;
   if (drop) o.expected -= count;
-  settle(o);
+  settle(at, o);
   progress();
   return state;
 }
 
 // Ends the phase if nothing is missing.
-void Machine::settle(MBarrier& o) {
+void Machine::settle(const MBarrierPlace& at, MBarrier& o) {
   if (o.pending != 0 || o.bytes != 0) return;
+  for (const BulkCopy& copy : copies_)
+    if (copy.home == at.home && copy.mbarrier == at.offset)
+      fault_at("mbarrier", *copy.thread, copy.place,
+               "phase " + std::to_string(o.phase) + " of the object " +
+                   place_of(*at.home, at.offset) +
+                   " may end before this copy: fewer bytes are expected than are copied");
+  if (o.copier != kNoId) o.near.push_back(order.arrival_of(o.copier, o.copier_epoch++));
   std::vector<Order::Arrival> all = o.near;
   all.insert(all.end(), o.far.begin(), o.far.end());
   o.last_all = order.united(all);
@@ -248,7 +260,7 @@ void expect(Machine& m, Thread& t, const Instruction& i) {
 void complete(Machine& m, Thread& t, const Instruction& i) {
   const auto at = m.mbarrier_place(t, i, m.address(t, i));
   m.expect_bytes(t, at, -static_cast<int64_t>(number_in(t, i, 0)));
-  m.settle(m.mbarrier_at(t, at));
+  m.settle(at, m.mbarrier_at(t, at));
 }
 
 template <bool kParity>

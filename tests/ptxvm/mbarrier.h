@@ -25,6 +25,10 @@ struct MBarrier {
   bool fenced = false;
   uint32_t shown_in = kNoId;  // that phase
 
+  // Copies that count their bytes at this object are recorded under this id; kNoId before the first
+  // one. Its epochs are the phases, beginning with 1, of all objects that were at this address.
+  uint32_t copier = kNoId, copier_epoch = 1;
+
   // The arrivals of this phase, by threads of the object's own block and by others.
   std::vector<Order::Arrival> near, far;
   // What the threads of the phase before knew, for a wait of scope .cta and for one of .cluster.

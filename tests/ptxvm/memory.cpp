@@ -168,17 +168,14 @@ void Machine::conflict(const Thread& t, Mark before, const Touch& touch, bool wr
     width = other_width(before, touch);
     if (width == 0) return;
   }
-  const uint32_t threads = order.threads(), stride = threads / blocks.size();
-  const bool copied = before.thread() >= threads;
-  const uint32_t who = copied ? before.thread() - threads : before.thread();
+  const auto [who, copied] = thread_behind(before.thread());
   std::string message = touch.buffer ? touch.buffer->name : "shared memory";
   if (touch.home && touch.home != t.home)
     message += " of block " + std::to_string(touch.home->index);
   message += " at byte " + std::to_string(touch.offset) + ": ";
   message += touch.use == Use::kRead ? "a read" : "a write";
   message += wrote ? " not ordered behind the write" : " not ordered behind the read";
-  message += " by block " + std::to_string(who / stride) + " thread " +
-             std::to_string(who % stride) + " at " + where(before.place());
+  message += " by " + name_of(who) + " at " + where(before.place());
   if (copied) fault_at("race", t, touch.place, message + ", an asynchronous copy not waited for");
   if (width != 0)
     fault_at("race", t, touch.place,
@@ -237,8 +234,12 @@ void Machine::check_order(Thread& t, const Touch& touch, const AsyncReader* copi
   if (epoch >= Mark::kMaxEpoch) fault("unsupported", t, "too many synchronisations");
   const bool writes = touch.use != Use::kRead;
   const auto clash = [&](Mark before, uint32_t bytes, bool wrote) {
-    if (before.bytes() & bytes && !order.happened_before(t, before.thread(), before.epoch()))
+    if ((before.bytes() & bytes) == 0) return;
+    if (!order.happened_before(t, before.thread(), before.epoch())) {
       conflict(t, before, touch, wrote);
+    } else if (copier && copier->bulk && wrote) {
+      check_proxy(t, before, touch);
+    }
   };
   for (uint64_t at = touch.offset & ~3ull; at < touch.offset + touch.bytes; at += 4) {
     const uint32_t bytes =

@@ -24,11 +24,12 @@ Scope distance(const Actor& actor, const Published& published) {
 
 }  // namespace
 
-void Order::start(uint32_t threads, bool copies_async, bool clusters) {
+void Order::start(uint32_t threads, bool copies_async, uint32_t more, bool clusters) {
   threads_ = threads;
   copies_ = copies_async;
   clusters_ = clusters;
-  nothing_ = std::make_shared<const std::vector<uint32_t>>(copies_async ? 2 * threads : threads, 0);
+  first_copier_ = copies_async ? threads : kNoId / 2;
+  nothing_ = std::make_shared<const std::vector<uint32_t>>(first_of_more() + more, 0);
 }
 
 void Order::begin(Actor& actor) const {
@@ -67,7 +68,7 @@ Order::Knowledge Order::united(const std::vector<Arrival>& arrivals) const {
       const Stamp& stamp = arrival.*which;
       if (stamp.thread == kNoId) continue;
       (*clock)[stamp.thread] = std::max((*clock)[stamp.thread], stamp.epoch);
-      if (copies_) {
+      if (copies_ && stamp.thread < threads_) {
         uint32_t& copies = (*clock)[threads_ + stamp.thread];
         copies = std::max(copies, stamp.copies);
       }
@@ -103,7 +104,7 @@ Clock Order::joined(const Clock& clock, const Stamp& stamp) const {
   if (stamp.clock != clock) raise_to(*both, *stamp.clock);
   if (stamp.thread != kNoId) {
     (*both)[stamp.thread] = std::max((*both)[stamp.thread], stamp.epoch);
-    if (copies_) {
+    if (copies_ && stamp.thread < threads_) {
       uint32_t& copies = (*both)[threads_ + stamp.thread];
       copies = std::max(copies, stamp.copies);
     }
@@ -131,6 +132,17 @@ void Order::learn(Actor& actor, const Knowledge& knowledge) const {
   learn(actor, actor.view, stamp);
   stamp.clock = knowledge.lenient;
   learn(actor, actor.lenient, stamp);
+}
+
+void Order::learn(Actor& actor, uint32_t id, uint32_t epoch) const {
+  const Arrival arrival = arrival_of(id, epoch);
+  learn(actor, actor.view, arrival.stamp);
+  learn(actor, actor.lenient, arrival.lenient);
+}
+
+Order::Arrival Order::arrival_of(uint32_t id, uint32_t epoch) const {
+  const Stamp stamp = {nothing_, id, epoch, 0};
+  return {stamp, stamp};
 }
 
 void Order::observe(Actor& actor, const Knowledge& knowledge, Scope apart) const {

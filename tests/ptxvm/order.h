@@ -18,7 +18,8 @@
 
 namespace ptxvm {
 
-// Entry t is the epoch of thread t. Entry threads + t is the epoch of its asynchronous copies.
+// Entry t is the epoch of thread t. Entry threads + t is the epoch of its asynchronous copies. More
+// entries follow for bulk copies (bulk.h).
 using Clock = std::shared_ptr<const std::vector<uint32_t>>;
 
 constexpr uint32_t kNoId = ~0u;  // stands for no thread, or for no block
@@ -85,19 +86,23 @@ struct Actor {
 class Order {
  public:
   // Clocks have one entry for each thread, and a second one for its copies if `copies_async`.
-  // `clusters` says whether a cluster has more than one block.
-  void start(uint32_t threads, bool copies_async, bool clusters);
+  // `more` entries follow. `clusters` says whether a cluster has more than one block.
+  void start(uint32_t threads, bool copies_async, uint32_t more, bool clusters);
   void begin(Actor& actor) const;
 
   bool happened_before(const Actor& actor, uint32_t thread, uint32_t epoch) const {
     if (thread == actor.id) return true;
-    if (thread == threads_ + actor.id) return epoch <= actor.copies_done;
+    if (thread == first_copier_ + actor.id) return epoch <= actor.copies_done;
     return actor.known[thread] >= epoch;
   }
   // The same under the lenient view.
   bool would_have_happened_before(const Actor& actor, uint32_t thread, uint32_t epoch) const;
 
   uint32_t threads() const { return threads_; }
+  uint32_t first_of_more() const { return copies_ ? 2 * threads_ : threads_; }
+  bool knows(const Clock& clock, uint32_t thread, uint32_t epoch) const {
+    return (*clock)[thread] >= epoch;
+  }
 
   // The stamps of a thread under its view and under its lenient view.
   struct Arrival {
@@ -113,7 +118,11 @@ class Order {
   };
   Knowledge united(const std::vector<Arrival>& arrivals) const;
   void learn(Actor& actor, const Knowledge& knowledge) const;
-  // The same, but as of the actor's next fence of scope `apart` or a larger one.
+  // The actor knows what `id`, which is no thread, did up to an epoch.
+  void learn(Actor& actor, uint32_t id, uint32_t epoch) const;
+  // What `id` did up to an epoch, as the arrival of one that knows nothing else.
+  Arrival arrival_of(uint32_t id, uint32_t epoch) const;
+  // The same as learn, but as of the actor's next fence of scope `apart` or a larger one.
   void observe(Actor& actor, const Knowledge& knowledge, Scope apart) const;
   // The threads that leave a barrier know everything that the arriving threads knew.
   void meet(const std::vector<Arrival>& arrivals, const std::vector<Actor*>& leaving) const;
@@ -132,6 +141,8 @@ class Order {
   void learn(Actor& actor, View& view, const Stamp& stamp) const;
 
   uint32_t threads_ = 0;
+  uint32_t first_copier_ =
+      0;  // the entry of the copies of thread 0; out of reach if there are none
   bool copies_ = false, clusters_ = false;
   Clock nothing_;
 };

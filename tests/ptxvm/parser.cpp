@@ -115,7 +115,8 @@ class Parser {
     kernel_ = {};
     kernel_.name = trimmed(head.substr(0, open));
     registers_.assign(1, {});
-    labels_.clear();
+    scopes_.assign(1, {});
+    scope_ = 0;
     branches_.clear();
     symbols_.clear();
     constants_.clear();
@@ -136,19 +137,26 @@ class Parser {
     end.opcode = "ret";
     end.text = "(end)";
     add(end, line_, source_);
-    for (const auto& [place, label] : branches_) {
-      if (!labels_.count(label)) fail("no label " + label, kernel_.origins[place].ptx_line);
-      kernel_.code[place].target = labels_[label];
-    }
-    for (const auto& [place, table] : table_branches_) {
-      kernel_.code[place].target = kernel_.branch_tables.size();
+    for (const Branch& b : branches_)
+      kernel_.code[b.place].target = target(b.place, b.label, b.scope);
+    for (const Branch& b : table_branches_) {
+      kernel_.code[b.place].target = kernel_.branch_tables.size();
       kernel_.branch_tables.emplace_back();
-      for (const std::string& label : tables_[table])
-        kernel_.branch_tables.back().push_back(labels_.at(label));
+      for (const std::string& label : tables_[b.label])
+        kernel_.branch_tables.back().push_back(target(b.place, label, b.scope));
     }
     for (size_t i = 0; i < kernel_.code.size(); ++i) kernel_.code[i].place = i;
     share_registers(kernel_);
     module_->kernels[kernel_.name] = std::move(kernel_);
+  }
+
+  // The instruction that a label names: in the scope of the branch, or in the next one around it.
+  int target(size_t place, const std::string& label, int scope) const {
+    for (; scope >= 0; scope = scopes_[scope].parent)
+      if (const auto found = scopes_[scope].labels.find(label);
+          found != scopes_[scope].labels.end())
+        return found->second;
+    fail("no label " + label, kernel_.origins[place].ptx_line);
   }
 
   void parameters(const std::string& list) {
@@ -275,10 +283,14 @@ class Parser {
     const std::string text = trimmed(line.text);
     if (text == "{") {
       registers_.emplace_back();
+      scopes_.push_back({scope_, {}});
+      scope_ = scopes_.size() - 1;
     } else if (text == "}") {
-      if (registers_.size() > 1) registers_.pop_back();
+      if (registers_.size() == 1) return;
+      registers_.pop_back();
+      scope_ = scopes_[scope_].parent;
     } else if (text.back() == ':') {
-      labels_[text.substr(0, text.size() - 1)] = kernel_.code.size();
+      scopes_[scope_].labels[text.substr(0, text.size() - 1)] = kernel_.code.size();
       last_label_ = text.substr(0, text.size() - 1);
     } else if (text[0] == '.') {
       directive(text, line.line);
@@ -342,7 +354,7 @@ class Parser {
       if (!word.empty()) s.modifiers.push_back(word);
     const std::string rest = trimmed(text.substr(end));
     if (s.opcode == "bra") {
-      branches_.emplace_back(kernel_.code.size(), rest);
+      branches_.push_back({kernel_.code.size(), rest, scope_});
     } else if (s.opcode == "call") {
       s.arguments.push_back({});
       s.arguments.back().form = Argument::kName;
@@ -354,7 +366,7 @@ class Parser {
     } else if (s.opcode == "brx") {
       const std::vector<std::string> parts = split(rest, ',');
       s.arguments.push_back(argument(parts.at(0)));
-      table_branches_.emplace_back(kernel_.code.size(), parts.at(1));
+      table_branches_.push_back({kernel_.code.size(), parts.at(1), scope_});
     } else {
       try {
         std::vector<std::string> parts = split(rest, ',');
@@ -457,8 +469,19 @@ class Parser {
   Kernel kernel_;
   std::vector<Line> body_;
   std::vector<std::map<std::string, uint32_t>> registers_;  // one map for each open scope
-  std::map<std::string, int> labels_;
-  std::vector<std::pair<size_t, std::string>> branches_, table_branches_;
+  // Labels are known in the braces around them. Inline assembly has the same ones again and again.
+  struct LabelScope {
+    int parent = -1;
+    std::map<std::string, int> labels;
+  };
+  std::vector<LabelScope> scopes_;
+  int scope_ = 0;
+  struct Branch {
+    size_t place;
+    std::string label;
+    int scope;
+  };
+  std::vector<Branch> branches_, table_branches_;
   std::map<std::string, std::vector<std::string>> tables_;
   std::string last_label_;
   std::map<std::string, uint64_t> symbols_;  // parameters, shared and local variables

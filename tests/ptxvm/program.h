@@ -115,7 +115,8 @@ struct Instruction {
   int8_t second_out = -1;  // index in `lists` of a second result; -1 if there is none
   uint8_t count = 0;       // number of scalar operands in `in`
   int32_t target = -1;
-  int32_t second_offset = 0;  // offset of a second address, whose base is in[0]
+  // Offsets of a second and a third address, whose bases are among `in`.
+  int32_t second_offset = 0, third_offset = 0;
   std::unique_ptr<std::vector<std::vector<Operand>>> lists;
 
   // The bytes of one access of PTX's memory model. A vector is several accesses, in any order.
@@ -158,7 +159,8 @@ struct Kernel {
   int max_cluster = 0;         // .maxclusterrank; 0 if there is none
   uint32_t cluster[3] = {};    // .reqnctapercluster; zeros if there is none
   bool explicit_cluster = false;
-  bool copies_async = false;
+  bool copies_async = false;  // cp.async
+  bool copies_bulk = false;   // cp.async.bulk and st.async
 };
 
 // A .global or .const variable of the module.

@@ -52,7 +52,9 @@ Machine::Machine(const Module& module, const Kernel& kernel, const uint32_t (&gr
                                 std::to_string(threads));
   // The thread ids of each block begin at a multiple of 32, so that a warp never holds two blocks.
   const uint32_t stride = (threads + 31) / 32 * 32;
-  const uint64_t actors = static_cast<uint64_t>(stride) * count * (kernel.copies_async ? 2 : 1);
+  const uint32_t more = kernel.copies_bulk ? (2 * stride + kCopiersOfBlock) * count : 0;
+  const uint64_t actors =
+      static_cast<uint64_t>(stride) * count * (kernel.copies_async ? 2 : 1) + more;
   if (actors > Mark::kMaxThreads)
     throw std::invalid_argument("a grid of " + std::to_string(actors) +
                                 " threads is more than the interpreter's " +
@@ -73,7 +75,7 @@ Machine::Machine(const Module& module, const Kernel& kernel, const uint32_t (&gr
             [](const Buffer* a, const Buffer* b) { return a->data < b->data; });
 
   make_clusters();
-  order.start(stride * count, kernel.copies_async, clusters.size() < count);
+  order.start(stride * count, kernel.copies_async, more, clusters.size() < count);
   registers_.assign(static_cast<size_t>(threads) * count * kernel.registers, 0xdeadbeefdeadbeef);
   const uint64_t shared_bytes = kernel.shared_bytes + dynamic_shared;
   uint64_t* registers = registers_.data();
@@ -156,7 +158,11 @@ void Machine::fault(const std::string& kind, const Thread& t, const std::string&
 
 Statistics Machine::run() {
   const Instruction* code = kernel.code.data();
-  while (!ready_.empty()) {
+  while (!ready_.empty() || !copies_.empty()) {
+    // Bulk copies end in any order, at any time.
+    if (!copies_.empty() && (ready_.empty() || random() % 4 == 0))
+      end_bulk_copy(random() % copies_.size());
+    if (ready_.empty()) continue;
     size_t pick = 0;
     uint64_t turn = options.quantum;
     if (options.seed != 0) {
