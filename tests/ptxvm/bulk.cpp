@@ -37,7 +37,7 @@ uint32_t Machine::new_copier(const Thread& t, Block& home) {
 void Machine::fence_proxy(Thread& t, bool shared, bool global) {
   constexpr size_t kKept = 32;
   t.proxy_fences.push_back({order.publish(t).stamp.epoch, t.view.known, shared, global});
-  if (t.proxy_fences.size() > kKept) t.proxy_fences.pop_front();
+  if (t.proxy_fences.size() > kKept) t.proxy_fences.erase(t.proxy_fences.begin());
 }
 
 // Whether a fence.proxy.async stands between what a thread wrote in an epoch and what `t` does now,

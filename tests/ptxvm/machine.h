@@ -125,10 +125,10 @@ struct Thread : Actor {
   uint32_t met_blocks = 0;      // ranks of blocks of the cluster that have started for certain
   std::vector<unsigned char> local, scratch;
   std::vector<uint8_t> local_written;
-  std::deque<std::vector<AsyncCopy>> copy_groups;
+  std::vector<std::vector<AsyncCopy>> copy_groups;
   std::vector<AsyncCopy> open_copies;
   uint32_t bulk_groups = 0;  // groups of bulk copies that the thread has committed
-  std::deque<ProxyFence> proxy_fences;
+  std::vector<ProxyFence> proxy_fences;
 
   uint64_t get(Operand o) const { return banks[o.bank][o.index]; }
   bool truth(Operand o) const { return (get(o) != 0) != o.negated; }

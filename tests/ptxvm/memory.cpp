@@ -436,7 +436,7 @@ void Machine::wait_for_copies(Thread& t, uint64_t left) {
       std::memcpy(to, reinterpret_cast<const void*>(copy.from), copy.from_bytes);
       std::fill_n(&t.home->shared_written[copy.to], copy.bytes, 1);
     }
-    t.copy_groups.pop_front();
+    t.copy_groups.erase(t.copy_groups.begin());
   }
   t.copies_done = t.copies_begun - t.copy_groups.size();
   progress();

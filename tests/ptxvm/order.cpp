@@ -89,7 +89,7 @@ void Order::meet(const std::vector<Arrival>& arrivals, const std::vector<Actor*>
 
 // Whether the view already includes the stamp. A thread publishes each epoch once, so a view that
 // knows a thread's epoch knows everything that the thread knew then.
-bool Order::covers(const Actor& actor, const View& view, const Stamp& stamp) const {
+bool Order::covers(const Actor& actor, const Known& view, const Stamp& stamp) const {
   if (!stamp.clock || stamp.thread == actor.id) return true;
   const std::vector<uint32_t>& known = *view.known;
   if (stamp.thread != kNoId) return known[stamp.thread] >= stamp.epoch;
@@ -120,7 +120,7 @@ Stamp Order::united(const Stamp& a, const Stamp& b) const {
   return both;
 }
 
-void Order::learn(Actor& actor, View& view, const Stamp& stamp) const {
+void Order::learn(Actor& actor, Known& view, const Stamp& stamp) const {
   if (covers(actor, view, stamp)) return;
   view.known = joined(view.known, stamp);
   if (&view == &actor.view) actor.known = view.known->data();

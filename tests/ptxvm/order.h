@@ -39,11 +39,14 @@ struct PerScope {
   const T& operator[](Scope s) const { return items[static_cast<int>(s) - 1]; }
 };
 
+struct Known {
+  Clock known;
+};
+
 // The knowledge of one thread. A relaxed store or atomic publishes the thread's accesses up to its
 // last fence. A relaxed load takes effect as an acquire at the thread's next fence; until then its
 // stamp waits in `observed`.
-struct View {
-  Clock known;
+struct View : Known {
   PerScope<Stamp> fenced;
   struct Observed {
     Stamp stamp;
@@ -78,9 +81,9 @@ struct Actor {
   uint32_t copies_done = 0;  // groups of asynchronous copies that the thread has waited for
   uint32_t copies_begun = 0;
   View view;
-  // The view that the thread would have if every strong access were a release and an acquire. Two
+  // What the thread would know if every strong access were a release and an acquire. Two
   // accesses that only this view orders lack a fence; otherwise they lack any synchronisation.
-  View lenient;
+  Known lenient;
 };
 
 class Order {
@@ -135,10 +138,10 @@ class Order {
   void load(Actor& actor, const Published& published, Scope scope, bool acquire) const;
 
  private:
-  bool covers(const Actor& actor, const View& view, const Stamp& stamp) const;
+  bool covers(const Actor& actor, const Known& view, const Stamp& stamp) const;
   Clock joined(const Clock& clock, const Stamp& stamp) const;
   Stamp united(const Stamp& a, const Stamp& b) const;
-  void learn(Actor& actor, View& view, const Stamp& stamp) const;
+  void learn(Actor& actor, Known& view, const Stamp& stamp) const;
 
   uint32_t threads_ = 0;
   uint32_t first_copier_ =

@@ -7,7 +7,7 @@ import functools
 import numpy as np
 import pytest
 
-from tests.ptxvm import Memory, Program
+from tests.ptxvm import Fault, Memory, Program
 from tests.ptxvm.kit import each_seed, faulty, load, needs_nvcc
 
 pytestmark = needs_nvcc
@@ -52,13 +52,10 @@ def test_numbers_of_bytes(seed: int) -> None:
     args = ["stages_right", 1, 64]
     fault = faulty("deadlock", probes(), *args, [x, out, 1, 272], seed=seed, max_steps=100_000)
     assert "0 arrivals and 16 bytes are missing" in str(fault)
-    # If too few bytes are expected, the phase ends before the second copy, or never.
-    kinds = set()
-    for other in range(8):
-        with pytest.raises(RuntimeError) as raised:
-            probes().launch(*args, [x, out, 1, 128], seed=8 * seed + other, max_steps=100_000)
-        kinds.add(raised.value.kind)  # type: ignore[attr-defined]
-    assert kinds <= {"mbarrier", "deadlock"}
+    # If too few bytes are expected, the phase ends before the second copy does or even begins.
+    with pytest.raises(Fault) as raised:
+        probes().launch(*args, [x, out, 1, 128], seed=seed, checks=("races",))
+    assert raised.value.kind in ("mbarrier", "race"), str(raised.value)
 
 
 def test_addresses_and_sizes() -> None:
