@@ -122,7 +122,7 @@ void Machine::pass_cluster_barrier(Thread& t) {
     t.lenient.known = last.lenient;
     t.known = last.strict->data();
   } else {
-    order.learn(t, last);
+    order.learn(t, last, t.home->cluster->joins);
   }
   t.known_at_arrival = {};
   t.cluster_passed = t.cluster_phase + 1;

@@ -183,6 +183,7 @@ struct Cluster {
   std::vector<Thread*> waiting;
   std::vector<Order::Arrival> arrivals;
   Order::Knowledge last;  // of the phase before this one
+  Order::Joins joins;
 };
 
 struct Options {

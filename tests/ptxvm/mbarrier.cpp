@@ -196,7 +196,7 @@ bool Machine::has_ended(Thread& t, const Instruction& i, const MBarrierPlace& at
   if (!ended || o.phase == 0) return ended;
   const Order::Knowledge& last = i.scope >= Scope::kCluster ? o.last_all : o.last_near;
   if (i.flags & kAcquire) {
-    order.learn(t, last);
+    order.learn(t, last, o.joins);
   } else {
     order.observe(t, o.last_all, Scope::kCluster);
   }

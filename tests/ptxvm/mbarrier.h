@@ -33,6 +33,7 @@ struct MBarrier {
   std::vector<Order::Arrival> near, far;
   // What the threads of the phase before knew, for a wait of scope .cta and for one of .cluster.
   Order::Knowledge last_near, last_all;
+  Order::Joins joins;
   std::unordered_map<uint32_t, uint32_t> uses;  // the last epoch in which each thread used it
 };
 

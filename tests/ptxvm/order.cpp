@@ -126,12 +126,20 @@ void Order::learn(Actor& actor, Known& view, const Stamp& stamp) const {
   if (&view == &actor.view) actor.known = view.known->data();
 }
 
-void Order::learn(Actor& actor, const Knowledge& knowledge) const {
-  Stamp stamp;
-  stamp.clock = knowledge.strict;
-  learn(actor, actor.view, stamp);
-  stamp.clock = knowledge.lenient;
-  learn(actor, actor.lenient, stamp);
+void Order::learn(Actor& actor, const Knowledge& knowledge, Joins& last) const {
+  learn_all(actor, actor.view, knowledge.strict, last.strict);
+  learn_all(actor, actor.lenient, knowledge.lenient, last.lenient);
+}
+
+void Order::learn_all(Actor& actor, Known& view, const Clock& more, Join& last) const {
+  if (last.known != view.known || last.more != more) {
+    Stamp stamp;
+    stamp.clock = more;
+    if (covers(actor, view, stamp)) return;
+    last = {view.known, more, joined(view.known, stamp)};
+  }
+  view.known = last.both;
+  if (&view == &actor.view) actor.known = view.known->data();
 }
 
 void Order::learn(Actor& actor, uint32_t id, uint32_t epoch) const {

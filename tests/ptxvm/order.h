@@ -120,7 +120,15 @@ class Order {
     Clock strict, lenient;
   };
   Knowledge united(const std::vector<Arrival>& arrivals) const;
-  void learn(Actor& actor, const Knowledge& knowledge) const;
+  // The last join of what a thread knew with what it learned. Threads that wait for the same mostly
+  // knew the same before, and then share the clock of what they know after it.
+  struct Join {
+    Clock known, more, both;
+  };
+  struct Joins {
+    Join strict, lenient;
+  };
+  void learn(Actor& actor, const Knowledge& knowledge, Joins& last) const;
   // The actor knows what `id`, which is no thread, did up to an epoch.
   void learn(Actor& actor, uint32_t id, uint32_t epoch) const;
   // What `id` did up to an epoch, as the arrival of one that knows nothing else.
@@ -146,6 +154,7 @@ class Order {
   uint32_t threads_ = 0;
   uint32_t first_copier_ =
       0;  // the entry of the copies of thread 0; out of reach if there are none
+  void learn_all(Actor& actor, Known& view, const Clock& more, Join& last) const;
   bool copies_ = false, clusters_ = false;
   Clock nothing_;
 };
