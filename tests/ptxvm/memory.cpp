@@ -398,6 +398,7 @@ void Machine::begin_copy(Thread& t, const Instruction& i, const AsyncCopy& copy)
     fault("out of bounds", t,
           "an asynchronous copy to shared memory at " + std::to_string(copy.to) + " of " +
               std::to_string(b.shared.size()));
+  if (!b.mbarriers.empty()) refuse_mbarriers(t, b, copy.to, copy.bytes);
   if (options.races)
     check_order(t,
                 {b.shadows.get(), copy.to, shared_key(b, copy.to), copy.bytes, Use::kWrite,

@@ -115,6 +115,19 @@ def test_wrong_barriers_of_a_cluster(name: str, seed: int) -> None:
         assert "shared memory" in str(fault) and str(fault).count("PTX line") == 2
 
 
+def test_a_block_that_exits_early() -> None:
+    """The access may come before the block's end in one run, and behind it in another."""
+    texts = set()
+    for seed in range(20):
+        x = np.arange(BLOCKS * THREADS).astype(np.int32)
+        args = ["pass_no_last_barrier", BLOCKS, THREADS, [x, 4]]
+        fault = faulty("absent block", probes(), *args, cluster=CLUSTER, seed=seed)
+        texts |= {
+            t for t in ("which has exited", "may access its shared memory later") if t in str(fault)
+        }
+    assert len(texts) == 2
+
+
 @each_seed
 def test_stores_to_another_block(seed: int) -> None:
     x, out = np.random.default_rng(seed).integers(0, 100, (2, BLOCKS * THREADS)).astype(np.int32)

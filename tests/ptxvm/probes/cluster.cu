@@ -73,9 +73,11 @@ extern "C" __global__ void registers(unsigned* out) {
 extern "C" __global__ void __cluster_dims__(2, 1, 1) required(unsigned* out) {
   if (threadIdx.x == 0) out[blockIdx.x] = blocks_of_cluster() * 10 + rank_of_block();
 }
-// Time goes on between two reads of each clock.
+// Time goes on between two reads of each clock. The launch before this one has ended.
 extern "C" __global__ void clocks(int* out) {
   unsigned long long a, b;
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+  asm volatile("griddepcontrol.launch_dependents;");
   asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(a));
   const long long c = clock64();
   const int d = clock();
