@@ -44,6 +44,12 @@ void called(Machine& m, Thread& t, const Instruction&) {
   m.fault("unsupported", t, "calls are not interpreted: the function must be inlined");
 }
 
+// Time is counted in instructions of all threads together.
+void clock(Machine& m, Thread& t, const Instruction& i) {
+  const bool high = i.flags & kHigh;
+  t.set(i.out, low_bits(m.statistics.instructions >> (high ? 32 : 0), i.type.bits));
+}
+
 void fence(Machine& m, Thread& t, const Instruction& i) { m.order.fence(t, i.scope); }
 
 enum Reduction : uint8_t { kNone, kCount, kAll, kAny };
@@ -66,6 +72,7 @@ Handler pick_control(const Statement& s, Instruction& i) {
   if (op == "brx") return branch_by_table;
   if (op == "ret" || op == "exit") return leave;
   if (op == "trap") return trap;
+  if (op == "clock") return clock;
   if (op == "call") {
     const std::string& what = s.arguments.at(0).name;
     if (what.find("__assertfail") != std::string::npos) {
@@ -76,7 +83,10 @@ Handler pick_control(const Statement& s, Instruction& i) {
     return what.find("vprintf") != std::string::npos ? nothing : called;
   }
   if (op == "membar") return fence;
-  if (op == "fence") return s.has("proxy") ? nothing : s.has("mbarrier_init") ? nullptr : fence;
+  if (op == "fence") {
+    if (s.has("mbarrier_init") || (s.has("proxy") && s.has("async"))) return nullptr;
+    return s.has("proxy") ? nothing : fence;
+  }
   if (op == "bar" || op == "barrier") {
     if (s.has("warp") || (s.has("cluster"))) return nullptr;
     if (s.has("red")) i.detail = s.has("popc") ? kCount : s.has("and") ? kAll : kAny;

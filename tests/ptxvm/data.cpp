@@ -46,8 +46,15 @@ void to_generic(Machine&, Thread& t, const Instruction& i) {
 void to_space(Machine&, Thread& t, const Instruction& i) {
   t.set(i.out, t.get(i.in[0]) - window(i.space));
 }
-void is_in_space(Machine&, Thread& t, const Instruction& i) {
-  t.set(i.out, t.get(i.in[0]) >> 56 == window(i.space) >> 56);
+void is_in_space(Machine& m, Thread& t, const Instruction& i) {
+  const uint64_t address = t.get(i.in[0]);
+  bool inside = address >> 56 == window(i.space) >> 56;
+  // .shared alone is the block's own memory.
+  if (inside && i.space == Space::kShared && !(i.flags & kAnyBlock)) {
+    uint64_t offset = address - kSharedWindow;
+    inside = &m.block_at(t, offset) == t.home;
+  }
+  t.set(i.out, inside);
 }
 
 // --- Loads and stores ----------------------------------------------------------------------------
@@ -192,6 +199,7 @@ Handler pick_data(const Statement& s, Instruction& i) {
   if (op == "cvta") return s.has("to") ? to_space : to_generic;
   if (op == "isspacep") return is_in_space;
   if (op == "ld" || op == "ldu" || op == "st") {
+    if (s.has("async") || s.has("bulk")) return nullptr;
     const size_t parts = i.has_vectors() ? i.vector(0).size() : 1;
     if (i.type.bits > 64 || parts * i.type.bytes() > 32) return nullptr;
     if (op == "st") return i.has_vectors() ? store_vector : store;
@@ -203,7 +211,7 @@ Handler pick_data(const Statement& s, Instruction& i) {
         {"inc", Atomic::kInc}, {"dec", Atomic::kDec},   {"min", Atomic::kMin},
         {"max", Atomic::kMax}, {"and", Atomic::kAnd},   {"or", Atomic::kOr},
         {"xor", Atomic::kXor}};
-    if (i.has_vectors() || i.type.bits > 64) return nullptr;
+    if (i.has_vectors() || i.type.bits > 64 || s.has("async")) return nullptr;
     for (const std::string& m : s.modifiers)
       if (const auto found = kNames.find(m); found != kNames.end()) {
         i.detail = static_cast<uint8_t>(found->second);

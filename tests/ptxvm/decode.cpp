@@ -37,6 +37,8 @@ const std::map<std::string, uint32_t>& flag_names() {
       {"l", kLeft},
       {"arrive", kArrive},
       {"sc", kSequential},
+      {"shared::cluster", kAnyBlock},
+      {"aligned", kAligned},
   };
   return kNames;
 }
@@ -57,8 +59,7 @@ Scope scope_of(const Statement& s) {
       s.opcode == "atom" || s.opcode == "red" || s.opcode == "fence" || s.opcode == "membar";
   if (s.has("volatile") || s.has("mmio")) return Scope::kDevice;
   if (!named && !s.has("relaxed") && !s.has("acquire") && !s.has("release")) return Scope::kWeak;
-  // The interpreter has no clusters, so a cluster is one block.
-  return s.has("cta") || s.has("cluster") ? Scope::kBlock : Scope::kDevice;
+  return s.has("cta") ? Scope::kBlock : s.has("cluster") ? Scope::kCluster : Scope::kDevice;
 }
 
 bool has_result(const Statement& s) {
@@ -66,6 +67,9 @@ bool has_result(const Statement& s) {
       "st",    "red",    "bra", "brx",      "ret",       "exit",      "trap",           "call",
       "fence", "membar", "cp",  "prefetch", "prefetchu", "nanosleep", "griddepcontrol", "discard"};
   if (s.opcode == "bar" || s.opcode == "barrier") return s.has("red");
+  if (s.opcode == "mbarrier")
+    return s.has("arrive") || s.has("arrive_drop") || s.has("test_wait") || s.has("try_wait") ||
+           s.has("pending_count");
   return !kNone.count(s.opcode);
 }
 
@@ -76,7 +80,7 @@ void add_list(Instruction& i, const std::vector<Operand>& list) {
 
 void take_arguments(const Statement& s, Instruction& i) {
   bool result = has_result(s);
-  bool addressed = false;
+  int addresses = 0;
   for (const Argument& a : s.arguments) {
     switch (a.form) {
       case Argument::kScalar:
@@ -96,14 +100,14 @@ void take_arguments(const Statement& s, Instruction& i) {
         add_list(i, a.list);
         break;
       case Argument::kAddress:
-        if (addressed) {
+        if (addresses > 0) {
           i.in[i.count++] = a.value;
-          i.second_offset = static_cast<int32_t>(a.offset);
+          (addresses == 1 ? i.second_offset : i.third_offset) = static_cast<int32_t>(a.offset);
         } else {
           i.address = a.value;
           i.offset = static_cast<int32_t>(a.offset);
         }
-        addressed = true;
+        ++addresses;
         break;
       case Argument::kName:
         break;
@@ -169,9 +173,11 @@ void decode(const Statement& s, Kernel& kernel, Instruction& i) {
   i.space = space_of(s);
   i.scope = scope_of(s);
   take_arguments(s, i);
-  if (s.opcode == "cp") kernel.copies_async = true;
-  for (const auto pick :
-       {pick_data, pick_integer, pick_float, pick_convert, pick_control, pick_warp})
+  const bool bulk = s.has("bulk") || (s.opcode == "st" && s.has("async"));
+  kernel.copies_bulk |= bulk;
+  kernel.copies_async |= s.opcode == "cp" && !bulk;
+  for (const auto pick : {pick_data, pick_integer, pick_float, pick_convert, pick_control,
+                          pick_warp, pick_cluster, pick_mbarrier, pick_bulk})
     if (Handler handler = pick(s, i)) {
       i.run = handler;
       return;

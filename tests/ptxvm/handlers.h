@@ -14,6 +14,9 @@ Handler pick_convert(const Statement& s, Instruction& i);
 Handler pick_data(const Statement& s, Instruction& i);
 Handler pick_control(const Statement& s, Instruction& i);
 Handler pick_warp(const Statement& s, Instruction& i);
+Handler pick_cluster(const Statement& s, Instruction& i);
+Handler pick_mbarrier(const Statement& s, Instruction& i);
+Handler pick_bulk(const Statement& s, Instruction& i);
 
 // Sets i.detail (and i.unordered) to the comparison that a modifier names. Returns false if the
 // modifier names no comparison.

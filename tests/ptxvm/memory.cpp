@@ -86,14 +86,13 @@ unsigned char* Machine::local(Thread& t, uint64_t address, int bytes, Use use) {
 
 unsigned char* Machine::shared(Thread& t, const Instruction& i, uint64_t address, int bytes,
                                Use use) {
-  Block& b = *t.home;
-  if (address + bytes > b.shared.size())
-    fault("out of bounds", t,
-          "shared memory at " + std::to_string(address) + ", " + std::to_string(bytes) +
-              " bytes, of " + std::to_string(b.shared.size()));
+  Block* home = t.home;
+  if (address + bytes > home->shared.size()) home = &visited_block(t, i, address, bytes);
+  Block& b = *home;
+  if (!b.mbarriers.empty()) refuse_mbarriers(t, b, address, bytes);
   if (options.races)
     check_order(t, {b.shadows.get(), address, shared_key(b, address), bytes, use, strength_of(i),
-                    i.place, nullptr});
+                    i.place, nullptr, home});
   if (use != Use::kWrite && options.uninitialised && !all_set(&b.shared_written[address], bytes))
     fault("uninitialised read", t, "shared memory at " + std::to_string(address));
   if (use != Use::kRead) std::fill_n(&b.shared_written[address], bytes, 1);
@@ -151,32 +150,53 @@ unsigned char* Machine::global(Thread& t, const Instruction& i, uint64_t address
 
 namespace {
 
-bool is_strong(Strength s) { return s == Strength::kBlock || s == Strength::kDevice; }
+bool is_strong(Strength s) { return s != Strength::kWeak && s != Strength::kNonCoherent; }
 
 }  // namespace
 
+// Whether the scopes of two strong accesses hold both threads.
+bool Machine::share_scope(const Thread& t, Mark before, const Touch& touch) const {
+  const Strength scope = std::min(touch.strength, before.strength());
+  if (scope == Strength::kDevice) return true;
+  const Block& other = blocks[before.thread() / (order.threads() / blocks.size())];
+  return &other == t.home || (scope == Strength::kCluster && other.cluster == t.home->cluster);
+}
+
 void Machine::conflict(const Thread& t, Mark before, const Touch& touch, bool wrote) const {
-  const uint32_t threads = order.threads(), stride = threads / blocks.size();
-  const bool copied = before.thread() >= threads;
-  const uint32_t who = copied ? before.thread() - threads : before.thread();
-  const bool everywhere =
-      touch.strength == Strength::kDevice && before.strength() == Strength::kDevice;
-  if (is_strong(touch.strength) && is_strong(before.strength()) &&
-      (everywhere || who / stride == t.home->index))
-    return;
+  int width = 0;
+  if (is_strong(touch.strength) && is_strong(before.strength()) && share_scope(t, before, touch)) {
+    width = other_width(before, touch);
+    if (width == 0) return;
+  }
+  const auto [who, copied] = thread_behind(before.thread());
   std::string message = touch.buffer ? touch.buffer->name : "shared memory";
+  if (touch.home && touch.home != t.home)
+    message += " of block " + std::to_string(touch.home->index);
   message += " at byte " + std::to_string(touch.offset) + ": ";
   message += touch.use == Use::kRead ? "a read" : "a write";
   message += wrote ? " not ordered behind the write" : " not ordered behind the read";
-  message += " by block " + std::to_string(who / stride) + " thread " +
-             std::to_string(who % stride) + " at " + where(before.place());
+  message += " by " + name_of(who) + " at " + where(before.place());
   if (copied) fault_at("race", t, touch.place, message + ", an asynchronous copy not waited for");
+  if (width != 0)
+    fault_at("race", t, touch.place,
+             message + "; strong accesses of " + std::to_string(width) + " and of " +
+                 std::to_string(kernel.code[touch.place].width()) +
+                 " bytes are not atomic to each other");
   if (order.would_have_happened_before(t, before.thread(), before.epoch()))
     fault_at("weak memory", t, touch.place,
              message +
                  "; the threads met at atomic or volatile accesses, but a release, an "
                  "acquire or a fence (of this scope) is missing on the way");
   fault_at("race", t, touch.place, message);
+}
+
+// The width in bytes of the first of two strong accesses, if it differs from that of the second.
+// Only accesses to exactly the same bytes are atomic to each other.
+int Machine::other_width(Mark before, const Touch& touch) const {
+  // The mark of a place that is too large does not know its instruction.
+  if (before.place() == touch.place || before.place() >= Mark::kMaxPlace) return 0;
+  const int width = kernel.code[before.place()].width();
+  return width == kernel.code[touch.place].width() ? 0 : width;
 }
 
 void Machine::note_read(Shadow& shadow, Mark mark) {
@@ -214,8 +234,12 @@ void Machine::check_order(Thread& t, const Touch& touch, const AsyncReader* copi
   if (epoch >= Mark::kMaxEpoch) fault("unsupported", t, "too many synchronisations");
   const bool writes = touch.use != Use::kRead;
   const auto clash = [&](Mark before, uint32_t bytes, bool wrote) {
-    if (before.bytes() & bytes && !order.happened_before(t, before.thread(), before.epoch()))
+    if ((before.bytes() & bytes) == 0) return;
+    if (!order.happened_before(t, before.thread(), before.epoch())) {
       conflict(t, before, touch, wrote);
+    } else if (copier && copier->bulk && wrote) {
+      check_proxy(t, before, touch);
+    }
   };
   for (uint64_t at = touch.offset & ~3ull; at < touch.offset + touch.bytes; at += 4) {
     const uint32_t bytes =
@@ -281,16 +305,27 @@ uint64_t Machine::shared_key(const Block& b, uint64_t offset) const {
   return kSharedWindow + (static_cast<uint64_t>(b.index) << 32) + offset;
 }
 
-uint64_t Machine::word_key(const Thread& t, const Instruction& i, uint64_t address) const {
-  return is_shared(i, address) ? shared_key(*t.home, address & (kSharedWindow - 1)) : address;
+uint64_t Machine::word_key(const Thread& t, const Instruction& i, uint64_t address) {
+  if (!is_shared(i, address)) return address;
+  uint64_t offset = address & (kSharedWindow - 1);
+  const Block& home = block_at(t, offset);
+  return shared_key(home, offset);
 }
 
 void Machine::strong_load(Thread& t, const Instruction& i, uint64_t address, int bytes,
                           unsigned char* value) {
-  const bool acquire = i.flags & kAcquire;
   const uint64_t first = word_key(t, i, address);
+  const int width = i.width();
+  for (int at = 0; at < bytes; at += width)
+    statistics.stale_loads += strong_load_of(t, i, first + at, width, value + at);
+}
+
+// Loads one element. Returns whether it is the previous value, of which all bytes are then old.
+bool Machine::strong_load_of(Thread& t, const Instruction& i, uint64_t first, int bytes,
+                             unsigned char* value) {
+  const bool acquire = i.flags & kAcquire;
   const int words = bytes < 4 ? 1 : bytes / 4;
-  StrongWord* found[8];
+  StrongWord* found[2];
   bool old = options.stale && bytes >= 4;
   for (int k = 0; k < words; ++k) {
     const auto it = strong_.find(first + 4 * k);
@@ -299,7 +334,6 @@ void Machine::strong_load(Thread& t, const Instruction& i, uint64_t address, int
            !order.happened_before(t, found[k]->writer, found[k]->writer_epoch);
   }
   old = old && random() % 2 == 0;
-  statistics.stale_loads += old;
   for (int k = 0; k < words; ++k) {
     if (!found[k]) continue;
     StrongWord& word = *found[k];
@@ -310,6 +344,7 @@ void Machine::strong_load(Thread& t, const Instruction& i, uint64_t address, int
     }
     order.load(t, old ? word.before : word.now, i.scope, acquire);
   }
+  return old;
 }
 
 void Machine::observe(Thread& t, const Instruction& i, uint64_t address, int bytes) {
@@ -322,9 +357,10 @@ void Machine::observe(Thread& t, const Instruction& i, uint64_t address, int byt
 void Machine::strong_store(Thread& t, const Instruction& i, uint64_t address, int bytes,
                            const unsigned char* old, bool atomic) {
   const uint64_t first = word_key(t, i, address);
-  for (int at = 0; at < bytes; at += 4) {
+  const int part = std::min(4, i.width());
+  for (int at = 0; at < bytes; at += part) {
     StrongWord& word = strong_[first + at];
-    std::memcpy(&word.old_value, old + at, bytes < 4 ? bytes : 4);
+    std::memcpy(&word.old_value, old + at, part);
     order.store(t, word, i.scope, i.flags & kRelease, atomic);
   }
 }
@@ -362,10 +398,11 @@ void Machine::begin_copy(Thread& t, const Instruction& i, const AsyncCopy& copy)
     fault("out of bounds", t,
           "an asynchronous copy to shared memory at " + std::to_string(copy.to) + " of " +
               std::to_string(b.shared.size()));
+  if (!b.mbarriers.empty()) refuse_mbarriers(t, b, copy.to, copy.bytes);
   if (options.races)
     check_order(t,
                 {b.shadows.get(), copy.to, shared_key(b, copy.to), copy.bytes, Use::kWrite,
-                 Strength::kWeak, i.place, nullptr},
+                 Strength::kWeak, i.place, nullptr, &b},
                 &reader);
   if (copy.from_bytes > 0) {
     Buffer& from = buffer_at(t, i, copy.from, copy.from_bytes, Use::kRead);
@@ -400,7 +437,7 @@ void Machine::wait_for_copies(Thread& t, uint64_t left) {
       std::memcpy(to, reinterpret_cast<const void*>(copy.from), copy.from_bytes);
       std::fill_n(&t.home->shared_written[copy.to], copy.bytes, 1);
     }
-    t.copy_groups.pop_front();
+    t.copy_groups.erase(t.copy_groups.begin());
   }
   t.copies_done = t.copies_begun - t.copy_groups.size();
   progress();

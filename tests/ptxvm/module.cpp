@@ -60,9 +60,10 @@ struct Memory {
 };
 
 py::dict launch(const Module& module, const std::string& name, const std::array<uint32_t, 3>& grid,
-                const std::array<uint32_t, 3>& block, uint64_t shared,
-                const std::vector<py::bytes>& arguments, Memory& memory, uint64_t seed, int quantum,
-                uint64_t max_steps, bool races, bool uninitialised, bool stale) {
+                const std::array<uint32_t, 3>& block, const std::array<uint32_t, 3>& cluster,
+                uint64_t shared, const std::vector<py::bytes>& arguments, Memory& memory,
+                uint64_t seed, int quantum, uint64_t max_steps, bool races, bool uninitialised,
+                bool stale) {
   const auto found = module.kernels.find(name);
   if (found == module.kernels.end()) throw std::invalid_argument("no kernel is named " + name);
   const Kernel& kernel = found->second;
@@ -84,6 +85,7 @@ py::dict launch(const Module& module, const std::string& name, const std::array<
   Options options;
   options.seed = seed;
   options.quantum = std::max(1, quantum);
+  std::copy(cluster.begin(), cluster.end(), options.cluster);
   if (max_steps) options.max_steps = max_steps;
   options.races = races;
   options.uninitialised = uninitialised;
@@ -139,7 +141,9 @@ PYBIND11_MODULE(_ptxvm, m) {
              for (const auto& [name, kernel] : module.kernels) {
                std::vector<int> sizes;
                for (const Parameter& p : kernel.parameters) sizes.push_back(p.size);
-               out[py::str(name)] = py::make_tuple(sizes, kernel.shared_bytes, kernel.max_threads);
+               const std::vector<uint32_t> cluster(kernel.cluster, kernel.cluster + 3);
+               out[py::str(name)] =
+                   py::make_tuple(sizes, kernel.shared_bytes, kernel.max_threads, cluster);
              }
              return out;
            })

@@ -18,7 +18,8 @@
 
 namespace ptxvm {
 
-// Entry t is the epoch of thread t. Entry threads + t is the epoch of its asynchronous copies.
+// Entry t is the epoch of thread t. Entry threads + t is the epoch of its asynchronous copies. More
+// entries follow for bulk copies (bulk.h).
 using Clock = std::shared_ptr<const std::vector<uint32_t>>;
 
 constexpr uint32_t kNoId = ~0u;  // stands for no thread, or for no block
@@ -30,15 +31,26 @@ struct Stamp {
   uint32_t epoch = 0, copies = 0;
 };
 
+// Something for each scope from the block to the device.
+template <class T>
+struct PerScope {
+  T items[3];
+  T& operator[](Scope s) { return items[static_cast<int>(s) - 1]; }
+  const T& operator[](Scope s) const { return items[static_cast<int>(s) - 1]; }
+};
+
+struct Known {
+  Clock known;
+};
+
 // The knowledge of one thread. A relaxed store or atomic publishes the thread's accesses up to its
 // last fence. A relaxed load takes effect as an acquire at the thread's next fence; until then its
 // stamp waits in `observed`.
-struct View {
-  Clock known;
-  Stamp fenced_block, fenced_device;
+struct View : Known {
+  PerScope<Stamp> fenced;
   struct Observed {
     Stamp stamp;
-    bool other_block;  // the stamp is another block's, so only a fence of device scope acquires it
+    Scope distance;  // a fence of a smaller scope does not acquire the stamp
   };
   std::vector<Observed> observed;
 };
@@ -47,10 +59,9 @@ struct Actor;
 
 // The stamps that a strong store publishes together with its value.
 struct Published {
-  Stamp narrow;      // for readers in the block of the storing thread
-  Stamp wide;        // for readers in other blocks
-  Stamp as_written;  // as if the store had been a release
-  uint32_t block = kNoId;
+  PerScope<Stamp> stamps;  // for readers in the block, in the cluster's other blocks, and elsewhere
+  Stamp as_written;        // as if the store had been a release
+  uint32_t block = kNoId, cluster = kNoId;
 };
 
 // Four bytes that a strong store wrote. A load that is not ordered after the last store may still
@@ -64,38 +75,66 @@ struct StrongWord {
 
 // The part of a thread that orders its accesses.
 struct Actor {
-  uint32_t id = 0, block = 0;
+  uint32_t id = 0, block = 0, cluster = 0;
   const uint32_t* known = nullptr;  // the entries of view.known, for quick checks
   uint32_t epoch = 1;
   uint32_t copies_done = 0;  // groups of asynchronous copies that the thread has waited for
   uint32_t copies_begun = 0;
   View view;
-  // The view that the thread would have if every strong access were a release and an acquire. Two
+  // What the thread would know if every strong access were a release and an acquire. Two
   // accesses that only this view orders lack a fence; otherwise they lack any synchronisation.
-  View lenient;
+  Known lenient;
 };
 
 class Order {
  public:
   // Clocks have one entry for each thread, and a second one for its copies if `copies_async`.
-  void start(uint32_t threads, bool copies_async);
+  // `more` entries follow. `clusters` says whether a cluster has more than one block.
+  void start(uint32_t threads, bool copies_async, uint32_t more, bool clusters);
   void begin(Actor& actor) const;
 
   bool happened_before(const Actor& actor, uint32_t thread, uint32_t epoch) const {
     if (thread == actor.id) return true;
-    if (thread == threads_ + actor.id) return epoch <= actor.copies_done;
+    if (thread == first_copier_ + actor.id) return epoch <= actor.copies_done;
     return actor.known[thread] >= epoch;
   }
   // The same under the lenient view.
   bool would_have_happened_before(const Actor& actor, uint32_t thread, uint32_t epoch) const;
 
   uint32_t threads() const { return threads_; }
+  uint32_t first_of_more() const { return copies_ ? 2 * threads_ : threads_; }
+  bool knows(const Clock& clock, uint32_t thread, uint32_t epoch) const {
+    return (*clock)[thread] >= epoch;
+  }
 
   // The stamps of a thread under its view and under its lenient view.
   struct Arrival {
     Stamp stamp, lenient;
   };
   Arrival publish(Actor& actor) const;
+  // The same for an arrival that orders what it publishes up to `scope`. Without `release` only
+  // what came before the thread's last fence is published.
+  Arrival arrive(Actor& actor, Scope scope, bool release) const;
+  // What threads knew together when they arrived.
+  struct Knowledge {
+    Clock strict, lenient;
+  };
+  Knowledge united(const std::vector<Arrival>& arrivals) const;
+  // The last join of what a thread knew with what it learned. Threads that wait for the same mostly
+  // knew the same before, and then share the clock of what they know after it.
+  struct Join {
+    Clock known, more, both;
+  };
+  struct Joins {
+    Join strict, lenient;
+  };
+  void learn(Actor& actor, const Knowledge& knowledge, Joins& last) const;
+  // The actor knows what `id`, which is no thread, did up to an epoch.
+  void learn(Actor& actor, uint32_t id, uint32_t epoch) const;
+  // What `id` did up to an epoch, as the arrival of one that knows nothing else.
+  Arrival arrival_of(uint32_t id, uint32_t epoch) const;
+  // The same as learn, but as of the actor's next fence of scope `apart` or a larger one.
+  void observe(Actor& actor, const Knowledge& knowledge, Scope apart) const;
   // The threads that leave a barrier know everything that the arriving threads knew.
   void meet(const std::vector<Arrival>& arrivals, const std::vector<Actor*>& leaving) const;
 
@@ -107,13 +146,16 @@ class Order {
   void load(Actor& actor, const Published& published, Scope scope, bool acquire) const;
 
  private:
-  bool covers(const Actor& actor, const View& view, const Stamp& stamp) const;
+  bool covers(const Actor& actor, const Known& view, const Stamp& stamp) const;
   Clock joined(const Clock& clock, const Stamp& stamp) const;
   Stamp united(const Stamp& a, const Stamp& b) const;
-  void learn(Actor& actor, View& view, const Stamp& stamp) const;
+  void learn(Actor& actor, Known& view, const Stamp& stamp) const;
 
   uint32_t threads_ = 0;
-  bool copies_ = false;
+  uint32_t first_copier_ =
+      0;  // the entry of the copies of thread 0; out of reach if there are none
+  void learn_all(Actor& actor, Known& view, const Clock& more, Join& last) const;
+  bool copies_ = false, clusters_ = false;
   Clock nothing_;
 };
 

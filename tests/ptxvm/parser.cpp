@@ -115,7 +115,8 @@ class Parser {
     kernel_ = {};
     kernel_.name = trimmed(head.substr(0, open));
     registers_.assign(1, {});
-    labels_.clear();
+    scopes_.assign(1, {});
+    scope_ = 0;
     branches_.clear();
     symbols_.clear();
     constants_.clear();
@@ -136,19 +137,26 @@ class Parser {
     end.opcode = "ret";
     end.text = "(end)";
     add(end, line_, source_);
-    for (const auto& [place, label] : branches_) {
-      if (!labels_.count(label)) fail("no label " + label, kernel_.origins[place].ptx_line);
-      kernel_.code[place].target = labels_[label];
-    }
-    for (const auto& [place, table] : table_branches_) {
-      kernel_.code[place].target = kernel_.branch_tables.size();
+    for (const Branch& b : branches_)
+      kernel_.code[b.place].target = target(b.place, b.label, b.scope);
+    for (const Branch& b : table_branches_) {
+      kernel_.code[b.place].target = kernel_.branch_tables.size();
       kernel_.branch_tables.emplace_back();
-      for (const std::string& label : tables_[table])
-        kernel_.branch_tables.back().push_back(labels_.at(label));
+      for (const std::string& label : tables_[b.label])
+        kernel_.branch_tables.back().push_back(target(b.place, label, b.scope));
     }
     for (size_t i = 0; i < kernel_.code.size(); ++i) kernel_.code[i].place = i;
     share_registers(kernel_);
     module_->kernels[kernel_.name] = std::move(kernel_);
+  }
+
+  // The instruction that a label names: in the scope of the branch, or in the next one around it.
+  int target(size_t place, const std::string& label, int scope) const {
+    for (; scope >= 0; scope = scopes_[scope].parent)
+      if (const auto found = scopes_[scope].labels.find(label);
+          found != scopes_[scope].labels.end())
+        return found->second;
+    fail("no label " + label, kernel_.origins[place].ptx_line);
   }
 
   void parameters(const std::string& list) {
@@ -163,17 +171,31 @@ class Parser {
     kernel_.parameter_bytes = offset;
   }
 
+  // The numbers that follow a directive of the kernel; none if the directive is not there.
+  static std::vector<int> numbers_of(const std::string& text, const std::string& directive) {
+    const size_t at = text.find(directive);
+    if (at == std::string::npos) return {};
+    std::string sizes = text.substr(at + directive.size());
+    sizes = sizes.substr(0, sizes.find('.'));
+    for (char& c : sizes) c = c == ',' ? ' ' : c;
+    std::istringstream words(sizes);
+    std::vector<int> numbers;
+    for (int size; words >> size;) numbers.push_back(size);
+    return numbers;
+  }
+
   void directives(const std::string& text) {
     for (const char* name : {".maxntid", ".reqntid"}) {
-      const size_t at = text.find(name);
-      if (at == std::string::npos) continue;
-      std::string sizes = text.substr(at + 8, text.find('.', at + 1) - at - 8);
-      for (char& c : sizes) c = c == ',' ? ' ' : c;
-      std::istringstream words(sizes);
       int threads = 1;
-      for (int size; words >> size;) threads *= size;
-      kernel_.max_threads = threads;
+      const std::vector<int> sizes = numbers_of(text, name);
+      for (int size : sizes) threads *= size;
+      if (!sizes.empty()) kernel_.max_threads = threads;
     }
+    for (int most : numbers_of(text, ".maxclusterrank")) kernel_.max_cluster = most;
+    const std::vector<int> blocks = numbers_of(text, ".reqnctapercluster");
+    for (size_t k = 0; k < 3 && !blocks.empty(); ++k)
+      kernel_.cluster[k] = k < blocks.size() ? blocks[k] : 1;
+    kernel_.explicit_cluster = text.find(".explicitcluster") != std::string::npos;
   }
 
   // One statement of a kernel's body, or a label, or the brace of a scope.
@@ -261,10 +283,14 @@ class Parser {
     const std::string text = trimmed(line.text);
     if (text == "{") {
       registers_.emplace_back();
+      scopes_.push_back({scope_, {}});
+      scope_ = scopes_.size() - 1;
     } else if (text == "}") {
-      if (registers_.size() > 1) registers_.pop_back();
+      if (registers_.size() == 1) return;
+      registers_.pop_back();
+      scope_ = scopes_[scope_].parent;
     } else if (text.back() == ':') {
-      labels_[text.substr(0, text.size() - 1)] = kernel_.code.size();
+      scopes_[scope_].labels[text.substr(0, text.size() - 1)] = kernel_.code.size();
       last_label_ = text.substr(0, text.size() - 1);
     } else if (text[0] == '.') {
       directive(text, line.line);
@@ -328,7 +354,7 @@ class Parser {
       if (!word.empty()) s.modifiers.push_back(word);
     const std::string rest = trimmed(text.substr(end));
     if (s.opcode == "bra") {
-      branches_.emplace_back(kernel_.code.size(), rest);
+      branches_.push_back({kernel_.code.size(), rest, scope_});
     } else if (s.opcode == "call") {
       s.arguments.push_back({});
       s.arguments.back().form = Argument::kName;
@@ -340,10 +366,16 @@ class Parser {
     } else if (s.opcode == "brx") {
       const std::vector<std::string> parts = split(rest, ',');
       s.arguments.push_back(argument(parts.at(0)));
-      table_branches_.emplace_back(kernel_.code.size(), parts.at(1));
+      table_branches_.push_back({kernel_.code.size(), parts.at(1), scope_});
     } else {
       try {
-        for (const std::string& part : split(rest, ',')) s.arguments.push_back(argument(part));
+        std::vector<std::string> parts = split(rest, ',');
+        // The clocks change while a thread runs, so they are read by an instruction of their own.
+        if (s.opcode == "mov" && is_clock(parts.at(1))) {
+          s.opcode = "clock";
+          parts.pop_back();
+        }
+        for (const std::string& part : parts) s.arguments.push_back(argument(part));
       } catch (const std::exception&) {
         s.opcode = "?";  // decode() takes it for an unknown instruction
       }
@@ -379,30 +411,6 @@ class Parser {
     return {found->second, Operand::kRegister};
   }
 
-  static bool is_special(const std::string& name) {
-    static const std::set<std::string> kNames = {"%tid",
-                                                 "%ntid",
-                                                 "%ctaid",
-                                                 "%nctaid",
-                                                 "%laneid",
-                                                 "%warpid",
-                                                 "%nwarpid",
-                                                 "%smid",
-                                                 "%nsmid",
-                                                 "%gridid",
-                                                 "%lanemask_lt",
-                                                 "%lanemask_le",
-                                                 "%lanemask_gt",
-                                                 "%lanemask_ge",
-                                                 "%lanemask_eq",
-                                                 "%dynamic_smem_size",
-                                                 "%total_smem_size",
-                                                 "%envreg1",
-                                                 "%envreg2",
-                                                 "WARP_SZ"};
-    return kNames.count(name.substr(0, name.find('.'))) > 0;
-  }
-
   Operand scalar(const std::string& text) {
     if (text[0] == '!') {
       Operand operand = scalar(trimmed(text.substr(1)));
@@ -412,7 +420,7 @@ class Parser {
     if (text == "_") return {};
     if (const int32_t found = register_named(text); found >= 0)
       return {static_cast<uint32_t>(found), Operand::kRegister};
-    if (is_special(text)) return special(text);
+    if (is_special_register(text)) return special(text);
     if (std::isdigit(static_cast<unsigned char>(text[0])) || text[0] == '-')
       return constant(literal(text));
     if (const auto found = symbols_.find(text); found != symbols_.end())
@@ -461,8 +469,19 @@ class Parser {
   Kernel kernel_;
   std::vector<Line> body_;
   std::vector<std::map<std::string, uint32_t>> registers_;  // one map for each open scope
-  std::map<std::string, int> labels_;
-  std::vector<std::pair<size_t, std::string>> branches_, table_branches_;
+  // Labels are known in the braces around them. Inline assembly has the same ones again and again.
+  struct LabelScope {
+    int parent = -1;
+    std::map<std::string, int> labels;
+  };
+  std::vector<LabelScope> scopes_;
+  int scope_ = 0;
+  struct Branch {
+    size_t place;
+    std::string label;
+    int scope;
+  };
+  std::vector<Branch> branches_, table_branches_;
   std::map<std::string, std::vector<std::string>> tables_;
   std::string last_label_;
   std::map<std::string, uint64_t> symbols_;  // parameters, shared and local variables

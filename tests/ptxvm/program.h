@@ -33,6 +33,10 @@ constexpr uint64_t kSharedWindow = 1ull << 56;
 constexpr uint64_t kLocalWindow = 2ull << 56;
 constexpr uint64_t kParameterWindow = 3ull << 56;
 
+// In the window of shared memory, each block's own memory begins at 0. The memory of the block of
+// rank r in the cluster begins at (r + 1) * kBlockWindow, for every thread of the cluster.
+constexpr uint64_t kBlockWindow = 1 << 24;
+
 // An operand: the index of a register of the thread, or of a constant of the kernel.
 struct Operand {
   enum Bank : uint32_t { kRegister, kConstant };
@@ -67,10 +71,12 @@ enum Flag : uint32_t {
   kLeft = 1 << 19,
   kArrive = 1 << 20,
   kSequential = 1 << 21,  // fence.sc
+  kAnyBlock = 1 << 22,    // .shared::cluster
+  kAligned = 1 << 23,     // .aligned
 };
 
 // Which threads a strong access or a fence is ordered with; kWeak orders nothing.
-enum class Scope : uint8_t { kWeak, kBlock, kDevice };
+enum class Scope : uint8_t { kWeak, kBlock, kCluster, kDevice };
 
 enum class Compare : uint8_t { kEq, kNe, kLt, kLe, kGt, kGe, kNum, kNan };
 enum class Logic : uint8_t { kNone, kAnd, kOr, kXor };
@@ -109,9 +115,12 @@ struct Instruction {
   int8_t second_out = -1;  // index in `lists` of a second result; -1 if there is none
   uint8_t count = 0;       // number of scalar operands in `in`
   int32_t target = -1;
-  int32_t second_offset = 0;  // offset of a second address, whose base is in[0]
+  // Offsets of a second and a third address, whose bases are among `in`.
+  int32_t second_offset = 0, third_offset = 0;
   std::unique_ptr<std::vector<std::vector<Operand>>> lists;
 
+  // The bytes of one access of PTX's memory model. A vector is several accesses, in any order.
+  int width() const { return type.pair ? 4 : type.bytes(); }
   bool has_vectors() const { return lists != nullptr; }
   const std::vector<Operand>& vector(size_t k) const { return (*lists)[k]; }
 };
@@ -147,7 +156,11 @@ struct Kernel {
   uint64_t local_bytes = 0;
   uint64_t scratch_bytes = 0;  // of the .param variables of calls
   int max_threads = 0;         // .maxntid; 0 if there is none
-  bool copies_async = false;
+  int max_cluster = 0;         // .maxclusterrank; 0 if there is none
+  uint32_t cluster[3] = {};    // .reqnctapercluster; zeros if there is none
+  bool explicit_cluster = false;
+  bool copies_async = false;  // cp.async
+  bool copies_bulk = false;   // cp.async.bulk and st.async
 };
 
 // A .global or .const variable of the module.

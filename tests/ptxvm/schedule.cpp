@@ -52,7 +52,9 @@ Machine::Machine(const Module& module, const Kernel& kernel, const uint32_t (&gr
                                 std::to_string(threads));
   // The thread ids of each block begin at a multiple of 32, so that a warp never holds two blocks.
   const uint32_t stride = (threads + 31) / 32 * 32;
-  const uint64_t actors = static_cast<uint64_t>(stride) * count * (kernel.copies_async ? 2 : 1);
+  const uint32_t more = kernel.copies_bulk ? (2 * stride + kCopiersOfBlock) * count : 0;
+  const uint64_t actors =
+      static_cast<uint64_t>(stride) * count * (kernel.copies_async ? 2 : 1) + more;
   if (actors > Mark::kMaxThreads)
     throw std::invalid_argument("a grid of " + std::to_string(actors) +
                                 " threads is more than the interpreter's " +
@@ -72,17 +74,13 @@ Machine::Machine(const Module& module, const Kernel& kernel, const uint32_t (&gr
   std::sort(buffers_.begin(), buffers_.end(),
             [](const Buffer* a, const Buffer* b) { return a->data < b->data; });
 
-  order.start(stride * count, kernel.copies_async);
+  make_clusters();
+  order.start(stride * count, kernel.copies_async, more, clusters.size() < count);
   registers_.assign(static_cast<size_t>(threads) * count * kernel.registers, 0xdeadbeefdeadbeef);
   const uint64_t shared_bytes = kernel.shared_bytes + dynamic_shared;
   uint64_t* registers = registers_.data();
   for (uint32_t b = 0; b < count; ++b) {
-    blocks.emplace_back();
-    Block& home = blocks.back();
-    home.index = b;
-    home.x = b % grid[0];
-    home.y = b / grid[0] % grid[1];
-    home.z = b / grid[0] / grid[1];
+    Block& home = blocks[b];
     home.shared.assign(shared_bytes, 0xba);
     home.shared_written.assign(shared_bytes, 0);
     home.shadows = new_shadows(shared_bytes);
@@ -92,6 +90,7 @@ Machine::Machine(const Module& module, const Kernel& kernel, const uint32_t (&gr
       Thread& t = home.threads[k];
       t.home = &home;
       t.block = b;
+      t.cluster = home.cluster->blocks[0]->index;
       t.id = b * stride + k;
       t.index = k;
       t.lane = k % 32;
@@ -122,6 +121,7 @@ uint64_t Machine::special_value(const Thread& t, const std::string& name) const 
   if (stem == "%laneid") return t.lane;
   if (stem == "%warpid") return t.warp;
   if (stem == "%nwarpid") return (b.threads.size() + 31) / 32;
+  if (stem.find("cluster") != std::string::npos) return special_value_of_cluster(b, stem, axis);
   if (stem == "%smid") return b.index;
   if (stem == "%nsmid") return blocks.size();
   if (stem == "%lanemask_eq") return lane;
@@ -158,7 +158,11 @@ void Machine::fault(const std::string& kind, const Thread& t, const std::string&
 
 Statistics Machine::run() {
   const Instruction* code = kernel.code.data();
-  while (!ready_.empty()) {
+  while (!ready_.empty() || !copies_.empty()) {
+    // Bulk copies end in any order, at any time.
+    if (!copies_.empty() && (ready_.empty() || random() % 4 == 0))
+      end_bulk_copy(random() % copies_.size());
+    if (ready_.empty()) continue;
     size_t pick = 0;
     uint64_t turn = options.quantum;
     if (options.seed != 0) {
@@ -203,7 +207,7 @@ void Machine::report_stuck(std::string message) const {
       message += "\n  block " + std::to_string(b.index) + " thread " + std::to_string(t.index) +
                  " " + state + ", " + where(t.at > 0 ? t.at - 1 : 0);
     }
-  throw Fault("deadlock", message, -1, -1, -1, "");
+  throw Fault("deadlock", message + unfinished_mbarriers(), -1, -1, -1, "");
 }
 
 // --- Warps ---------------------------------------------------------------------------------------
@@ -293,6 +297,7 @@ void Machine::leave(Thread& t) {
   Block& b = *t.home;
   t.state = Thread::State::kDone;
   ++b.exited;
+  leave_cluster(t);
   progress();
   for (const Barrier& barrier : b.barriers)
     if (barrier.arrived && barrier.whole_block)

@@ -45,8 +45,9 @@ def test_structures_by_value() -> None:
 
 
 def test_every_instruction_is_known() -> None:
-    for name in ("arithmetic", "warp", "memory", "order"):
-        program = load(name)
+    newer = ("cluster", "mbarrier", "bulk")
+    for name in ("arithmetic", "warp", "memory", "order", "words", *newer):
+        program = load(name, "compute_90") if name in newer else load(name)
         unknown = {kernel: program.unknown(kernel) for kernel in program.kernels}
         assert not any(unknown.values()), unknown
     text = (

@@ -204,6 +204,45 @@ skip:
 """
 
 
+# Inline assembly repeats its labels, each time in braces of its own.
+LABELS = """
+.version 9.0
+.target sm_80
+.visible .entry k(.param .u64 out) {
+  .reg .b32 %r<3>; .reg .b64 %rd<2>; .reg .pred %p<2>;
+  ld.param.u64 %rd0, [out];
+  mov.u32 %r0, 0;
+  mov.u32 %r1, 0;
+again:
+  {
+    again: add.u32 %r0, %r0, 1;
+    setp.lt.u32 %p0, %r0, 5;
+    @%p0 bra again;
+  }
+  {
+    again: add.u32 %r0, %r0, 100;
+    setp.lt.u32 %p0, %r0, 300;
+    @%p0 bra again;
+    @!%p0 bra behind;
+  }
+  mov.u32 %r0, 0;
+behind:
+  add.u32 %r1, %r1, 1;
+  setp.lt.u32 %p1, %r1, 2;
+  @%p1 bra again;
+  st.global.u32 [%rd0], %r0;
+  ret;
+}
+"""
+
+
+def test_labels_in_braces() -> None:
+    out = np.zeros(1, np.int32)
+    Program(LABELS).launch("k", 1, 1, [out])
+    # 5, 105, 205, 305 in the first round, and 306, 406 in the second one.
+    assert out[0] == 406
+
+
 def test_registers_that_share_slots() -> None:
     out = np.zeros(3, np.int32)
     Program(REGISTERS).launch("k", 1, 3, [out])

@@ -3,6 +3,7 @@
 
 #include <cstring>
 #include <map>
+#include <set>
 #include <sstream>
 
 namespace ptxvm {
@@ -112,6 +113,43 @@ uint64_t literal(const std::string& s) {
   const std::string digits = s.back() == 'U' ? s.substr(0, s.size() - 1) : s;
   return digits[0] == '-' ? static_cast<uint64_t>(std::stoll(digits, nullptr, 0))
                           : std::stoull(digits, nullptr, 0);
+}
+
+bool is_special_register(const std::string& name) {
+  static const std::set<std::string> kNames = {
+      "%tid",
+      "%ntid",
+      "%ctaid",
+      "%nctaid",
+      "%laneid",
+      "%warpid",
+      "%nwarpid",
+      "%smid",
+      "%nsmid",
+      "%gridid",
+      "%clusterid",
+      "%nclusterid",
+      "%cluster_ctaid",
+      "%cluster_nctaid",
+      "%cluster_ctarank",
+      "%cluster_nctarank",
+      "%is_explicit_cluster",
+      "%lanemask_lt",
+      "%lanemask_le",
+      "%lanemask_gt",
+      "%lanemask_ge",
+      "%lanemask_eq",
+      "%dynamic_smem_size",
+      "%total_smem_size",
+      "%envreg1",
+      "%envreg2",
+      "WARP_SZ",
+  };
+  return kNames.count(name.substr(0, name.find('.'))) > 0;
+}
+
+bool is_clock(const std::string& name) {
+  return starts(name, "%clock") || starts(name, "%globaltimer");
 }
 
 }  // namespace ptxvm

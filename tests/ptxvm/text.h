@@ -33,6 +33,12 @@ Declaration declaration(const std::string& statement);
 
 uint64_t round_up(uint64_t n, uint64_t to);
 
+// Whether the name is that of a special register whose value never changes during a thread.
+bool is_special_register(const std::string& name);
+
+// Whether the name is that of a special register that counts time.
+bool is_clock(const std::string& name);
+
 // The bits of a number as PTX writes it: 12, -1, 0x1fU, 0f3F800000 or 0d3FF0000000000000.
 uint64_t literal(const std::string& s);
 

@@ -157,6 +157,7 @@ class KernelInfo:
     parameter_sizes: tuple[int, ...]  # bytes
     shared_bytes: int  # of static shared memory
     max_threads: int  # of a block, by __launch_bounds__; 0 if there is no bound
+    cluster: tuple[int, int, int]  # blocks, by __cluster_dims__; zeros if it does not say
 
 
 @dataclass(frozen=True)
@@ -172,8 +173,8 @@ class Program:
         self._native = native().Module(text)
         self.target: int = self._native.target  # 80 for sm_80
         self.kernels: dict[str, KernelInfo] = {
-            name: KernelInfo(tuple(sizes), shared, threads)
-            for name, (sizes, shared, threads) in self._native.kernels().items()
+            name: KernelInfo(tuple(sizes), shared, threads, tuple(cluster))
+            for name, (sizes, shared, threads, cluster) in self._native.kernels().items()
         }
 
     def name_of(self, *parts: str) -> str:
@@ -194,6 +195,7 @@ class Program:
         block: int | Sequence[int],
         args: Sequence[Any],
         *,
+        cluster: int | Sequence[int] | None = None,
         shared: int = 0,
         memory: Memory | None = None,
         buffers: Iterable[Array] = (),
@@ -211,6 +213,7 @@ class Program:
             args: one for each parameter: an array for a pointer to it, None for a null pointer, a
                 number, bytes or a ctypes or numpy structure. Arrays that are not in `memory` are
                 added to it for this launch.
+            cluster: blocks of a cluster. None takes the number that the kernel requires, or 1.
             shared: bytes of dynamic shared memory.
             memory: the arrays that the kernel may touch beside those of `args` and `buffers`.
             buffers: more arrays to add for this launch; the kernel finds them through pointers in
@@ -233,6 +236,9 @@ class Program:
         unknown = set(checks) - set(CHECKS)
         if unknown:
             raise ValueError(f"checks must be of {CHECKS}, got {sorted(unknown)}")
+        clusters = (0, 0, 0) if cluster is None else _three(cluster)
+        if cluster is not None and min(clusters) < 1:
+            raise ValueError(f"a cluster has at least one block, got {clusters}")
         memory = Memory() if memory is None else memory
         lent = [a for a in (*args, *buffers) if isinstance(a, np.ndarray) and a.ndim > 0]
         lent = [memory.add(a) for a in {id(a): a for a in lent}.values() if a not in memory]
@@ -241,6 +247,7 @@ class Program:
                 name,
                 _three(grid),
                 _three(block),
+                clusters,
                 shared,
                 [_as_bytes(a, size) for a, size in zip(args, info.parameter_sizes, strict=True)],
                 memory._native,

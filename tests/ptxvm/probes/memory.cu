@@ -108,6 +108,7 @@ extern "C" __global__ void hints(const float* x, float* out) {
   const int t = threadIdx.x;
   const float* from = x + t;
   float v[6];
+  asm volatile("prefetch.global.L1 [%0];" ::"l"(from));
   asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
   asm volatile("ld.global.nc.L1::no_allocate.f32 %0, [%1];" : "=f"(v[0]) : "l"(from));
   asm volatile("ld.global.L1::no_allocate.L2::128B.f32 %0, [%1];" : "=f"(v[1]) : "l"(from));
