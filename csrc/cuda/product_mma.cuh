@@ -242,13 +242,14 @@ class MmaProduct {
             }
           }
           if constexpr (kStreams) {
-            if (i + q >= tile.on_chip) {
-              add(rt, load(reinterpret_cast<const uint4*>(stream_[s].take())), b[q]);
-              stream_[s].next();
-              continue;
-            }
+            const bool streamed = i + q >= tile.on_chip;
+            const uint4* from = at + rt * kFragmentVectors;
+            if (streamed) from = reinterpret_cast<const uint4*>(stream_[s].take());
+            add(rt, load(from), b[q]);
+            if (streamed) stream_[s].next();
+          } else {
+            add(rt, load(at + rt * kFragmentVectors), b[q]);
           }
-          add(rt, load(at + rt * kFragmentVectors), b[q]);
         }
         load_source(i + q + kAhead, b[q]);
       }

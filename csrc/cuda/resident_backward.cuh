@@ -26,11 +26,16 @@ class ResidentBackward {
     if constexpr (kLast > 0) load_weights<kLast>();
     load_params<Cell>(a, place, memory);
     load_gradients();
-    for (int p = 0; p < static_cast<int>(a.T); ++p) {  // make_plan ensures T fits an int
-      const Step step = step_of(a, place, place.d == 1 ? p : a.T - 1 - p);
-      if (step.n == 0) continue;
+    // After the last position there are no rows, only the product of the last deltas. It is done in
+    // the loop, so that its code is there once.
+    const int end = static_cast<int>(a.T);  // make_plan ensures T fits an int
+    for (int p = 0; p <= end; ++p) {
+      Step step = {0, 0};
+      if (p < end) step = step_of(a, place, place.d == 1 ? p : a.T - 1 - p);
+      if (p < end && step.n == 0) continue;
       load_reserve(step);
       add_product();
+      if (p == end) break;
       if constexpr (kLast > 0) {
         run_stage<kLast>(step);
         barrier.wait();
@@ -42,7 +47,6 @@ class ResidentBackward {
       pending_row = step.row;
       store_deltas(step);
     }
-    add_product();
     store_gradients();
   }
 

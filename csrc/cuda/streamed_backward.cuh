@@ -26,17 +26,20 @@ class StreamedBackward {
     publish_weights();
     product.template begin<0>(streamed_of(a));
     if constexpr (kLast > 0) product.template begin<kLast>(streamed_of(a));
-    for (int p = static_cast<int>(a.begin); p < a.end; ++p) {  // make_plan ensures T fits an int
-      const Step step = step_of(a, place, place.d == 1 ? p : a.T - 1 - p);
-      if (step.n == 0) continue;
-      rows = {step.row - place.first_j, step.n, pending_row, rows.n};
+    // After the last position there are no rows, only the product of the last deltas. It is done in
+    // the loop, so that the code of the last stage is there once.
+    const int end = static_cast<int>(a.end);  // make_plan ensures T fits an int
+    for (int p = static_cast<int>(a.begin); p <= end; ++p) {
+      Step step = {0, 0};
+      if (p < end) step = step_of(a, place, place.d == 1 ? p : a.T - 1 - p);
+      if (p < end ? step.n == 0 : rows.n == 0) continue;
+      rows = {step.row - place.first_j, step.n, rows.row, rows.n};
       run_stage<kLast>();
-      if constexpr (kLast > 0) run_stage<0>();
+      if constexpr (kLast > 0) {
+        if (step.n > 0) run_stage<0>();
+      }
       turn ^= 1;
-      pending_row = rows.row;
     }
-    rows = {0, 0, 0, rows.n};
-    if (rows.n_next > 0) run_stage<kLast>();
     wait_for_copies<0>();
   }
 
@@ -158,7 +161,6 @@ class StreamedBackward {
   // of the layer's first sequence. `next` is the position that this loop ran before, whose deltas
   // are in the exchange.
   StepRows rows = {};
-  int64_t pending_row = 0;
   int turn = 0;  // the buffer of the exchange that receives the deltas of this position
 };
 
