@@ -23,10 +23,15 @@ Plan checked_plan(const Pass& pass, bool backward) {
     const std::string how = std::string(name_of(kDtype)) + (backward ? " backward" : " forward");
     log_pass(layer, "cuda", how.c_str(), to_text(plan));
   }
-  if (options.regime && plan.regime != *options.regime)
-    throw RegimeRefused("the " + std::string(name_of(*options.regime)) +
-                        " regime was asked for, but " + plan.why_per_step +
+  const bool refused = (options.regime && plan.regime != *options.regime) ||
+                       (options.choice.any() && plan.regime == Regime::kPerStep);
+  if (refused) {
+    const std::string what = options.choice.any()
+                                 ? "a plan"
+                                 : std::string("the ") + name_of(*options.regime) + " regime";
+    throw RegimeRefused(what + " was asked for, but " + plan.why_per_step +
                         ": leave the choice to the library");
+  }
   return plan;
 }
 
@@ -104,7 +109,8 @@ Plan plan_layer(const Layer& layer, Launcher& launcher, Dtype dtype, bool backwa
                    .backward = backward,
                    .allow_tf32 = options.allow_tf32,
                    .regime = options.regime,
-                   .device = launcher.device()};
+                   .device = launcher.device(),
+                   .choice = options.choice};
   if (dtype != Dtype::kFloat64) {
     const auto registers = [&](Cores cores) {
       return launcher.registers_of(loop_kernel(Regime::kResident, backward, cores, dtype));

@@ -25,6 +25,7 @@ struct Options {
   // The regime that must run, or none, which leaves the choice to the plan. A regime that cannot
   // run is an error.
   std::optional<Regime> regime;
+  PlanChoice choice;  // more of the plan, for measurements
   // x W is computed for a chunk of steps at once. Its results for all directions have at most this
   // many bytes (or those of one step, if a step has more). So a product has enough rows to be
   // efficient, and long sequences need no more memory than that.

@@ -22,13 +22,16 @@ auto told_as_ours(const Body& body) {
 std::tuple<std::string, double, double, std::string> plan(StringHandle cell, StringHandle dtype,
                                                           std::vector<int64_t> sizes,
                                                           StringHandle card, bool backward,
-                                                          bool allow_tf32, StringHandle regime) {
+                                                          bool allow_tf32, StringHandle regime,
+                                                          StringHandle choice) {
   const std::string cell_name = take_string(cell), dtype_name = take_string(dtype);
   const std::string card_name = take_string(card), asked = take_string(regime);
+  const std::string chosen_parts = take_string(choice);
   using Result = std::tuple<std::string, double, double, std::string>;
   return told_as_ours([&]() -> Result {
-    const cuda::PlanRequest q = cuda::request_named(
+    cuda::PlanRequest q = cuda::request_named(
         {cell_of(cell_name), dtype_name, sizes, card_name, backward, allow_tf32, asked});
+    q.choice = cuda::choice_named(chosen_parts);
     const cuda::Card& chosen = cuda::card_named(card_name);
     const cuda::Plan plan = cuda::make_plan(q);
     const cuda::Estimate e = cuda::estimate(q, plan, chosen);

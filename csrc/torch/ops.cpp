@@ -71,10 +71,10 @@ STABLE_TORCH_LIBRARY(fusedrnn, m) {
   m.def("_allow_tf32() -> bool");
   // The plan of the CUDA engine on a card, which is given by its name or by an architecture such as
   // sm_90, and an estimate: a text, the microseconds of a step and of the pass, and the resource
-  // that limits a step. sizes are T, N, I, H, P, D.
+  // that limits a step. sizes are T, N, I, H, P, D. choice is what FUSEDRNN_CUDA_PLAN may be.
   m.def(
       "_plan(str cell, str dtype, int[] sizes, str card, bool backward, bool allow_tf32, "
-      "str regime) -> (str text, float step, float total, str limit)");
+      "str regime, str choice=\"\") -> (str text, float step, float total, str limit)");
   // One line for each card: its name, its architecture and the driver's name for it, with tabs
   // between them.
   m.def("_plan_cards() -> str");

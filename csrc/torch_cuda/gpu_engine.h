@@ -17,11 +17,13 @@
 
 namespace fusedrnn {
 
-// The regime that FUSEDRNN_CUDA_REGIME asks for, if any.
-inline std::optional<cuda::Regime> regime_asked_for() {
-  const char* value = std::getenv("FUSEDRNN_CUDA_REGIME");
+// What an environment variable asks for, read by named(text, variable), which throws
+// std::invalid_argument.
+template <class Named>
+auto asked_for(const char* variable, const Named& named) {
+  const char* value = std::getenv(variable);
   try {
-    return cuda::regime_named(value ? value : "", "FUSEDRNN_CUDA_REGIME");
+    return named(value ? value : "", variable);
   } catch (const std::invalid_argument& wrong) {
     fail(wrong.what());
   }
@@ -185,7 +187,8 @@ class GpuEngine {
 
   cuda::Options options(const OpCall& call) const {
     return {.allow_tf32 = call.dtype == ScalarType::Float && cuda::torch_allows_tf32(),
-            .regime = regime_asked_for(),
+            .regime = asked_for("FUSEDRNN_CUDA_REGIME", cuda::regime_named),
+            .choice = asked_for("FUSEDRNN_CUDA_PLAN", cuda::choice_named),
             .spin_limit = spin_limit_asked_for(),
             .row_offset = row_offset_};
   }

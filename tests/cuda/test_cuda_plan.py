@@ -327,6 +327,54 @@ def test_a_regime_may_be_asked_for(cell: str) -> None:
     assert build.host().plan(cell, "f64", sizes, "sm_80")["regime"] == "streamed"
 
 
+def test_parts_of_a_plan_may_be_chosen() -> None:
+    def plan(choice: str, regime: str = "", N: int = 32) -> dict[str, Any]:
+        sizes = [50, N, 512, 512, 512, 1]
+        return build.host().plan("lstm", "bf16", sizes, "sm_90", regime=regime, choice=choice)
+
+    for regime in ("", "resident", "streamed"):
+        chosen = plan("units=8,rows=16", regime)
+        assert (chosen["regime"], chosen["units"], chosen["rows"]) == (regime or "resident", 8, 16)
+        assert chosen["grid"] == (64, 2, 1)
+    assert plan("cores=fma")["cores"] == "fma"
+    assert plan("rows=4", "streamed")["grid"][1] == 8
+    # The message lists what fits, and each of these choices fits.
+    for regime in ("resident", "streamed"):
+        refused = plan("units=1,rows=32", regime)
+        assert refused["regime"] == "per_step"
+        why = refused["why_per_step"]
+        assert why.startswith("units=1,rows=32 does not fit, what fits is rows=32 with units=4 to ")
+        for part in why.split("what fits is ")[1].split("; "):
+            rows, units = (words.split("=")[1] for words in part.split(" with "))
+            for number in units.split(" to "):
+                assert plan(f"rows={rows},units={number}", regime)["regime"] == regime
+    assert plan("units=8", "per_step")["why_per_step"] == "per step there is no units=8"
+    assert plan("cores=mma", N=2)["why_per_step"] == "cores=mma does not fit, no choice fits"
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ("unit=8", "choice must be some of cores=, units= and rows=, .*, got 'unit=8'"),
+        ("units=8;rows=2", "choice must be units= and a whole number from 1 on, got 'units=8;rows"),
+        ("units=8,rows=0", "choice must be rows= and a whole number from 1 on, got 'rows=0'"),
+        ("rows", "choice must be rows= and a whole number from 1 on, got 'rows'"),
+        ("cores=tensor", "choice must be cores=mma or cores=fma, got 'cores=tensor'"),
+    ],
+)
+def test_choices_that_are_wrong(choice: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build.host().plan("lstm", "bf16", [9, 9, 9, 9, 9, 1], "sm_90", choice=choice)
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.fusedrnn._plan("lstm", "bf16", [9] * 5 + [1], "sm_90", False, False, "", choice)
+
+
+def test_a_block_needs_the_fewest_clocks() -> None:
+    """Sequences are cut where that saves reading the source more often than weights cost."""
+    wide = build.host().plan("lstm", "bf16", [50, 128, 512, 512, 512, 1], "sm_90")
+    assert (wide["units"], wide["rows"]) == (16, 32)
+
+
 def test_known_sizes() -> None:
     def plan(dtype: str, N: int, H: int, arch: str, **options: Any) -> dict[str, Any]:
         return build.host().plan("lstm", dtype, [150, N, H, H, H, 1], arch, **options)

@@ -36,6 +36,20 @@ def test_regime_by_a_wrong_name(gpu: dict[str, Any], monkeypatch: pytest.MonkeyP
         gpu["forward"](*call.op_arguments())
 
 
+def test_a_plan_in_wrong_words(gpu: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FUSEDRNN_CUDA_PLAN", "unit=4")
+    call = make_arguments("lstm", dtype=torch.float32, requires_grad=False)
+    with pytest.raises(RuntimeError, match="FUSEDRNN_CUDA_PLAN must be some of cores=, units= and"):
+        gpu["forward"](*call.op_arguments())
+
+
+def test_a_plan_that_does_not_fit(gpu: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FUSEDRNN_CUDA_PLAN", "rows=77")
+    call = make_arguments("lstm", N=9, dtype=torch.float32, requires_grad=False)
+    with pytest.raises(RuntimeError, match="rows=77 does not fit, what fits is rows=9 with units="):
+        gpu["forward"](*call.op_arguments())
+
+
 @pytest.mark.parametrize("limit", ["0", "-1", "fast", "1e6", "4294967296", " 5"])
 def test_spin_limits_that_are_refused(
     gpu: dict[str, Any], monkeypatch: pytest.MonkeyPatch, limit: str

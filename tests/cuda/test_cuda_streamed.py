@@ -215,3 +215,30 @@ def test_a_nan_stays_in_its_sequence() -> None:
     for name in ("y", "d_x"):
         others = [np.delete(r.results[name], [1, 21], axis=0) for r in (got, clean)]
         np.testing.assert_array_equal(*others)
+
+
+@pytest.mark.parametrize("regime", ["resident", "streamed"])
+@pytest.mark.parametrize(
+    ("cores", "choice"),
+    [
+        ("fma_f32", "units=3,rows=2"),
+        ("fma_f32", "units=20,rows=11"),
+        ("fma_bf16", "cores=fma,rows=11"),
+        ("mma_bf16", "units=5,rows=4"),
+        ("mma_bf16", "units=16,rows=6"),
+    ],
+)
+def test_chosen_blocks(regime: str, cores: str, choice: str) -> None:
+    case = DeviceCase("gru_reset_before", 11, 3, 20, 20, 1, True, (11, 10, 3), cores[4:])
+    limits = Limits(sms=48)
+    device = Device(build.ptx(80), limits=limits)
+    got = run_on(case, device, regime=regime, choice=choice)
+    assert {f"{regime}_forward_{cores}", f"{regime}_backward_{cores}"} <= set(device.launches)
+    assert_right(got, case)
+
+
+def test_a_choice_that_does_not_fit_is_refused() -> None:
+    case = DeviceCase("lstm", 3, 3, 20, 20, 1, True, (3, 3))
+    message = "a plan was asked for, but units=2 does not fit, what fits is rows=3 with units=5 to 20"
+    with pytest.raises(ValueError, match=message):
+        run_on(case, Device(build.ptx(80)), choice="units=2", regime="")

@@ -76,12 +76,13 @@ def run_on(
     allow_tf32: bool = False,
     gates_bytes: int = 1 << 26,
     spin_limit: int | None = None,
+    choice: str = "",
     want_x: bool = True,
     want_weights: bool = True,
     with_d_y: bool = True,
 ) -> Run:
     """Outputs and, with a reserve, gradients. Their names are those of tests.kit.cases.run."""
-    how = (regime, allow_tf32, gates_bytes, spin_limit or build.host().SPIN_LIMIT)
+    how = (regime, allow_tf32, gates_bytes, spin_limit or build.host().SPIN_LIMIT, choice)
     dtype, i = case.dtype, case.inputs
     real = "f64" if dtype == "f64" else "f32"
     host = build.host()

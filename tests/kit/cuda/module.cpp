@@ -78,8 +78,9 @@ CellKind cell_of(const std::string& name) {
 
 // regime: "per_step", "resident", "streamed", or empty to let the plan choose.
 Options options_of(const std::string& regime, bool allow_tf32, int64_t gates_bytes,
-                   unsigned spin_limit) {
+                   unsigned spin_limit, const std::string& choice) {
   Options options;
+  options.choice = choice_named(choice);
   options.gates_bytes = gates_bytes;
   options.allow_tf32 = allow_tf32;
   options.spin_limit = spin_limit;
@@ -102,9 +103,10 @@ py::dict device_dict(const Device& d) {
 
 py::dict plan(const std::string& cell, const std::string& dtype, const std::vector<int64_t>& sizes,
               const std::string& arch, bool backward, bool allow_tf32, const std::string& regime,
-              int registers, const py::object& device) {
+              int registers, const py::object& device, const std::string& choice) {
   PlanRequest q = request_named({cell_of(cell), dtype, sizes, arch, backward, allow_tf32, regime});
   q.registers_fma = q.registers_mma = registers;
+  q.choice = choice_named(choice);
   if (!device.is_none()) q.device = device_of(device);
   const Plan plan = make_plan(q);
   const Card& card = card_named(arch);
@@ -189,7 +191,8 @@ void read_weights(const Addresses& addresses, Parameters<Stored>* w) {
 template <class Stored>
 void forward(py::object launcher_object, const Call& call, Address x, const Addresses& weights,
              Address row_input, Address h, Address c, Address y, Address reserve,
-             const std::string& regime, bool allow_tf32, int64_t gates_bytes, unsigned spin_limit) {
+             const std::string& regime, bool allow_tf32, int64_t gates_bytes, unsigned spin_limit,
+             const std::string& choice) {
   PythonLauncher launcher(std::move(launcher_object));
   LayerForward<Stored> args = {};
   args.x = at<Stored>(x);
@@ -200,14 +203,14 @@ void forward(py::object launcher_object, const Call& call, Address x, const Addr
   args.y = at<Stored>(y);
   args.reserve = at<void>(reserve);
   layer_forward<Stored>(call.layer(), launcher,
-                        options_of(regime, allow_tf32, gates_bytes, spin_limit), args);
+                        options_of(regime, allow_tf32, gates_bytes, spin_limit, choice), args);
 }
 
 template <class Stored>
 void backward(py::object launcher_object, const Call& call, Address x, const Addresses& weights,
               Address row_input, Address reserve, Address d_y, Address d_h, Address d_c,
               Address d_x, const Addresses& d_weights, const std::string& regime, bool allow_tf32,
-              int64_t gates_bytes, unsigned spin_limit) {
+              int64_t gates_bytes, unsigned spin_limit, const std::string& choice) {
   PythonLauncher launcher(std::move(launcher_object));
   LayerBackward<Stored> args = {};
   args.x = at<Stored>(x);
@@ -220,7 +223,7 @@ void backward(py::object launcher_object, const Call& call, Address x, const Add
   args.d_x = at<Stored>(d_x);
   read_weights(d_weights, args.d_w);
   layer_backward<Stored>(call.layer(), launcher,
-                         options_of(regime, allow_tf32, gates_bytes, spin_limit), args);
+                         options_of(regime, allow_tf32, gates_bytes, spin_limit, choice), args);
 }
 
 // Sums over the rows of some matrices, each given by its columns and the addresses of m, out and
@@ -276,7 +279,7 @@ PYBIND11_MODULE(_cuda_host, m) {
   });
   m.def("plan", plan, py::arg("cell"), py::arg("dtype"), py::arg("sizes"), py::arg("arch"),
         py::kw_only(), py::arg("backward") = false, py::arg("allow_tf32") = false,
-        py::arg("regime") = "", py::arg("registers") = 255, py::arg("device") = py::none());
+        py::arg("regime") = "", py::arg("registers") = 255, py::arg("device") = py::none(), py::arg("choice") = "");
   m.attr("SPIN_LIMIT") = Options().spin_limit;
   m.def("blocks_per_sm", [](const std::string& arch, int registers, size_t shared) {
     return blocks_per_sm(card_named(arch).device, registers, shared);

@@ -1,0 +1,116 @@
+// What a plan is asked for: the sizes of a pass, the limits of the device, and what the caller
+// chooses himself.
+#pragma once
+
+#include <charconv>
+#include <cstdint>
+#include <optional>
+#include <stdexcept>
+#include <string>
+
+#include "../cells/cells.h"
+#include "../layer/dtype.h"
+#include "launcher.h"
+
+namespace fusedrnn::cuda {
+
+enum class Regime { kPerStep, kResident, kStreamed };
+enum class Cores { kFma, kMma };
+
+inline const char* name_of(Regime regime) {
+  return regime == Regime::kPerStep    ? "per_step"
+         : regime == Regime::kResident ? "resident"
+                                       : "streamed";
+}
+
+// The regime of this name. An empty name leaves the choice to the plan. `what` is the argument's
+// name in the error.
+inline std::optional<Regime> regime_named(const std::string& name, const char* what = "regime") {
+  if (name.empty()) return std::nullopt;
+  for (const Regime regime : {Regime::kPerStep, Regime::kResident, Regime::kStreamed})
+    if (name == name_of(regime)) return regime;
+  throw std::invalid_argument(std::string(what) + " must be resident, streamed or per_step, got '" +
+                              name + "'");
+}
+
+// The parts of a plan that may be chosen for measurements. What is absent is left to the plan.
+struct PlanChoice {
+  std::optional<Cores> cores;
+  std::optional<int64_t> units, rows;  // of a block
+
+  bool any() const { return cores || units || rows; }
+};
+
+inline const char* name_of(Cores cores) { return cores == Cores::kMma ? "mma" : "fma"; }
+
+// The choice that a text such as "cores=mma,units=8,rows=16" makes. Any of the keys may be absent.
+// `what` is the argument's name in errors.
+inline PlanChoice choice_named(const std::string& text, const char* what = "choice") {
+  const auto wrong = [&](const std::string& expected, const std::string& got) {
+    throw std::invalid_argument(std::string(what) + " must be " + expected + ", got '" + got + "'");
+  };
+  PlanChoice choice;
+  for (size_t begin = 0; begin < text.size();) {
+    const size_t end = std::min(text.find(',', begin), text.size());
+    const std::string part = text.substr(begin, end - begin);
+    const size_t equal = std::min(part.find('='), part.size());
+    const std::string key = part.substr(0, equal);
+    const std::string value = part.substr(std::min(equal + 1, part.size()));
+    if (key == "cores") {
+      if (value != "mma" && value != "fma") wrong("cores=mma or cores=fma", part);
+      choice.cores = value == "mma" ? Cores::kMma : Cores::kFma;
+    } else if (key == "units" || key == "rows") {
+      int64_t number = 0;
+      const char* const last = value.data() + value.size();
+      const auto [stop, error] = std::from_chars(value.data(), last, number);
+      if (error != std::errc() || stop != last || number < 1)
+        wrong(key + "= and a whole number from 1 on", part);
+      (key == "units" ? choice.units : choice.rows) = number;
+    } else {
+      wrong("some of cores=, units= and rows=, with commas between them", text);
+    }
+    begin = end + 1;
+  }
+  return choice;
+}
+
+inline std::string to_text(const PlanChoice& choice) {
+  std::string text;
+  const auto add = [&](const char* key, const std::string& value) {
+    text.append(text.empty() ? "" : ",").append(key).append("=").append(value);
+  };
+  if (choice.cores) add("cores", name_of(*choice.cores));
+  if (choice.units) add("units", std::to_string(*choice.units));
+  if (choice.rows) add("rows", std::to_string(*choice.rows));
+  return text;
+}
+
+struct PlanRequest {
+  CellKind cell;
+  Dtype dtype;
+  int64_t T, N, I, H, P, D;
+  bool backward;
+  bool allow_tf32;
+  std::optional<Regime> regime;  // the regime that was asked for, if any
+  Device device;
+  int registers_fma = 255;  // registers of a thread, in the resident kernel of either product
+  int registers_mma = 255;
+  PlanChoice choice = {};  // what else was asked for
+};
+
+inline int64_t ceil_div(int64_t n, int64_t by) { return (n + by - 1) / by; }
+inline int64_t round_up(int64_t n, int64_t to) { return ceil_div(n, to) * to; }
+
+// The tensor cores are used from this many sequences on, and fit_resident leaves a block this many
+// where it has the choice. Either product takes 8 sequences at a time, so a part of it would be
+// unused with fewer.
+constexpr int64_t kLeastRows = 8;
+
+// The least number of units of a block, unless the layer has fewer. Fewer would leave threads, or
+// rows of a tensor core instruction, without work, and would make more blocks wait for each other.
+inline int64_t least_units(Cores cores, bool backward, int gates) {
+  const int64_t rows = cores == Cores::kMma ? 16 : 8;
+  return backward ? rows : ceil_div(rows, gates);
+}
+
+}  // namespace fusedrnn::cuda
