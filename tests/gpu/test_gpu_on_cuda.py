@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -11,10 +13,12 @@ import torch
 
 from fusedrnn import _raw_ops
 from fusedrnn import _selftest_cases as cases
+from fusedrnn._errors import REGIME_TAG
 from fusedrnn._selftest_report import Check
 from fusedrnn.selftest import Selftest
 from tests.gpu import fake_cuda
 from tools.gpu import bench, checks, limits, load
+from tools.gpu.regimes import choice_of, others
 from tools.gpu.rows import timed_rows
 from tools.gpu.tasks import REGIMES, SPIN_LIMIT
 
@@ -39,7 +43,7 @@ class CudaClock(bench.Clock):
         self.cuda = True
 
 
-RATES = {"f32": 1e12, "bf16": 1e13, "tf32": 1e12, "f16": 1e12, "copy": 1e12, "launch": 2e-6}
+RATES = {"f32": 1e12, "f64": 1e12, "bf16": 1e13, "copy": 1e12, "launch": 2e-6}
 
 
 @pytest.mark.usefixtures("short")
@@ -51,10 +55,99 @@ def test_rows_are_timed_by_events_and_as_graphs(monkeypatch: pytest.MonkeyPatch,
     found = bench.measure(timed, mode, CPU, "H100", RATES)
     assert found["status"] == "ok"
     assert found["plan"][0] == "resident, FMA: 100 x 1 x 1"
-    assert set(found["times"]) == {"ours", "torch", "per_step"}
+    assert set(found["times"]) == {"ours", "torch"}
     assert set(found["times"]["ours"]) == {"call", "spread", "alone", "graph", "graph_spread"}
-    assert "graph" not in found["times"]["per_step"]
-    assert "| graph x" in bench.as_text({"name": "a", "mode": mode, **found})
+    assert found["chosen"] == "resident"
+    both = {"forward": "resident", "backward": "resident"}
+    assert found["by_pass"] == (both if mode == "training" else {"forward": "resident"})
+    assert set(found["regimes"]) == {"resident", "streamed", "per_step"}
+    for of in found["regimes"].values():
+        assert of["step"] == of["call"] / 60
+        assert of["of_floor"] == found["floor"] / of["call"]
+    assert found["regimes"]["resident"]["call"] == found["times"]["ours"]["call"]
+    assert found["fastest"] in found["regimes"]
+    text = bench.as_text({"name": "a", "mode": mode, **found})
+    assert "| graph x" in text and "streamed " in text and "per step " in text
+
+
+@pytest.mark.parametrize("name", ["proj 512 f32", "150,8,256,256 f64"])
+def test_only_regimes_that_can_run_a_row_are_timed(name: str) -> None:
+    (timed,) = timed_rows(name)
+    assert others(timed, "training", "H100", "") == ["per_step", "streamed"]
+    assert others(timed, "training", "H100", "streamed") == ["per_step"]
+
+
+@pytest.mark.usefixtures("short")
+def test_a_regime_without_time_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_cuda.use(monkeypatch)
+    monkeypatch.setattr(bench, "Clock", CudaClock)
+    right = _raw_ops._forward_now
+
+    def forward(*arguments: Any) -> Any:
+        if os.environ.get("FUSEDRNN_CUDA_REGIME") == "per_step":
+            time.sleep(0.03)
+        return right(*arguments)
+
+    monkeypatch.setattr(_raw_ops, "_forward_now", forward)
+    monkeypatch.setattr(bench, "OTHERS_US", 60_000)
+    (timed,) = timed_rows("60,12,96,200 f32")
+    found = bench.measure(timed, "forward", CPU, "H100", RATES)
+    assert "call" in found["regimes"]["streamed"]
+    assert re.fullmatch(r"a call takes 3\d ms", found["regimes"]["per_step"]["left_out"])
+    assert found["fastest"] != "per_step"
+
+
+@pytest.mark.usefixtures("short")
+@pytest.mark.parametrize("refuses", [True, False])
+def test_a_regime_that_raises(monkeypatch: pytest.MonkeyPatch, refuses: bool) -> None:
+    """A refusal, which the plan of a similar card did not predict, is no failure."""
+    fake_cuda.use(monkeypatch)
+    monkeypatch.setattr(bench, "Clock", CudaClock)
+    right = _raw_ops._forward_now
+
+    def forward(*arguments: Any) -> Any:
+        if os.environ.get("FUSEDRNN_CUDA_REGIME") == "streamed":
+            raise RuntimeError(f"fusedrnn: no room{REGIME_TAG if refuses else ''}")
+        return right(*arguments)
+
+    monkeypatch.setattr(_raw_ops, "_forward_now", forward)
+    (timed,) = timed_rows("60,12,96,200 f32")
+    if refuses:
+        found = bench.measure(timed, "forward", CPU, "H100", RATES)
+        assert found["regimes"]["streamed"] == {"left_out": "fusedrnn: no room"}
+        assert "call" in found["regimes"]["per_step"]
+    else:
+        with pytest.raises(RuntimeError, match="no room"):
+            bench.measure(timed, "forward", CPU, "H100", RATES)
+
+
+@pytest.mark.usefixtures("short")
+def test_a_regime_with_wrong_results_makes_the_row_red(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_cuda.use(monkeypatch)
+    monkeypatch.setattr(bench, "Clock", CudaClock)
+    right = _raw_ops._forward_now
+
+    def forward(*arguments: Any) -> Any:
+        y, *rest = right(*arguments)
+        if os.environ.get("FUSEDRNN_CUDA_REGIME") == "streamed":
+            y = y + 1
+        return y, *rest
+
+    monkeypatch.setattr(_raw_ops, "_forward_now", forward)
+    (timed,) = timed_rows("60,12,96,200 f32")
+    found = bench.measure(timed, "forward", CPU, "H100", RATES)
+    assert found["status"] == "red"
+    assert found["why"].startswith("streamed: y is off by ")
+    assert "times" not in found
+
+
+def test_a_run_in_one_regime_times_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    (timed,) = timed_rows("60,12,96,200 f32")
+    monkeypatch.setenv("FUSEDRNN_CUDA_REGIME", "per_step")
+    choice = choice_of(timed, "training", "H100")
+    assert choice.regime == "per_step"
+    assert choice.words == ["per step"] * 2
+    assert others(timed, "training", "H100", choice.regime) == []
 
 
 @pytest.mark.usefixtures("short")
