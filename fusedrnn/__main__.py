@@ -74,8 +74,9 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--tf32", action="store_true", help="as if torch allowed TF32")
     plan.add_argument(
         "--regime",
-        choices=["resident", "per_step"],
-        help="default: what fits; the exit status is 1 where resident cannot run",
+        choices=["resident", "streamed", "per_step"],
+        help="default: resident if that fits, else streamed if that should be fast, else per_step; "
+        "the exit status is 1 where the regime cannot run",
     )
     plan.set_defaults(fail=plan.error)
     return parser

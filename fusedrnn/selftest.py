@@ -47,7 +47,8 @@ from ._selftest_cases import (
 )
 from ._selftest_report import Check, Report, Timing
 
-REGIMES = ("resident", "per_step")
+# In the plan's order of choice. The last one runs every layer on every GPU.
+REGIMES = ("resident", "streamed", "per_step")
 BENCHMARK = ((100, 1, 256, 256), (100, 32, 256, 256), (150, 32, 1024, 1024), (50, 128, 512, 512))
 # The cycles that a stream sleeps, about 0.15 s: longer than the host needs to enqueue a small call.
 SLEEP = 300_000_000
@@ -74,8 +75,8 @@ class Selftest:
     def check(self, section: str, name: str, may_refuse: bool = False) -> Iterator[Check]:
         """Records the block as a check, which fails if the block raises.
 
-        If the block raises because the resident regime cannot run, and `may_refuse` is set, the
-        check counts as not run.
+        If the block raises because the regime that was asked for cannot run, and `may_refuse` is
+        set, the check counts as not run.
         """
         check = Check(section, name.rstrip(), "passed")
         try:
@@ -90,7 +91,7 @@ class Selftest:
                 if may_refuse:
                     check.result, check.detail = "not run", str(error)
                 else:
-                    check.detail += " (--regime per_step checks the other regime alone)"
+                    check.detail += " (--regime per_step checks that regime alone)"
         self.report.checks.append(check)
         if check.result == "failed":
             print(f"FAILED {section}: {check.name}: {check.detail}", flush=True)
@@ -157,10 +158,8 @@ class Selftest:
     def compare(self, call: Call, precision: Precision, regime: str) -> None:
         """Compares outputs and gradients of one call with float64."""
         name = f"{call.cell} {precision.name} {call.shape} {regime}"
-        # The resident regime runs small layers on every GPU, so there it may not refuse.
-        may_refuse = CELLS[call.cell].projects or precision == FLOAT64 or call.shape not in SMALL
         with (
-            self.check("parity", name, may_refuse) as check,
+            self.check("parity", name, may_refuse(call, precision, regime)) as check,
             asking_for(regime),
             float32_products(precision.tf32),
         ):
@@ -171,26 +170,33 @@ class Selftest:
             assert worst <= precision.limit, f"{check.detail}, allowed {precision.limit:g}"
 
     def tf32_is_used(self) -> None:
-        """Checks that the resident kernels give other numbers with TF32 than without it."""
-        for cell, spec in CELLS.items():
-            if spec.projects or "resident" not in self.regimes:
-                continue
+        """Checks that our own products give other numbers with TF32 than without it.
+
+        The products of the per-step regime are torch's.
+        """
+        for cell in CELLS:
             call = Call(cell, SMALL[2])
-            x, h0, *_ = leaves = call.leaves(self.device, torch.float32)
-            assert x is not None and h0 is not None
-            # With x = 0, y depends only on the kernel's own product. So does the gradient of h0.
-            x.detach().zero_()
-            with self.check("parity", f"{cell} tf32 is used resident"), asking_for("resident"):
-                outputs = call.outputs(leaves)
-                cotangents = call.cotangents(outputs)
-                y: list[Tensor] = []
-                d_h0: list[Tensor] = []
-                for tf32 in (False, True):
-                    with float32_products(tf32):
-                        y.append(call.outputs(leaves)[0])
-                        d_h0 += torch.autograd.grad(outputs, h0, cotangents, retain_graph=True)
-                assert not torch.equal(*y), "forward computes in float32"
-                assert not torch.equal(*d_h0), "backward computes in float32"
+            for regime in ("resident", "streamed"):
+                if regime in self.regimes and not has_no_kernel(call, TF32, regime):
+                    self._uses_tf32(call, regime)
+
+    def _uses_tf32(self, call: Call, regime: str) -> None:
+        """Checks one cell in one regime."""
+        x, h0, *_ = leaves = call.leaves(self.device, torch.float32)
+        assert x is not None and h0 is not None
+        # With x = 0, y depends only on the kernel's own product. So does the gradient of h0.
+        x.detach().zero_()
+        with self.check("parity", f"{call.cell} tf32 is used {regime}"), asking_for(regime):
+            outputs = call.outputs(leaves)
+            cotangents = call.cotangents(outputs)
+            y: list[Tensor] = []
+            d_h0: list[Tensor] = []
+            for tf32 in (False, True):
+                with float32_products(tf32):
+                    y.append(call.outputs(leaves)[0])
+                    d_h0 += torch.autograd.grad(outputs, h0, cotangents, retain_graph=True)
+            assert not torch.equal(*y), "forward computes in float32"
+            assert not torch.equal(*d_h0), "backward computes in float32"
 
     def determinism(self) -> None:
         """Checks that the same call gives the same bits, in every regime."""
@@ -198,12 +204,11 @@ class Selftest:
         precisions = [FLOAT32, BFLOAT16] + ([] if self.why_no_tf32() else [TF32])
         for cell in CELLS:
             call = Call(cell, shape)
-            may_refuse = CELLS[cell].projects or shape not in SMALL
             for precision in precisions:
                 for regime in self.regimes:
                     name = f"{cell} {precision.name} {regime}"
                     with (
-                        self.check("determinism", name, may_refuse),
+                        self.check("determinism", name, may_refuse(call, precision, regime)),
                         asking_for(regime),
                         float32_products(precision.tf32),
                     ):
@@ -385,6 +390,16 @@ class Selftest:
         return statistics.median(times), max(times) / min(times)
 
 
+def has_no_kernel(call: Call, precision: Precision, regime: str) -> bool:
+    """Whether a regime has no kernel for a call: float64 and projections cannot be resident."""
+    return regime == "resident" and (CELLS[call.cell].projects or precision == FLOAT64)
+
+
+def may_refuse(call: Call, precision: Precision, regime: str) -> bool:
+    """Whether a regime may refuse a call; it runs small layers for which it has a kernel."""
+    return has_no_kernel(call, precision, regime) or call.shape not in SMALL
+
+
 def _raises(kind: type[Exception], call: Callable[[], Any]) -> None:
     try:
         call()
@@ -418,7 +433,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cuda", help="cpu, cuda or cuda:N; default: cuda")
     parser.add_argument("--out", type=Path, default=Path(), help="folder of the report")
     parser.add_argument("--quick", action="store_true", help="small shapes alone")
-    parser.add_argument("--regime", choices=REGIMES, help="of a GPU, this one alone; default: both")
+    parser.add_argument("--regime", choices=REGIMES, help="of a GPU, this one alone; default: all")
     parser.add_argument("--no-benchmark", action="store_true")
     options = parser.parse_args(arguments)
     try:

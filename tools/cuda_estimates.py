@@ -11,31 +11,37 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-
 import fusedrnn
 from fusedrnn import _console
 from fusedrnn._cards import CARDS
+from tools.plans import plan_of, word_of
 
 BEGIN, END = "<!-- estimates -->", "<!-- /estimates -->"
 T = 100
 WAYS = {"forward": False, "backward": True}
 # The cells, dtypes, N and H of the tables with every card.
 SHAPES = (("lstm", "f32", 8, 512), ("lstm", "bf16", 32, 1024), ("gru", "bf16", 1, 1024))
-# The tables of sizes, in bfloat16.
-GPUS = ("H100", "A100")
+# The tables of sizes: the cards and dtypes.
+GPUS = (("H100", "bf16"), ("H100", "f32"), ("A100", "bf16"))
 CELLS = ("lstm", "gru")
 HIDDEN = (256, 512, 1024, 2048)
 BATCHES = (1, 8, 32, 128)
 
 
-def cell_of(card: str, cell: str, dtype: str, N: int, H: int, backward: bool) -> str:
-    """The text of one field: microseconds per step, regime, and the resource that limits a step."""
-    text, step, _, limit = torch.ops.fusedrnn._plan(
-        cell, dtype, [T, N, H, H, H, 1], card, backward, False, ""
-    )
-    regime = "resident" if "\nresident" in text else "per step"
-    return f"{step:.1f} ({regime}, {limit})"
+def cell_of(
+    card: str, cell: str, dtype: str, N: int, H: int, backward: bool, beside: bool = False
+) -> str:
+    """The text of one field: microseconds per step, regime, and the resource that limits a step.
+
+    With `beside`, a field of another regime also has what a step per step would take.
+    """
+    sizes = [T, N, H, H, H, 1]
+    plan = plan_of(cell, dtype, sizes, card, backward)
+    words = f"{plan.step:.1f} ({word_of(plan.regime)}, {plan.limit}"
+    if beside and plan.regime != "per_step":
+        per_step = plan_of(cell, dtype, sizes, card, backward, regime="per_step")
+        words += f"; per step {per_step.step:.1f}"
+    return words + ")"
 
 
 def table(title: str, head: list[str], rows: dict[str, list[str]], align: str) -> Iterator[str]:
@@ -59,14 +65,14 @@ def tables() -> Iterator[str]:
         }
         yield from table(f"Every card, {which}", ["card", *shapes], on_cards, ":--")
     batches = [f"N = {N}" for N in BATCHES]
-    for gpu in GPUS:
+    for gpu, dtype in GPUS:
         for cell in CELLS:
             for which, backward in WAYS.items():
                 of_sizes = {
-                    str(H): [cell_of(gpu, cell, "bf16", N, H, backward) for N in BATCHES]
+                    str(H): [cell_of(gpu, cell, dtype, N, H, backward, True) for N in BATCHES]
                     for H in HIDDEN
                 }
-                title = f"{cell.upper()}, bf16, {which}, {gpu}"
+                title = f"{cell.upper()}, {dtype}, {which}, {gpu}"
                 yield from table(title, ["H", *batches], of_sizes, "--:")
     yield ""
 

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from tools.gpu import bench
-from tools.gpu.rows import timed_rows
+from tools.gpu.rows import PRECISIONS, timed_rows
+from tools.plans import Plan, plan_of
 
 
-def alternative(plan: str) -> tuple[str, ...]:
+def alternative(plan: Plan) -> tuple[str, ...]:
     """The alternative that a plan chose.
 
     It is the regime, the product's instruction, and whether the sequences are split over blocks.
     """
-    match = re.match(r"resident, (\S+): \d+ x (\d+) x \d+", plan)
+    match = re.search(r", (\S+): \d+ x (\d+) x \d+", plan.short)
     if match is None:
-        return ("per step",)
-    return ("resident", match[1], "several" if int(match[2]) > 1 else "one")
+        return (plan.regime,)
+    return (plan.regime, match[1], "several" if int(match[2]) > 1 else "one")
 
 
 @pytest.mark.parametrize("card", ["H100", "H200"])
@@ -33,12 +34,11 @@ def test_every_alternative_of_the_plan_is_timed(card: str, backward: bool) -> No
         if backward and "training" not in timed.row.modes:
             continue
         for sizes in timed.layers():
-            text, *_ = torch.ops.fusedrnn._plan(
-                timed.cell, timed.dtype, sizes, card, backward, timed.precision == "tf32", ""
-            )
-            found.add(alternative(text.splitlines()[1]))
-    resident = {("resident", c, n) for c in ("FMA", "mma.sync") for n in ("one", "several")}
-    assert found == resident | {("per step",)}
+            tf32 = timed.precision == "tf32"
+            plan = plan_of(timed.cell, timed.dtype, sizes, card, backward, tf32)
+            found.add(alternative(plan))
+    loops = itertools.product(("resident", "streamed"), ("FMA", "mma.sync"), ("one", "several"))
+    assert found == {*loops, ("per_step",)}
 
 
 def test_row_names_differ_and_the_most_telling_rows_come_first() -> None:
@@ -73,7 +73,7 @@ def test_a_row_is_timed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert status == 0
     assert [row["kind"] for row in rows] == ["begin", "row", "begin", "row"]
     forward, training = rows[1::2]
-    assert set(rates["rates"]) == {"bf16", "f16", "f32", "tf32", "copy", "launch"}
+    assert set(rates["rates"]) == {*PRECISIONS, "copy", "launch"}
     assert all(rate > 0 for rate in rates["rates"].values())
     assert (forward["mode"], training["mode"]) == ("forward", "training")
     for row in (forward, training):
@@ -110,10 +110,10 @@ def test_a_row_that_fails_does_not_stop_the_others(
 ) -> None:
     right = bench.cases.check
 
-    def fails(case: Any, mode: str) -> Any:
+    def fails(case: Any, mode: str, *against: Any) -> Any:
         if mode == "forward":
             raise RuntimeError("no kernel")
-        return right(case, mode)
+        return right(case, mode, *against)
 
     monkeypatch.setattr(bench.cases, "check", fails)
     status, (_, _, first, _, second) = run_bench(tmp_path, "--rows", "60,12,96,200 f32")
@@ -126,7 +126,7 @@ def test_a_row_that_fails_does_not_stop_the_others(
 def test_a_row_that_loses_the_context_ends_the_process_and_another_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def lost(case: Any, mode: str) -> Any:
+    def lost(case: Any, mode: str, *against: Any) -> Any:
         raise RuntimeError("CUDA error: device-side assert triggered\nmore")
 
     monkeypatch.setattr(bench, "why_lost", lambda device: "device-side assert")

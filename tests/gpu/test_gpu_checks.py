@@ -18,7 +18,17 @@ from fusedrnn import _selftest_cases as cases
 from fusedrnn.selftest import Selftest
 from tools.gpu import check, checks, limits, numbers, surroundings
 from tools.gpu.check import Lost, Supervisor
-from tools.gpu.tasks import CELLS, GROUPS, PER_STEP_ONLY, PLANTED, SPIN_LIMIT, Task, tasks_of
+from tools.gpu.tasks import (
+    CELLS,
+    GROUPS,
+    NOT_RESIDENT,
+    PLANTED,
+    REGIMES,
+    SPIN_LIMIT,
+    Task,
+    tasks_of,
+)
+from tools.plans import plan_of
 
 CPU = torch.device("cpu")
 
@@ -39,13 +49,21 @@ def test_a_gpu_runs_all_tasks() -> None:
     parity = [task.options for task in tasks if task.kind == "parity"]
     assert {options["cell"] for options in parity} == set(_library.CELLS)
     projected = {cell for cell, spec in _library.CELLS.items() if spec.projects}
-    assert set(PER_STEP_ONLY) == projected
-    # Each cell in both sizes and both regimes; a layer with a projection has no resident kernel.
-    assert len(parity) == 2 * (2 * len(CELLS) - 1)
+    assert set(NOT_RESIDENT) == projected
+    # Each cell in both sizes and every regime; a layer with a projection has no resident kernel.
+    assert len(parity) == 2 * (len(REGIMES) * len(CELLS) - 1)
+    asked = {task.kind: set[str]() for task in tasks if task.regime}
+    for task in tasks:
+        if task.regime:
+            asked[task.kind].add(task.regime)
+    of_loops = {"watchdog": {"resident", "streamed"}, "from_l2": {"streamed"}}
+    assert all(asked[kind] == of_loops.get(kind, set(REGIMES)) for kind in asked), asked
     # The smallest layers come first and the large ones last.
     assert [task.kind for task in tasks[:3]] == ["limits", "products", "smoke"]
     large = [task for task in tasks if task.options.get("size") == "large"]
     assert large == tasks[-len(large) :]
+    from_l2 = [n for n, task in enumerate(tasks, len(large)) if task.kind == "from_l2"]
+    assert from_l2 == list(range(len(tasks) - len(from_l2), len(tasks)))
     assert len(large) * 2 == len(parity)
     assert "large" not in [t.options.get("size") for t in tasks_of(GROUPS, "cuda", quick=True)]
 
@@ -53,8 +71,9 @@ def test_a_gpu_runs_all_tasks() -> None:
 def test_tasks_that_need_their_own_process() -> None:
     own = {task.label: task for task in tasks_of(["surroundings"], "cuda", quick=True)}
     assert own["cold_capture"].fresh
-    assert own["watchdog forward"].env == {SPIN_LIMIT: "1"}
-    assert own["watchdog forward"].loses_context
+    for regime in ("resident", "streamed"):
+        assert own[f"watchdog backward {regime}"].env == {SPIN_LIMIT: "1"}
+        assert own[f"watchdog backward {regime}"].loses_context
     assert own["allocator without caching"].env == {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     assert not tasks_of(["surroundings"], "cpu", quick=True)
 
@@ -277,6 +296,30 @@ def test_a_wrong_number_is_located(
     assert number.result == where.result == "failed"
     assert place in where.detail
     assert "resident, FMA" in where.detail  # the plan
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru_reset_before", "lstm_proj"])
+def test_weights_are_streamed_at_the_least_size(monkeypatch: pytest.MonkeyPatch, cell: str) -> None:
+    seen: list[cases.Shape] = []
+    monkeypatch.setattr(numbers, "compare", lambda test, call, *_: seen.append(call.shape))
+    test = Selftest(CPU)
+    checks.do("from_l2", test, {"cell": cell, "regime": "streamed"})
+    assert len(seen) == 3 and test.report.checks == []
+    for shape, dtype in zip(seen, ("f32", "f64", "bf16"), strict=True):
+        for H, wanted in ((shape.H, True), (shape.H - 128, False)):
+            P = H // 2 if cell == "lstm_proj" else H
+            sizes = [shape.T, shape.N, shape.I, H, P, 1]
+            passes = [
+                plan_of(cell, dtype, sizes, "H100", backward, regime="streamed")
+                for backward in (False, True)
+            ]
+            assert all(plan.streamed_bytes for plan in passes) == wanted, H
+    # A card on which no size streams weights.
+    monkeypatch.setattr(limits, "WITHOUT_A_GPU", "T4")
+    if cell == "lstm_proj":
+        checks.do("from_l2", test, {"cell": cell, "regime": "streamed"})
+        assert {c.detail for c in test.report.checks} == {"no H up to 3072 streams weights on T4"}
+        assert {c.result for c in test.report.checks} == {"not run"}
 
 
 def test_reverse_weights_have_names() -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import types
+import re
+import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,14 +13,14 @@ import torch
 
 from fusedrnn import _raw_ops
 from fusedrnn import _selftest_cases as cases
+from fusedrnn._errors import REGIME_TAG
 from fusedrnn._selftest_report import Check
 from fusedrnn.selftest import Selftest
 from tests.gpu import fake_cuda
-from tools.gpu import bench, checks, limits, load, one, steps
-from tools.gpu.process import Outcome, Stream
+from tools.gpu import bench, checks, limits, load
+from tools.gpu.regimes import choice_of, others
 from tools.gpu.rows import timed_rows
-from tools.gpu.run import Clock, Run, Step
-from tools.gpu.tasks import SPIN_LIMIT
+from tools.gpu.tasks import REGIMES, SPIN_LIMIT
 
 CPU = torch.device("cpu")
 
@@ -43,7 +43,7 @@ class CudaClock(bench.Clock):
         self.cuda = True
 
 
-RATES = {"f32": 1e12, "bf16": 1e13, "tf32": 1e12, "f16": 1e12, "copy": 1e12, "launch": 2e-6}
+RATES = {"f32": 1e12, "f64": 1e12, "bf16": 1e13, "copy": 1e12, "launch": 2e-6}
 
 
 @pytest.mark.usefixtures("short")
@@ -55,10 +55,99 @@ def test_rows_are_timed_by_events_and_as_graphs(monkeypatch: pytest.MonkeyPatch,
     found = bench.measure(timed, mode, CPU, "H100", RATES)
     assert found["status"] == "ok"
     assert found["plan"][0] == "resident, FMA: 100 x 1 x 1"
-    assert set(found["times"]) == {"ours", "torch", "per_step"}
+    assert set(found["times"]) == {"ours", "torch"}
     assert set(found["times"]["ours"]) == {"call", "spread", "alone", "graph", "graph_spread"}
-    assert "graph" not in found["times"]["per_step"]
-    assert "| graph x" in bench.as_text({"name": "a", "mode": mode, **found})
+    assert found["chosen"] == "resident"
+    both = {"forward": "resident", "backward": "resident"}
+    assert found["by_pass"] == (both if mode == "training" else {"forward": "resident"})
+    assert set(found["regimes"]) == {"resident", "streamed", "per_step"}
+    for of in found["regimes"].values():
+        assert of["step"] == of["call"] / 60
+        assert of["of_floor"] == found["floor"] / of["call"]
+    assert found["regimes"]["resident"]["call"] == found["times"]["ours"]["call"]
+    assert found["fastest"] in found["regimes"]
+    text = bench.as_text({"name": "a", "mode": mode, **found})
+    assert "| graph x" in text and "streamed " in text and "per step " in text
+
+
+@pytest.mark.parametrize("name", ["proj 512 f32", "150,8,256,256 f64"])
+def test_only_regimes_that_can_run_a_row_are_timed(name: str) -> None:
+    (timed,) = timed_rows(name)
+    assert others(timed, "training", "H100", "") == ["per_step", "streamed"]
+    assert others(timed, "training", "H100", "streamed") == ["per_step"]
+
+
+@pytest.mark.usefixtures("short")
+def test_a_regime_without_time_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_cuda.use(monkeypatch)
+    monkeypatch.setattr(bench, "Clock", CudaClock)
+    right = _raw_ops._forward_now
+
+    def forward(*arguments: Any) -> Any:
+        if os.environ.get("FUSEDRNN_CUDA_REGIME") == "per_step":
+            time.sleep(0.03)
+        return right(*arguments)
+
+    monkeypatch.setattr(_raw_ops, "_forward_now", forward)
+    monkeypatch.setattr(bench, "OTHERS_US", 60_000)
+    (timed,) = timed_rows("60,12,96,200 f32")
+    found = bench.measure(timed, "forward", CPU, "H100", RATES)
+    assert "call" in found["regimes"]["streamed"]
+    assert re.fullmatch(r"a call takes 3\d ms", found["regimes"]["per_step"]["left_out"])
+    assert found["fastest"] != "per_step"
+
+
+@pytest.mark.usefixtures("short")
+@pytest.mark.parametrize("refuses", [True, False])
+def test_a_regime_that_raises(monkeypatch: pytest.MonkeyPatch, refuses: bool) -> None:
+    """A refusal, which the plan of a similar card did not predict, is no failure."""
+    fake_cuda.use(monkeypatch)
+    monkeypatch.setattr(bench, "Clock", CudaClock)
+    right = _raw_ops._forward_now
+
+    def forward(*arguments: Any) -> Any:
+        if os.environ.get("FUSEDRNN_CUDA_REGIME") == "streamed":
+            raise RuntimeError(f"fusedrnn: no room{REGIME_TAG if refuses else ''}")
+        return right(*arguments)
+
+    monkeypatch.setattr(_raw_ops, "_forward_now", forward)
+    (timed,) = timed_rows("60,12,96,200 f32")
+    if refuses:
+        found = bench.measure(timed, "forward", CPU, "H100", RATES)
+        assert found["regimes"]["streamed"] == {"left_out": "fusedrnn: no room"}
+        assert "call" in found["regimes"]["per_step"]
+    else:
+        with pytest.raises(RuntimeError, match="no room"):
+            bench.measure(timed, "forward", CPU, "H100", RATES)
+
+
+@pytest.mark.usefixtures("short")
+def test_a_regime_with_wrong_results_makes_the_row_red(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_cuda.use(monkeypatch)
+    monkeypatch.setattr(bench, "Clock", CudaClock)
+    right = _raw_ops._forward_now
+
+    def forward(*arguments: Any) -> Any:
+        y, *rest = right(*arguments)
+        if os.environ.get("FUSEDRNN_CUDA_REGIME") == "streamed":
+            y = y + 1
+        return y, *rest
+
+    monkeypatch.setattr(_raw_ops, "_forward_now", forward)
+    (timed,) = timed_rows("60,12,96,200 f32")
+    found = bench.measure(timed, "forward", CPU, "H100", RATES)
+    assert found["status"] == "red"
+    assert found["why"].startswith("streamed: y is off by ")
+    assert "times" not in found
+
+
+def test_a_run_in_one_regime_times_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    (timed,) = timed_rows("60,12,96,200 f32")
+    monkeypatch.setenv("FUSEDRNN_CUDA_REGIME", "per_step")
+    choice = choice_of(timed, "training", "H100")
+    assert choice.regime == "per_step"
+    assert choice.words == ["per step"] * 2
+    assert others(timed, "training", "H100", choice.regime) == []
 
 
 @pytest.mark.usefixtures("short")
@@ -145,23 +234,29 @@ def test_allocators(monkeypatch: pytest.MonkeyPatch) -> None:
     test = Selftest(CPU)
     checks.do("allocator", test, {"name": "cudaMallocAsync"})
     assert {c.result for c in test.report.checks} == {"passed"}
-    assert len(test.report.checks) == 4
+    assert len(test.report.checks) == 2 * len(REGIMES)
 
 
-NAMED = b"resident.cuh:1: resident_%s_fma_f32: block: [0,0,0], thread: [0,0,0] Assertion failed\n"
+NAMED = b"barrier.cuh:1: %s_%s_fma_f32: block: [0,0,0], thread: [0,0,0] Assertion failed\n"
 
 
+@pytest.mark.parametrize("regime", ["resident", "streamed"])
 @pytest.mark.parametrize("which", ["forward", "backward"])
 @pytest.mark.parametrize(
     ("raises", "names", "detail"),
     [
-        (True, True, "CUDA error: device-side assert triggered | resident.cuh:1: resident_"),
-        (True, False, "nothing names resident_"),
+        (True, True, "CUDA error: device-side assert triggered | barrier.cuh:1: "),
+        (True, False, "nothing names "),
         (False, True, "no barrier gave up with FUSEDRNN_CUDA_SPIN_LIMIT=1"),
     ],
 )
 def test_the_watchdog_must_raise_and_name_the_kernel(
-    monkeypatch: pytest.MonkeyPatch, which: str, raises: bool, names: bool, detail: str
+    monkeypatch: pytest.MonkeyPatch,
+    which: str,
+    regime: str,
+    raises: bool,
+    names: bool,
+    detail: str,
 ) -> None:
     """The spin limit is set during the pass that is checked, and not during earlier ones."""
     op = f"_{which}_now"
@@ -175,7 +270,7 @@ def test_the_watchdog_must_raise_and_name_the_kernel(
         if not limits_seen:
             return
         if names:
-            os.write(2, NAMED % which.encode())
+            os.write(2, NAMED % (regime.encode(), which.encode()))
         if raises:
             raise RuntimeError("CUDA error: device-side assert triggered\nmore")
 
@@ -183,10 +278,12 @@ def test_the_watchdog_must_raise_and_name_the_kernel(
     monkeypatch.setenv(SPIN_LIMIT, "1")
     fake_cuda.use(monkeypatch, synchronize)
     test = Selftest(CPU)
-    checks.do("watchdog", test, {"which": which})
+    checks.do("watchdog", test, {"which": which, "regime": regime})
     assert limits_seen == ["1"]
     assert only(test).result == ("passed" if raises and names else "failed")
-    assert only(test).detail.startswith(detail), only(test).detail
+    found = only(test).detail
+    named = f"{regime}_{which}_" if detail.endswith(" ") else ""
+    assert found.startswith(f"{detail}{named}"), found
 
 
 def facts(registers: int = 198, local: int = 0, **device: str) -> str:
@@ -265,210 +362,3 @@ def test_kernels_that_never_ran_are_named(
     test = Selftest(CPU)
     checks.do("kernels", test, {})
     assert (only(test).result, only(test).detail) == (result, detail)
-
-
-# --- The order of steps and their seconds --------------------------------------------------------
-
-
-class Script(Run):
-    """A run that starts no process: `takes` says how many seconds each step takes.
-
-    A key of `takes` is the beginning of a step's name.
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        seconds: float,
-        takes: dict[str, float],
-        codes: dict[str, int] | None = None,
-    ) -> None:
-        super().__init__(folder, seconds, {})
-        self.now = 0.0
-        self.clock = Clock(seconds, lambda: self.now)
-        self.takes = takes
-        self.codes = codes or {}
-        self.commands: dict[str, tuple[float, str, dict[str, str]]] = {}
-
-    def has_tool(self, step: str, program: str) -> bool:
-        return True
-
-    def step(  # type: ignore[override]
-        self,
-        name: str,
-        limit: float,
-        command: Any,
-        keep: float = 0.0,
-        lines: int = 12,
-        env: Any = None,
-        **_: Any,
-    ) -> Outcome | None:
-        seconds = self.clock.grant(limit, keep)
-        if not seconds:
-            self.not_run(name, "no time")
-            return None
-        # A step that `takes` does not name uses up all the seconds that it was granted.
-        takes = [t for start, t in self.takes.items() if name.startswith(start)]
-        self.now += min([seconds, *takes])
-        self.commands[name] = (seconds, " ".join(command), dict(env or {}))
-        code = self.codes.get(name, 0)
-        out = Stream()
-        for line in ("a library's word", "{", '"gpu": {"capability": "9.0"}', "}"):
-            out.add(line)
-        why = f"exit {code}" if code else ""
-        self.steps.append(Step(name, "failed" if code else "ok", why, 1.0, seconds, []))
-        return Outcome(code, why, 1.0, out, Stream())
-
-
-def everything(run: Script, tasks: str = "", rows: str = "") -> list[str]:
-    steps.Everything(run, "cuda", quick=False, tasks=tasks, rows=rows).do()
-    return list(run.commands)
-
-
-USUAL = {
-    "facts": 8,
-    "import": 10,
-    "first calls": 8,
-    "smallest": 25,
-    "all layers": 140,
-    "times": 110,
-    "profile": 12,
-}
-
-
-def test_a_usual_run(tmp_path: Path) -> None:
-    run = Script(tmp_path, 400, USUAL | {"ncu": 15, "sanitizer": 15, "pytest": 20})
-    names = everything(run)
-    assert names[:6] == [
-        *("facts", "import", "first calls", "smallest layers", "all layers"),
-        "times beside torch.nn",
-    ]
-    assert "smallest layers, each launch waited for" not in names
-    assert any(name.startswith("ncu") for name in names)
-    assert run.now <= 400
-
-
-def test_times_are_measured_even_if_every_step_uses_up_its_seconds(tmp_path: Path) -> None:
-    run = Script(tmp_path, 400, {"facts": 60, "import": 60, "first calls": 8})
-    names = everything(run)
-    assert run.commands["times beside torch.nn"][0] >= 110
-    assert any(name.startswith("profile") for name in names)
-    assert run.now <= 400
-    # The programs that watch the time are told to stop some seconds before they would be killed.
-    for name, word in (("smallest layers", 4), ("all layers", 4), ("times beside torch.nn", 8)):
-        seconds, command, _ = run.commands[name]
-        assert f"--seconds {seconds - word:.0f}" in command
-
-
-def test_a_short_run_checks_first(tmp_path: Path) -> None:
-    run = Script(tmp_path, 200, {"facts": 8, "import": 10, "first calls": 8})
-    names = everything(run)
-    assert "smallest layers" in names
-    assert run.now <= 200
-
-
-def test_wrong_numbers_lead_to_a_run_that_waits_for_each_launch(tmp_path: Path) -> None:
-    run = Script(tmp_path, 400, USUAL)
-    right = run.step
-
-    def step(name: str, *arguments: Any, **named: Any) -> Any:
-        if name == "all layers":
-            line = '{"task": "parity", "section": "parity", "name": "x", "result": "failed"}\n'
-            (tmp_path / "checks.jsonl").write_text(line)
-        return right(name, *arguments, **named)
-
-    run.step = step  # type: ignore[method-assign]
-    names = everything(run)
-    closer = names.index("smallest layers, each launch waited for")
-    assert names[closer + 1].startswith("sanitizer memcheck bf16")
-    assert names.index("all layers") < closer < names.index("times beside torch.nn")
-    logged = {"CUDA_LAUNCH_BLOCKING": "1", "FUSEDRNN_LOG": "1"}
-    assert run.commands[names[closer]][2].items() >= logged.items()
-    # The times are measured nevertheless.
-    assert run.commands["times beside torch.nn"][0] >= 60
-
-
-def test_some_times_are_measured_even_if_the_closer_look_uses_up_its_seconds(
-    tmp_path: Path,
-) -> None:
-    run = Script(tmp_path, 400, {"facts": 8, "import": 10, "first calls": 8})
-    line = '{"task": "stress", "section": "stress", "name": "x", "result": "failed"}\n'
-    (tmp_path / "checks.jsonl").write_text(line)
-    everything(run)
-    assert run.commands["times beside torch.nn"][0] >= 60
-    assert run.now <= 400
-
-
-def test_a_first_call_that_fails_does_not_stop_the_run(tmp_path: Path) -> None:
-    names = everything(Script(tmp_path, 400, USUAL, {"first calls": 1}))
-    assert "build" not in names
-    assert "all layers" in names
-
-
-def test_a_row_that_ends_the_process_is_skipped_by_the_next_one(tmp_path: Path) -> None:
-    takes = USUAL | {"times": 20}
-    first, second, third = steps.BENCHES
-    run = Script(tmp_path / "a", 400, takes, {first: 4, second: -9, third: 4})
-    begin = '{"kind": "begin", "name": "x", "mode": "forward"}\n'
-    (tmp_path / "a" / "bench.jsonl").write_text(begin * 3)
-    names = everything(run)
-    assert [name for name in names if name.startswith("times")] == [first, second, third]
-    assert " --skip 3 " in run.commands[second][1]
-    assert run.commands[third][2] == {"FUSEDRNN_CUDA_REGIME": "per_step"}
-    # The benchmark is not started again after a wrong row, a wrong argument or the end of its time.
-    for code in (0, 1, 2, 3):
-        run = Script(tmp_path / str(code), 400, takes, {first: code})
-        assert sum(name.startswith("times") for name in everything(run)) == 1
-
-
-def test_a_tool_that_does_not_support_the_gpu_is_not_tried_again(tmp_path: Path) -> None:
-    run = Script(tmp_path, 900, USUAL)
-    right = run.step
-
-    def step(name: str, *arguments: Any, cannot: Any = (), **named: Any) -> Any:
-        done = right(name, *arguments, **named)
-        if cannot:
-            assert "Device not supported" in cannot
-            run.steps[-1].result, run.steps[-1].why = "not run", "exit 1"
-        return done
-
-    run.step = step  # type: ignore[method-assign]
-    names = everything(run)
-    assert sum(name.startswith("ncu") for name in names) == 1
-    assert sum(name.startswith("sanitizer") for name in names) == 1
-    said = {s.name: s.why for s in run.steps if s.result == "not run"}
-    why = "compute-sanitizer does not work on this machine"
-    assert said["sanitizer initcheck bf16 4,9,6,17"] == why
-
-
-def test_kernels_count_once_in_a_profile() -> None:
-    """The time of an op's event is that of its kernels, which have events as well."""
-
-    def event(key: str, device: Any, annotation: bool = False) -> Any:
-        return types.SimpleNamespace(key=key, device_type=device, is_user_annotation=annotation)
-
-    host, cuda = torch.autograd.DeviceType.CPU, torch.autograd.DeviceType.CUDA
-    kernel, op = event("resident_forward", cuda), event("aten::mm", host)
-    events = [kernel, op, event("mark", cuda, True), event("cudaDeviceSynchronize", host)]
-    assert one.events_of(events, "device") == [kernel]
-    assert one.events_of(events, "host") == [op]
-
-
-def test_a_library_that_does_not_load_is_built(tmp_path: Path) -> None:
-    codes = {"import": 1, "import, as built here": 1}
-    run = Script(tmp_path, 400, {"facts": 8, "import": 5, "build": 100}, codes)
-    assert everything(run) == ["facts", "import", "build", "import, as built here"]
-    assert run.commands["build"][2] == {"FUSEDRNN_CUDA": "1", "FUSEDRNN_CUDA_ARCH": "90"}
-
-
-def test_parts_can_be_run_again(tmp_path: Path) -> None:
-    run = Script(tmp_path / "a", 300, USUAL)
-    run.only = ["checks"]
-    assert everything(run, tasks="parity,stress") == ["facts", "import", "first calls", "checks"]
-    assert "--tasks parity,stress" in run.commands["checks"][1]
-    run = Script(tmp_path / "b", 300, USUAL)
-    run.only = ["bench"]
-    assert everything(run, rows="gru 1500") == [
-        *("facts", "import", "first calls", "times beside torch.nn")
-    ]
-    assert "--rows gru 1500" in run.commands["times beside torch.nn"][1]

@@ -14,6 +14,7 @@ import torch
 from tools.gpu import __main__ as program
 from tools.gpu import bench, hot, keep, report, steps
 from tools.gpu.facts import ROOT, gather, sources
+from tools.gpu.fastest import summary
 from tools.gpu.process import Outcome, Stream
 from tools.gpu.results import load, numbers_are_wrong
 from tools.gpu.run import Run
@@ -28,10 +29,12 @@ def row(name: str, ours: float, theirs: float, **more: Any) -> dict[str, Any]:
     }
     found = {"kind": "row", "name": name, "mode": "training", "source": "core", "status": "ok"}
     found |= {"why": "", "plan": ["resident, FMA: 8 x 1 x 1", "per step"], "estimate": 50.0}
+    found |= {"chosen": "resident+per_step"}
     return found | {"floor": 12.0, "steps": 25, "times": times} | more
 
 
 RATES = {"kind": "rates", "card": "H100", "rates": {"bf16": 7e14, "copy": 3e12, "launch": 2e-6}}
+RATES |= {"gpu": "NVIDIA H100 PCIe", "date": "2026-11-29"}
 
 
 def make(
@@ -108,16 +111,71 @@ def test_a_report_holds_everything(tmp_path: Path) -> None:
     assert "| ncu | not run | ncu is not on PATH |" in text
     assert "- TASK parity gru resident: lost: hung: 30 s without a word" in text
     assert "- parity: b: no second GPU" in text
-    # The columns: call/graph/alone of ours and of torch.nn, two ratios, microseconds of one step,
-    # the call in the per-step regime (not measured here), the estimate and the floor. A ratio below
-    # 1 is bold.
-    plan = "resident, FMA: 8 x 1 x 1; per step"
-    assert (
-        f"| fast | training | {plan} | 20/10/30 | 40/20/60 | 2.00 | 2.00 | 0.40 |  | 50 | 12 |"
-        in text
-    )
+    # The columns: the plan, its choice and the fastest regime, call/graph/alone of ours and of
+    # torch.nn, two ratios, microseconds of one step, the call in each regime (not measured here),
+    # the estimate and the floor. A ratio below 1 is bold.
+    plan = "resident, FMA: 8 x 1 x 1; per step | resident+per step | "
+    times = "20/10/30 | 40/20/60 | 2.00 | 2.00 | 0.40 |  |  |  | 50 | 12 |"
+    assert f"| fast | training | {plan} | {times}" in text
+    assert "not the fastest" not in text
     assert "| **0.50** | **0.50** |" in text
     assert "| red | forward | red: y is off |" in text
+
+
+def regimes(**calls: float) -> dict[str, Any]:
+    """The results of a row of 25 steps in some regimes, of which the plan chose the first."""
+    times = {regime: {"call": call, "spread": 1.1} for regime, call in calls.items()}
+    of_passes = {"forward": next(iter(calls)), "backward": next(iter(calls))}
+    found = {"regimes": summary(times, {}, 25, 12.0), "chosen": next(iter(calls))}
+    return found | {"by_pass": of_passes, "cell": "lstm", "precision": "bf16"}
+
+
+def test_a_choice_that_was_not_the_fastest_is_listed(tmp_path: Path) -> None:
+    rows = [
+        row("best", 10, 20, **regimes(resident=20, streamed=30, per_step=40)),
+        row("late", 15, 20, **regimes(streamed=30, per_step=24)),
+        row("near", 15, 20, **regimes(resident=30, per_step=29.5)),
+    ]
+    rows[1]["regimes"]["resident"] = {"left_out": "a call takes 300 ms"}
+    found = load(make(tmp_path / "out", rows=rows))
+    text = report.as_markdown(found)
+    late = "late training: streamed 30 us, per step 24 us, x1.25"
+    assert f"not the fastest in these rows:\n\n- {late}\n" in text
+    assert " | resident | resident | 20/10/30 | " in text
+    assert " | streamed | per step | 30/15/45 | " in text
+    assert " | 20 (0.80, 60 %) | 30 (1.20, 40 %) | 40 (1.60, 30 %) | 50 | 12 |" in text
+    assert " | a call takes 300 ms | 30 (1.20, 40 %) | 24 (0.96, 50 %) | " in text
+    table = report.final_table(found)
+    assert f"\nanother regime was faster: {late}\n" in table
+    assert table.count("another regime") == 1
+    assert "best train: 20/10/30 40/20/60 x2.00 x2.00 streamed 30 per step 40 est 50" in table
+
+
+def test_the_choices_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = {"sizes": [25, 32, 2048, 2048, 2048, 1]}
+    folded = {"sizes": [25, 4, 512, 2048, 512, 2], "name": "b packed"}
+    rows = [
+        row("a", 10, 20, mode="forward", **sizes, **regimes(streamed=50, per_step=25)),
+        row("a", 10, 20, **sizes, **regimes(per_step=100, streamed=150)),
+        row("b", 10, 20, **regimes(streamed=50), mode="forward") | folded,
+        row("red", 10, 20, status="red", why="y is off"),
+    ]
+    rows[2]["regimes"]["per_step"] = {"left_out": "a call takes 300 ms"}
+    folder = make(tmp_path / "out", rows=rows)
+    assert program.main(["choices", str(folder / "bench.jsonl")]) == 0
+    assert capsys.readouterr().out.splitlines()[2:] == [
+        "# NVIDIA H100 PCIe, 2026-11-29",
+        "lstm bf16 N=32 H=2048 T=25 forward: per step 1.00, streamed* 2.00",
+        "lstm bf16 N=32 H=2048 T=25 backward: per step* 3.00, streamed 4.00",
+        "lstm bf16 N=4 H=2048 P=512 D=2 packed T=25 forward: streamed* 2.00, "
+        "per step not timed: a call takes 300 ms",
+    ]
+    for text in ("", json.dumps(RATES) + "\n"):
+        (folder / "bench.jsonl").write_text(text)
+        with pytest.raises(SystemExit, match="no row that was timed in a regime"):
+            program.main(["choices", str(folder / "bench.jsonl")])
+    with pytest.raises(SystemExit, match="is no file"):
+        program.main(["choices", str(folder)])
 
 
 def test_a_message_of_several_lines_breaks_no_table(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -14,9 +15,20 @@ import torch
 
 import setup_build
 from fusedrnn import _ops, _raw_ops, selftest
+from fusedrnn._cards import CARDS
 from fusedrnn._errors import REGIME_TAG
 from fusedrnn._library import CELLS
-from fusedrnn._selftest_cases import BFLOAT16, FLOAT16, FLOAT32, LARGE, REGIME, SMALL, TF32, Call
+from fusedrnn._selftest_cases import (
+    BFLOAT16,
+    FLOAT16,
+    FLOAT32,
+    FLOAT64,
+    LARGE,
+    REGIME,
+    SMALL,
+    TF32,
+    Call,
+)
 from fusedrnn._selftest_report import Check
 from tests.kit import emulated_kernels
 from tests.kit.bindings import ptx
@@ -24,6 +36,8 @@ from tests.kit.layers import flat
 from tests.kit.torch_device import TorchDevice, using
 
 CPU = torch.device("cpu")
+# The plan's names of the dtypes.
+SHORT = {FLOAT32: "f32", FLOAT64: "f64", FLOAT16: "f16", BFLOAT16: "bf16", TF32: "f32"}
 
 
 def test_it_passes_on_the_cpu_and_writes_a_report(
@@ -148,64 +162,93 @@ def test_large_relu_in_float32_depends_on_the_order_of_sums(
 
 
 @pytest.mark.skipif(setup_build.nvcc() is None, reason="no nvcc: kernels cannot be compiled")
-@pytest.mark.parametrize("regime", ["resident", "per_step"])
-@pytest.mark.parametrize("cell", [cell for cell, spec in CELLS.items() if not spec.projects])
+@pytest.mark.parametrize("regime", selftest.REGIMES)
+@pytest.mark.parametrize("cell", CELLS)
 def test_the_cuda_kernels_pass(monkeypatch: pytest.MonkeyPatch, cell: str, regime: str) -> None:
     """The kernels pass the checks in the interpreter, with the limits that hold on a GPU."""
     with using(TorchDevice(ptx(80))) as gpu:
         monkeypatch.setattr(_raw_ops, "_forward_now", gpu["forward"])
         monkeypatch.setattr(_raw_ops, "_backward_now", gpu["backward"])
         test = selftest.Selftest(CPU, regimes=[regime])
-        for precision in (FLOAT32, FLOAT16, BFLOAT16, TF32):
+        for precision in (FLOAT32, FLOAT64, FLOAT16, BFLOAT16, TF32):
             test.compare(Call(cell, SMALL[2]), precision, regime)
-    assert [(c.name, c.detail) for c in test.report.checks if c.result != "passed"] == []
+    for check in test.report.checks:
+        refused = regime == "resident" and (CELLS[cell].projects or "float64" in check.name)
+        assert check.result == ("not run" if refused else "passed"), (check.name, check.detail)
+
+
+@pytest.mark.parametrize("card", [card.name for card in CARDS])
+def test_what_a_regime_may_not_refuse_it_runs_on_every_card(card: str) -> None:
+    for cell, shape, precision, regime, backward in itertools.product(
+        CELLS, SMALL, SHORT, selftest.REGIMES, (False, True)
+    ):
+        call = Call(cell, shape)
+        P = max(1, shape.H // 2) if CELLS[cell].projects else shape.H
+        *_, limit = torch.ops.fusedrnn._plan(
+            cell,
+            SHORT[precision],
+            [shape.T, shape.N, shape.I, shape.H, P, shape.D],
+            card,
+            backward,
+            precision.tf32,
+            regime,
+        )
+        assert bool(limit) != selftest.may_refuse(call, precision, regime)
 
 
 @pytest.mark.skipif(setup_build.nvcc() is None, reason="no nvcc: kernels cannot be compiled")
 @pytest.mark.parametrize("used", [True, False])
-def test_use_of_tf32_is_detected(monkeypatch: pytest.MonkeyPatch, used: bool) -> None:
+@pytest.mark.parametrize(("cell", "regime"), [("gru", "resident"), ("lstm_proj", "streamed")])
+def test_use_of_tf32_is_detected(
+    monkeypatch: pytest.MonkeyPatch, cell: str, regime: str, used: bool
+) -> None:
     """The results of the kernels in the interpreter show whether TF32 was used."""
-    monkeypatch.setattr(selftest, "CELLS", {"gru": CELLS["gru"]})
+    monkeypatch.setattr(selftest, "CELLS", {cell: CELLS[cell]})
     if not used:
         monkeypatch.setattr(torch, "set_float32_matmul_precision", lambda _: None)
     device = TorchDevice(ptx(80))
     with using(device) as gpu:
         monkeypatch.setattr(_raw_ops, "_forward_now", gpu["forward"])
         monkeypatch.setattr(_raw_ops, "_backward_now", gpu["backward"])
-        test = selftest.Selftest(CPU, regimes=["resident"])
+        test = selftest.Selftest(CPU, regimes=[regime, "per_step"])
         test.tf32_is_used()
     (check,) = test.report.checks
+    assert check.name == f"{cell} tf32 is used {regime}"
     assert check.result == ("passed" if used else "failed"), check.detail
     for which in ("forward", "backward"):
-        assert (f"resident_{which}_mma_tf32" in device.launches) == used
+        assert (f"{regime}_{which}_mma_tf32" in device.launches) == used
 
 
 # --- Checks that need a GPU, with a replacement for it -------------------------------------------
 
 
-def refuse(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pretends that the resident regime never runs."""
+def refuse(monkeypatch: pytest.MonkeyPatch, regime: str) -> None:
+    """Pretends that a regime never runs."""
     right = _raw_ops._forward_now
 
     def forward(*args: Any) -> Any:
-        if os.environ.get(REGIME) == "resident":
+        if os.environ.get(REGIME) == regime:
             raise RuntimeError(f"fusedrnn: blocks cannot run together{REGIME_TAG}")
         return right(*args)
 
     monkeypatch.setattr(_raw_ops, "_forward_now", forward)
 
 
+@pytest.mark.parametrize("regime", ["resident", "streamed"])
 @pytest.mark.parametrize("section", ["parity", "determinism"])
-def test_a_gpu_without_the_resident_regime_fails_unless_asked(
-    monkeypatch: pytest.MonkeyPatch, section: str
+def test_a_gpu_that_lacks_a_regime_fails_unless_asked(
+    monkeypatch: pytest.MonkeyPatch, section: str, regime: str
 ) -> None:
-    refuse(monkeypatch)
-    both = selftest.Selftest(CPU, regimes=selftest.REGIMES)
-    getattr(both, section)()
-    failed = both.report.with_result("failed")
-    assert failed and all(check.name.endswith("resident") for check in failed)
-    assert all("--regime per_step checks the other" in check.detail for check in failed)
-    assert not any("lstm_proj" in check.name or "float64" in check.name for check in failed)
+    refuse(monkeypatch, regime)
+    every = selftest.Selftest(CPU, regimes=selftest.REGIMES)
+    getattr(every, section)()
+    failed = every.report.with_result("failed")
+    assert failed and all(check.name.endswith(regime) for check in failed)
+    assert all("--regime per_step checks that regime" in check.detail for check in failed)
+    # The resident regime has no kernels for projections and float64; the streamed regime has.
+    names = " ".join(check.name for check in failed)
+    assert ("lstm_proj" in names) == (regime == "streamed")
+    assert section == "determinism" or ("float64" in names) == (regime == "streamed")
     one = selftest.Selftest(CPU, regimes=["per_step"])
     getattr(one, section)()
     assert not one.report.with_result("failed")

@@ -1,4 +1,4 @@
-"""The command line: run, dry, report, keep."""
+"""The command line: run, dry, report, keep, choices."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from . import dry, keep, report
+from . import choices, dry, keep, report
 from . import tasks as tasks_module
 from .facts import ROOT
 from .results import load
@@ -37,7 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m tools.gpu", description="One run on a GPU; docs/gpu-run.md says how."
     )
-    commands = parser.add_subparsers(required=True, metavar="run|dry|report|keep")
+    commands = parser.add_subparsers(required=True, metavar="run|dry|report|keep|choices")
 
     run = commands.add_parser("run", help="check, time and profile everything on the GPU here")
     run.set_defaults(command=_run)
@@ -69,6 +69,12 @@ def _parser() -> argparse.ArgumentParser:
     kept.add_argument(
         "--check", action="store_true", help="write nothing; exit 1 if the docs are old"
     )
+
+    chosen = commands.add_parser(
+        "choices", help="print which regime was fastest for each layer, for rules of the plan"
+    )
+    chosen.set_defaults(command=_choices)
+    chosen.add_argument("file", type=Path, help="bench.jsonl of a folder of results")
     return parser
 
 
@@ -148,6 +154,12 @@ def _keep(options: argparse.Namespace) -> int:
         print(f"kept in {keep.keep(options.folder)}")
         return 0
     return keep.write_docs(check=options.check)
+
+
+def _choices(options: argparse.Namespace) -> int:
+    for line in choices.choices(options.file):
+        print(line)
+    return 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

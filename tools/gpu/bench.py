@@ -9,6 +9,9 @@ leaves the host out. "alone" is the time of single calls by the host's clock. Th
 turns. A row also has the plan, its estimate, and the floor: the time of the operations at the rate
 of torch's products, or of the bytes that must move at the rate of a copy, whichever is longer. Both
 rates are measured in the same process.
+
+On a GPU every regime that can run a row is a variant. "ours" is the plan's choice. The others have
+only the time of calls back to back, and share a limited time in each row.
 """
 
 from __future__ import annotations
@@ -21,20 +24,25 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from benchmarks import cases
 from benchmarks.measure import TimedCall
 from benchmarks.shapes import FORWARD, TRAINING
+from fusedrnn._errors import refuses_regime
 from fusedrnn._selftest_cases import TF32, asking_for, capturing, float32_products
 
 from . import limits
+from .fastest import fastest_of, in_words, summary
 from .process import end_with_parent
+from .regimes import choice_of, others
 from .results import one_line, three_times
 from .rows import PRECISIONS, Timed, timed_rows
 from .worker import why_lost
+
+Result = TypeVar("Result")
 
 ROUND_US = 12_000.0  # the length of a variant's turn
 ROUNDS = 5
@@ -42,6 +50,9 @@ ALONE = 7
 WARM_UP = 3
 # If a call takes longer than this, the row is listed and not timed.
 LONGEST_US = 200_000.0
+# The time of a row for the regimes that the plan did not choose.
+OTHERS_US = 1_500_000.0
+AS_PLANNED = ""
 # The selftest's limit, for the case that torch.nn computed without TF32 and so has a small error.
 TF32_LIMIT = TF32.limit * TF32.eps
 SQUARE = 4096
@@ -99,12 +110,14 @@ class Clock:
         return graph.replay
 
 
+def calls_in_a_turn(once: float) -> int:
+    """How many calls of `once` microseconds a variant's turn has."""
+    return max(1, min(200, int(ROUND_US / max(once, 1e-3))))
+
+
 def alternate(clock: Clock, calls: dict[str, TimedCall]) -> dict[str, dict[str, float]]:
     """Times calls alternately: their medians, and the slowest round over the fastest."""
-    counts = {}
-    for name, call in calls.items():
-        once = clock.round(call, 1)
-        counts[name] = max(1, min(200, int(ROUND_US / max(once, 1e-3))))
+    counts = {name: calls_in_a_turn(clock.round(call, 1)) for name, call in calls.items()}
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(ROUNDS):
         for name, call in calls.items():
@@ -115,10 +128,12 @@ def alternate(clock: Clock, calls: dict[str, TimedCall]) -> dict[str, dict[str, 
     }
 
 
-def in_regime(call: TimedCall, regime: str) -> TimedCall:
+def in_regime(call: Callable[[], Result], regime: str) -> Callable[[], Result]:
     """Makes the call ask for a regime each time it runs, because the engine reads it then."""
+    if regime == AS_PLANNED:
+        return call
 
-    def asking() -> Any:
+    def asking() -> Result:
         with asking_for(regime):
             return call()
 
@@ -132,20 +147,6 @@ def step_of(layer: torch.nn.Module, case: cases.Case, mode: str) -> TimedCall:
     x, leaf = cases.with_grad(case.x)
     leaves = [leaf, *layer.parameters()]
     return lambda: torch.autograd.grad(cases.run(layer, x)[0], leaves, case.d_y)
-
-
-def plans_of(timed: Timed, mode: str, card: str) -> tuple[list[str], float]:
-    """The plan of each pass of each layer, and the estimate of all of them in microseconds."""
-    words, total = [], 0.0
-    for backward in (False, True) if mode == TRAINING else (False,):
-        for sizes in timed.layers():
-            text, _, microseconds, _ = torch.ops.fusedrnn._plan(
-                timed.cell, timed.dtype, sizes, card, backward, timed.precision == "tf32", ""
-            )
-            plan = text.splitlines()[1]
-            words.append(plan.split(" blocks")[0] if plan.startswith("resident") else "per step")
-            total += microseconds
-    return words, total
 
 
 def floor_of(timed: Timed, mode: str, rates: dict[str, float]) -> float:
@@ -174,11 +175,12 @@ def measure_rates(device: torch.device) -> dict[str, float]:
     while time.monotonic() < end:  # a GPU that was idle runs slowly at first
         clock.round(lambda: torch.mm(warm, warm), 5)
     for precision, dtype in PRECISIONS.items():
+        m = n // 2 if dtype == "float64" else n  # some cards are very slow in float64
         with float32_products(precision == "tf32"):
-            a, b = (torch.randn(n, n, device=device).to(getattr(torch, dtype)) for _ in range(2))
+            a, b = (torch.randn(m, m, device=device).to(getattr(torch, dtype)) for _ in range(2))
             torch.mm(a, b)
             best = min(clock.round(lambda a=a, b=b: torch.mm(a, b), 5) for _ in range(3))
-            rates[precision] = 2 * n**3 / best * 1e6
+            rates[precision] = 2 * m**3 / best * 1e6
     source = torch.empty(copied, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     target.copy_(source)
@@ -200,32 +202,56 @@ def measure(
 ) -> dict[str, Any]:
     """Measures a row in a mode: its parity, plan, and the times of all variants."""
     clock = Clock(device)
-    plan, estimate = plans_of(timed, mode, card)
+    choice = choice_of(timed, mode, card)
+    floor, steps = floor_of(timed, mode, rates), timed.row.T * timed.row.L
     found: dict[str, Any] = {
-        "plan": plan,
-        "estimate": estimate,
-        "floor": floor_of(timed, mode, rates),
-        "steps": timed.row.T * timed.row.L,
+        "plan": choice.words,
+        "chosen": choice.regime,
+        "by_pass": choice.by_pass,
+        "estimate": choice.estimate,
+        "floor": floor,
+        "steps": steps,
     }
     built = cases.build(timed.row)
     case = cases.there(built, device)
+    regimes = others(timed, mode, card, choice.regime) if clock.cuda else []
+    left_out: dict[str, str] = {}
     with float32_products(timed.precision == "tf32"):
-        parity = cases.check(case, mode)
-        found["parity"] = parity.as_dict()
-        if not (parity.right or (timed.precision == "tf32" and parity.ours <= TF32_LIMIT)):
-            why = f"{parity.worst} is off by {parity.ours:.1e}, the limit is {parity.limit:.1e}"
-            return found | {"status": "red", "why": why}
+        against = cases.reference(case, mode)
+        for regime in (AS_PLANNED, *regimes):
+            try:
+                parity = in_regime(lambda: cases.check(case, mode, against), regime)()
+            except RuntimeError as error:
+                if regime == AS_PLANNED or not refuses_regime(error):
+                    raise
+                left_out[regime] = one_line(error)[:150]
+                continue
+            if regime == AS_PLANNED:
+                found["parity"] = parity.as_dict()
+            if not (parity.right or (timed.precision == "tf32" and parity.ours <= TF32_LIMIT)):
+                off = f"{parity.worst} is off by {parity.ours:.1e}, the limit is {parity.limit:.1e}"
+                why = f"{in_words(regime)}: {off}" if regime else off
+                return found | {"status": "red", "why": why}
+        regimes = [regime for regime in regimes if regime not in left_out]
         with cases.mode_of(case.ours, mode), cases.mode_of(case.torch, mode):
-            return found | _times(clock, case, mode, plan)
+            found |= _times(clock, case, mode, regimes, left_out)
+    times = found.get("times")
+    if times and clock.cuda:
+        of_regimes = {choice.regime: times["ours"]}
+        of_regimes |= {regime: times.pop(regime) for regime in regimes if regime in times}
+        found["regimes"] = summary(of_regimes, left_out, steps, floor)
+        found["fastest"] = fastest_of(found)
+    return found
 
 
-def _times(clock: Clock, case: cases.Case, mode: str, plan: Sequence[str]) -> dict[str, Any]:
+def _times(
+    clock: Clock, case: cases.Case, mode: str, regimes: Sequence[str], left_out: dict[str, str]
+) -> dict[str, Any]:
+    """Times all variants; a regime for which there is no time is added to `left_out`."""
     calls = {
         "ours": step_of(case.ours, case, mode),
         "torch": step_of(case.torch, case, mode),
     }
-    if clock.cuda and any(word.startswith("resident") for word in plan):
-        calls["per_step"] = in_regime(calls["ours"], "per_step")
     alone = {}
     for name, call in calls.items():
         for _ in range(WARM_UP):
@@ -233,6 +259,9 @@ def _times(clock: Clock, case: cases.Case, mode: str, plan: Sequence[str]) -> di
         alone[name] = clock.alone(call)
     if min(alone.values()) > LONGEST_US:
         return {"status": "not run", "why": f"a call takes {min(alone.values()) / 1e6:.2f} s"}
+    calls |= _affordable(
+        clock, {regime: in_regime(calls["ours"], regime) for regime in regimes}, left_out
+    )
     found = alternate(clock, calls)
     for name, microseconds in alone.items():
         found[name]["alone"] = microseconds
@@ -247,6 +276,21 @@ def _times(clock: Clock, case: cases.Case, mode: str, plan: Sequence[str]) -> di
     for name, times in alternate(clock, graphs).items():
         found[name] |= {"graph": times["call"], "graph_spread": times["spread"]}
     return {"status": "ok", "why": "", "times": found}
+
+
+def _affordable(
+    clock: Clock, calls: dict[str, TimedCall], left_out: dict[str, str]
+) -> dict[str, TimedCall]:
+    """The calls for which a row has time, the cheapest first; the others are left out."""
+    found, left = {}, OTHERS_US
+    once = {regime: clock.round(call, 1) for regime, call in calls.items()}
+    for regime in sorted(once, key=once.__getitem__):
+        left -= once[regime] * (1 + ROUNDS * calls_in_a_turn(once[regime]))
+        if left >= 0:
+            found[regime] = calls[regime]
+        else:
+            left_out[regime] = f"a call takes {once[regime] / 1e3:.0f} ms"
+    return found
 
 
 def _captured(clock: Clock, call: TimedCall) -> tuple[TimedCall | None, str]:
@@ -272,10 +316,16 @@ def as_text(found: dict[str, Any]) -> str:
     words.append(f"x{theirs['call'] / ours['call']:.2f}")
     if "graph" in ours and "graph" in theirs:
         words.append(f"graph x{theirs['graph'] / ours['graph']:.2f}")
-    if "per_step" in times:
-        words.append(f"per step {times['per_step']['call']:.0f}")
+    regimes = [
+        f"{in_words(regime)} {of['call']:.0f}"
+        for regime, of in found.get("regimes", {}).items()
+        if "call" in of and regime != found["chosen"]
+    ]
+    words += [", ".join(regimes)] if regimes else []
     words.append(f"est {found['estimate']:.0f}, floor {found['floor']:.0f}")
     words.append("+".join(dict.fromkeys(found["plan"])))
+    if found.get("fastest", found["chosen"]) != found["chosen"]:
+        words.append(f"fastest {in_words(found['fastest'])}")
     return " | ".join(words)
 
 
@@ -322,7 +372,9 @@ def _measure_all(
 ) -> int:
     card = limits.card(device)
     rates = measure_rates(device)
-    write({"kind": "rates", "card": card, "rates": rates})
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else "no GPU"
+    day = time.strftime("%Y-%m-%d")
+    write({"kind": "rates", "card": card, "gpu": gpu, "date": day, "rates": rates})
     products = ", ".join(f"{name} {rates[name] / 1e12:.3g}" for name in PRECISIONS)
     print(f"products {products} TFLOP/s, copy {rates['copy'] / 1e9:.0f} GB/s")
     print(f"launches {rates['launch'] * 1e6:.2f} us apart")
@@ -332,7 +384,8 @@ def _measure_all(
         if time.monotonic() > end:
             print(f"out of time before {timed.name} {mode}")
             return status or 3
-        head = {"name": timed.name, "mode": mode, "source": timed.source}
+        head = {"name": timed.name, "mode": mode, "source": timed.source, "cell": timed.cell}
+        head |= {"precision": timed.precision, "sizes": timed.layers()[0]}
         write({"kind": "begin"} | head)
         try:
             found = measure(timed, mode, device, card, rates)

@@ -19,6 +19,7 @@ TASKS: dict[str, Callable[[Selftest, Options], None]] = {
     "smoke": numbers.smoke,
     "kernels": numbers.kernels,
     "parity": numbers.parity,
+    "from_l2": numbers.from_l2,
     "offsets": surroundings.offsets,
     "deterministic_mode": surroundings.deterministic_mode,
     "two_devices": surroundings.two_devices,

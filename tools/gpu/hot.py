@@ -20,7 +20,7 @@ def hottest(lines: Iterable[str]) -> Iterator[str]:
             header, rows = row, []
         elif header and len(row) == len(header):
             rows.append(row)
-        elif row and "resident" in ",".join(row):
+        elif row and any(regime in ",".join(row) for regime in ("resident", "streamed")):
             yield from _table(header, rows)
             header, rows = [], []
             yield ",".join(row)[:150]

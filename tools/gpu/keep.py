@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .facts import ROOT
-from .report import timing_table
+from .report import missed_list, timing_table
 from .results import Results, load
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -84,6 +84,7 @@ def measured(runs: list[Results]) -> Iterator[str]:
         yield ""
         if found.rows():
             yield from timing_table(found.rows())
+            yield from missed_list(found.rows())
         else:
             yield "No row was timed."
         yield ""

@@ -60,7 +60,7 @@ def differences(believed: Mapping[str, str], said: Mapping[str, str]) -> list[st
 
 
 def check(test: Selftest, options: Mapping[str, str]) -> None:
-    """Compares the limits, and the number of blocks of each resident kernel that run together."""
+    """Compares the limits, and how many blocks of the kernels with a time loop run together."""
     facts = driver_facts(test.device)
     name = card(test.device)
     for key, value in facts.device.items():
@@ -79,7 +79,7 @@ def check(test: Selftest, options: Mapping[str, str]) -> None:
             found.detail = ", ".join(f"{key} {value}" for key, value in of.items())
             assert of["local"] == 0, f"it spills: {found.detail}"
             assert of["max_threads"] >= THREADS, found.detail
-        if not kernel.startswith("resident"):
+        if not kernel.startswith(("resident", "streamed")):
             continue
         for shared in (0, 48 << 10, most // 2, most):
             with test.check("limits", f"blocks of {kernel} with {shared} bytes") as found:

@@ -14,7 +14,10 @@ from .numbers import Options
 def stress(test: Selftest, options: Options) -> None:
     """Repeats a call during work on another stream. If the bits differ, there is a race."""
     cuda = test.device.type == "cuda"
+    shapes: tuple[tuple[int, int, int, int], ...]
     shapes = ((64, 32, 256, 1024), (200, 8, 64, 256), (300, 1, 64, 512))
+    if options["regime"] == "streamed":
+        shapes += ((32, 16, 256, 2048),)  # its weights come from L2
     if test.quick or not cuda:
         shapes = ((5, 12, 8, 24),)
     times = 3 if not cuda else 20 if options["regime"] == "per_step" else 60
@@ -49,8 +52,8 @@ def _repeat(
 class Burden:
     """Work on another stream that leaves room for a launch that needs all multiprocessors.
 
-    A resident kernel starts only when there is room for all its blocks. Therefore this work is
-    copies to the host, and kernels of a few blocks, which run if a multiprocessor is free.
+    A kernel that runs a time loop starts only when there is room for all its blocks. Therefore this
+    work is copies to the host, and kernels of a few blocks, which run if a multiprocessor is free.
     """
 
     def __init__(self, device: torch.device) -> None:

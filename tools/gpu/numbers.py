@@ -13,11 +13,13 @@ from torch import Tensor
 
 from fusedrnn import _selftest_cases as cases
 from fusedrnn._library import CELLS
-from fusedrnn._selftest_cases import FLOAT64, Call, Shape
-from fusedrnn.selftest import Selftest
+from fusedrnn._selftest_cases import BFLOAT16, FLOAT32, FLOAT64, TF32, Call, Shape
+from fusedrnn.selftest import Selftest, has_no_kernel
+from tools.plans import Plan, plan_of
 
 from . import limits
 from .interpreter import Context
+from .tasks import REGIMES
 
 Options = Mapping[str, str]
 
@@ -28,13 +30,15 @@ SMOKE = (
     Shape(4, 3, 4, 7),
     Shape(3, 9, 6, 16, D=2, lengths=(3, 1, 0, 2, 3, 3, 1, 2, 3)),
 )
+# The sequences of a call that streams weights, and the largest H that is tried for one.
+FEW, MOST_UNITS = 9, 3072
 SHORT = {torch.float32: "f32", torch.float64: "f64", torch.float16: "f16", torch.bfloat16: "bf16"}
 
 
 def compare(test: Selftest, call: Call, precision: cases.Precision, regime: str) -> None:
     """Runs the selftest's check. If it fails, a second check says which numbers are wrong."""
-    if precision == FLOAT64 and regime == "resident":
-        return  # there is no such kernel
+    if has_no_kernel(call, precision, regime):
+        return
     before = len(test.report.with_result("failed"))
     test.compare(call, precision, regime)
     if len(test.report.with_result("failed")) > before:
@@ -66,7 +70,7 @@ def where(test: Selftest, call: Call, precision: cases.Precision, regime: str) -
             f"wanted {float(wanted[first]):.6g}"
             + ("" if torch.equal(actual[key], again[key]) else ", other bits in a second run")
         )
-    return "; ".join(said)[:1200] + " | " + _plan_of(test, call, precision, regime)
+    return "; ".join(said)[:1200] + " | " + _plan_of(test, call, precision, regime).words[:200]
 
 
 def _name_of(call: Call, key: str) -> str:
@@ -79,14 +83,18 @@ def _name_of(call: Call, key: str) -> str:
     return f"d_{names[int(number)]}"
 
 
-def _plan_of(test: Selftest, call: Call, precision: cases.Precision, regime: str) -> str:
+def _plan_of(
+    test: Selftest,
+    call: Call,
+    precision: cases.Precision,
+    regime: str,
+    backward: bool = False,
+) -> Plan:
     s = call.shape
     P = max(1, s.H // 2) if CELLS[call.cell].projects else s.H
-    sizes = [s.T, s.N, s.I, s.H, P, s.D]
+    dtype, sizes = SHORT[precision.dtype], [s.T, s.N, s.I, s.H, P, s.D]
     card = limits.card(test.device)
-    arguments = (card, False, precision.tf32, regime if P == s.H else "")
-    text, *_ = torch.ops.fusedrnn._plan(call.cell, SHORT[precision.dtype], sizes, *arguments)
-    return text.splitlines()[1][:200]
+    return plan_of(call.cell, dtype, sizes, card, backward, precision.tf32, regime)
 
 
 def smoke(test: Selftest, options: Options) -> None:
@@ -106,17 +114,43 @@ def parity(test: Selftest, options: Options) -> None:
             compare(test, Call(options["cell"], shape), precision, options["regime"])
 
 
+def from_l2(test: Selftest, options: Options) -> None:
+    """Compares one cell at the least H at which both passes stream weights from L2."""
+    cell, card = options["cell"], limits.card(test.device)
+    for precision in (FLOAT32, FLOAT64, BFLOAT16, *([] if test.why_no_tf32() else [TF32])):
+        H = least_streamed(cell, SHORT[precision.dtype], precision.tf32, card)
+        if H:
+            compare(test, Call(cell, Shape(3, FEW, 32, H)), precision, "streamed")
+        else:
+            why = f"no H up to {MOST_UNITS} streams weights on {card}"
+            test.not_run("from L2", f"{cell} {precision.name}", why)
+
+
+def least_streamed(cell: str, dtype: str, tf32: bool, card: str) -> int:
+    """The least H, in steps of 128, at which both passes stream weights from L2; 0 for none."""
+    for H in range(256, MOST_UNITS + 1, 128):
+        P = H // 2 if CELLS[cell].projects else H
+        sizes = [3, FEW, 32, H, P, 1]
+        passes = (plan_of(cell, dtype, sizes, card, b, tf32, "streamed") for b in (False, True))
+        if all(plan.streamed_bytes for plan in passes):
+            return H
+    return 0
+
+
 def kernels(test: Selftest, options: Options) -> None:
     """Checks with the profiler (or the interpreter) that every kernel of the library runs."""
 
     def run() -> None:
-        for cell, regime in (("lstm", "resident"), ("lstm", "per_step"), ("gru", "per_step")):
+        for cell, regime in (
+            *(("lstm", regime) for regime in REGIMES),
+            ("gru", "per_step"),
+        ):
             for shape in SMOKE[1:]:
+                call = Call(cell, shape)
                 for precision in test.precisions(shape):
-                    if precision == FLOAT64 and regime == "resident":
+                    if has_no_kernel(call, precision, regime):
                         continue
                     with cases.asking_for(regime), cases.float32_products(precision.tf32):
-                        call = Call(cell, shape)
                         call.results(call.leaves(test.device, precision.dtype))
         test.synchronize()
 

@@ -8,16 +8,18 @@ from typing import Any
 
 from benchmarks.results import LOSS
 
+from .fastest import calls_of, fastest_of, in_words, missed
 from .results import Fields, Results, load, one_line, three_times
 
 # The table must be complete if only the last 12,000 characters of the output are kept.
 TABLE_CHARACTERS = 11_500
 FAILURES_SHOWN = 25
+MISSED_SHOWN = 12
 SHORT_MODES = {"forward": "fwd", "training": "train"}
 SECTIONS = ("what", "passed", "failed", "not run")
 TIMED = (
-    *("row", "mode", "plan", "fusedrnn", "torch.nn", "call", "graph"),
-    *("a step", "per step", "estimate", "floor"),
+    *("row", "mode", "plan", "chosen by the plan", "fastest", "fusedrnn", "torch.nn (cuDNN)"),
+    *("call", "graph", "a step", "resident", "streamed", "per step", "estimate", "floor"),
 )
 
 
@@ -41,6 +43,10 @@ def final_table(found: Results) -> str:
     lines += ["", *_rates(found)]
     rows = [_short(row) for row in found.rows()]
     if rows:
+        late = [line for row in found.rows() if (line := missed(row))]
+        lines += [f"another regime was faster: {line}" for line in late[:MISSED_SHOWN]]
+        if len(late) > MISSED_SHOWN:
+            lines.append(f"and {len(late) - MISSED_SHOWN} more rows, in report.md")
         lines.append("us, call/graph/alone: ours beside torch.nn's; torch.nn's over ours")
     kept: list[str] = []
     used = 0
@@ -103,10 +109,14 @@ def _short(row: Fields) -> str:
     if row["status"] != "ok":
         return f"{head}: {row['status']}"
     times = row["times"]
-    per_step = f" per step {times['per_step']['call']:.0f}" if "per_step" in times else ""
+    others = [
+        f" {in_words(regime)} {call:.0f}"
+        for regime, call in calls_of(row).items()
+        if regime != row["chosen"]
+    ]
     return (
         f"{head}: {three_times(times['ours'])} {three_times(times['torch'])} "
-        f"x{_ratio_text(row, 'call')} x{_ratio_text(row, 'graph')}{per_step} "
+        f"x{_ratio_text(row, 'call')} x{_ratio_text(row, 'graph')}{''.join(others)} "
         f"est {row['estimate']:.0f}"
     )
 
@@ -141,6 +151,7 @@ def _markdown(found: Results) -> Iterator[str]:
         yield from ("", "## Times", "")
         yield from _rates(found)
         yield from ("", *timing_table(found.rows()))
+        yield from missed_list(found.rows())
     yield from ("", "## Facts", "")
     yield from (f"- {key}: {_fact(value)}" for key, value in found.run["facts"].items())
 
@@ -162,14 +173,22 @@ def timing_table(rows: list[Fields]) -> Iterator[str]:
     yield (
         "Times are microseconds per call; call/graph/alone: back to back, as a CUDA graph, and one "
         "at a time with a wait. Ratios are torch.nn's time over ours; **bold** is a loss. "
-        '"a step" is a graph\'s time over the number of steps and layers. "per step" is the time '
-        "of a call in that regime, if the plan is resident."
+        '"a step" is a graph\'s time over the number of steps and layers. "resident", "streamed", '
+        '"per step": calls back to back in that regime, with the microseconds of a step and the '
+        "floor's part of the call in brackets."
     )
     yield ""
     body = []
     for row in rows:
         if row["status"] != "ok":
-            body.append([row["name"], row["mode"], f"{row['status']}: {row['why']}", *[""] * 8])
+            body.append(
+                [
+                    row["name"],
+                    row["mode"],
+                    f"{row['status']}: {row['why']}",
+                    *[""] * (len(TIMED) - 3),
+                ]
+            )
             continue
         times, device = row["times"], device_time(row)
         body.append(
@@ -177,17 +196,35 @@ def timing_table(rows: list[Fields]) -> Iterator[str]:
                 row["name"],
                 row["mode"],
                 "; ".join(dict.fromkeys(row["plan"])),
+                in_words(row.get("chosen", "")),
+                in_words(fastest_of(row)),
                 three_times(times["ours"]),
                 three_times(times["torch"]),
                 _bold(ratio(row, "call")),
                 _bold(ratio(row, "graph")),
                 f"{device / row['steps']:.2f}",
-                f"{times['per_step']['call']:.0f}" if "per_step" in times else "",
+                *(_regime(row, regime) for regime in ("resident", "streamed", "per_step")),
                 f"{row['estimate']:.0f}",
                 f"{row['floor']:.0f}",
             ]
         )
     yield from _table(TIMED, body)
+
+
+def _regime(row: Fields, regime: str) -> str:
+    """What the table says about a regime; nothing if the row was not timed in it."""
+    of = row.get("regimes", {}).get(regime, {})
+    if "call" not in of:
+        return str(of.get("left_out", ""))
+    return f"{of['call']:.0f} ({of['step']:.2f}, {100 * of['of_floor']:.0f} %)"
+
+
+def missed_list(rows: list[Fields]) -> Iterator[str]:
+    """Makes a list of the rows for which another regime than the plan's was faster."""
+    found = [line for row in rows if (line := missed(row))]
+    if found:
+        yield from ("", "The plan's choice was not the fastest in these rows:", "")
+        yield from (f"- {line}" for line in found)
 
 
 def _bold(value: float | None) -> str:

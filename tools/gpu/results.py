@@ -12,7 +12,7 @@ FORMAT = 1
 # The sections of checks that fail if numbers are wrong.
 NUMBERS = (
     *("parity", "where", "products", "determinism", "modules", "offsets", "graphs"),
-    *("cold capture", "allocator", "two devices", "stress", "two streams"),
+    *("cold capture", "allocator", "two devices", "stress", "two streams", "from L2"),
 )
 
 Fields = dict[str, Any]

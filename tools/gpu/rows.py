@@ -12,7 +12,13 @@ from dataclasses import dataclass, replace
 
 from benchmarks.shapes import FORWARD, Row
 
-PRECISIONS = {"bf16": "bfloat16", "f16": "float16", "f32": "float32", "tf32": "float32"}
+PRECISIONS = {
+    "bf16": "bfloat16",
+    "f16": "float16",
+    "f32": "float32",
+    "tf32": "float32",
+    "f64": "float64",
+}
 SHORT_CELLS = {"rnn": "rnn_tanh"}
 
 
@@ -77,6 +83,8 @@ _ROWS: list[tuple[str, Row, tuple[str, ...]]] = [
     ("RNNoise", Row("gru", 1000, 1, 128, 384), ("f32",)),
     ("DeepBench", Row("rnn", 50, 32, 1760, 1760), ("bf16", "f32")),
     ("DeepBench", Row("gru", 187, 32, 2560, 2560), ("bf16",)),
+    ("DeepBench", Row("lstm", 25, 16, 2048, 2048), ("bf16", "f32")),
+    ("float64", Row("lstm", 150, 8, 256, 256), ("f64",)),
     ("DeepBench", Row("gru", 750, 1, 2048, 2048, modes=(FORWARD,)), ("bf16",)),
     ("DeepAR", Row("lstm", 60, 32, 40, 40, L=3), ("f32",)),
     ("LSTMP", Row("lstm", 20, 16, 512, 2048, P=512), ("f32", "bf16")),

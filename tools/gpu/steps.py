@@ -42,7 +42,7 @@ begin = time.perf_counter()
 x = torch.ones(3, 2, 4, device=device)
 layer = fusedrnn.FusedLSTM(4, 5, device=device)
 print(f"a tensor and a layer there in {time.perf_counter() - begin:.2f} s")
-for regime in ("per_step", "resident"):
+for regime in ("per_step", "resident", "streamed"):
     os.environ["FUSEDRNN_CUDA_REGIME"] = regime
     for which in ("first", "second"):
         begin = time.perf_counter()
@@ -57,10 +57,18 @@ for made in (library, cuda):
     shutil.copy(made, os.path.join("fusedrnn", made.name))
     print(f"built fusedrnn/{made.name}")
 """
-# The layers to profile: one runs in the resident regime, one per step.
+# The layers to profile. Of an H100, the first is resident; of the second, forward is streamed and
+# backward runs per step.
 PROFILED = (("lstm", "bf16", "150,32,1024,1024"), ("lstm", "bf16", "25,32,2048,2048"))
-# The layers for ncu: resident kernels that use tensor cores, and that use ordinary cores.
-COUNTED = (("bf16", "30,32,1024,1024"), ("f32", "100,1,256,256"))
+# The layers for ncu, and the regime to ask for, if any: kernels that use tensor cores, and that use
+# ordinary cores, resident where that fits; and streamed kernels whose weights come from L2.
+COUNTED = (
+    ("bf16", "30,32,1024,1024", ""),
+    ("f32", "100,1,256,256", ""),
+    ("bf16", "30,32,2048,2048", "streamed"),
+)
+# The regimes whose kernels run a time loop.
+LOOPS = ("resident", "streamed")
 SANITIZED = ("memcheck", "racecheck", "synccheck", "initcheck")
 DEVICE_TESTS = "cuda and (256 or test_cells or gradcheck or compile)"
 # The names of the step that times rows, and of the steps that continue after a process was lost.
@@ -120,11 +128,12 @@ class Everything:
         if self.run.wants("profile"):
             self.profile()
         if self.run.wants("ncu"):
-            for precision, shape in COUNTED:
-                self.counters(precision, shape)
+            for precision, shape, regime in COUNTED:
+                self.counters(precision, shape, regime)
         if self.run.wants("sanitizer"):
             for tool in SANITIZED:
-                self.sanitize(tool, "bf16", "4,9,6,17", "--lengths")
+                for regime in LOOPS:
+                    self.sanitize(tool, "bf16", "4,9,6,17", regime, "--lengths")
         if self.run.wants("pytest"):
             self.pytest()
         if not self.run.facts:  # try again, because the report needs the card's name
@@ -194,15 +203,16 @@ class Everything:
         logged = {"CUDA_LAUNCH_BLOCKING": "1", "FUSEDRNN_LOG": "1"}
         name = "smallest layers, each launch waited for"
         self.check(name, "smoke", 60, FOR_SOME_TIMES, **logged)
-        self.sanitize("memcheck", "bf16", "4,9,6,17", keep=FOR_SOME_TIMES)
-        self.sanitize("memcheck", "f32", "4,3,6,17", keep=FOR_SOME_TIMES)
+        for precision, shape in (("bf16", "4,9,6,17"), ("f32", "4,3,6,17")):
+            for regime in LOOPS:
+                self.sanitize("memcheck", precision, shape, regime, keep=FOR_SOME_TIMES)
 
     # --- Fast or slow ---------------------------------------------------------------------------
 
     def bench(self) -> None:
         """Times rows beside torch.nn. If a row ends the process, only that row is lost.
 
-        After a second such row, the remaining rows are timed without the resident kernels.
+        After a second such row, the remaining rows are timed without kernels that run a time loop.
         """
         out = self.run.folder / "bench.jsonl"
         for number, name in enumerate(BENCHES):
@@ -226,19 +236,21 @@ class Everything:
             name = f"profile {cell} {precision} {shape}"
             self.run.step(name, 40, command, lines=22, into="profile.txt")
 
-    def counters(self, precision: str, shape: str) -> None:
-        """Lets ncu count in the resident kernels of a second call, forward and backward."""
-        name = f"ncu {precision} {shape}"
+    def counters(self, precision: str, shape: str, regime: str) -> None:
+        """Lets ncu count in the kernels of a second call, forward and backward."""
+        name = f"ncu {precision} {shape} {regime}".rstrip()
         if not self.has_tool(name, "ncu"):
             return
         with tempfile.TemporaryDirectory() as folder:
             report = Path(folder) / "report.ncu-rep"
             one = python("tools.gpu.one", "--device", self.device, "--calls", "2")
-            command = ["ncu", "--clock-control", "none", "-k", "regex:resident"]
+            command = ["ncu", "--clock-control", "none", "-k", f"regex:{'|'.join(LOOPS)}"]
             command += ["--launch-skip", "2", "--launch-count", "2", "--set", "full"]
             command += ["-o", str(report.with_suffix("")), *one]
             command += ["--precision", precision, "--shape", shape]
-            self.tool_step("ncu", name, 60, command, lines=0)
+            self.tool_step(
+                "ncu", name, 60, command, lines=0, env={REGIME: regime} if regime else {}
+            )
             if not report.exists():
                 return
             pages = ["ncu", "--import", str(report), "--page", "details"]
@@ -262,19 +274,24 @@ class Everything:
             self.useless.add(tool)
 
     def sanitize(
-        self, tool: str, precision: str, shape: str, *arguments: str, keep: float = 0.0
+        self,
+        tool: str,
+        precision: str,
+        shape: str,
+        regime: str,
+        *arguments: str,
+        keep: float = 0.0,
     ) -> None:
         """Runs compute-sanitizer on a small layer; its racecheck sees only shared memory."""
-        name = f"sanitizer {tool} {precision} {shape}"
+        name = f"sanitizer {tool} {precision} {shape} {regime}"
         if not self.has_tool(name, "compute-sanitizer"):
             return
-        command = ["compute-sanitizer", "--tool", tool, "--kernel-regex", "kns=resident"]
+        command = ["compute-sanitizer", "--tool", tool, "--kernel-regex", f"kns={regime}"]
         command += ["--print-limit", "20", "--error-exitcode", "99"]
         command += python("tools.gpu.one", "--device", self.device, "--calls", "1")
         command += ["--precision", precision, "--shape", shape, *arguments]
-        env = {
-            "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"
-        }  # memcheck needs it to see each tensor's bounds
+        # Without its cache torch gives each tensor its own memory, whose bounds memcheck sees.
+        env = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1", REGIME: regime}
         self.tool_step(
             "compute-sanitizer", name, 45, command, keep, lines=4, env=env, into="sanitizer.txt"
         )
@@ -294,7 +311,8 @@ class Everything:
 
 # The lines of ncu's details that say how a kernel spends its time contain one of these.
 TELLING = (
-    *("resident_", "Duration", "Compute (SM) Throughput", "Memory Throughput", "L2 Cache Through"),
+    *("resident_", "streamed_", "Duration", "Compute (SM) Throughput", "Memory Throughput"),
+    "L2 Cache Through",
     *("Registers Per Thread", "Local Load", "Local Store", "No Eligible", "Executed Ipc Active"),
     *("Theoretical Occupancy", "Achieved Occupancy", "Stall"),
 )

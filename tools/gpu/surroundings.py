@@ -125,19 +125,20 @@ def allocator(test: Selftest, options: Options) -> None:
 
 def watchdog(test: Selftest, options: Options) -> None:
     """Checks that if a barrier gives up at once, an error names the kernel and nothing hangs."""
-    kernel = f"resident_{options['which']}_"
-    with test.check("watchdog", options["which"]) as check, cases.asking_for("resident"):
+    which, regime = options["which"], options["regime"]
+    kernel = f"{regime}_{which}_"
+    with test.check("watchdog", f"{which} {regime}") as check, cases.asking_for(regime):
         call = Call("lstm", Shape(50, 4, 8, 256))
         leaves = call.leaves(test.device, torch.float32)
         limit = os.environ.pop(SPIN_LIMIT)
-        if options["which"] == "backward":
+        if which == "backward":
             outputs = call.outputs(leaves)
             cotangents = call.cotangents(outputs)
             test.synchronize()
         os.environ[SPIN_LIMIT] = limit
         with said_by_process() as said:
             try:
-                if options["which"] == "backward":
+                if which == "backward":
                     torch.autograd.grad(outputs, [t for t in leaves if t is not None], cotangents)
                 else:
                     call.outputs(leaves)

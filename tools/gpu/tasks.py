@@ -7,10 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 
 CELLS = ("lstm", "gru", "rnn_tanh", "rnn_relu", "gru_reset_before", "lstm_proj", "lstm_peephole")
 # The resident regime does not run a layer with a projection.
-PER_STEP_ONLY = ("lstm_proj",)
-# The regimes of a GPU. "per_step" comes first because it is simpler: if both fail, its failure is
-# easier to understand.
-REGIMES = ("per_step", "resident")
+NOT_RESIDENT = ("lstm_proj",)
+# The cells whose weights are streamed from L2 in a check: with one stage, two, and a projection.
+STREAMED = ("lstm", "gru_reset_before", "lstm_proj")
+# The regimes of a GPU, the simplest first: if several fail, its failure is easier to understand.
+# The streamed kernels do what the resident ones do, and also read weights from L2.
+REGIMES = ("per_step", "resident", "streamed")
 DEVICES = ("cuda", "cpu", "interpreter")
 
 REGIME = "FUSEDRNN_CUDA_REGIME"
@@ -108,14 +110,18 @@ def _parity(device: str, quick: bool) -> Iterator[Task]:
 
 
 def _large(device: str, quick: bool) -> Iterator[Task]:
-    if not quick:
-        yield from _parity_at("large", device)
+    if quick:
+        return
+    if device == "cuda":
+        for cell in STREAMED:
+            yield Task("from_l2", {"cell": cell, "regime": "streamed"})
+    yield from _parity_at("large", device)
 
 
 def _parity_at(size: str, device: str) -> Iterator[Task]:
     for cell in CELLS:
         for regime in regimes_of(device):
-            if cell not in PER_STEP_ONLY or regime != "resident":
+            if cell not in NOT_RESIDENT or regime != "resident":
                 yield Task("parity", {"cell": cell, "size": size, "regime": regime})
 
 
@@ -141,8 +147,14 @@ def _surroundings(device: str, quick: bool) -> Iterator[Task]:
     yield Task("cold_capture", fresh=True)
     for name, env in ALLOCATORS.items():
         yield Task("allocator", {"name": name}, env)
-    for which in ("forward", "backward"):
-        yield Task("watchdog", {"which": which}, {SPIN_LIMIT: "1"}, True, loses_context=True)
+    # Both regimes have the same barrier, and each task needs a process of its own.
+    for which, regime in (
+        ("forward", "resident"),
+        ("backward", "resident"),
+        ("backward", "streamed"),
+    ):
+        options = {"which": which, "regime": regime}
+        yield Task("watchdog", options, {SPIN_LIMIT: "1"}, True, loses_context=True)
 
 
 def _stress(device: str, quick: bool) -> Iterator[Task]:
