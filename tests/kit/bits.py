@@ -4,7 +4,7 @@
     python -m tests.kit.bits compare build/bits.json    # after the change
 
 There is one digest for each cell, form of batch, dtype and size. The CPU engine runs with every
-instruction set of this machine, with one thread and with two. The CUDA engine runs in both regimes,
+instruction set of this machine, with one thread and with two. The CUDA engine runs in every regime,
 with its kernels in the PTX interpreter, if nvcc is there. The numbers come from numpy's generator,
 which is the same everywhere, so a file may be compared on another machine with the same instruction
 sets.
@@ -128,7 +128,7 @@ def on_cuda() -> dict[str, str]:
     from tests.kit.torch_device import TorchDevice, using
 
     found = {}
-    for regime in ("per_step", "resident"):
+    for regime in ("per_step", "resident", "streamed"):
         os.environ["FUSEDRNN_CUDA_REGIME"] = regime
         for name, given in cases(CUDA_SIZES):
             can_be_resident = given[0].dtype != torch.float64 and not CELLS[given[7]].projects

@@ -1,4 +1,4 @@
-"""Layers on every device. On a GPU they run in both regimes and with larger sizes.
+"""Layers on every device. On a GPU they run in every regime and with larger sizes.
 
 Gradients, lengths, cells, modules and precision have their own tests, on every device too.
 """
@@ -27,6 +27,7 @@ from fusedrnn._selftest_cases import (
     Precision,
     float32_products,
 )
+from fusedrnn.selftest import REGIMES
 from tests.kit import emulated_kernels
 from tests.kit.arguments import CELLS_AND_FORMS, make_arguments
 from tests.kit.layers import (
@@ -51,9 +52,9 @@ def places() -> list[Any]:
     found: list[tuple[str, str, int, Precision]] = [("cpu", "", 24, p) for p in PRECISIONS]
     if "cuda" in DEVICES:
         tf32 = [TF32] if torch.cuda.get_device_capability() >= (8, 0) else []
-        grid = itertools.product(("resident", "per_step"), (24, 256, 1024), (*PRECISIONS, *tf32))
+        grid = itertools.product(REGIMES, (24, 256, 1024), (*PRECISIONS, *tf32))
         # float64 has no resident kernel.
-        found += [("cuda", *g) for g in grid if g[0] == "per_step" or g[2] != FLOAT64]
+        found += [("cuda", *g) for g in grid if g[0] != "resident" or g[2] != FLOAT64]
     return [pytest.param(*f, id="-".join((*map(str, f[:3]), f[3].name))) for f in found]
 
 
