@@ -254,7 +254,7 @@ MUTATIONS = [
         "resident_fma.cu",
         "product_fma.cuh",
         "k + v < K ?",
-        "true ?",
+        "k + v <= K ?",
         ("assert",),
         WORDS,
     ),
