@@ -172,6 +172,7 @@ struct ProductTile {
   int slices;    // K is cut into this many slices
   int steps;     // iterations of the loop that sums a slice
   int on_chip;   // of these, iterations whose weights stay in registers or shared memory
+  int K;         // values of a row of the source
   int K_pad;     // values of a row in the exchange; those from K on are zero
   int weights;   // byte offset in shared memory of the weights that stay there
   int ring;      // byte offset in shared memory of the ring of the streamed weights
@@ -221,6 +222,7 @@ struct ResidentForwardArgs {
   Real<Stored>* c_in[2];         // [rows, H]
   Stored* emit[2];               // [rows, H]
   Stored* exchange[kMaxStages];  // source of each stage: [2, D, row_blocks * rows_pad, K_pad]
+  bool words;                    // whether the exchange has words instead (words.cuh)
   unsigned* arrivals;            // [D * row_blocks * kArrivalStride], zero
   unsigned spin_limit;           // how often a waiting block looks before the kernel gives up
 };
@@ -245,6 +247,7 @@ struct ResidentBackwardArgs {
   Stored* delta_x[2];             // [rows, G*H] gradient of x W + b_ih, written if it differs
   Stored* delta_params[2];        // [rows, kParams*H] each row's part of the gradient of params
   Stored* exchange[kMaxStages];   // deltas of each stage: [2, D, row_blocks * rows_pad, K_pad]
+  bool words;                     // as in ResidentForwardArgs
   unsigned* arrivals;             // [D * row_blocks * kArrivalStride], zero
   unsigned spin_limit;            // as in ResidentForwardArgs
 };

@@ -14,11 +14,19 @@ extern "C" [[noreturn]] __device__ void __assertfail(const char* message, const 
 
 namespace fusedrnn::cuda {
 
+// Ends the kernel with an error that names it.
+__device__ __forceinline__ void give_up_waiting(const char* kernel) {
+  __assertfail(
+      "fusedrnn: blocks waited for others that do not arrive; FUSEDRNN_CUDA_REGIME=per_step "
+      "needs no waiting, FUSEDRNN_CUDA_SPIN_LIMIT sets how long they wait",
+      "barrier.cuh", __LINE__, kernel, 1);
+}
+
 class Barrier {
  public:
   // arrivals is a counter that starts at zero and that `blocks` blocks share. A block that has
   // looked at it spin_limit times in one wait stops the kernel, with an error that names the
-  // kernel.
+  // kernel. Without a counter nothing waits.
   __device__ __forceinline__ Barrier(unsigned* arrivals, unsigned blocks, unsigned spin_limit,
                                      const char* kernel)
       : arrivals_(arrivals), blocks_(blocks), spin_limit_(spin_limit), kernel_(kernel) {}
@@ -26,6 +34,7 @@ class Barrier {
   // Says that this block has arrived. Everything that its threads wrote before is visible to every
   // block that waits for it.
   __device__ __forceinline__ void arrive() {
+    if (!arrivals_) return;
     expected_ += blocks_;
     __syncthreads();
     if (threadIdx.x == 0)
@@ -34,6 +43,7 @@ class Barrier {
 
   // Waits until all blocks have arrived as often as this one.
   __device__ __forceinline__ void wait() {
+    if (!arrivals_) return;
     if (threadIdx.x == 0) {
       unsigned arrived, looks = 0;
       do {
@@ -42,19 +52,12 @@ class Barrier {
                      : "l"(arrivals_)
                      : "memory");
       } while (arrived < expected_ && ++looks < spin_limit_);
-      if (looks == spin_limit_) give_up();
+      if (looks == spin_limit_) give_up_waiting(kernel_);
     }
     __syncthreads();
   }
 
  private:
-  __device__ __forceinline__ void give_up() const {
-    __assertfail(
-        "fusedrnn: blocks waited for others that do not arrive; FUSEDRNN_CUDA_REGIME=per_step "
-        "needs no waiting, FUSEDRNN_CUDA_SPIN_LIMIT sets how long they wait",
-        "barrier.cuh", __LINE__, kernel_, 1);
-  }
-
   unsigned* arrivals_;
   unsigned blocks_;
   unsigned expected_ = 0;

@@ -16,6 +16,7 @@ namespace fusedrnn::cuda {
 inline std::optional<int64_t> fill_tile(Cores cores, int64_t R, int64_t K, int64_t value_bytes,
                                         ProductTile& tile) {
   tile.R = static_cast<int>(R);
+  tile.K = static_cast<int>(K);
   if (cores == Cores::kFma) {
     if (R > kThreads) return std::nullopt;
     tile.ld = tile.R;

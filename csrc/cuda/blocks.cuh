@@ -40,21 +40,31 @@ __device__ __forceinline__ Step step_of(const Args& a, const Place<Args>& place,
           static_cast<int>(max(int64_t(0), min(int64_t(place.rows), alive - place.first_j)))};
 }
 
-// The rows of this block's sequences in one of the two buffers of a stage's exchange.
+// How many values of a stage's exchange come before the rows of this block's sequences in one of
+// the two buffers.
+template <class Args>
+__device__ __forceinline__ int64_t exchange_offset(const Args& a, const Place<Args>& place, int s,
+                                                   int buffer) {
+  const int64_t block_row = (int64_t(buffer) * a.D + place.d) * gridDim.y * a.shape.rows_pad +
+                            blockIdx.y * a.shape.rows_pad;
+  return block_row * a.shape.tile[s].K_pad;
+}
+
+// These rows as values.
 template <class Args>
 __device__ __forceinline__ auto exchange_rows(const Args& a, const Place<Args>& place, int s,
                                               int buffer) {
-  const int64_t block_row = (int64_t(buffer) * a.D + place.d) * gridDim.y * a.shape.rows_pad +
-                            blockIdx.y * a.shape.rows_pad;
-  return a.exchange[s] + block_row * a.shape.tile[s].K_pad;
+  return a.exchange[s] + exchange_offset(a, place, s, buffer);
 }
 
-// The barrier of the blocks that have the same sequences and the same direction as this one.
+// The barrier of the blocks that have the same sequences and the same direction as this one. If the
+// launch has no counters, the barrier does nothing.
 template <class Args>
 __device__ __forceinline__ Barrier barrier_of(const Args& a, const Place<Args>& place,
                                               const char* kernel) {
-  return Barrier(a.arrivals + (place.d * gridDim.y + blockIdx.y) * kArrivalStride, gridDim.x,
-                 a.spin_limit, kernel);
+  unsigned* arrivals = a.arrivals;
+  if (arrivals) arrivals += (place.d * gridDim.y + blockIdx.y) * kArrivalStride;
+  return Barrier(arrivals, gridDim.x, a.spin_limit, kernel);
 }
 
 }  // namespace fusedrnn::cuda

@@ -235,9 +235,11 @@ constexpr double kMmaTf32Flops = 1024;
 // We assume that
 // - an arrival, the poll that sees it and the load that follows are three trips to L2, of about
 //   0.35 us each;
+// - the write of a word, and the poll that sees it, are two;
 // - two dependent launches on one stream are about 2 us apart;
 // - L2 serves a multiprocessor 23 bytes per clock (plan.h), which is 5.5 TB/s for an H100.
 constexpr double kBarrierUs = 1.05;
+constexpr double kWordsUs = 0.7;
 constexpr double kLaunchUs = 2.0;
 
 struct Estimate {
@@ -309,7 +311,7 @@ inline Estimate estimate(const PlanRequest& q, const Plan& plan, const Card& car
     const double per_sm = std::max(
         1.0, plan.grid.x * plan.grid.y * plan.grid.z / static_cast<double>(card.device.sms));
     const double block_rows = plan.shape.rows_pad;
-    const double source = block_rows * tile.K_pad * value;
+    const double source = block_rows * tile.K_pad * (plan.words ? 8 : value);
     const double R = mma ? static_cast<double>(round_up(tile.R, 16)) : tile.R;
     const double held = held_of(plan.cores, q.dtype, plan.regime, s);
     const double passes = static_cast<double>(passes_of(plan.cores, plan.shape));
@@ -317,7 +319,7 @@ inline Estimate estimate(const PlanRequest& q, const Plan& plan, const Card& car
                          : !mma                       ? card.fma_flops
                          : q.dtype == Dtype::kFloat32 ? std::min(card.tf32_flops, kMmaTf32Flops)
                                                       : std::min(card.half_flops, kMmaHalfFlops);
-    e.barrier += kBarrierUs;
+    e.barrier += plan.words ? kWordsUs : kBarrierUs;
     e.l2 += per_sm * source / (kL2BytesPerClock * clock);
     const double streamed = 1 - static_cast<double>(tile.on_chip) / tile.steps;
     e.l2 += passes * R * tile.K_pad * value * streamed / (kL2BytesPerClock * clock);

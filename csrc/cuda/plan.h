@@ -19,6 +19,7 @@ struct Plan {
   std::string why_per_step;  // the reason why the layer is neither resident nor streamed
   Cores cores = Cores::kFma;
   BlockShape shape = {};
+  bool words = false;     // whether the exchange has words, and no barrier
   Dim3 grid;              // [unit blocks, row blocks, D]
   int blocks_per_sm = 0;  // blocks that one multiprocessor runs together
   size_t exchange_bytes[kMaxStages] = {};
@@ -72,7 +73,7 @@ inline void set_workspace(const PlanRequest& q, Plan& plan) {
   for (int s = 0; s < info_of(q.cell).stages; ++s)
     plan.exchange_bytes[s] =
         static_cast<size_t>(2 * blocks * plan.shape.rows_pad * plan.shape.tile[s].K_pad) *
-        size_of(q.dtype);
+        (plan.words ? sizeof(uint64_t) : size_of(q.dtype));
   plan.arrival_bytes = static_cast<size_t>(blocks) * kArrivalStride * sizeof(unsigned);
   plan.streamed_bytes =
       static_cast<size_t>(blocks) * plan.grid.x * static_cast<size_t>(plan.shape.streamed_bytes);
@@ -129,6 +130,7 @@ inline bool fit_resident(const PlanRequest& q, Cores cores, int per_sm, Plan& pl
   });
   if (!fewest) return false;
   plan.regime = Regime::kResident;
+  plan.words = q.choice.words.value_or(false);
   plan.blocks_per_sm = per_sm;
   set_workspace(q, plan);
   return true;
@@ -211,13 +213,18 @@ inline bool may_be_resident(const PlanRequest& q) {
 inline bool fit(const PlanRequest& q, Plan& plan) {
   const bool tensor_cores = uses_tensor_cores(q);
   const auto fit_either = [&](const auto& fit_on) {
-    const auto may = [&](Cores cores) { return q.choice.cores.value_or(cores) == cores; };
+    // Only the resident kernels on the ordinary cores take words.
+    const bool words = q.choice.words.value_or(false);
+    const auto may = [&](Cores cores) {
+      return q.choice.cores.value_or(cores) == cores && !(words && cores == Cores::kMma);
+    };
     return (tensor_cores && may(Cores::kMma) && fit_on(Cores::kMma)) ||
            (may(Cores::kFma) && fit_on(Cores::kFma));
   };
   if (may_be_resident(q) && fit_either([&](Cores cores) { return fit_resident(q, cores, plan); }))
     return true;
   return q.regime.value_or(Regime::kStreamed) == Regime::kStreamed &&
+         !q.choice.words.value_or(false) &&
          fit_either([&](Cores cores) { return fit_streamed(q, cores, plan); });
 }
 
@@ -289,6 +296,7 @@ inline std::string to_text(const Plan& plan) {
               plan.grid.x, plan.grid.y, plan.grid.z, kThreads) +
          text("each %d units of %d sequences with %d bytes of shared memory, %d a multiprocessor; ",
               shape.units, shape.rows, shape.shared_bytes, plan.blocks_per_sm) +
+         (plan.words ? "exchange of words; " : "") +
          (streamed ? text("groups of %d sequences, %d bytes of weights of a block come from L2; ",
                           shape.group, shape.streamed_bytes)
                    : "") +

@@ -37,14 +37,15 @@ inline std::optional<Regime> regime_named(const std::string& name, const char* w
 struct PlanChoice {
   std::optional<Cores> cores;
   std::optional<int64_t> units, rows;  // of a block
+  std::optional<bool> words;           // whether the exchange has words, and no barrier
 
-  bool any() const { return cores || units || rows; }
+  bool any() const { return cores || units || rows || words; }
 };
 
 inline const char* name_of(Cores cores) { return cores == Cores::kMma ? "mma" : "fma"; }
 
-// The choice that a text such as "cores=mma,units=8,rows=16" makes. Any of the keys may be absent.
-// `what` is the argument's name in errors.
+// The choice that a text such as "cores=fma,units=8,rows=1,exchange=words" makes. Any of the keys
+// may be absent. `what` is the argument's name in errors.
 inline PlanChoice choice_named(const std::string& text, const char* what = "choice") {
   const auto wrong = [&](const std::string& expected, const std::string& got) {
     throw std::invalid_argument(std::string(what) + " must be " + expected + ", got '" + got + "'");
@@ -66,8 +67,11 @@ inline PlanChoice choice_named(const std::string& text, const char* what = "choi
       if (error != std::errc() || stop != last || number < 1)
         wrong(key + "= and a whole number from 1 on", part);
       (key == "units" ? choice.units : choice.rows) = number;
+    } else if (key == "exchange") {
+      if (value != "words" && value != "barrier") wrong("exchange=words or exchange=barrier", part);
+      choice.words = value == "words";
     } else {
-      wrong("some of cores=, units= and rows=, with commas between them", text);
+      wrong("some of cores=, units=, rows= and exchange=, with commas between them", text);
     }
     begin = end + 1;
   }
@@ -82,6 +86,7 @@ inline std::string to_text(const PlanChoice& choice) {
   if (choice.cores) add("cores", name_of(*choice.cores));
   if (choice.units) add("units", std::to_string(*choice.units));
   if (choice.rows) add("rows", std::to_string(*choice.rows));
+  if (choice.words) add("exchange", *choice.words ? "words" : "barrier");
   return text;
 }
 

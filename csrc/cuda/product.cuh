@@ -4,6 +4,7 @@
 
 #include "shared_memory.cuh"
 #include "storage.cuh"
+#include "words.cuh"
 
 namespace fusedrnn::cuda {
 
@@ -15,7 +16,7 @@ struct AnyWeight {
 
 template <class Product, class Stored = typename Product::Stored>
 concept BlockProduct = requires(Product& product, SharedMemory<Real<Stored>> memory,
-                                const Stored* source, Stored (*as_stored)(Stored)) {
+                                const Source<Stored>& source, Stored (*as_stored)(Stored)) {
   Product(memory);
   as_stored(Product::exchanged(Real<Stored>{}));
   product.template load_weights<0>(AnyWeight<Stored>());

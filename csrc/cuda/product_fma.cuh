@@ -7,6 +7,7 @@
 #include "shared_memory.cuh"
 #include "storage.cuh"
 #include "weight_stream.cuh"
+#include "words.cuh"
 
 namespace fusedrnn::cuda {
 
@@ -52,6 +53,8 @@ class FmaProduct {
  public:
   using Stored = StoredType;
   using V = Real<Stored>;
+  // Whether the source may be words.
+  static constexpr bool kTakesWords = !kStreams && sizeof(Stored) <= 4;
 
   __device__ __forceinline__ explicit FmaProduct(SharedMemory<V> shared)
       : shape_(shared.shape), shared_(shared) {}
@@ -116,10 +119,10 @@ class FmaProduct {
 
   // Writes the partial sums of source [n, K_pad] times the stage's weight rows to shared memory.
   template <int s>
-  __device__ __forceinline__ void multiply(const Stored* source, int n) {
+  __device__ __forceinline__ void multiply(const Source<Stored>& source, int n) {
     for (int begin = 0; begin < n; begin += kFmaRows) {
       const int count = min(kFmaRows, n - begin);
-      stage<s>(source + int64_t(begin) * shape_.tile[s].K_pad, count);
+      stage<s>(source.from_row(begin, shape_.tile[s].K_pad), count);
       __syncthreads();
       sum<s>(begin, count);
       __syncthreads();
@@ -148,10 +151,24 @@ class FmaProduct {
 
   // Copies rows of the source to shared memory, in the compute type.
   template <int s>
-  __device__ __forceinline__ void stage(const Stored* source, int count) {
+  __device__ __forceinline__ void stage(const Source<Stored>& source, int count) {
     const int vectors = shape_.tile[s].K_pad / 4;
-    const auto* from = reinterpret_cast<const Packed<Stored>*>(source);
     auto* to = shared_.template staged<Four<V>>();
+    if constexpr (kTakesWords) {
+      if (source.words) {
+        const int K = shape_.tile[s].K;
+#pragma unroll 1
+        for (int i = threadIdx.x; i < count * vectors; i += kThreads) {
+          const int j = i / vectors, k = 4 * (i - j * vectors);
+          V value[4];
+          for (int v = 0; v < 4; ++v)
+            value[v] = k + v < K ? take_word(source, 4 * int64_t(i) + v) : V(0);
+          to[i] = {value[0], value[1], value[2], value[3]};
+        }
+        return;
+      }
+    }
+    const auto* from = reinterpret_cast<const Packed<Stored>*>(source.values);
 #pragma unroll 4
     for (int i = threadIdx.x; i < count * vectors; i += kThreads) to[i] = unpack(from[i]);
   }

@@ -12,6 +12,7 @@
 #include "shared_memory.cuh"
 #include "storage.cuh"
 #include "weight_stream.cuh"
+#include "words.cuh"
 
 namespace fusedrnn::cuda {
 
@@ -58,6 +59,8 @@ template <class StoredType, bool kStreams = false>
 class MmaProduct {
  public:
   using Stored = StoredType;
+  // Whether the source may be words.
+  static constexpr bool kTakesWords = false;
 
   __device__ __forceinline__ explicit MmaProduct(SharedMemory<float> shared)
       : shape_(shared.shape), shared_(shared) {}
@@ -121,8 +124,8 @@ class MmaProduct {
   // Writes the partial sums of source [n, K_pad] times the stage's weight rows to shared memory.
   // The rows of the source must be readable up to the next multiple of 8.
   template <int s>
-  __device__ __forceinline__ void multiply(const Stored* source, int n) {
-    for (int begin = 0; begin < n; begin += kMmaRows) sum<s>(source, begin, n);
+  __device__ __forceinline__ void multiply(const Source<Stored>& source, int n) {
+    for (int begin = 0; begin < n; begin += kMmaRows) sum<s>(source.values, begin, n);
     __syncthreads();
   }
 

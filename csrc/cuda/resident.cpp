@@ -14,6 +14,8 @@ void forward_resident(const Pass& pass, const Plan& plan, const LayerForward<Sto
   Real<Stored>* gates_x[2] = {};
   for (int64_t d = 0; d < layer.D; ++d) scratch.want(gates_x[d], seq.row_offset[chunk] * columns);
   fill_shared<Stored>(pass, plan, a);
+  if (plan.words) a.arrivals = nullptr;
+  a.words = plan.words;
   a.h = args.h;
   a.c = layer.info().has_c ? args.c : nullptr;
   a.y = args.y;
@@ -39,7 +41,7 @@ void forward_resident(const Pass& pass, const Plan& plan, const LayerForward<Sto
       multiply_input(pass, args, d, rows, gates_x[d]);
     }
     // The kernel expects counters that start at zero.
-    if (a.begin > 0) launcher.zero(a.arrivals, plan.arrival_bytes);
+    if (a.begin > 0 && a.arrivals) launcher.zero(a.arrivals, plan.arrival_bytes);
     launch_loop<Stored>(plan, launcher, false, a);
   }
 }
@@ -50,6 +52,8 @@ void backward_resident(const Pass& pass, const Plan& plan, const LayerBackward<S
   const Layer& layer = pass.layer;
   ResidentBackwardArgs<Stored> a = {};
   fill_shared<Stored>(pass, plan, a);
+  if (plan.words) a.arrivals = nullptr;
+  a.words = plan.words;
   a.d_y = args.d_y;
   a.row_input = args.row_input;
   a.d_h = args.d_h;

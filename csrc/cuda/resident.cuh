@@ -4,7 +4,8 @@
 // shared memory, and its states, or backward their gradients, stay in registers. Blocks hand each
 // other the sources of the stages (forward: h and the emit of an earlier stage; backward: deltas)
 // through the exchange: two buffers in global memory, used in turns. They wait for each other once
-// in each stage.
+// in each stage. Instead of values the exchange may have words (words.cuh); then there is no
+// barrier.
 //
 // Between its arrival at the barrier and its wait, a block writes results that no other block reads
 // and loads values for the next step.
@@ -38,6 +39,34 @@ __device__ __forceinline__ void for_pairs(const Args& a, const Place<Args>& plac
     const int j = q / place.units, u = q - j * place.units;
     if (j < n && place.first_u + u < a.H) body(i, j, u);
   }
+}
+
+// The source of a stage's product in one of the two buffers of the exchange. Words of it are those
+// with this number.
+template <class Args>
+__device__ __forceinline__ auto source_of(const Args& a, const Place<Args>& place, int s,
+                                          int buffer, unsigned number, const char* kernel) {
+  const int64_t at = exchange_offset(a, place, s, buffer);
+  using Stored = std::remove_reference_t<decltype(*a.exchange[s])>;
+  const auto* words = reinterpret_cast<const uint64_t*>(a.exchange[s]);
+  return Source<Stored>{a.exchange[s] + at, a.words ? words + at : nullptr, number, a.spin_limit,
+                        kernel};
+}
+
+// Hands a value of sequence j of this block on to the product of stage s. A word gets this number.
+template <class Product, class Args, class V>
+__device__ __forceinline__ void put(const Args& a, const Place<Args>& place, int s, int buffer,
+                                    int j, int64_t column, V value, unsigned number) {
+  const int64_t at =
+      exchange_offset(a, place, s, buffer) + int64_t(j) * a.shape.tile[s].K_pad + column;
+  if constexpr (Product::kTakesWords) {
+    if (a.words) {
+      put_word(reinterpret_cast<uint64_t*>(a.exchange[s]) + at, real(Product::exchanged(value)),
+               number);
+      return;
+    }
+  }
+  a.exchange[s][at] = Product::exchanged(value);
 }
 
 // Copies the parameters of the block's units to shared memory.

@@ -19,7 +19,8 @@ class ResidentBackward {
         place(args),
         memory{args.shape, shared},
         product(memory),
-        barrier(barrier_of(args, place, kernel)) {}
+        barrier(barrier_of(args, place, kernel)),
+        kernel(kernel) {}
 
   __device__ __forceinline__ void run() {
     load_weights<0>();
@@ -39,10 +40,11 @@ class ResidentBackward {
       if constexpr (kLast > 0) {
         run_stage<kLast>(step);
         barrier.wait();
-        product.template multiply<kLast>(exchange_rows(a, place, kLast, turn), step.n);
+        product.template multiply<kLast>(source_of(a, place, kLast, turn, number, kernel), step.n);
       }
       run_stage<0>(step);
       turn ^= 1;
+      ++number;
       pending = step.n;
       pending_row = step.row;
       store_deltas(step);
@@ -92,7 +94,7 @@ class ResidentBackward {
   __device__ __forceinline__ void add_product() {
     if (pending == 0) return;
     barrier.wait();
-    product.template multiply<0>(exchange_rows(a, place, 0, turn ^ 1), pending);
+    product.template multiply<0>(source_of(a, place, 0, turn ^ 1, number - 1, kernel), pending);
     for_pairs(a, place, pending, [&](int i, int j, int u) {
       const V sum = memory.sum_slices(0, j, u);
       d_h[i] = Cell::kCarriesH ? d_h[i] + sum : sum;
@@ -133,9 +135,9 @@ class ResidentBackward {
   template <int s>
   __device__ __forceinline__ void hand_on(int i, int j, int u) {
     constexpr Stage kStage = Cell::stage(s);
-    Stored* next = exchange_rows(a, place, s, turn) + int64_t(j) * a.shape.tile[s].K_pad;
     for (int g = 0; g < kStage.gates; ++g)
-      next[g * a.H + place.first_u + u] = Product::exchanged(delta_h[i][kStage.first_gate + g]);
+      put<Product>(a, place, s, turn, j, g * a.H + place.first_u + u,
+                   delta_h[i][kStage.first_gate + g], number);
   }
 
   // Stores the deltas, from which the gradients of x and of the parameters are computed after this
@@ -177,6 +179,8 @@ class ResidentBackward {
   State<V> state[kPairs];
   V delta_h[kPairs][Cell::kGates], delta_x[kPairs][Cell::kGates];
   V delta_params[kPairs][Cell::kParams > 0 ? Cell::kParams : 1];
+  const char* const kernel;
+  unsigned number = 1;      // of the words that this position writes
   int turn = 0;             // the buffer of the exchange that receives the deltas of this position
   int pending = 0;          // how many sequences have deltas of the position before in the exchange
   int64_t pending_row = 0;  // packed row of the first of these sequences at that position

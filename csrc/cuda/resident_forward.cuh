@@ -18,7 +18,9 @@ class ResidentForward {
         place(args),
         memory{args.shape, shared},
         product(memory),
-        barrier(barrier_of(args, place, kernel)) {}
+        barrier(barrier_of(args, place, kernel)),
+        kernel(kernel),
+        number(static_cast<unsigned>(args.begin) + 1) {}
 
   __device__ __forceinline__ void run() {
     load_weights<0>();
@@ -29,11 +31,15 @@ class ResidentForward {
     for (int p = static_cast<int>(a.begin); p < a.end; ++p) {  // make_plan ensures T fits an int
       const Step step = step_of(a, place, place.d == 1 ? a.T - 1 - p : p);
       if (step.n == 0) continue;
+      if (a.words && !begun) hand_on_states(step.n);
+      begun = true;
+      next_n = p + 1 < a.end ? step_of(a, place, place.d == 1 ? a.T - 2 - p : p + 1).n : 0;
       load_inputs(step);
       keep_states(step);
       run_stage<0>(step);
       if constexpr (kLast > 0) run_stage<kLast>(step);
       turn ^= 1;
+      ++number;
       store_outputs(step);
     }
     store_states();
@@ -62,16 +68,23 @@ class ResidentForward {
     }
   }
 
-  // Loads h and c, with which the first position of the launch begins, into registers, and puts h
-  // into the exchange for the other blocks.
+  // Loads h and c, with which the first position of the launch begins, into registers. Values
+  // of h go into the exchange for the other blocks; words follow when the first step is known.
   __device__ __forceinline__ void load_states() {
     for_pairs(a, place, place.rows, [&](int i, int j, int u) {
       const int64_t at = state_at(j, u);
       h[i] = a.h[at];
       if constexpr (Cell::kHasC) c[i] = a.c[at];
-      exchanged(0, 0, j, u) = Product::exchanged(h[i]);
     });
+    if (!a.words) hand_on_states(place.rows);
     barrier.arrive();
+  }
+
+  // Puts h of the first `rows` sequences into the exchange, for the first position.
+  __device__ __forceinline__ void hand_on_states(int rows) {
+    for_pairs(a, place, rows, [&](int i, int j, int u) {
+      put<Product>(a, place, 0, turn, j, place.first_u + u, h[i], number);
+    });
   }
 
   // Loads x W of the step. No other block writes it, so this comes before the wait.
@@ -96,7 +109,7 @@ class ResidentForward {
   template <int s>
   __device__ __forceinline__ void run_stage(const Step& step) {
     barrier.wait();
-    product.template multiply<s>(exchange_rows(a, place, s, turn), step.n);
+    product.template multiply<s>(source_of(a, place, s, turn, number, kernel), step.n);
     V emit[kPairs];
     run_cell<s>(step, emit);
     hand_on<s>(step, emit);
@@ -133,13 +146,16 @@ class ResidentForward {
 
   // Writes the stage's emit to the exchange for the blocks that multiply it: in the next stage, or,
   // if it is h_t, at the next position. In the last stage, sequences that are not alive hand on
-  // their state too, so that it is in the buffer that is read when they enter.
+  // their state too, so that it is in the buffer that is read when they enter. Words are handed on
+  // only for sequences that are alive at the next position (words.cuh says why).
   template <int s>
   __device__ __forceinline__ void hand_on(const Step& step, const V (&emit)[kPairs]) {
     constexpr int kTo = s == kLast ? 0 : s + 1;
-    for_pairs(a, place, s == kLast ? place.rows : step.n, [&](int i, int j, int u) {
+    const int rows = s != kLast ? step.n : a.words ? next_n : place.rows;
+    for_pairs(a, place, rows, [&](int i, int j, int u) {
       const V value = s == kLast ? h[i] : emit[i];
-      exchanged(kTo, s == kLast ? turn ^ 1 : turn, j, u) = Product::exchanged(value);
+      put<Product>(a, place, kTo, s == kLast ? turn ^ 1 : turn, j, place.first_u + u, value,
+                   s == kLast ? number + 1 : number);
     });
   }
 
@@ -173,12 +189,6 @@ class ResidentForward {
     return (place.d * a.N + place.first_j + j) * a.H + place.first_u + u;
   }
 
-  // The place of one of this block's values in the exchange of a stage.
-  __device__ __forceinline__ Stored& exchanged(int stage, int buffer, int j, int u) const {
-    return exchange_rows(a, place, stage,
-                         buffer)[int64_t(j) * a.shape.tile[stage].K_pad + place.first_u + u];
-  }
-
   const Args& a;
   const Place<Args> place;
   const SharedMemory<V> memory;
@@ -186,7 +196,11 @@ class ResidentForward {
   Barrier barrier;
   V h[kPairs], c[kPairs];  // the states of this thread's pairs
   V x[kPairs][Cell::kGates], saved[kPairs][Cell::kSaved];
-  int turn = 0;  // the buffer of the exchange that has h_{t-1}
+  const char* const kernel;
+  int turn = 0;        // the buffer of the exchange that has h_{t-1}
+  unsigned number;     // of the words for this position
+  int next_n = 0;      // how many sequences of the block are alive at the next position
+  bool begun = false;  // whether the launch has had a position with sequences
 };
 
 }  // namespace fusedrnn::cuda

@@ -52,6 +52,12 @@ __device__ __forceinline__ void for_values(const Span& span, int first, int coun
   }
 }
 
+// A source of values.
+template <class Stored>
+__device__ __forceinline__ Source<Stored> values_of(const Stored* rows) {
+  return {rows, nullptr, 0, 0, nullptr};
+}
+
 // Makes what this block wrote to its part of the streamed weights readable for its own copies.
 __device__ __forceinline__ void publish_weights() {
   __threadfence();

@@ -85,8 +85,8 @@ class StreamedBackward {
       if (first == 0 && products > 0) barrier.wait();
       if (first < products)
         product.template multiply<kFrom>(
-            exchange_rows(a, place, kFrom, s == kLast ? turn ^ 1 : turn) +
-                int64_t(first) * a.shape.tile[kFrom].K_pad,
+            values_of(exchange_rows(a, place, kFrom, s == kLast ? turn ^ 1 : turn))
+                .from_row(first, a.shape.tile[kFrom].K_pad),
             min(count, products - first));
       for_values(span, first, count, [&](int i, int j, int u) {
         V d_emit;

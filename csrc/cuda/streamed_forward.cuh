@@ -84,7 +84,8 @@ class StreamedForward {
       });
       if (first == 0) barrier.wait();
       product.template multiply<s>(
-          exchange_rows(a, place, s, turn) + int64_t(first) * a.shape.tile[s].K_pad, count);
+          values_of(exchange_rows(a, place, s, turn)).from_row(first, a.shape.tile[s].K_pad),
+          count);
       for_values(span, first, count, [&](int i, int j, int u) {
         V acc[kStage.gates];
         for (int g = 0; g < kStage.gates; ++g)

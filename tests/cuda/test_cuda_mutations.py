@@ -24,6 +24,7 @@ FMA = DeviceCase("gru", 3, 3, 18, 18, 1, True, (3, 3, 2, 1))
 SUMS = DeviceCase("gru", 9, 3, 18, 18, 1, True, (9,) * 9)
 MMA = DeviceCase("lstm", 9, 3, 18, 18, 1, True, (9, 9, 4), "bf16")
 # Their weights are streamed, and there is more than one group of sequences.
+WORDS = DeviceCase("gru", 3, 3, 18, 18, 2, True, (3, 3, 3, 2, 2, 2, 1, 1, 1))
 STREAMED_FMA = DeviceCase("gru", 11, 3, 110, 110, 2, True, (11, 9, 2))
 STREAMED_MMA = DeviceCase("rnn_tanh", 25, 3, 580, 580, 1, True, (25, 25), "bf16")
 # How lines that define kernels begin.
@@ -108,8 +109,8 @@ MUTATIONS = [
         "one buffer instead of two",
         "resident_fma.cu",
         "resident_forward.cuh",
-        "s == kLast ? turn ^ 1 : turn",
-        "turn",
+        "s == kLast ? turn ^ 1 : turn, j",
+        "turn, j",
         ("race",),
         FMA,
     ),
@@ -135,8 +136,8 @@ MUTATIONS = [
         "hands on a neighbour's unit",
         "resident_fma.cu",
         "resident_forward.cuh",
-        "turn ^ 1 : turn, j, u) = Product::exchanged(value)",
-        "turn ^ 1 : turn, j, u + 1) = Product::exchanged(value)",
+        "turn ^ 1 : turn, j, place.first_u + u, value,",
+        "turn ^ 1 : turn, j, place.first_u + u + 1, value,",
         ("race", "numbers", "out of bounds"),
         FMA,
     ),
@@ -193,6 +194,78 @@ MUTATIONS = [
         "{f.low.w, f.high.w, f.low.z, f.high.z}",
         ("numbers",),
         MMA,
+    ),
+    Mutation(
+        "a word by a plain store",
+        "resident_fma.cu",
+        "words.cuh",
+        "st.relaxed.gpu.global.u64",
+        "st.global.u64",
+        ("race",),
+        WORDS,
+    ),
+    Mutation(
+        "a word by a plain load",
+        "resident_fma.cu",
+        "words.cuh",
+        "ld.relaxed.gpu.global.u64",
+        "ld.global.u64",
+        ("race",),
+        WORDS,
+    ),
+    Mutation(
+        "a word for the threads of a block alone",
+        "resident_fma.cu",
+        "words.cuh",
+        "st.relaxed.gpu.global.u64",
+        "st.relaxed.cta.global.u64",
+        ("race",),
+        WORDS,
+    ),
+    Mutation(
+        "takes a word with any number but zero",
+        "resident_fma.cu",
+        "words.cuh",
+        "!= source.number &&",
+        "== 0 &&",
+        ("numbers",),
+        WORDS,
+    ),
+    Mutation(
+        "the number does not grow",
+        "resident_fma.cu",
+        "resident_forward.cuh",
+        "      ++number;\n",
+        "",
+        ("numbers", "assert"),
+        WORDS,
+    ),
+    Mutation(
+        "one buffer of words instead of two",
+        "resident_fma.cu",
+        "resident_forward.cuh",
+        "s == kLast ? turn ^ 1 : turn, j",
+        "turn, j",
+        ("numbers", "assert"),
+        WORDS,
+    ),
+    Mutation(
+        "waits for words that nobody writes",
+        "resident_fma.cu",
+        "product_fma.cuh",
+        "k + v < K ?",
+        "k + v <= K ?",
+        ("assert",),
+        WORDS,
+    ),
+    Mutation(
+        "hands on no words of sequences that enter",
+        "resident_fma.cu",
+        "resident_forward.cuh",
+        "a.words ? next_n :",
+        "a.words ? step.n :",
+        ("assert",),
+        WORDS,
     ),
     Mutation(
         "takes streamed weights before they have arrived",
@@ -373,7 +446,8 @@ def mutated(csrc: Path, mutation: Mutation) -> Path:
 
 def judge(mutation: Mutation, ptx: list[Path]) -> str:
     """The first sign under several orders of threads: a kind of fault, "numbers", or ""."""
-    return next(filter(None, (sign_of(mutation, ptx, seed) for seed in range(3))), "")
+    seeds = range(20 if mutation.case is WORDS else 3)
+    return next(filter(None, (sign_of(mutation, ptx, seed) for seed in seeds)), "")
 
 
 def limits_of(mutation: Mutation) -> Limits | None:
@@ -388,8 +462,10 @@ def sign_of(mutation: Mutation, ptx: list[Path], seed: int) -> str:
     regime = regime if regime in ("resident", "streamed") else "per_step"
     regime = "resident" if mutation.kernels == "around_loop.cu" else regime
     device = Device(ptx, seed, limits_of(mutation))
+    choice = "exchange=words" if mutation.case is WORDS else ""
     try:
-        assert_right(run_on(mutation.case, device, regime=regime), mutation.case)
+        got = run_on(mutation.case, device, regime=regime, choice=choice, spin_limit=1 << 12)
+        assert_right(got, mutation.case)
     except Fault as fault:
         return str(fault.kind)
     except AssertionError:
