@@ -26,6 +26,8 @@ GPUS = (("H100", "bf16"), ("H100", "f32"), ("A100", "bf16"))
 CELLS = ("lstm", "gru")
 HIDDEN = (256, 512, 1024, 2048)
 BATCHES = (1, 8, 32, 128)
+# Numbers of sequences for which an exchange of words is thought of.
+FEW = (1, 2, 4, 8)
 
 
 def cell_of(
@@ -42,6 +44,17 @@ def cell_of(
         per_step = plan_of(cell, dtype, sizes, card, backward, regime="per_step")
         words += f"; per step {per_step.step:.1f}"
     return words + ")"
+
+
+def words_beside_barrier(dtype: str, N: int, H: int, backward: bool) -> str:
+    """Microseconds of a step on ordinary cores, with words and with a barrier."""
+    steps = []
+    for exchange in ("words", "barrier"):
+        choice = f"cores=fma,exchange={exchange}"
+        sizes = [T, N, H, H, H, 1]
+        plan = plan_of("lstm", dtype, sizes, "H100", backward, regime="resident", choice=choice)
+        steps.append(f"{plan.step:.2f}" if plan.regime else "does not fit")
+    return f"{steps[0]}; barrier {steps[1]}"
 
 
 def table(title: str, head: list[str], rows: dict[str, list[str]], align: str) -> Iterator[str]:
@@ -74,6 +87,14 @@ def tables() -> Iterator[str]:
                 }
                 title = f"{cell.upper()}, {dtype}, {which}, {gpu}"
                 yield from table(title, ["H", *batches], of_sizes, "--:")
+    for dtype in ("bf16", "f32"):
+        for which, backward in WAYS.items():
+            of_sizes = {
+                str(H): [words_beside_barrier(dtype, N, H, backward) for N in FEW]
+                for H in HIDDEN[:3]
+            }
+            title = f"Words in place of a barrier: LSTM, {dtype}, {which}, H100"
+            yield from table(title, ["H", *(f"N = {N}" for N in FEW)], of_sizes, "--:")
     yield ""
 
 

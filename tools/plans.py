@@ -73,6 +73,7 @@ def plan_of(
     backward: bool,
     tf32: bool = False,
     regime: str = "",
+    choice: str = "",
 ) -> Plan:
     """Plans a pass of a layer.
 
@@ -84,9 +85,10 @@ def plan_of(
         backward: whether the pass is backward.
         tf32: whether float32 products may be computed in TF32.
         regime: the regime to ask for; "" leaves the choice to the plan.
+        choice: what FUSEDRNN_CUDA_PLAN may be.
     """
     text, step, total, limit = torch.ops.fusedrnn._plan(
-        cell, dtype, list(sizes), card, backward, tf32, regime
+        cell, dtype, list(sizes), card, backward, tf32, regime, choice
     )
     words = text.splitlines()[1]
     return Plan(regime_of(words), words, step, total, limit)

@@ -357,7 +357,8 @@ inline std::string to_text(const PlanRequest& q, const Plan& plan, const Card& c
       text("H=%lld P=%lld D=%lld\n", static_cast<long long>(q.H), static_cast<long long>(q.P),
            static_cast<long long>(q.D));
   if (is_refused(q, plan))
-    return head + name_of(*q.regime) + ": cannot run, " + plan.why_per_step + "\n";
+    return head + (q.regime ? name_of(*q.regime) : to_text(q.choice)) + ": cannot run, " +
+           plan.why_per_step + "\n";
   return head + to_text(plan) + "\n" + to_text(estimate(q, plan, card)) + "\n";
 }
 

@@ -174,7 +174,7 @@ def test_fits_and_covers(seed: int, regime: str) -> None:
         # projection. Some blocks may have units and no outputs.
         x, y, z = plan["grid"]
         assert (x - 1) * plan["units"] < H <= x * plan["units"]
-        assert P <= x * plan["proj_units"] and plan["proj_units"] <= plan["units"]
+        assert x * plan["proj_units"] >= P and plan["proj_units"] <= plan["units"]
         assert (y - 1) * plan["rows"] < N <= y * plan["rows"]
         assert z == D
         assert plan["units"] * plan["group"] <= PAIRS
@@ -449,7 +449,7 @@ def test_facts_that_the_plan_assumes_can_be_read() -> None:
 def test_unknown_names_are_refused() -> None:
     with pytest.raises(ValueError, match=r"arch must be one of T4 \(sm_75\), .*, got 'sm_70'"):
         build.host().plan("lstm", "f32", [1] * 6, "sm_70")
-    with pytest.raises(ValueError, match="regime must be resident, streamed or per_step, got 'fast'"):
+    with pytest.raises(ValueError, match="regime must be resident, streamed or per_step, got"):
         build.host().plan("lstm", "f32", [1] * 6, "sm_80", regime="fast")
 
 

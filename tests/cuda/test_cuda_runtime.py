@@ -112,10 +112,17 @@ def test_device_facts() -> None:
     keys = [line.split()[0] for line in lines]
     assert keys == [
         *("name", "capability", "sms", "threads_per_sm", "registers_per_sm", "shared_per_block"),
-        *("shared_per_sm", "shared_reserved", "l2_bytes", "cooperative_launch", "driver", "runtime"),
+        *(
+            "shared_per_sm",
+            "shared_reserved",
+            "l2_bytes",
+            "cooperative_launch",
+            "driver",
+            "runtime",
+        ),
         *["kernel"] * 4,
     ]
-    assert lines[8:11] == ["cooperative_launch 1", "driver 13.1", "runtime 13.0"]
+    assert lines[9:12] == ["cooperative_launch 1", "driver 13.1", "runtime 13.0"]
     assert "kernel step registers 200 shared 0 local 0 constant 0 max_threads 256" in lines
 
 
