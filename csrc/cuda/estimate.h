@@ -354,8 +354,10 @@ inline std::string to_text(const PlanRequest& q, const Plan& plan, const Card& c
            static_cast<long long>(q.T), static_cast<long long>(q.N), static_cast<long long>(q.I)) +
       text("H=%lld P=%lld D=%lld\n", static_cast<long long>(q.H), static_cast<long long>(q.P),
            static_cast<long long>(q.D));
-  if (is_refused(q, plan))
-    return head + name_of(*q.regime) + ": cannot run, " + plan.why_per_step + "\n";
+  if (is_refused(q, plan)) {
+    const std::string asked = q.regime ? name_of(*q.regime) : "the chosen plan";
+    return head + asked + ": cannot run, " + plan.why_per_step + "\n";
+  }
   return head + to_text(plan) + "\n" + to_text(estimate(q, plan, card)) + "\n";
 }
 

@@ -350,6 +350,9 @@ def test_parts_of_a_plan_may_be_chosen() -> None:
                 assert plan(f"rows={rows},units={number}", regime)["regime"] == regime
     assert plan("units=8", "per_step")["why_per_step"] == "per step there is no units=8"
     assert plan("cores=mma", N=2)["why_per_step"] == "cores=mma does not fit, no choice fits"
+    for regime in ("", "resident", "streamed", "per_step"):
+        line = plan("units=1,rows=32", regime)["text"].splitlines()[1]
+        assert line.startswith(f"{regime or 'the chosen plan'}: cannot run, ")
 
 
 @pytest.mark.parametrize(

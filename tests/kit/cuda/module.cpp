@@ -114,6 +114,7 @@ py::dict plan(const std::string& cell, const std::string& dtype, const std::vect
   py::dict out;
   out["regime"] = name_of(plan.regime);
   out["why_per_step"] = plan.why_per_step;
+  out["text"] = to_text(q, plan, card);
   out["cores"] = plan.cores == Cores::kMma ? "mma" : "fma";
   out["grid"] = py::make_tuple(plan.grid.x, plan.grid.y, plan.grid.z);
   out["blocks_per_sm"] = plan.blocks_per_sm;
