@@ -169,8 +169,10 @@ inline bool fit_streamed(const PlanRequest& q, Cores cores, Plan& plan) {
   for_cuts(q, cores, q.device.sms / q.D, [&](const Cut& cut) {
     for (int64_t group = kPairs * kThreads; group >= 1; group /= 2) {
       if (group >= 2 * cut.rows) continue;
-      const auto shape =
-          make_streamed_shape(q, cores, cut.unit_blocks, cut.rows, std::min(group, cut.rows));
+      // Units that were not asked for are spread evenly, as a projection's outputs are.
+      const int64_t units = q.choice.units ? cut.units : ceil_div(q.H, cut.unit_blocks);
+      const auto shape = make_streamed_shape(q, cores, cut.unit_blocks, units, cut.rows,
+                                             std::min(group, cut.rows));
       if (!shape) continue;
       const double clocks =
           clocks_of_step(q, cores, *shape, cut.unit_blocks * cut.row_blocks * q.D);

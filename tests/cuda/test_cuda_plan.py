@@ -355,6 +355,13 @@ def test_parts_of_a_plan_may_be_chosen() -> None:
         assert line.startswith(f"{regime or 'the chosen plan'}: cannot run, ")
 
 
+@pytest.mark.parametrize("regime", ["resident", "streamed"])
+def test_chosen_units_of_uneven_blocks(regime: str) -> None:
+    sizes = [9, 4, 8, 20, 20, 1]
+    chosen = build.host().plan("lstm", "f32", sizes, "sm_90", regime=regime, choice="units=15")
+    assert (chosen["units"], chosen["grid"]) == (15, (2, 1, 1))
+
+
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
