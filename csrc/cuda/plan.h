@@ -228,8 +228,10 @@ inline bool fit(const PlanRequest& q, Plan& plan) {
 inline std::string what_fits(PlanRequest q) {
   std::string text;
   int listed = 0;
-  for (int64_t rows = q.N; rows >= 1 && listed < 6; --rows) {
-    if (ceil_div(q.N, ceil_div(q.N, rows)) != rows) continue;
+  const int64_t most = int64_t(q.device.sms) * (q.device.threads_per_sm / kThreads);
+  for (int64_t row_blocks = 1; row_blocks <= std::min(q.N, most) && listed < 6; ++row_blocks) {
+    const int64_t rows = ceil_div(q.N, row_blocks);
+    if (ceil_div(q.N, rows) != row_blocks) continue;
     q.choice.rows = rows;
     std::optional<int64_t> first, last;
     for (int64_t units = 1; units <= std::min<int64_t>(q.H, kPairs * kThreads); ++units) {
@@ -252,7 +254,7 @@ inline Plan make_plan(const PlanRequest& q) {
   Plan plan;
   if (q.regime == Regime::kPerStep) {
     plan.why_per_step = q.choice.any() ? "per step there is no " + to_text(q.choice) : "asked for";
-  } else if (q.T * q.H * info_of(q.cell).stages >= int64_t(1) << 31) {
+  } else if (q.T * q.H * info_of(q.cell).stages >= (int64_t(1) << 31) - 1) {
     plan.why_per_step = "T * H is more than a barrier can count";
   } else if (!fit(q, plan)) {
     plan = Plan();

@@ -355,6 +355,22 @@ def test_parts_of_a_plan_may_be_chosen() -> None:
         assert line.startswith(f"{regime or 'the chosen plan'}: cannot run, ")
 
 
+def test_the_largest_sizes() -> None:
+    """A kernel counts sequences and steps in an int. A message about them takes no long time."""
+    most = 2**31 - 1
+
+    def plan(N: int, choice: str = "", T: int = 1) -> dict[str, Any]:
+        how: dict[str, Any] = {"regime": "streamed", "choice": choice}
+        return build.host().plan("rnn_tanh", "bf16", [T, N, 8, 8, 8, 1], "sm_90", **how)
+
+    rows = plan(most)["rows"]
+    assert (plan(most)["regime"], rows) == ("streamed", plan(most)["rows_pad"])
+    refused = plan(most, f"rows={most}")["why_per_step"]
+    assert f"rows={most} does not fit, what fits is rows={2**30} with units=1 to 8; " in refused
+    sizes = [most, 1, 1, 1, 1, 1]
+    assert build.host().plan("rnn_tanh", "f32", sizes, "sm_90", backward=True)["regime"] == "per_step"
+
+
 @pytest.mark.parametrize("regime", ["resident", "streamed"])
 def test_chosen_units_of_uneven_blocks(regime: str) -> None:
     sizes = [9, 4, 8, 20, 20, 1]
