@@ -226,9 +226,9 @@ inline PlanRequest request_named(const WordsOfRequest& words) {
           .device = card_named(words.arch).device};
 }
 
-// We assume that mma.sync, which the resident kernels use, does no more per clock than on sm_80.
-// The higher rates of sm_90 and sm_100 above need instructions that only these architectures have;
-// NVIDIA's own matrix products use them.
+// We assume that mma.sync, which the resident and the streamed kernels use, does no more per clock
+// than on sm_80. The higher rates of sm_90 and sm_100 above need instructions that only these
+// architectures have; NVIDIA's own matrix products use them.
 constexpr double kMmaHalfFlops = 2048;
 constexpr double kMmaTf32Flops = 1024;
 
@@ -236,7 +236,7 @@ constexpr double kMmaTf32Flops = 1024;
 // - an arrival, the poll that sees it and the load that follows are three trips to L2, of about
 //   0.35 us each;
 // - two dependent launches on one stream are about 2 us apart;
-// - L2 serves a multiprocessor 23 bytes per clock (plan.h), which is 5.5 TB/s for an H100.
+// - L2 serves a multiprocessor 23 bytes per clock (block_shape.h), which is 5.5 TB/s for an H100.
 constexpr double kBarrierUs = 1.05;
 constexpr double kLaunchUs = 2.0;
 
