@@ -91,17 +91,20 @@ inline std::optional<BlockShape> make_shape(const PlanRequest& q, Cores cores, i
   return shape;
 }
 
+// A streamed block may have any number of sequences that the kernels can count in an int.
+constexpr int64_t kMostBlockRows = int64_t(1) << 30;
+
 // The layout of a streamed block, or nothing if it has no room. The weights that have no room in
 // registers and shared memory are streamed, those of the last stage only if no others are left.
 inline std::optional<BlockShape> make_streamed_shape(const PlanRequest& q, Cores cores,
-                                                     int64_t unit_blocks, int64_t rows,
-                                                     int64_t group) {
+                                                     int64_t unit_blocks, int64_t units,
+                                                     int64_t rows, int64_t group) {
   const CellInfo& info = info_of(q.cell);
   const int64_t value_bytes = static_cast<int64_t>(size_of(q.dtype));
   const int64_t real_bytes = std::max<int64_t>(value_bytes, 4);
-  const int64_t units = ceil_div(q.H, unit_blocks);
   const int64_t proj_units = info.projects ? ceil_div(q.P, unit_blocks) : units;
-  if (units * group > kPairs * kThreads) return std::nullopt;
+  if (std::max(units, proj_units) * group > kPairs * kThreads || rows > kMostBlockRows)
+    return std::nullopt;
   BlockShape shape = {};
   shape.units = static_cast<int>(units);
   shape.proj_units = static_cast<int>(proj_units);

@@ -226,9 +226,9 @@ inline PlanRequest request_named(const WordsOfRequest& words) {
           .device = card_named(words.arch).device};
 }
 
-// We assume that mma.sync, which the resident kernels use, does no more per clock than on sm_80.
-// The higher rates of sm_90 and sm_100 above need instructions that only these architectures have;
-// NVIDIA's own matrix products use them.
+// We assume that mma.sync, which the resident and the streamed kernels use, does no more per clock
+// than on sm_80. The higher rates of sm_90 and sm_100 above need instructions that only these
+// architectures have; NVIDIA's own matrix products use them.
 constexpr double kMmaHalfFlops = 2048;
 constexpr double kMmaTf32Flops = 1024;
 
@@ -237,7 +237,7 @@ constexpr double kMmaTf32Flops = 1024;
 //   0.35 us each;
 // - the write of a word, and the poll that sees it, are two;
 // - two dependent launches on one stream are about 2 us apart;
-// - L2 serves a multiprocessor 23 bytes per clock (plan.h), which is 5.5 TB/s for an H100.
+// - L2 serves a multiprocessor 23 bytes per clock (block_shape.h), which is 5.5 TB/s for an H100.
 constexpr double kBarrierUs = 1.05;
 constexpr double kWordsUs = 0.7;
 constexpr double kLaunchUs = 2.0;
@@ -356,9 +356,10 @@ inline std::string to_text(const PlanRequest& q, const Plan& plan, const Card& c
            static_cast<long long>(q.T), static_cast<long long>(q.N), static_cast<long long>(q.I)) +
       text("H=%lld P=%lld D=%lld\n", static_cast<long long>(q.H), static_cast<long long>(q.P),
            static_cast<long long>(q.D));
-  if (is_refused(q, plan))
-    return head + (q.regime ? name_of(*q.regime) : to_text(q.choice)) + ": cannot run, " +
-           plan.why_per_step + "\n";
+  if (is_refused(q, plan)) {
+    const std::string asked = q.regime ? name_of(*q.regime) : "the chosen plan";
+    return head + asked + ": cannot run, " + plan.why_per_step + "\n";
+  }
   return head + to_text(plan) + "\n" + to_text(estimate(q, plan, card)) + "\n";
 }
 

@@ -23,12 +23,11 @@ Plan checked_plan(const Pass& pass, bool backward) {
     const std::string how = std::string(name_of(kDtype)) + (backward ? " backward" : " forward");
     log_pass(layer, "cuda", how.c_str(), to_text(plan));
   }
-  const bool refused = (options.regime && plan.regime != *options.regime) ||
-                       (options.choice.any() && plan.regime == Regime::kPerStep);
-  if (refused) {
-    const std::string what = options.choice.any()
-                                 ? "a plan"
-                                 : std::string("the ") + name_of(*options.regime) + " regime";
+  if (is_refused(options.regime, options.choice, plan)) {
+    const std::string what =
+        options.choice.any()
+            ? std::string("a plan of the ") + (backward ? "backward" : "forward") + " pass"
+            : std::string("the ") + name_of(*options.regime) + " regime";
     throw RegimeRefused(what + " was asked for, but " + plan.why_per_step +
                         ": leave the choice to the library");
   }

@@ -31,9 +31,12 @@ struct Plan {
 };
 
 // Whether what was asked for cannot run. Then why_per_step says why.
+inline bool is_refused(const std::optional<Regime>& regime, const PlanChoice& choice,
+                       const Plan& plan) {
+  return (regime && plan.regime != *regime) || (choice.any() && plan.regime == Regime::kPerStep);
+}
 inline bool is_refused(const PlanRequest& q, const Plan& plan) {
-  return (q.regime && plan.regime != *q.regime) ||
-         (q.choice.any() && plan.regime == Regime::kPerStep);
+  return is_refused(q.regime, q.choice, plan);
 }
 
 // How many blocks of kThreads threads one multiprocessor runs together. The count is that of
@@ -171,8 +174,12 @@ inline bool fit_streamed(const PlanRequest& q, Cores cores, Plan& plan) {
   for_cuts(q, cores, q.device.sms / q.D, [&](const Cut& cut) {
     for (int64_t group = kPairs * kThreads; group >= 1; group /= 2) {
       if (group >= 2 * cut.rows) continue;
-      const auto shape =
-          make_streamed_shape(q, cores, cut.unit_blocks, cut.rows, std::min(group, cut.rows));
+      // The tensor cores read the rows of a group up to a multiple of 8.
+      if (cores == Cores::kMma && group < 8 && group < cut.rows) break;
+      // Units that were not asked for are spread evenly, as a projection's outputs are.
+      const int64_t units = q.choice.units ? cut.units : ceil_div(q.H, cut.unit_blocks);
+      const auto shape = make_streamed_shape(q, cores, cut.unit_blocks, units, cut.rows,
+                                             std::min(group, cut.rows));
       if (!shape) continue;
       const double clocks =
           clocks_of_step(q, cores, *shape, cut.unit_blocks * cut.row_blocks * q.D);
@@ -233,8 +240,10 @@ inline bool fit(const PlanRequest& q, Plan& plan) {
 inline std::string what_fits(PlanRequest q) {
   std::string text;
   int listed = 0;
-  for (int64_t rows = q.N; rows >= 1 && listed < 6; --rows) {
-    if (ceil_div(q.N, ceil_div(q.N, rows)) != rows) continue;
+  const int64_t most = int64_t(q.device.sms) * (q.device.threads_per_sm / kThreads);
+  for (int64_t row_blocks = 1; row_blocks <= std::min(q.N, most) && listed < 6; ++row_blocks) {
+    const int64_t rows = ceil_div(q.N, row_blocks);
+    if (ceil_div(q.N, rows) != row_blocks) continue;
     q.choice.rows = rows;
     std::optional<int64_t> first, last;
     for (int64_t units = 1; units <= std::min<int64_t>(q.H, kPairs * kThreads); ++units) {
@@ -256,8 +265,9 @@ inline std::string what_fits(PlanRequest q) {
 inline Plan make_plan(const PlanRequest& q) {
   Plan plan;
   if (q.regime == Regime::kPerStep) {
-    plan.why_per_step = q.choice.any() ? "per step there is no " + to_text(q.choice) : "asked for";
-  } else if (q.T * q.H * info_of(q.cell).stages >= int64_t(1) << 31) {
+    plan.why_per_step =
+        q.choice.any() ? "the per-step regime has no " + to_text(q.choice) : "asked for";
+  } else if (q.T * q.H * info_of(q.cell).stages >= (int64_t(1) << 31) - 1) {
     plan.why_per_step = "T * H is more than a barrier can count";
   } else if (!fit(q, plan)) {
     plan = Plan();

@@ -2,6 +2,7 @@
 // chooses himself.
 #pragma once
 
+#include <algorithm>
 #include <charconv>
 #include <cstdint>
 #include <optional>
@@ -51,11 +52,15 @@ inline PlanChoice choice_named(const std::string& text, const char* what = "choi
     throw std::invalid_argument(std::string(what) + " must be " + expected + ", got '" + got + "'");
   };
   PlanChoice choice;
+  if (!text.empty() && text.back() == ',') wrong("without a comma at the end", text);
   for (size_t begin = 0; begin < text.size();) {
     const size_t end = std::min(text.find(',', begin), text.size());
     const std::string part = text.substr(begin, end - begin);
     const size_t equal = std::min(part.find('='), part.size());
     const std::string key = part.substr(0, equal);
+    if ((key == "cores" && choice.cores) || (key == "units" && choice.units) ||
+        (key == "rows" && choice.rows) || (key == "exchange" && choice.words))
+      wrong("one value for each key", text);
     const std::string value = part.substr(std::min(equal + 1, part.size()));
     if (key == "cores") {
       if (value != "mma" && value != "fma") wrong("cores=mma or cores=fma", part);

@@ -107,7 +107,7 @@ class FmaProduct {
     }
   }
 
-  // Begins to stream. All threads of the block have loaded their weights.
+  // Begins to stream, after load_weights of the stage.
   template <int s>
   __device__ __forceinline__ void begin(char* streamed) {
     const ProductTile& tile = shape_.tile[s];

@@ -109,7 +109,7 @@ class MmaProduct {
     }
   }
 
-  // Begins to stream. All threads of the block have loaded their weights.
+  // Begins to stream, after load_weights of the stage.
   template <int s>
   __device__ __forceinline__ void begin(char* streamed) {
     const ProductTile& tile = shape_.tile[s];
@@ -122,7 +122,7 @@ class MmaProduct {
   }
 
   // Writes the partial sums of source [n, K_pad] times the stage's weight rows to shared memory.
-  // The rows of the source must be readable up to the next multiple of 8.
+  // Counted from the first of them, rows of the source must be readable up to a multiple of 8.
   template <int s>
   __device__ __forceinline__ void multiply(const Source<Stored>& source, int n) {
     for (int begin = 0; begin < n; begin += kMmaRows) sum<s>(source.values, begin, n);

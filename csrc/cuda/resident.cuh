@@ -53,20 +53,27 @@ __device__ __forceinline__ auto source_of(const Args& a, const Place<Args>& plac
                         kernel};
 }
 
-// Hands a value of sequence j of this block on to the product of stage s. A word gets this number.
+// A place in the exchange of a stage: a value of sequence j of this block, in one of the two
+// buffers.
+struct Slot {
+  int stage, buffer, j;
+  int64_t column;
+};
+
+// Hands a value on to the product of the slot's stage. A word gets this number.
 template <class Product, class Args, class V>
-__device__ __forceinline__ void put(const Args& a, const Place<Args>& place, int s, int buffer,
-                                    int j, int64_t column, V value, unsigned number) {
-  const int64_t at =
-      exchange_offset(a, place, s, buffer) + int64_t(j) * a.shape.tile[s].K_pad + column;
+__device__ __forceinline__ void put(const Args& a, const Place<Args>& place, const Slot& slot,
+                                    V value, unsigned number) {
+  const int64_t at = exchange_offset(a, place, slot.stage, slot.buffer) +
+                     int64_t(slot.j) * a.shape.tile[slot.stage].K_pad + slot.column;
   if constexpr (Product::kTakesWords) {
     if (a.words) {
-      put_word(reinterpret_cast<uint64_t*>(a.exchange[s]) + at, real(Product::exchanged(value)),
-               number);
+      put_word(reinterpret_cast<uint64_t*>(a.exchange[slot.stage]) + at,
+               real(Product::exchanged(value)), number);
       return;
     }
   }
-  a.exchange[s][at] = Product::exchanged(value);
+  a.exchange[slot.stage][at] = Product::exchanged(value);
 }
 
 // Copies the parameters of the block's units to shared memory.

@@ -136,7 +136,7 @@ class ResidentBackward {
   __device__ __forceinline__ void hand_on(int i, int j, int u) {
     constexpr Stage kStage = Cell::stage(s);
     for (int g = 0; g < kStage.gates; ++g)
-      put<Product>(a, place, s, turn, j, g * a.H + place.first_u + u,
+      put<Product>(a, place, {s, turn, j, g * a.H + place.first_u + u},
                    delta_h[i][kStage.first_gate + g], number);
   }
 

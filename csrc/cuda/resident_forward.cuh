@@ -83,7 +83,7 @@ class ResidentForward {
   // Puts h of the first `rows` sequences into the exchange, for the first position.
   __device__ __forceinline__ void hand_on_states(int rows) {
     for_pairs(a, place, rows, [&](int i, int j, int u) {
-      put<Product>(a, place, 0, turn, j, place.first_u + u, h[i], number);
+      put<Product>(a, place, {0, turn, j, place.first_u + u}, h[i], number);
     });
   }
 
@@ -154,7 +154,7 @@ class ResidentForward {
     const int rows = s != kLast ? step.n : a.words ? next_n : place.rows;
     for_pairs(a, place, rows, [&](int i, int j, int u) {
       const V value = s == kLast ? h[i] : emit[i];
-      put<Product>(a, place, kTo, s == kLast ? turn ^ 1 : turn, j, place.first_u + u, value,
+      put<Product>(a, place, {kTo, s == kLast ? turn ^ 1 : turn, j, place.first_u + u}, value,
                    s == kLast ? number + 1 : number);
     });
   }

@@ -3,10 +3,10 @@
 // the chip. What has no room is streamed (weight_stream.cuh). States and their gradients are in
 // global memory; a value of them belongs to one thread for the whole launch.
 //
-// At each stage a block takes its sequences in groups. It multiplies the source of a group, which
-// is in the exchange, and does the elementwise work of the group. All blocks wait for each other
-// once in each stage, before the first group. Before that, and for every other group before its
-// product, a block loads what the elementwise work needs.
+// At each stage a block takes its sequences in groups. It loads what the elementwise work of a
+// group needs, multiplies the source of the group, which is in the exchange, and does that work.
+// All blocks wait for each other once in each stage: after the loads of the first group, before its
+// product.
 //
 // This file has the code that forward (streamed_forward.cuh) and backward (streamed_backward.cuh)
 // share.
@@ -56,12 +56,6 @@ __device__ __forceinline__ void for_values(const Span& span, int first, int coun
 template <class Stored>
 __device__ __forceinline__ Source<Stored> values_of(const Stored* rows) {
   return {rows, nullptr, 0, 0, nullptr};
-}
-
-// Makes what this block wrote to its part of the streamed weights readable for its own copies.
-__device__ __forceinline__ void publish_weights() {
-  __threadfence();
-  __syncthreads();
 }
 
 // The memory of this block's streamed weights.

@@ -23,7 +23,6 @@ class StreamedBackward {
   __device__ __forceinline__ void run() {
     load_weights<0>();
     if constexpr (kLast > 0) load_weights<kLast>();
-    publish_weights();
     product.template begin<0>(streamed_of(a));
     if constexpr (kLast > 0) product.template begin<kLast>(streamed_of(a));
     // After the last position there are no rows, only the product of the last deltas. It is done in

@@ -23,7 +23,6 @@ class StreamedForward {
   __device__ __forceinline__ void run() {
     load_weights<0>();
     if constexpr (kLast > 0) load_weights<kLast>();
-    publish_weights();
     product.template begin<0>(streamed_of(a));
     if constexpr (kLast > 0) product.template begin<kLast>(streamed_of(a));
     put_states();

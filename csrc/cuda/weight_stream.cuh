@@ -3,6 +3,11 @@
 // copies only what it reads itself, so no thread waits for another one. The weights are the same
 // at every step: after the last of them the stream begins again with the first. So the first ones
 // of the next step are on their way while the block waits for other blocks.
+//
+// An asynchronous copy is ordered after everything that its thread did before (PTX ISA,
+// "Asynchronous Operations"). So it sees the weights that the thread wrote to global memory at the
+// beginning of the launch, and it does not overwrite a place of the ring before the thread has read
+// it.
 #pragma once
 
 #include "args.h"

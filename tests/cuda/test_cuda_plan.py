@@ -348,8 +348,34 @@ def test_parts_of_a_plan_may_be_chosen() -> None:
             rows, units = (words.split("=")[1] for words in part.split(" with "))
             for number in units.split(" to "):
                 assert plan(f"rows={rows},units={number}", regime)["regime"] == regime
-    assert plan("units=8", "per_step")["why_per_step"] == "per step there is no units=8"
+    assert plan("units=8", "per_step")["why_per_step"] == "the per-step regime has no units=8"
     assert plan("cores=mma", N=2)["why_per_step"] == "cores=mma does not fit, no choice fits"
+    for regime in ("", "resident", "streamed", "per_step"):
+        line = plan("units=1,rows=32", regime)["text"].splitlines()[1]
+        assert line.startswith(f"{regime or 'the chosen plan'}: cannot run, ")
+
+
+def test_the_largest_sizes() -> None:
+    """A kernel counts sequences and steps in an int. A message about them takes no long time."""
+    most = 2**31 - 1
+
+    def plan(N: int, choice: str = "", T: int = 1) -> dict[str, Any]:
+        how: dict[str, Any] = {"regime": "streamed", "choice": choice}
+        return build.host().plan("rnn_tanh", "bf16", [T, N, 8, 8, 8, 1], "sm_90", **how)
+
+    rows = plan(most)["rows"]
+    assert (plan(most)["regime"], rows) == ("streamed", plan(most)["rows_pad"])
+    refused = plan(most, f"rows={most}")["why_per_step"]
+    assert f"rows={most} does not fit, what fits is rows={2**30} with units=1 to 8; " in refused
+    longest = build.host().plan("rnn_tanh", "f32", [most, 1, 1, 1, 1, 1], "sm_90", backward=True)
+    assert longest["regime"] == "per_step"
+
+
+@pytest.mark.parametrize("regime", ["resident", "streamed"])
+def test_chosen_units_of_uneven_blocks(regime: str) -> None:
+    sizes = [9, 4, 8, 20, 20, 1]
+    chosen = build.host().plan("lstm", "f32", sizes, "sm_90", regime=regime, choice="units=15")
+    assert (chosen["units"], chosen["grid"]) == (15, (2, 1, 1))
 
 
 @pytest.mark.parametrize(
@@ -359,6 +385,9 @@ def test_parts_of_a_plan_may_be_chosen() -> None:
         ("units=8;rows=2", "choice must be units= and a whole number from 1 on, got 'units=8;rows"),
         ("units=8,rows=0", "choice must be rows= and a whole number from 1 on, got 'rows=0'"),
         ("rows", "choice must be rows= and a whole number from 1 on, got 'rows'"),
+        ("units=8,", "choice must be without a comma at the end, got 'units=8,'"),
+        ("units=8,units=4", "choice must be one value for each key, got 'units=8,units=4'"),
+        ("exchange=mail", "choice must be exchange=words or exchange=barrier, got 'exchange=mail'"),
         ("cores=tensor", "choice must be cores=mma or cores=fma, got 'cores=tensor'"),
     ],
 )

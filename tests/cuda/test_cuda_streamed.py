@@ -240,6 +240,9 @@ def test_chosen_blocks(regime: str, cores: str, choice: str) -> None:
 
 def test_a_choice_that_does_not_fit_is_refused() -> None:
     case = DeviceCase("lstm", 3, 3, 20, 20, 1, True, (3, 3))
-    message = "a plan was asked for, but units=2 does not fit, what fits is rows=3 with units=5 to "
+    message = (
+        "a plan of the forward pass was asked for, but units=2 does not fit, "
+        "what fits is rows=3 with units=5 to "
+    )
     with pytest.raises(ValueError, match=message):
         run_on(case, Device(build.ptx(80)), choice="units=2", regime="")

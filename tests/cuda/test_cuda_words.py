@@ -87,5 +87,8 @@ def test_a_word_that_never_comes_ends_in_an_error() -> None:
     ],
 )
 def test_where_there_are_no_words(case: DeviceCase, choice: str, regime: str) -> None:
-    with pytest.raises(ValueError, match="a plan was asked for, but .* does not fit, no choice f"):
+    with pytest.raises(
+        ValueError,
+        match=r"a plan of the forward pass was asked for, but .* does not fit, no choice f",
+    ):
         run_on(case, Device(build.ptx(80)), regime=regime, choice=choice)

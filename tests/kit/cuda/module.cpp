@@ -114,6 +114,7 @@ py::dict plan(const std::string& cell, const std::string& dtype, const std::vect
   py::dict out;
   out["regime"] = name_of(plan.regime);
   out["why_per_step"] = plan.why_per_step;
+  out["text"] = to_text(q, plan, card);
   out["cores"] = plan.cores == Cores::kMma ? "mma" : "fma";
   out["grid"] = py::make_tuple(plan.grid.x, plan.grid.y, plan.grid.z);
   out["blocks_per_sm"] = plan.blocks_per_sm;
@@ -279,7 +280,8 @@ PYBIND11_MODULE(_cuda_host, m) {
   });
   m.def("plan", plan, py::arg("cell"), py::arg("dtype"), py::arg("sizes"), py::arg("arch"),
         py::kw_only(), py::arg("backward") = false, py::arg("allow_tf32") = false,
-        py::arg("regime") = "", py::arg("registers") = 255, py::arg("device") = py::none(), py::arg("choice") = "");
+        py::arg("regime") = "", py::arg("registers") = 255, py::arg("device") = py::none(),
+        py::arg("choice") = "");
   m.attr("SPIN_LIMIT") = Options().spin_limit;
   m.def("blocks_per_sm", [](const std::string& arch, int registers, size_t shared) {
     return blocks_per_sm(card_named(arch).device, registers, shared);
