@@ -22,11 +22,13 @@ __device__ __forceinline__ void give_up_waiting(const char* kernel) {
       "barrier.cuh", __LINE__, kernel, 1);
 }
 
+// kMayBeAbsent: whether there may be no counter. Then nothing waits.
+template <bool kMayBeAbsent>
 class Barrier {
  public:
   // arrivals is a counter that starts at zero and that `blocks` blocks share. A block that has
   // looked at it spin_limit times in one wait stops the kernel, with an error that names the
-  // kernel. Without a counter nothing waits.
+  // kernel.
   __device__ __forceinline__ Barrier(unsigned* arrivals, unsigned blocks, unsigned spin_limit,
                                      const char* kernel)
       : arrivals_(arrivals), blocks_(blocks), spin_limit_(spin_limit), kernel_(kernel) {}
@@ -34,7 +36,7 @@ class Barrier {
   // Says that this block has arrived. Everything that its threads wrote before is visible to every
   // block that waits for it.
   __device__ __forceinline__ void arrive() {
-    if (!arrivals_) return;
+    if (kMayBeAbsent && !arrivals_) return;
     expected_ += blocks_;
     __syncthreads();
     if (threadIdx.x == 0)
@@ -43,7 +45,7 @@ class Barrier {
 
   // Waits until all blocks have arrived as often as this one.
   __device__ __forceinline__ void wait() {
-    if (!arrivals_) return;
+    if (kMayBeAbsent && !arrivals_) return;
     if (threadIdx.x == 0) {
       unsigned arrived, looks = 0;
       do {

@@ -57,14 +57,14 @@ __device__ __forceinline__ auto exchange_rows(const Args& a, const Place<Args>& 
   return a.exchange[s] + exchange_offset(a, place, s, buffer);
 }
 
-// The barrier of the blocks that have the same sequences and the same direction as this one. If the
-// launch has no counters, the barrier does nothing.
-template <class Args>
-__device__ __forceinline__ Barrier barrier_of(const Args& a, const Place<Args>& place,
-                                              const char* kernel) {
+// The barrier of the blocks that have the same sequences and the same direction as this one. If
+// the launch has no counters, which kMayBeAbsent allows, the barrier does nothing.
+template <bool kMayBeAbsent, class Args>
+__device__ __forceinline__ Barrier<kMayBeAbsent> barrier_of(const Args& a, const Place<Args>& place,
+                                                            const char* kernel) {
   unsigned* arrivals = a.arrivals;
-  if (arrivals) arrivals += (place.d * gridDim.y + blockIdx.y) * kArrivalStride;
-  return Barrier(arrivals, gridDim.x, a.spin_limit, kernel);
+  if (!kMayBeAbsent || arrivals) arrivals += (place.d * gridDim.y + blockIdx.y) * kArrivalStride;
+  return Barrier<kMayBeAbsent>(arrivals, gridDim.x, a.spin_limit, kernel);
 }
 
 }  // namespace fusedrnn::cuda

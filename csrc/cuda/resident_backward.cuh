@@ -19,7 +19,7 @@ class ResidentBackward {
         place(args),
         memory{args.shape, shared},
         product(memory),
-        barrier(barrier_of(args, place, kernel)),
+        barrier(barrier_of<Product::kTakesWords>(args, place, kernel)),
         kernel(kernel) {}
 
   __device__ __forceinline__ void run() {
@@ -136,7 +136,7 @@ class ResidentBackward {
   __device__ __forceinline__ void hand_on(int i, int j, int u) {
     constexpr Stage kStage = Cell::stage(s);
     for (int g = 0; g < kStage.gates; ++g)
-      put<Product>(a, place, {s, turn, j, g * a.H + place.first_u + u},
+      put<Product>(a, place, {s, turn, j, g * a.H + place.first_u + opaque(u)},
                    delta_h[i][kStage.first_gate + g], number);
   }
 
@@ -171,7 +171,7 @@ class ResidentBackward {
   const Place<Args> place;
   const SharedMemory<V> memory;
   Product product;
-  Barrier barrier;
+  Barrier<Product::kTakesWords> barrier;
   // The values of this thread's pairs. d_h is the gradient of h_t from later steps. Until
   // add_product it lacks the product of the deltas in the exchange.
   V d_h[kPairs], d_c[kPairs], d_y[kPairs];

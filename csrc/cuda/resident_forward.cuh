@@ -18,7 +18,7 @@ class ResidentForward {
         place(args),
         memory{args.shape, shared},
         product(memory),
-        barrier(barrier_of(args, place, kernel)),
+        barrier(barrier_of<Product::kTakesWords>(args, place, kernel)),
         kernel(kernel),
         number(static_cast<unsigned>(args.begin) + 1) {}
 
@@ -31,9 +31,11 @@ class ResidentForward {
     for (int p = static_cast<int>(a.begin); p < a.end; ++p) {  // make_plan ensures T fits an int
       const Step step = step_of(a, place, place.d == 1 ? a.T - 1 - p : p);
       if (step.n == 0) continue;
-      if (a.words && !begun) hand_on_states(step.n);
-      begun = true;
-      next_n = p + 1 < a.end ? step_of(a, place, place.d == 1 ? a.T - 2 - p : p + 1).n : 0;
+      if constexpr (Product::kTakesWords) {
+        if (a.words && !begun) hand_on_states(step.n);
+        begun = true;
+        next_n = p + 1 < a.end ? step_of(a, place, place.d == 1 ? a.T - 2 - p : p + 1).n : 0;
+      }
       load_inputs(step);
       keep_states(step);
       run_stage<0>(step);
@@ -76,7 +78,7 @@ class ResidentForward {
       h[i] = a.h[at];
       if constexpr (Cell::kHasC) c[i] = a.c[at];
     });
-    if (!a.words) hand_on_states(place.rows);
+    if (!Product::kTakesWords || !a.words) hand_on_states(place.rows);
     barrier.arrive();
   }
 
@@ -151,7 +153,8 @@ class ResidentForward {
   template <int s>
   __device__ __forceinline__ void hand_on(const Step& step, const V (&emit)[kPairs]) {
     constexpr int kTo = s == kLast ? 0 : s + 1;
-    const int rows = s != kLast ? step.n : a.words ? next_n : place.rows;
+    int rows = s == kLast ? place.rows : step.n;
+    if (Product::kTakesWords && s == kLast && a.words) rows = next_n;
     for_pairs(a, place, rows, [&](int i, int j, int u) {
       const V value = s == kLast ? h[i] : emit[i];
       put<Product>(a, place, {kTo, s == kLast ? turn ^ 1 : turn, j, place.first_u + u}, value,
@@ -193,7 +196,7 @@ class ResidentForward {
   const Place<Args> place;
   const SharedMemory<V> memory;
   Product product;
-  Barrier barrier;
+  Barrier<Product::kTakesWords> barrier;
   V h[kPairs], c[kPairs];  // the states of this thread's pairs
   V x[kPairs][Cell::kGates], saved[kPairs][Cell::kSaved];
   const char* const kernel;

@@ -24,12 +24,13 @@ struct Span {
   int64_t width;    // values of all blocks
 };
 
-// The values of a stage's emit, and those of its source.
+// The block's part of h (the outputs of the projection in cells that have one), or of the units.
 template <class Args>
-__device__ __forceinline__ Span span_of(const Args& a, bool projected) {
-  const int size = projected ? a.shape.proj_units : a.shape.units;
-  return {static_cast<int>(blockIdx.x) * size, size, projected ? a.P : a.H};
+__device__ __forceinline__ Span span_of(const Args& a, bool of_h) {
+  const int size = of_h ? a.shape.proj_units : a.shape.units;
+  return {static_cast<int>(blockIdx.x) * size, size, of_h ? a.P : a.H};
 }
+// The block's part of a stage's emit, and that of its source.
 template <class Args>
 __device__ __forceinline__ Span emit_span(const Args& a, Stage stage, bool last) {
   return span_of(a, last || stage.projects);
