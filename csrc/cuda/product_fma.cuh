@@ -53,6 +53,7 @@ class FmaProduct {
  public:
   using Stored = StoredType;
   using V = Real<Stored>;
+  static constexpr bool kTensorCores = false;
   // Whether the source may be words.
   static constexpr bool kTakesWords = !kStreams && sizeof(Stored) <= 4;
 

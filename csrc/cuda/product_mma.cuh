@@ -28,8 +28,7 @@ __device__ __forceinline__ float round_tf32(float x) {
 }
 
 // d += a b for one thread's fragments of a [16, K], b [K, 8] and d [16, 8], in the order that the
-// instruction prescribes. The plan uses no tensor cores before sm_80, so code that is compiled for
-// less traps here.
+// instruction prescribes. Code for GPUs before sm_80 has no product on the tensor cores.
 template <class Stored>
 __device__ __forceinline__ void mma(float (&d)[4], uint4 a, uint2 b);
 
@@ -42,23 +41,18 @@ __device__ __forceinline__ void mma(float (&d)[4], uint4 a, uint2 b);
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                         \
         : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b.x), "r"(b.y));           \
   }
-#else
-#define FUSEDRNN_MMA(Stored, instruction)                                   \
-  template <>                                                               \
-  __device__ __forceinline__ void mma<Stored>(float (&)[4], uint4, uint2) { \
-    __trap();                                                               \
-  }
-#endif
 FUSEDRNN_MMA(float, "m16n8k8.row.col.f32.tf32.tf32.f32")
 FUSEDRNN_MMA(Half, "m16n8k16.row.col.f32.f16.f16.f32")
 FUSEDRNN_MMA(Bf16, "m16n8k16.row.col.f32.bf16.bf16.f32")
 #undef FUSEDRNN_MMA
+#endif
 
 // kStreams: whether a part of the weights may be streamed.
 template <class StoredType, bool kStreams = false>
 class MmaProduct {
  public:
   using Stored = StoredType;
+  static constexpr bool kTensorCores = true;
   // Whether the source may be words.
   static constexpr bool kTakesWords = false;
 

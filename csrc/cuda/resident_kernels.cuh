@@ -1,7 +1,7 @@
 // The macro that defines the two resident kernels of a product.
 #pragma once
 
-#include "dynamic_shared.cuh"
+#include "kernel_entry.cuh"
 #include "resident_backward.cuh"
 #include "resident_forward.cuh"
 
@@ -10,7 +10,7 @@ namespace fusedrnn::cuda {
 template <class Product>
 __device__ __forceinline__ void run_resident_forward(
     const ResidentForwardArgs<typename Product::Stored>& a, const char* kernel) {
-  with_cell(a.cell, [&](auto cell) {
+  with_cell_of<Product>(a.cell, [&](auto cell) {
     // The plan gives cells with a projection to the streamed regime.
     if constexpr (!info_of<decltype(cell)>().projects)
       ResidentForward<Product, decltype(cell)>(a, dynamic_shared, kernel).run();
@@ -20,7 +20,7 @@ __device__ __forceinline__ void run_resident_forward(
 template <class Product>
 __device__ __forceinline__ void run_resident_backward(
     const ResidentBackwardArgs<typename Product::Stored>& a, const char* kernel) {
-  with_cell(a.cell, [&](auto cell) {
+  with_cell_of<Product>(a.cell, [&](auto cell) {
     if constexpr (!info_of<decltype(cell)>().projects)
       ResidentBackward<Product, decltype(cell)>(a, dynamic_shared, kernel).run();
   });

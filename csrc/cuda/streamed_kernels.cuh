@@ -1,7 +1,7 @@
 // The macro that defines the two streamed kernels of a product.
 #pragma once
 
-#include "dynamic_shared.cuh"
+#include "kernel_entry.cuh"
 #include "streamed_backward.cuh"
 #include "streamed_forward.cuh"
 
@@ -10,7 +10,7 @@ namespace fusedrnn::cuda {
 template <class Product>
 __device__ __forceinline__ void run_streamed_forward(
     const StreamedForwardArgs<typename Product::Stored>& a, const char* kernel) {
-  with_cell(a.cell, [&](auto cell) {
+  with_cell_of<Product>(a.cell, [&](auto cell) {
     StreamedForward<Product, decltype(cell)>(a, dynamic_shared, kernel).run();
   });
 }
@@ -18,7 +18,7 @@ __device__ __forceinline__ void run_streamed_forward(
 template <class Product>
 __device__ __forceinline__ void run_streamed_backward(
     const StreamedBackwardArgs<typename Product::Stored>& a, const char* kernel) {
-  with_cell(a.cell, [&](auto cell) {
+  with_cell_of<Product>(a.cell, [&](auto cell) {
     StreamedBackward<Product, decltype(cell)>(a, dynamic_shared, kernel).run();
   });
 }

@@ -28,9 +28,9 @@ WAYS = ("forward", "backward")
 #                   sm_75, 80, 90, 100, 120
 BUDGETS = {
     "resident_fma": (232, 232, 248, 248, 248),
-    "resident_mma": (112, 255, 255, 255, 255),
+    "resident_mma": (16, 255, 255, 255, 255),
     "streamed_fma": (255, 255, 255, 255, 255),
-    "streamed_mma": (112, 255, 255, 255, 255),
+    "streamed_mma": (16, 255, 255, 255, 255),
     "step": (56, 56, 56, 56, 56),
     # With 48 registers five blocks run on a multiprocessor, and each thread of them has several
     # loads of 16 bytes on the way.
