@@ -153,7 +153,7 @@ def environment_variables() -> set[str]:
         ROOT / "setup.py",
         ROOT / "setup_build.py",
     ]
-    read = r'(?:getenv\(|environ(?:\.get\(|\.pop\(|\[)|_switch\()"(\w+)"'
+    read = r'(?:getenv\(|environ(?:\.get\(|\.pop\(|\[)|_switch\(|asked_for\()"(\w+)"'
     return {name for path in sources for name in re.findall(read, path.read_text())}
 
 

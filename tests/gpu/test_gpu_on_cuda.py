@@ -85,15 +85,15 @@ def test_a_regime_without_time_is_left_out(monkeypatch: pytest.MonkeyPatch) -> N
 
     def forward(*arguments: Any) -> Any:
         if os.environ.get("FUSEDRNN_CUDA_REGIME") == "per_step":
-            time.sleep(0.03)
+            time.sleep(0.12)
         return right(*arguments)
 
     monkeypatch.setattr(_raw_ops, "_forward_now", forward)
-    monkeypatch.setattr(bench, "OTHERS_US", 60_000)
+    monkeypatch.setattr(bench, "OTHERS_US", 240_000)
     (timed,) = timed_rows("60,12,96,200 f32")
     found = bench.measure(timed, "forward", CPU, "H100", RATES)
     assert "call" in found["regimes"]["streamed"]
-    assert re.fullmatch(r"a call takes 3\d ms", found["regimes"]["per_step"]["left_out"])
+    assert re.fullmatch(r"a call takes \d+ ms", found["regimes"]["per_step"]["left_out"])
     assert found["fastest"] != "per_step"
 
 
