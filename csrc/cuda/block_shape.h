@@ -169,6 +169,11 @@ inline int64_t passes_of(Cores cores, const BlockShape& shape) {
 constexpr double kL2BytesPerClock = 23;
 constexpr double kMemoryBytesPerClock = 13;
 constexpr double kSharedBytesPerClock = 128;
+// We assume that mma.sync, which the resident and the streamed kernels use, does no more per clock
+// than on sm_80. The higher rates of the cards in estimate.h for sm_90 and sm_100 need instructions
+// that only these architectures have; NVIDIA's own matrix products use them.
+constexpr double kMmaHalfFlops = 2048;
+constexpr double kMmaTf32Flops = 1024;
 
 // The clocks that a block needs for a step, without waiting for others. It reads the sources once,
 // and its weights once for each group of sequences that is multiplied at once.
@@ -176,8 +181,9 @@ inline double clocks_of_step(const PlanRequest& q, Cores cores, const BlockShape
                              int64_t blocks) {
   const CellInfo& info = info_of(q.cell);
   const double value_bytes = static_cast<double>(size_of(q.dtype));
-  const double rate = cores == Cores::kMma ? (q.dtype == Dtype::kFloat32 ? 1024 : 2048)
-                                           : (q.dtype == Dtype::kFloat64 ? 128 : 256);
+  const double rate = cores == Cores::kMma
+                          ? (q.dtype == Dtype::kFloat32 ? kMmaTf32Flops : kMmaHalfFlops)
+                          : (q.dtype == Dtype::kFloat64 ? 128 : 256);
   const double passes = static_cast<double>(passes_of(cores, shape));
   double sources = 0, operations = 0, shared = 0;
   for (int s = 0; s < info.stages; ++s) {

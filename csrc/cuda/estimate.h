@@ -197,8 +197,8 @@ struct WordsOfRequest {
   const std::string& arch;            // a card, or an architecture such as sm_90
   bool backward;
   bool allow_tf32;
-  const std::string&
-      regime;  // resident, streamed, per_step, or empty, which leaves the choice to the plan
+  // resident, streamed, per_step, or empty, which leaves the choice to the plan
+  const std::string& regime;
 };
 
 // The request that the words stand for. Throws std::invalid_argument if a name or a size is wrong.
@@ -225,12 +225,6 @@ inline PlanRequest request_named(const WordsOfRequest& words) {
           .regime = regime_named(words.regime),
           .device = card_named(words.arch).device};
 }
-
-// We assume that mma.sync, which the resident and the streamed kernels use, does no more per clock
-// than on sm_80. The higher rates of sm_90 and sm_100 above need instructions that only these
-// architectures have; NVIDIA's own matrix products use them.
-constexpr double kMmaHalfFlops = 2048;
-constexpr double kMmaTf32Flops = 1024;
 
 // We assume that
 // - an arrival, the poll that sees it and the load that follows are three trips to L2, of about

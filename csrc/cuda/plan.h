@@ -1,6 +1,7 @@
 // The plan: how a layer runs on a device. It is a pure function of sizes and limits, so it can be
 // tested and printed without a GPU. By default a layer is resident if that fits, else streamed if
-// that fits, else it runs per step. The estimate of time (estimate.h) is printed, but it does not
+// that fits and a step needs few enough clocks by rough figures (block_shape.h), else it runs per
+// step. The estimate of time (estimate.h) is printed, but it does not
 // influence the plan.
 #pragma once
 
@@ -196,9 +197,14 @@ inline bool fit_streamed(const PlanRequest& q, Cores cores, Plan& plan) {
   return true;
 }
 
+// Whether there are resident kernels for the dtype and the cell.
+inline bool has_resident_kernel(const PlanRequest& q) {
+  return q.dtype != Dtype::kFloat64 && !info_of(q.cell).projects;
+}
+
 // Why a layer that may have any regime, or was asked to be resident, cannot be resident.
 inline std::string why_not_resident(const PlanRequest& q) {
-  if (q.dtype == Dtype::kFloat64 || info_of(q.cell).projects) {
+  if (!has_resident_kernel(q)) {
     const char* what = q.dtype == Dtype::kFloat64 ? "float64" : "a projection";
     return what + std::string(q.regime ? " has no resident kernel"
                                        : " has no resident kernel, and streamed it would be slow");
@@ -207,13 +213,6 @@ inline std::string why_not_resident(const PlanRequest& q) {
   return (weights ? "the recurrent weights" : std::to_string(q.N) + " sequences") +
          " do not fit the device's registers and shared memory" + (weights ? "" : ", fewer would") +
          (q.regime ? "" : ", and streamed they would be slow");
-}
-
-// Whether the request leaves the choice of a regime, and if so whether it may have that of resident
-// kernels.
-inline bool may_be_resident(const PlanRequest& q) {
-  return q.regime.value_or(Regime::kResident) == Regime::kResident && q.dtype != Dtype::kFloat64 &&
-         !info_of(q.cell).projects;
 }
 
 // Looks for a grid in a regime whose time loop is in a kernel, and returns whether there is one.
@@ -228,7 +227,8 @@ inline bool fit(const PlanRequest& q, Plan& plan) {
     return (tensor_cores && may(Cores::kMma) && fit_on(Cores::kMma)) ||
            (may(Cores::kFma) && fit_on(Cores::kFma));
   };
-  if (may_be_resident(q) && fit_either([&](Cores cores) { return fit_resident(q, cores, plan); }))
+  if (q.regime.value_or(Regime::kResident) == Regime::kResident && has_resident_kernel(q) &&
+      fit_either([&](Cores cores) { return fit_resident(q, cores, plan); }))
     return true;
   return q.regime.value_or(Regime::kStreamed) == Regime::kStreamed &&
          !q.choice.words.value_or(false) &&
