@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import re
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -19,6 +17,7 @@ pytestmark = pytest.mark.skipif(
 
 DTYPES = ["f32", "f64", "f16", "bf16"]
 ARCHITECTURES = [75, 80, 90, 100, 120]
+SOURCES = [path.stem for path in build.kernel_sources()]
 WAYS = ("forward", "backward")
 # Limits of the registers of a thread: the number that nvcc 13.0 uses and up to eight more, since
 # registers are allocated in groups of eight. The resident kernels keep weights in registers, with
@@ -54,20 +53,15 @@ KERNELS = {
 }
 
 
-@functools.cache
-def assembled(arch: int) -> dict[str, build.Kernel]:
-    """The kernels that ptxas compiles for an architecture, from the PTX of the tests."""
+def ptx_of(source: str, arch: int) -> Path:
+    """The PTX from which the kernels of a file are compiled for an architecture."""
+    return next(path for path in build.ptx(min(arch, 80)) if path.stem == source)
 
-    def assemble(path: Path) -> dict[str, build.Kernel]:
-        return build.kernels_of(
-            build.compile_kernel(
-                path, Path("/dev/null"), f"-arch=sm_{arch}", "-cubin", "-Xptxas=-v"
-            )
-        )
 
-    with ThreadPoolExecutor(setup_build.jobs()) as pool:
-        parts = list(pool.map(assemble, build.ptx(min(arch, 80))))
-    return {name: kernel for part in parts for name, kernel in part.items()}
+def kernels_of(source: str) -> set[str]:
+    """The kernels of a file."""
+    text = (build.CSRC / "cuda" / f"{source}.cu").read_text()
+    return set(re.findall(r"FUSEDRNN_KERNEL\((\w+)\)", text))
 
 
 def bodies(path: Path) -> dict[str, str]:
@@ -77,11 +71,11 @@ def bodies(path: Path) -> dict[str, str]:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_registers_and_spills(arch: int) -> None:
-    kernels = assembled(arch)
-    assert kernels.keys() == KERNELS.keys()
-    assert len(kernels) <= 50
+def test_registers_and_spills(arch: int, source: str) -> None:
+    kernels = build.assembled(ptx_of(source, arch), arch)
+    assert kernels.keys() == kernels_of(source)
     for name, kernel in kernels.items():
         budget = BUDGETS[KERNELS[name]][ARCHITECTURES.index(arch)]
         assert 0 < kernel.registers <= budget, (name, kernel)
@@ -103,7 +97,7 @@ def test_the_grids_fit(arch: int) -> None:
         ["fma", "mma"], ["f32", "f16", "bf16"], WAYS, [64, 512, 1024], [4, 32], [1, 2]
     ):
         name = f"resident_{way}_{cores}_{'tf32' if (cores, dtype) == ('mma', 'f32') else dtype}"
-        kernel = assembled(arch)[name]
+        kernel = build.assembled(ptx_of(f"resident_{cores}", arch), arch)[name]
         plan = build.host().plan(
             *("lstm", dtype, [150, N, H, H, H, D], f"sm_{arch}"),
             backward=way == "backward",
@@ -160,7 +154,6 @@ def test_it_compiles_for_the_oldest_gpu() -> None:
 
 
 def test_the_table_of_kernels_is_complete() -> None:
-    listed = set()
-    for source in build.kernel_sources():
-        listed |= set(re.findall(r"FUSEDRNN_KERNEL\((\w+)\)", source.read_text()))
-    assert listed == KERNELS.keys()
+    listed = [kernels_of(source) for source in SOURCES]
+    assert set().union(*listed) == KERNELS.keys()
+    assert sum(map(len, listed)) == len(KERNELS) <= 50

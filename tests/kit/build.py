@@ -36,10 +36,10 @@ def pybind_flags() -> list[str]:
 
 
 @contextmanager
-def turn(build_dir: Path) -> Iterator[None]:
-    """Makes a folder, and lets one test process at a time build in it."""
+def turn(build_dir: Path, name: str = "lock") -> Iterator[None]:
+    """Makes a folder, and lets one test process at a time build in it what the lock is for."""
     build_dir.mkdir(parents=True, exist_ok=True)
-    with open(build_dir / "lock", "w") as lock:
+    with open(build_dir / name, "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
@@ -144,6 +144,20 @@ def kernels_of(said: str) -> dict[str, Kernel]:
         )
     assert kernels, f"ptxas names no kernel:\n{said}"
     return kernels
+
+
+def assembled(source: Path, arch: int) -> dict[str, Kernel]:
+    """The figures of ptxas for the kernels of a file of PTX. They are kept in a file beside it, so
+    that test processes share them.
+    """
+    said = source.with_suffix(f".sm_{arch}.txt")
+    with turn(source.parent, f"{said.name}.lock"):
+        if not said.exists():
+            flags = (f"-arch=sm_{arch}", "-cubin", "-Xptxas=-v")
+            partial = said.with_suffix(".partial")
+            partial.write_text(compile_kernel(source, Path("/dev/null"), *flags))
+            partial.rename(said)
+    return kernels_of(said.read_text())
 
 
 def ptx(arch: int, csrc: Path = CSRC, build_dir: Path = CUDA_DIR) -> list[Path]:
