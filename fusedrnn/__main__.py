@@ -75,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument(
         "--regime",
         choices=["resident", "streamed", "per_step"],
-        help="default: resident if that fits, else streamed if that should be fast, else per_step; "
+        help="default: resident or streamed, what should be faster, or per_step if both are slow; "
         "the exit status is 1 where the regime cannot run",
     )
     plan.set_defaults(fail=plan.error)

@@ -1,8 +1,8 @@
 // The plan: how a layer runs on a device. It is a pure function of sizes and limits, so it can be
-// tested and printed without a GPU. By default a layer is resident if that fits, else streamed if
-// that fits and a step needs few enough clocks by rough figures (block_shape.h), else it runs per
-// step. The estimate of time (estimate.h) is printed, but it does not
-// influence the plan.
+// tested and printed without a GPU. By default a layer is resident or streamed, whichever fits and
+// needs the fewer clocks for a step by rough figures (block_shape.h), unless both need so many that
+// it runs per step. The estimate of time (estimate.h) is printed, but it does not influence the
+// plan.
 #pragma once
 
 #include <algorithm>
@@ -23,6 +23,7 @@ struct Plan {
   bool words = false;     // whether the exchange has words, and no barrier
   Dim3 grid;              // [unit blocks, row blocks, D]
   int blocks_per_sm = 0;  // blocks that one multiprocessor runs together
+  double clocks = 0;      // of a step on a multiprocessor, by the rough figures
   size_t exchange_bytes[kMaxStages] = {};
   size_t arrival_bytes = 0;
   size_t streamed_bytes = 0;  // weights of all blocks that are streamed
@@ -38,6 +39,12 @@ inline bool is_refused(const std::optional<Regime>& regime, const PlanChoice& ch
 }
 inline bool is_refused(const PlanRequest& q, const Plan& plan) {
   return is_refused(q.regime, q.choice, plan);
+}
+
+inline std::string text(const char* format, auto... values) {
+  char line[256];
+  std::snprintf(line, sizeof(line), format, values...);
+  return line;
 }
 
 // How many blocks of kThreads threads one multiprocessor runs together. The count is that of
@@ -134,6 +141,7 @@ inline bool fit_resident(const PlanRequest& q, Cores cores, int per_sm, Plan& pl
   });
   if (!fewest) return false;
   plan.regime = Regime::kResident;
+  plan.clocks = *fewest;
   plan.words = q.choice.words.value_or(false);
   plan.blocks_per_sm = per_sm;
   set_workspace(q, plan);
@@ -163,10 +171,21 @@ inline bool weights_fit(PlanRequest q) {
   return uses_tensor_cores(q) && fit_resident(q, Cores::kMma, unused);
 }
 
-// A layer is streamed unless a step has more clocks than this (10 us at 1.8 GHz) by the rough
-// figures. In that time the host of the per-step regime starts the kernels of a step, whose
-// products are tiled for many sequences. If the regime was asked for, there is no limit.
-constexpr double kMostStreamedClocks = 18000;
+// A layer runs per step if a step of a resident or streamed kernel has more clocks than this (10 us
+// at 1.8 GHz) by the rough figures. In that time the host of the per-step regime starts the kernels
+// of a step, whose products are tiled for many sequences. If a regime or a choice was asked for,
+// there is no limit.
+constexpr double kMostLoopClocks = 18000;
+
+// A layer that could be resident is streamed only if its step has fewer clocks by this factor. The
+// rough figures leave out the states, which a streamed layer has in memory: a block of 512 values
+// reads and writes 4 KB of c, about 320 clocks, and waits some 700 clocks for the first of them.
+// That is a quarter of a step of 4000 clocks. No GPU has measured it.
+constexpr double kStreamedGain = 1.25;
+
+// Below this many clocks of a resident step (1 us at 1.8 GHz) nobody looks for a streamed plan: the
+// barrier, which both have, takes as long, and the search would cost the host time in each call.
+constexpr double kQuickClocks = 1800;
 
 // Looks for the streamed grid, with a block for each multiprocessor at most, that needs the fewest
 // clocks for a step, and returns whether there is one.
@@ -189,9 +208,9 @@ inline bool fit_streamed(const PlanRequest& q, Cores cores, Plan& plan) {
       set_grid(q, cores, cut, *shape, plan);
     }
   });
-  const bool asked = q.regime || q.choice.any();
-  if (!fewest || (!asked && *fewest > kMostStreamedClocks)) return false;
+  if (!fewest) return false;
   plan.regime = Regime::kStreamed;
+  plan.clocks = *fewest;
   plan.blocks_per_sm = 1;
   set_workspace(q, plan);
   return true;
@@ -202,8 +221,49 @@ inline bool has_resident_kernel(const PlanRequest& q) {
   return q.dtype != Dtype::kFloat64 && !info_of(q.cell).projects;
 }
 
-// Why a layer that may have any regime, or was asked to be resident, cannot be resident.
+// Calls fit_on with the cores that the products may run on, the tensor cores first, until it
+// returns true, and returns whether it did.
+template <class FitOn>
+bool fit_on_either(const PlanRequest& q, const FitOn& fit_on) {
+  // Only the resident kernels on the ordinary cores take words.
+  const bool words = q.choice.words.value_or(false);
+  const auto may = [&](Cores cores) {
+    return q.choice.cores.value_or(cores) == cores && !(words && cores == Cores::kMma);
+  };
+  return (uses_tensor_cores(q) && may(Cores::kMma) && fit_on(Cores::kMma)) ||
+         (may(Cores::kFma) && fit_on(Cores::kFma));
+}
+
+// Looks for a grid in a regime whose time loop is in a kernel, and returns whether there is one. If
+// a regime or a choice was asked for, the first that fits is taken, resident before streamed.
+inline bool fit(const PlanRequest& q, Plan& plan) {
+  const bool asked = q.regime || q.choice.any();
+  const auto quick = [&](const Plan& found) { return asked || found.clocks <= kMostLoopClocks; };
+  Plan streamed;
+  const bool resident =
+      q.regime.value_or(Regime::kResident) == Regime::kResident && has_resident_kernel(q) &&
+      fit_on_either(q, [&](Cores on) { return fit_resident(q, on, plan) && quick(plan); });
+  if (resident && (asked || plan.clocks <= kQuickClocks)) return true;
+  const bool may_stream =
+      q.regime.value_or(Regime::kStreamed) == Regime::kStreamed && !q.choice.words.value_or(false);
+  if (may_stream &&
+      fit_on_either(q,
+                    [&](Cores on) { return fit_streamed(q, on, streamed) && quick(streamed); }) &&
+      (!resident || streamed.clocks * kStreamedGain < plan.clocks)) {
+    plan = streamed;
+    return true;
+  }
+  return resident;
+}
+
+// Why a layer that may have any regime, or was asked to be resident, is not resident.
 inline std::string why_not_resident(const PlanRequest& q) {
+  Plan slow;
+  PlanRequest asked = q;
+  asked.regime = Regime::kResident;
+  if (!q.regime && fit(asked, slow))
+    return text("resident a step would take %.0f clocks, and streamed it would be slow too",
+                slow.clocks);
   if (!has_resident_kernel(q)) {
     const char* what = q.dtype == Dtype::kFloat64 ? "float64" : "a projection";
     return what + std::string(q.regime ? " has no resident kernel"
@@ -213,26 +273,6 @@ inline std::string why_not_resident(const PlanRequest& q) {
   return (weights ? "the recurrent weights" : std::to_string(q.N) + " sequences") +
          " do not fit the device's registers and shared memory" + (weights ? "" : ", fewer would") +
          (q.regime ? "" : ", and streamed they would be slow");
-}
-
-// Looks for a grid in a regime whose time loop is in a kernel, and returns whether there is one.
-inline bool fit(const PlanRequest& q, Plan& plan) {
-  const bool tensor_cores = uses_tensor_cores(q);
-  const auto fit_either = [&](const auto& fit_on) {
-    // Only the resident kernels on the ordinary cores take words.
-    const bool words = q.choice.words.value_or(false);
-    const auto may = [&](Cores cores) {
-      return q.choice.cores.value_or(cores) == cores && !(words && cores == Cores::kMma);
-    };
-    return (tensor_cores && may(Cores::kMma) && fit_on(Cores::kMma)) ||
-           (may(Cores::kFma) && fit_on(Cores::kFma));
-  };
-  if (q.regime.value_or(Regime::kResident) == Regime::kResident && has_resident_kernel(q) &&
-      fit_either([&](Cores cores) { return fit_resident(q, cores, plan); }))
-    return true;
-  return q.regime.value_or(Regime::kStreamed) == Regime::kStreamed &&
-         !q.choice.words.value_or(false) &&
-         fit_either([&](Cores cores) { return fit_streamed(q, cores, plan); });
 }
 
 // Which numbers of units fit with which numbers of sequences of a block, for the message about a
@@ -288,12 +328,6 @@ inline std::string product_name(Cores cores, Dtype dtype) {
 inline std::string loop_kernel(Regime regime, bool backward, Cores cores, Dtype dtype) {
   return std::string(regime == Regime::kStreamed ? "streamed_" : "resident_") +
          (backward ? "backward_" : "forward_") + product_name(cores, dtype);
-}
-
-inline std::string text(const char* format, auto... values) {
-  char line[256];
-  std::snprintf(line, sizeof(line), format, values...);
-  return line;
 }
 
 inline std::string to_text(const Plan& plan) {

@@ -118,6 +118,7 @@ py::dict plan(const std::string& cell, const std::string& dtype, const std::vect
   out["cores"] = plan.cores == Cores::kMma ? "mma" : "fma";
   out["grid"] = py::make_tuple(plan.grid.x, plan.grid.y, plan.grid.z);
   out["blocks_per_sm"] = plan.blocks_per_sm;
+  out["clocks"] = plan.clocks;
   out["units"] = plan.shape.units;
   out["rows"] = plan.shape.rows;
   out["rows_pad"] = plan.shape.rows_pad;
