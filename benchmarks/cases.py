@@ -12,7 +12,7 @@ import math
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -194,15 +194,21 @@ def reference(case: Case, mode: str) -> Reference:
     return Reference(exact, {name: error(theirs[name], exact[name]) for name in exact}, seconds)
 
 
-def check(case: Case, mode: str, against: Reference | None = None) -> Parity:
+def check(
+    case: Case,
+    mode: str,
+    against: Reference | None = None,
+    in_backward: AbstractContextManager[Any] | None = None,
+) -> Parity:
     """Compares ours with torch.nn in the next wider dtype.
 
     An error is the largest difference over the largest value. Ours may be twice torch.nn's own in
-    the row's dtype, plus a few roundings. `against` saves the time of computing it again.
+    the row's dtype, plus a few roundings. `against` saves the time of computing it again, and our
+    backward pass runs within `in_backward`.
     """
     dtype = case.row.torch_dtype
     start = time.perf_counter()
-    results = tensors(case.ours, case.x, case.d_y, mode)
+    results = tensors(case.ours, case.x, case.d_y, mode, in_backward)
     seconds = time.perf_counter() - start
     against = against or reference(case, mode)
     seconds = min(seconds, against.seconds)
@@ -233,7 +239,13 @@ def error(actual: Tensor, expected: Tensor) -> float:
     return difference / max(expected.double().abs().max().item(), 1e-300)
 
 
-def tensors(layer: Layer, x: Any, d_y: Tensor, mode: str) -> Tensors:
+def tensors(
+    layer: Layer,
+    x: Any,
+    d_y: Tensor,
+    mode: str,
+    in_backward: AbstractContextManager[Any] | None = None,
+) -> Tensors:
     """Runs a layer and returns y, the final states and, in training, the gradients."""
     with mode_of(layer, mode):
         leaf = None
@@ -243,7 +255,8 @@ def tensors(layer: Layer, x: Any, d_y: Tensor, mode: str) -> Tensors:
         y, states = run(layer, x)
         found = {"y": y.detach()} | {f"state {i}": s.detach() for i, s in enumerate(states)}
         if leaf is not None:
-            y.backward(d_y)
+            with in_backward or nullcontext():
+                y.backward(d_y)
             named = {"d_x": leaf} | {f"d_{n}": p for n, p in layer.named_parameters()}
             for name, tensor in named.items():
                 assert tensor.grad is not None, f"{name} has no gradient"

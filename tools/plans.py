@@ -10,8 +10,26 @@ import torch
 
 from fusedrnn.selftest import REGIMES
 
+# The cores, the units and the sequences of a block in the text of a plan.
+_BLOCK = re.compile(r", (FMA|mma\.sync): .* each (\d+) units of (\d+) sequences")
+_CORES = {"FMA": "fma", "mma.sync": "mma"}
 # How the text of a plan names a regime, where that is not the regime's own name.
 _WORDS = {"per_step": "per step"}
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block of a plan, in the words of FUSEDRNN_CUDA_PLAN.
+
+    Args:
+        cores: "mma" or "fma".
+        units: how many units it has.
+        rows: how many sequences it has.
+    """
+
+    cores: str
+    units: int
+    rows: int
 
 
 @dataclass(frozen=True)
@@ -36,6 +54,12 @@ class Plan:
     def short(self) -> str:
         """The regime, the kind of product and the blocks; "per step" for that regime."""
         return self.words.split(" blocks")[0] if " blocks" in self.words else word_of(self.regime)
+
+    @property
+    def block(self) -> Block | None:
+        """The cores and the size of a block; None if no time loop runs in a kernel."""
+        found = _BLOCK.search(self.words)
+        return Block(_CORES[found[1]], int(found[2]), int(found[3])) if found else None
 
     @property
     def streamed_bytes(self) -> int:

@@ -13,6 +13,7 @@ run.py          runs steps with time limits and writes their results; process.py
 check.py        gives tasks (tasks.py) to worker.py, which may hang or die
 checks.py       the functions of the tasks, from numbers.py, surroundings.py, load.py, limits.py
 bench.py        times rows (rows.py) and torch.nn's layers, in each regime (regimes.py, fastest.py)
+sweep.py        times other plans of these rows: other blocks, cores and exchanges (swept.py)
 one.py, hot.py  the program that profilers run, and a summary of what they find
 results.py      reads the results of a run; report.py makes a report, keep.py keeps them, choices.py
                 says which regimes were fastest

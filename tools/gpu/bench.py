@@ -43,6 +43,9 @@ from .rows import PRECISIONS, Timed, timed_rows
 from .worker import why_lost
 
 Result = TypeVar("Result")
+Write = Callable[[dict[str, Any]], None]
+# Measures rows and modes on a device until a time, writes lines, and returns the exit status.
+MeasureAll = Callable[[Sequence[tuple[Timed, str]], torch.device, float, Write], int]
 
 ROUND_US = 12_000.0  # the length of a variant's turn
 ROUNDS = 5
@@ -228,8 +231,7 @@ def measure(
                 continue
             if regime == AS_PLANNED:
                 found["parity"] = parity.as_dict()
-            if not (parity.right or (timed.precision == "tf32" and parity.ours <= TF32_LIMIT)):
-                off = f"{parity.worst} is off by {parity.ours:.1e}, the limit is {parity.limit:.1e}"
+            if off := wrong(timed, parity):
                 why = f"{in_words(regime)}: {off}" if regime else off
                 return found | {"status": "red", "why": why}
         regimes = [regime for regime in regimes if regime not in left_out]
@@ -242,6 +244,13 @@ def measure(
         found["regimes"] = summary(of_regimes, left_out, steps, floor)
         found["fastest"] = fastest_of(found)
     return found
+
+
+def wrong(timed: Timed, parity: cases.Parity) -> str:
+    """What is wrong with the results of a row; "" if they may be timed."""
+    if parity.right or (timed.precision == "tf32" and parity.ours <= TF32_LIMIT):
+        return ""
+    return f"{parity.worst} is off by {parity.ours:.1e}, the limit is {parity.limit:.1e}"
 
 
 def _times(
@@ -259,9 +268,8 @@ def _times(
         alone[name] = clock.alone(call)
     if min(alone.values()) > LONGEST_US:
         return {"status": "not run", "why": f"a call takes {min(alone.values()) / 1e6:.2f} s"}
-    calls |= _affordable(
-        clock, {regime: in_regime(calls["ours"], regime) for regime in regimes}, left_out
-    )
+    in_regimes = {regime: in_regime(calls["ours"], regime) for regime in regimes}
+    calls |= affordable(clock, in_regimes, left_out, OTHERS_US)
     found = alternate(clock, calls)
     for name, microseconds in alone.items():
         found[name]["alone"] = microseconds
@@ -278,11 +286,11 @@ def _times(
     return {"status": "ok", "why": "", "times": found}
 
 
-def _affordable(
-    clock: Clock, calls: dict[str, TimedCall], left_out: dict[str, str]
+def affordable(
+    clock: Clock, calls: dict[str, TimedCall], left_out: dict[str, str], left: float
 ) -> dict[str, TimedCall]:
-    """The calls for which a row has time, the cheapest first; the others are left out."""
-    found, left = {}, OTHERS_US
+    """The calls for which `left` microseconds suffice, the cheapest first; others are left out."""
+    found = {}
     once = {regime: clock.round(call, 1) for regime, call in calls.items()}
     for regime in sorted(once, key=once.__getitem__):
         left -= once[regime] * (1 + ROUNDS * calls_in_a_turn(once[regime]))
@@ -335,7 +343,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     It is 0 if all rows were right, 1 if one was wrong, 3 if time ran out, and 4 if a row destroyed
     the GPU's context. In the last case another process can continue with the next row.
     """
-    parser = argparse.ArgumentParser(prog="python -m tools.gpu.bench", description=__doc__)
+    return run_command("bench", __doc__, _measure_all, arguments)
+
+
+def run_command(
+    name: str, about: str | None, measure_all: MeasureAll, arguments: Sequence[str] | None
+) -> int:
+    """Reads a command line about rows and modes, and measures them."""
+    parser = argparse.ArgumentParser(prog=f"python -m tools.gpu.{name}", description=about)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--out", type=Path, required=True, help="the file to which rows are added")
     parser.add_argument("--seconds", type=float, default=110)
@@ -361,20 +376,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
             out.write(json.dumps(fields) + "\n")
             out.flush()
 
-        return _measure_all(work[options.skip : options.most], device, end, write)
+        return measure_all(work[options.skip : options.most], device, end, write)
+
+
+def head_of(timed: Timed, mode: str) -> dict[str, Any]:
+    """What every line about a row begins with."""
+    head = {"name": timed.name, "mode": mode, "source": timed.source, "cell": timed.cell}
+    return head | {"precision": timed.precision, "sizes": timed.layers()[0]}
+
+
+def rates_of(device: torch.device) -> dict[str, Any]:
+    """Measures the line that comes before the rows of a process."""
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else "no GPU"
+    found = {"kind": "rates", "card": limits.card(device), "gpu": gpu}
+    return found | {"date": time.strftime("%Y-%m-%d"), "rates": measure_rates(device)}
 
 
 def _measure_all(
     work: Sequence[tuple[Timed, str]],
     device: torch.device,
     end: float,
-    write: Callable[[dict[str, Any]], None],
+    write: Write,
 ) -> int:
-    card = limits.card(device)
-    rates = measure_rates(device)
-    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else "no GPU"
-    day = time.strftime("%Y-%m-%d")
-    write({"kind": "rates", "card": card, "gpu": gpu, "date": day, "rates": rates})
+    first = rates_of(device)
+    card, rates = first["card"], first["rates"]
+    write(first)
     products = ", ".join(f"{name} {rates[name] / 1e12:.3g}" for name in PRECISIONS)
     print(f"products {products} TFLOP/s, copy {rates['copy'] / 1e9:.0f} GB/s")
     print(f"launches {rates['launch'] * 1e6:.2f} us apart")
@@ -384,8 +410,7 @@ def _measure_all(
         if time.monotonic() > end:
             print(f"out of time before {timed.name} {mode}")
             return status or 3
-        head = {"name": timed.name, "mode": mode, "source": timed.source, "cell": timed.cell}
-        head |= {"precision": timed.precision, "sizes": timed.layers()[0]}
+        head = head_of(timed, mode)
         write({"kind": "begin"} | head)
         try:
             found = measure(timed, mode, device, card, rates)

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .facts import ROOT
-from .report import missed_list, timing_table
+from .report import missed_list, sweep_table, timing_table
 from .results import Results, load
+from .swept import groups
 
 RESULTS = ROOT / "benchmarks" / "results"
 DOCS = ROOT / "docs" / "cuda.md"
@@ -85,6 +86,8 @@ def measured(runs: list[Results]) -> Iterator[str]:
         if found.rows():
             yield from timing_table(found.rows())
             yield from missed_list(found.rows())
+            if others := groups(found.bench):
+                yield from ("", *sweep_table(others))
         else:
             yield "No row was timed."
         yield ""

@@ -8,7 +8,8 @@ from typing import Any
 
 from benchmarks.results import LOSS
 
-from .fastest import calls_of, fastest_of, in_words, missed
+from . import swept
+from .fastest import NOISE, calls_of, fastest_of, in_words, missed
 from .results import Fields, Results, load, one_line, three_times
 
 # The table must be complete if only the last 12,000 characters of the output are kept.
@@ -20,6 +21,10 @@ SECTIONS = ("what", "passed", "failed", "not run")
 TIMED = (
     *("row", "mode", "plan", "chosen by the plan", "fastest", "fusedrnn", "torch.nn (cuDNN)"),
     *("call", "graph", "a step", "resident", "streamed", "per step", "estimate", "floor"),
+)
+SWEPT = (
+    *("row", "mode", "chosen", "us a step", "fastest", "its blocks", "us a step", "choice over it"),
+    *("torch.nn (cuDNN), us a step", "timed"),
 )
 
 
@@ -47,6 +52,10 @@ def final_table(found: Results) -> str:
         lines += [f"another regime was faster: {line}" for line in late[:MISSED_SHOWN]]
         if len(late) > MISSED_SHOWN:
             lines.append(f"and {len(late) - MISSED_SHOWN} more rows, in report.md")
+        better = list(filter(None, map(swept.missed, swept.groups(found.bench))))
+        lines += [f"another plan was faster: {line}" for line in better[:MISSED_SHOWN]]
+        if len(better) > MISSED_SHOWN:
+            lines.append(f"and {len(better) - MISSED_SHOWN} more plans, in report.md")
         lines.append("us, call/graph/alone: ours beside torch.nn's; torch.nn's over ours")
     kept: list[str] = []
     used = 0
@@ -73,6 +82,10 @@ def _failures(found: Results) -> Iterator[str]:
     for row in found.rows():
         if row["status"] != "ok":
             yield f"ROW {row['name']} {row['mode']}: {row['status']}: {row['why']}"[:200]
+    for group in swept.groups(found.bench):
+        for line in group.wrong:
+            plan = f"{group.name} {group.mode}, {swept.words_of(line)}"
+            yield f"PLAN {plan}: {line['status']}: {line['why']}"[:200]
 
 
 def _rates(found: Results) -> Iterator[str]:
@@ -152,6 +165,8 @@ def _markdown(found: Results) -> Iterator[str]:
         yield from _rates(found)
         yield from ("", *timing_table(found.rows()))
         yield from missed_list(found.rows())
+    if others := swept.groups(found.bench):
+        yield from ("", "## Other plans", "", *sweep_table(others))
     yield from ("", "## Facts", "")
     yield from (f"- {key}: {_fact(value)}" for key, value in found.run["facts"].items())
 
@@ -217,6 +232,35 @@ def _regime(row: Fields, regime: str) -> str:
     if "call" not in of:
         return str(of.get("left_out", ""))
     return f"{of['call']:.0f} ({of['step']:.2f}, {100 * of['of_floor']:.0f} %)"
+
+
+def sweep_table(groups: list[swept.Group]) -> Iterator[str]:
+    """Makes the table of the rows whose plan was compared with other plans."""
+    yield (
+        "The plan's choice beside the fastest of the other plans that were timed, in calls back to "
+        "back: microseconds of a step, and the floor's part of the call in brackets. In training "
+        "only backward has another plan. **Bold** is clearly faster than the choice."
+    )
+    yield ""
+    yield from _table(SWEPT, [_swept(group) for group in groups])
+
+
+def _swept(group: swept.Group) -> list[Any]:
+    chosen, fastest = group.chosen, group.fastest
+
+    def times(of: Fields | None) -> str:
+        return f"{of['step']:.2f} ({100 * of['of_floor']:.0f} %)" if of else "-"
+
+    gain = group.gain
+    return [
+        *(group.name, group.mode),
+        *(chosen["plan"] if chosen else "-", times(chosen)),
+        *(swept.words_of(fastest) if fastest else "-", fastest["plan"] if fastest else "-"),
+        times(fastest),
+        "-" if gain is None else f"**{gain:.2f}**" if gain > NOISE else f"{gain:.2f}",
+        "-" if group.torch is None else f"{group.torch:.2f}",
+        f"{len(group.timed)} of {len(group.lines)}",
+    ]
 
 
 def missed_list(rows: list[Fields]) -> Iterator[str]:

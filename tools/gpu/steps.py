@@ -15,10 +15,13 @@ from .run import Run, python
 from .tasks import REGIME
 
 # The names of the groups of steps for --steps.
-GROUPS = ("checks", "bench", "profile", "ncu", "sanitizer", "pytest")
+GROUPS = ("checks", "bench", "sweep", "profile", "ncu", "sanitizer", "pytest")
 # The seconds that the checks leave to the timings, and that the timings leave to the profiles.
 FOR_TIMES = 150.0
 FOR_PROFILES = 25.0
+# The seconds that the sweep over other plans gets at least, and its part of what is left.
+FOR_SWEEP = 45.0
+PART_FOR_SWEEP = 0.5
 # The seconds that a closer look leaves to the timings, so that at least some rows are timed.
 FOR_SOME_TIMES = 90.0
 
@@ -77,6 +80,7 @@ BENCHES = (
     "times, behind the row that was lost",
     "times, per step alone",
 )
+SWEEPS = ("other plans", "other plans, behind the row that was lost")
 # How the programs that time rows or run tasks end if time ran out.
 LATE = ("exit 3", "out of time")
 # Messages of NVIDIA's tools on a machine that does not let them use the GPU.
@@ -125,6 +129,8 @@ class Everything:
             self.look_closer()
         if self.run.wants("bench"):
             self.bench()
+        if self.run.wants("sweep"):
+            self.sweep()
         if self.run.wants("profile"):
             self.profile()
         if self.run.wants("ncu"):
@@ -224,6 +230,27 @@ class Everything:
             env = {REGIME: "per_step"} if number == len(BENCHES) - 1 else {}
             command = python("tools.gpu.bench", *arguments)
             done = self.run.step(name, 115, command, FOR_PROFILES, 100, env, unfinished=LATE)
+            if done is None or done.code in (0, 1, 2, 3):
+                return
+
+    def sweep(self) -> None:
+        """Times other plans of the rows than those that are chosen, the first rows first.
+
+        If a plan ends the process, another one continues with the next row.
+        """
+        out = self.run.folder / "bench.jsonl"
+        later = any(map(self.run.wants, GROUPS[GROUPS.index("sweep") + 1 :]))
+        keep = FOR_PROFILES if later else 0.0
+        for name in SWEEPS:
+            left = self.run.clock.left()
+            limit = max(FOR_SWEEP, PART_FOR_SWEEP * left) if later else left
+            seconds = self.run.clock.grant(limit, keep)
+            begun = sum(line["kind"] == "sweep begin" for line in lines(out))
+            arguments = ["--device", self.device, "--out", str(out), "--skip", str(begun)]
+            arguments += ["--seconds", f"{max(seconds - 8, 1):.0f}", "--rows", self.rows]
+            arguments += ["--most", "2"] if self.quick else []
+            command = python("tools.gpu.sweep", *arguments)
+            done = self.run.step(name, limit, command, keep, 100, unfinished=LATE)
             if done is None or done.code in (0, 1, 2, 3):
                 return
 
