@@ -31,6 +31,11 @@ class Block:
     units: int
     rows: int
 
+    @property
+    def choice(self) -> str:
+        """The text that asks for such a block."""
+        return f"cores={self.cores},units={self.units},rows={self.rows}"
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -54,6 +59,16 @@ class Plan:
     def short(self) -> str:
         """The regime, the kind of product and the blocks; "per step" for that regime."""
         return self.words.split(" blocks")[0] if " blocks" in self.words else word_of(self.regime)
+
+    @property
+    def layout(self) -> str:
+        """The plan in words, without the measurement that it follows."""
+        return self.words.split("; as measured on ")[0]
+
+    @property
+    def measured(self) -> bool:
+        """Whether the plan follows a measurement (csrc/cuda/measured.h)."""
+        return "as measured on " in self.words
 
     @property
     def block(self) -> Block | None:

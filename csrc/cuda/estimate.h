@@ -20,13 +20,13 @@ namespace fusedrnn::cuda {
 struct Card {
   const char* name;         // the short name, which --arch takes
   const char* driver_name;  // the name that torch.cuda.get_device_name returns
-  Device device;
-  double ghz;           // boost clock
-  double hbm_gb_s;      // memory bandwidth
-  double fma_flops;     // float32 on the ordinary cores: twice the number of cores
-  double half_flops;    // 16-bit matrix products with float32 sums, dense
-  double tf32_flops;    // 0 if the card has no TF32
-  double double_flops;  // float64 matrix products
+  Device device;            // without its name
+  double ghz;               // boost clock
+  double hbm_gb_s;          // memory bandwidth
+  double fma_flops;         // float32 on the ordinary cores: twice the number of cores
+  double half_flops;        // 16-bit matrix products with float32 sums, dense
+  double tf32_flops;        // 0 if the card has no TF32
+  double double_flops;      // float64 matrix products
 };
 
 // A device with the limits that its compute capability fixes, after the table of technical
@@ -212,6 +212,9 @@ inline PlanRequest request_named(const WordsOfRequest& words) {
       throw std::invalid_argument("sizes must be positive and below 2^31, got " +
                                   std::to_string(size));
   }
+  const Card& card = card_named(words.arch);
+  Device device = card.device;
+  device.name = card.driver_name;
   return {.cell = words.cell,
           .dtype = dtype_named(words.dtype),
           .T = sizes[0],
@@ -223,7 +226,7 @@ inline PlanRequest request_named(const WordsOfRequest& words) {
           .backward = words.backward,
           .allow_tf32 = words.allow_tf32,
           .regime = regime_named(words.regime),
-          .device = card_named(words.arch).device};
+          .device = device};
 }
 
 // We assume that

@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "../layer/dtype.h"
@@ -17,7 +18,7 @@ struct Dim3 {
   unsigned x = 1, y = 1, z = 1;
 };
 
-// The limits of a device, on which the plan depends.
+// The limits of a device, on which the plan depends, and its name.
 struct Device {
   int capability;  // 10 * major + minor
   int sms;
@@ -27,6 +28,8 @@ struct Device {
   size_t shared_per_sm;
   size_t shared_reserved;  // bytes that the system takes for each block
   size_t l2_bytes;
+  // The driver's name of the card, by which the plan finds measurements.
+  std::string_view name = {};
 };
 
 // The start of a kernel, whose only argument is a struct.

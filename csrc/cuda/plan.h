@@ -1,11 +1,12 @@
 // The plan: how a layer runs on a device. It is a pure function of sizes and limits, so it can be
 // tested and printed without a GPU. By default a layer is resident or streamed, whichever fits and
 // needs the fewer clocks for a step by rough figures (block_shape.h), unless both need so many that
-// it runs per step. The estimate of time (estimate.h) is printed, but it does not influence the
-// plan.
+// it runs per step; but a measurement of such a layer on the card goes before that (measured.h).
+// The estimate of time (estimate.h) is printed, but it does not influence the plan.
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <optional>
@@ -24,6 +25,7 @@ struct Plan {
   Dim3 grid;              // [unit blocks, row blocks, D]
   int blocks_per_sm = 0;  // blocks that one multiprocessor runs together
   double clocks = 0;      // of a step on a multiprocessor, by the rough figures
+  std::string measured;   // the card and the day of the measurement that the plan follows, if any
   size_t exchange_bytes[kMaxStages] = {};
   size_t arrival_bytes = 0;
   size_t streamed_bytes = 0;  // weights of all blocks that are streamed
@@ -302,12 +304,18 @@ inline std::string what_fits(PlanRequest q) {
   return text.empty() ? "no choice fits" : "what fits is " + text;
 }
 
-inline Plan make_plan(const PlanRequest& q) {
+// Whether a barrier can count the steps of a layer.
+inline bool barrier_counts(const PlanRequest& q) {
+  return q.T * q.H * info_of(q.cell).stages < (int64_t(1) << 31) - 1;
+}
+
+// The plan without the table of measurements.
+inline Plan plan_by_clocks(const PlanRequest& q) {
   Plan plan;
   if (q.regime == Regime::kPerStep) {
     plan.why_per_step =
         q.choice.any() ? "the per-step regime has no " + to_text(q.choice) : "asked for";
-  } else if (q.T * q.H * info_of(q.cell).stages >= (int64_t(1) << 31) - 1) {
+  } else if (!barrier_counts(q)) {
     plan.why_per_step = "T * H is more than a barrier can count";
   } else if (!fit(q, plan)) {
     plan = Plan();
@@ -316,6 +324,59 @@ inline Plan make_plan(const PlanRequest& q) {
                             ? "a block's part of the layer does not fit its shared memory"
                             : why_not_resident(q);
   }
+  return plan;
+}
+
+// A measurement counts for a layer whose N and H are at most this factor away from its own, in
+// either direction. It is the square root of 2, so a table with every power of two has an entry for
+// every size, and the nearest is the one that most likely has the same cut and the same limit.
+constexpr double kMeasuredReach = 1.415;
+
+// The measurement of the layer that is most like the one of the request: the same card, cell,
+// dtype, pass and directions, and the least sum of the logarithms of the ratios of N, H and, for a
+// cell that projects, P. The first of several that are as near. nullptr if there is none within
+// reach.
+inline const Measurement* nearest_measurement(const PlanRequest& q) {
+  const CellInfo& info = info_of(q.cell);
+  const Measurement* nearest = nullptr;
+  double least = 0;
+  for (const Measurement& m : q.measured) {
+    if (m.card != q.device.name || m.cell != info.name || m.dtype != name_of(q.dtype) ||
+        (q.dtype == Dtype::kFloat32 && m.tf32 != q.allow_tf32) || m.backward != q.backward ||
+        m.D != q.D)
+      continue;
+    double distance = 0;
+    bool within = true;
+    const auto compare = [&](int64_t a, int64_t b) {
+      const double log = std::abs(std::log(static_cast<double>(a) / static_cast<double>(b)));
+      within = within && log <= std::log(kMeasuredReach);
+      distance += log;
+    };
+    compare(q.N, m.N);
+    compare(q.H, m.H);
+    if (info.projects) compare(q.P, m.P);
+    constexpr double kRounding = 1e-9;  // of the logarithms of layers that are as near
+    if (!within || (nearest && distance >= least - kRounding)) continue;
+    nearest = &m;
+    least = distance;
+  }
+  return nearest;
+}
+
+// The plan. If neither a regime nor a choice is asked for, it is that of the nearest measurement,
+// if there is one and it fits.
+inline Plan make_plan(const PlanRequest& q) {
+  const bool asked = q.regime || q.choice.any();
+  const Measurement* const m = asked ? nullptr : nearest_measurement(q);
+  if (!m) return plan_by_clocks(q);
+  PlanRequest as_measured = q;
+  as_measured.regime = regime_named(std::string(m->regime));
+  as_measured.choice = choice_named(std::string(m->choice));
+  Plan plan;
+  const bool per_step = as_measured.regime == Regime::kPerStep;
+  if (!per_step && !(barrier_counts(q) && fit(as_measured, plan))) return plan_by_clocks(q);
+  plan.measured = std::string(m->card).append(", ").append(m->date);
+  if (per_step) plan.why_per_step = "as measured on " + plan.measured;
   return plan;
 }
 
@@ -344,7 +405,8 @@ inline std::string to_text(const Plan& plan) {
          (streamed ? text("groups of %d sequences, %d bytes of weights of a block come from L2; ",
                           shape.group, shape.streamed_bytes)
                    : "") +
-         text("workspace %zu bytes", plan.workspace_bytes() + plan.streamed_bytes);
+         text("workspace %zu bytes", plan.workspace_bytes() + plan.streamed_bytes) +
+         (plan.measured.empty() ? "" : "; as measured on " + plan.measured);
 }
 
 }  // namespace fusedrnn::cuda

@@ -6,12 +6,14 @@
 #include <charconv>
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <stdexcept>
 #include <string>
 
 #include "../cells/cells.h"
 #include "../layer/dtype.h"
 #include "launcher.h"
+#include "measured.h"
 
 namespace fusedrnn::cuda {
 
@@ -106,6 +108,7 @@ struct PlanRequest {
   int registers_fma = 255;  // registers of a thread, in the resident kernel of either product
   int registers_mma = 255;
   PlanChoice choice = {};  // what else was asked for
+  std::span<const Measurement> measured = kMeasured;
 };
 
 inline int64_t ceil_div(int64_t n, int64_t by) { return (n + by - 1) / by; }

@@ -114,6 +114,7 @@ std::unique_ptr<DeviceFacts> facts_of(int index) {
   cudaDeviceProp properties;
   check_cuda(cudaGetDeviceProperties(&properties, index), "cudaGetDeviceProperties");
   facts->name = properties.name;
+  facts->limits.name = facts->name;  // the facts of a device are never destroyed
   load_kernels(*facts);
   return facts;
 }

@@ -4,7 +4,8 @@ python -m tools.gpu run      makes the run: checks, timings, profiles, and a rep
 python -m tools.gpu dry      rehearses all of it that needs no GPU, with steps that fail on purpose
 python -m tools.gpu report   makes the report of a folder of results again
 python -m tools.gpu keep     copies results to benchmarks/results and into docs/cuda.md
-python -m tools.gpu choices  prints which regime was fastest for each layer that was timed
+python -m tools.gpu choices  prints which regime was fastest for each layer that was timed, or makes
+                             the table that the plan follows
 
 Read the files in this order:
 
@@ -16,6 +17,6 @@ bench.py        times rows (rows.py) and torch.nn's layers, in each regime (regi
 sweep.py        times other plans of these rows: other blocks, cores and exchanges (swept.py)
 one.py, hot.py  the program that profilers run, and a summary of what they find
 results.py      reads the results of a run; report.py makes a report, keep.py keeps them, choices.py
-                says which regimes were fastest
+                says which regimes were fastest, table.py writes it as C++
 dry.py          the rehearsal, with planted.py and the interpreter of the tests
 """

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from . import choices, dry, keep, report
+from . import choices, dry, keep, report, table
 from . import tasks as tasks_module
 from .facts import ROOT
 from .results import load
@@ -74,7 +74,13 @@ def _parser() -> argparse.ArgumentParser:
         "choices", help="print which regime was fastest for each layer, for rules of the plan"
     )
     chosen.set_defaults(command=_choices)
-    chosen.add_argument("file", type=Path, help="bench.jsonl of a folder of results")
+    chosen.add_argument("file", type=Path, nargs="+", help="bench.jsonl of a folder of results")
+    chosen.add_argument(
+        "--table",
+        type=Path,
+        metavar="OUT",
+        help="write what was fastest as the plan's table, csrc/cuda/measured.h",
+    )
     return parser
 
 
@@ -157,8 +163,14 @@ def _keep(options: argparse.Namespace) -> int:
 
 
 def _choices(options: argparse.Namespace) -> int:
-    for line in choices.choices(options.file):
-        print(line)
+    if options.table:
+        entries = table.entries(options.file)
+        options.table.write_text(table.header(entries))
+        print(f"{options.table}: {len(entries)} layers")
+        return 0
+    for file in options.file:
+        for line in choices.choices(file):
+            print(line)
     return 0
 
 

@@ -211,6 +211,7 @@ def measure(
         "plan": choice.words,
         "chosen": choice.regime,
         "by_pass": choice.by_pass,
+        "measured": choice.measured,
         "estimate": choice.estimate,
         "floor": floor,
         "steps": steps,

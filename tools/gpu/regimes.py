@@ -36,6 +36,11 @@ class Choice:
         return sum(plan.total for plans in self.plans.values() for plan in plans)
 
     @property
+    def measured(self) -> bool:
+        """Whether a plan follows a measurement."""
+        return any(plan.measured for plans in self.plans.values() for plan in plans)
+
+    @property
     def by_pass(self) -> dict[str, str]:
         """The regime of each pass; if layers have several, as in "resident+streamed"."""
         return {which: _joined(plan.regime for plan in self.plans[which]) for which in self.plans}

@@ -70,9 +70,20 @@ class Alternative:
         return not (self.regime or self.choice)
 
     @property
+    def full_choice(self) -> str:
+        """What FUSEDRNN_CUDA_PLAN has to be for these blocks in the plan's regime.
+
+        That is more than `choice` if the plan's own choice follows a measurement.
+        """
+        if not (self.chosen and self.plan.measured and self.plan.block):
+            return self.choice
+        words = ",exchange=words" if "exchange of words" in self.plan.words else ""
+        return self.plan.block.choice + words
+
+    @property
     def name(self) -> str:
         """The regime and the choice in a text."""
-        return " ".join(filter(None, (self.plan.regime, self.choice)))
+        return " ".join(filter(None, (self.plan.regime, self.full_choice)))
 
 
 # --- What to try ---------------------------------------------------------------------------------
@@ -116,7 +127,7 @@ def alternatives(timed: Timed, mode: str, card: str) -> list[Alternative]:
 
     def key(plan: Plan) -> str:
         # The words of a plan per step say only why it is that.
-        return plan.words if plan.block else plan.regime
+        return plan.layout if plan.block else plan.regime
 
     chosen = Alternative("", "", plan(""))
     found: dict[str, Alternative] = {}
@@ -188,7 +199,7 @@ def measure(
     good: list[Alternative] = []
 
     def result(of: Alternative, status: str, why: str) -> dict[str, Any]:
-        found = {"pass": PASS_OF[mode], "regime": of.plan.regime, "choice": of.choice}
+        found = {"pass": PASS_OF[mode], "regime": of.plan.regime, "choice": of.full_choice}
         found |= {"chosen": of.chosen, "plan": of.plan.short, "estimate_step": of.plan.step}
         return found | {"floor": floor, "steps": steps, "status": status, "why": why}
 

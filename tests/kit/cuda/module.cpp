@@ -101,13 +101,29 @@ py::dict device_dict(const Device& d) {
   return out;
 }
 
+// card, date, cell, dtype, tf32, backward, {D, N, H, P}, regime, choice
+using Measured = std::tuple<std::string, std::string, std::string, std::string, bool, bool,
+                            std::array<int64_t, 4>, std::string, std::string>;
+
+// The table that the tuples describe, which have to live longer.
+std::vector<Measurement> measurements(const std::vector<Measured>& from) {
+  std::vector<Measurement> table;
+  for (const auto& [card, date, cell, dtype, tf32, backward, sizes, regime, choice] : from)
+    table.push_back({card, date, cell, dtype, tf32, backward, sizes[0], sizes[1], sizes[2],
+                     sizes[3], regime, choice});
+  return table;
+}
+
 py::dict plan(const std::string& cell, const std::string& dtype, const std::vector<int64_t>& sizes,
               const std::string& arch, bool backward, bool allow_tf32, const std::string& regime,
-              int registers, const py::object& device, const std::string& choice) {
+              int registers, const py::object& device, const std::string& choice,
+              const std::vector<Measured>& measured) {
   PlanRequest q = request_named({cell_of(cell), dtype, sizes, arch, backward, allow_tf32, regime});
   q.registers_fma = q.registers_mma = registers;
   q.choice = choice_named(choice);
   if (!device.is_none()) q.device = device_of(device);
+  const std::vector<Measurement> table = measurements(measured);
+  q.measured = table;
   const Plan plan = make_plan(q);
   const Card& card = card_named(arch);
   const Estimate e = estimate(q, plan, card);
@@ -119,6 +135,7 @@ py::dict plan(const std::string& cell, const std::string& dtype, const std::vect
   out["grid"] = py::make_tuple(plan.grid.x, plan.grid.y, plan.grid.z);
   out["blocks_per_sm"] = plan.blocks_per_sm;
   out["clocks"] = plan.clocks;
+  out["measured"] = plan.measured;
   out["units"] = plan.shape.units;
   out["rows"] = plan.shape.rows;
   out["rows_pad"] = plan.shape.rows_pad;
@@ -282,7 +299,7 @@ PYBIND11_MODULE(_cuda_host, m) {
   m.def("plan", plan, py::arg("cell"), py::arg("dtype"), py::arg("sizes"), py::arg("arch"),
         py::kw_only(), py::arg("backward") = false, py::arg("allow_tf32") = false,
         py::arg("regime") = "", py::arg("registers") = 255, py::arg("device") = py::none(),
-        py::arg("choice") = "");
+        py::arg("choice") = "", py::arg("measured") = std::vector<Measured>());
   m.attr("SPIN_LIMIT") = Options().spin_limit;
   m.def("blocks_per_sm", [](const std::string& arch, int registers, size_t shared) {
     return blocks_per_sm(card_named(arch).device, registers, shared);
