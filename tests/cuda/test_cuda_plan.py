@@ -14,22 +14,9 @@ import torch
 import setup_build
 from fusedrnn._library import CELLS
 from tests.kit import build
+from tests.kit.plans import CARDS, DTYPES, random_request
 
-DTYPES = ["f32", "f64", "f16", "bf16"]
 SIZE = {"f32": 4, "f64": 8, "f16": 2, "bf16": 2}
-# Multiprocessors, and bytes of shared memory that a block may have.
-CARDS = {
-    "T4": (40, 65536),
-    "A100": (108, 166912),
-    "A100 80GB": (108, 166912),
-    "RTX 3090": (82, 101376),
-    "RTX 4090": (128, 101376),
-    "L4": (58, 101376),
-    "H100": (132, 232448),
-    "H200": (132, 232448),
-    "B200": (148, 232448),
-    "RTX 5090": (170, 101376),
-}
 # The number of gates of each stage's product. The second of two stages computes one gate, or the
 # projection.
 STAGES = {
@@ -53,28 +40,6 @@ RING = 128 * THREADS  # bytes of a stage's ring
 
 def ceil_div(n: int, by: int) -> int:
     return -(-n // by)
-
-
-def random_request(rng: np.random.Generator) -> dict[str, Any]:
-    cell = list(CELLS)[rng.integers(len(CELLS))]
-    H = int(2 ** rng.uniform(0, 12))
-    sizes = {
-        "T": int(2 ** rng.uniform(0, 14)),
-        "N": int(2 ** rng.uniform(0, 11)),
-        "I": int(2 ** rng.uniform(0, 12)),
-        "H": H,
-        "P": max(1, int(H * rng.uniform(0.1, 1))) if CELLS[cell].projects else H,
-        "D": int(rng.integers(1, 3)),
-    }
-    return {
-        "cell": cell,
-        "dtype": DTYPES[rng.integers(len(DTYPES))],
-        "arch": list(CARDS)[rng.integers(len(CARDS))],
-        "sizes": list(sizes.values()),
-        "backward": bool(rng.integers(2)),
-        "allow_tf32": bool(rng.integers(2)),
-        "registers": int(rng.integers(32, 256)),
-    }
 
 
 def products(request: dict[str, Any], plan: dict[str, Any]) -> list[tuple[int, int]]:

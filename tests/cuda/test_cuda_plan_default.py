@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.cuda.test_cuda_plan import random_request
 from tests.kit import build
+from tests.kit.plans import random_request
 
 # The constants of csrc/cuda/plan.h.
 MOST_CLOCKS, GAIN, QUICK = 18000, 1.25, 1800

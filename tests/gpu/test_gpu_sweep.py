@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.gpu.test_gpu_report import make, row
+from tests.gpu.results_folder import make, row
+from tests.gpu.scripted_run import USUAL, Script, everything
 from tools.gpu import bench, report, steps, sweep, swept
 from tools.gpu.results import load
 from tools.gpu.rows import timed_rows
@@ -123,6 +124,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"ROUND_US": 100.0, "ROUNDS": 2, "WARM_UP": 1}.items():
         monkeypatch.setattr(bench, name, value)
     monkeypatch.setattr(sweep, "MOST", 3)
+    monkeypatch.setattr(sweep, "ROW_US", 1e12)
 
 
 def run_sweep(folder: Path, *arguments: str) -> tuple[int, list[dict[str, Any]]]:
@@ -180,6 +182,18 @@ def test_wrong_and_refused_alternatives_get_no_time(
     assert all("times" not in line for line in found.values() if line["status"] != "ok")
     text = report.as_markdown(load(make(tmp_path / "out", rows=list(found.values()))))
     assert f"- PLAN lstm {NAME} forward, {wrong.name}: red: " in text
+
+
+@pytest.mark.usefixtures("short")
+def test_alternatives_without_time_are_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep, "ROW_US", 0.0)
+    status, lines = run_sweep(tmp_path, "--most", "1")
+    found = [line for line in lines if line["kind"] == "sweep"]
+    assert (status, len(found)) == (0, 4)
+    for each in found:
+        assert each["status"] == "not run" and each["why"].startswith("a call takes ")
 
 
 @pytest.mark.usefixtures("short")
@@ -260,8 +274,6 @@ def test_a_row_without_a_choice_that_was_timed(tmp_path: Path) -> None:
 
 
 def test_the_sweep_comes_after_the_regimes_and_goes_on_after_a_loss(tmp_path: Path) -> None:
-    from tests.gpu.test_gpu_steps import USUAL, Script, everything
-
     first, second = steps.SWEEPS
     takes = {key: value for key, value in USUAL.items() if key != "times"}
     takes |= {steps.BENCHES[0]: 100, first: 20, second: 20}
@@ -278,8 +290,6 @@ def test_the_sweep_comes_after_the_regimes_and_goes_on_after_a_loss(tmp_path: Pa
 
 
 def test_a_sweep_alone_has_all_the_time(tmp_path: Path) -> None:
-    from tests.gpu.test_gpu_steps import USUAL, Script, everything
-
     run = Script(tmp_path, 300, USUAL)
     run.only = ["sweep"]
     assert everything(run, rows="gru") == ["facts", "import", "first calls", steps.SWEEPS[0]]
