@@ -336,7 +336,7 @@ def _time_needed(sources: Iterable[Path]) -> str:
     # These seconds were measured on a core of an AMD EPYC, with g++ 12 and nvcc 13.
     for source in sources:
         if source.suffix == ".cu":
-            of_kind = {"resident": 30, "streamed": 65}
+            of_kind = {"resident": 30, "clustered": 25, "streamed": 65}
             seconds.append(targets * of_kind.get(source.stem.split("_")[0], 2))
         else:
             seconds.append(20 if source.stem.startswith("kernels_") else 8)

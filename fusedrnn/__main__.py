@@ -78,12 +78,19 @@ def _parser() -> argparse.ArgumentParser:
         help="default: resident or streamed, what should be faster, or per_step if both are slow; "
         "the exit status is 1 where the regime cannot run",
     )
+    plan.add_argument(
+        "--choice",
+        default="",
+        metavar="TEXT",
+        help="parts of the plan, as FUSEDRNN_CUDA_PLAN takes them, such as cluster=4 or "
+        "cores=fma,rows=1; the exit status is 1 where they do not fit",
+    )
     plan.set_defaults(fail=plan.error)
     return parser
 
 
 def _print_plans(options: argparse.Namespace) -> int:
-    """Prints the plans; returns 1 if the regime that was asked for cannot run, else 0."""
+    """Prints the plans; returns 1 if the regime or the choice that was asked for cannot run."""
     T, N, I, H = options.shape
     projects = CELLS[options.cell].projects
     if projects and options.proj is None:
@@ -97,15 +104,19 @@ def _print_plans(options: argparse.Namespace) -> int:
     status = 0
     for card in options.arch or [card.name for card in CARDS]:
         for which in [options.which] if options.which else ["forward", "backward"]:
-            text, _, _, limit = torch.ops.fusedrnn._plan(
-                options.cell,
-                options.dtype,
-                sizes,
-                card,
-                which == "backward",
-                options.tf32,
-                options.regime or "",
-            )
+            try:
+                text, _, _, limit = torch.ops.fusedrnn._plan(
+                    options.cell,
+                    options.dtype,
+                    sizes,
+                    card,
+                    which == "backward",
+                    options.tf32,
+                    options.regime or "",
+                    options.choice,
+                )
+            except RuntimeError as error:  # all other arguments were checked before
+                options.fail("--" + str(error).splitlines()[0].removeprefix("fusedrnn: "))
             print(text)
             status = status if limit else 1
     return status

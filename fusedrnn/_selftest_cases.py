@@ -17,6 +17,7 @@ from ._library import CELLS
 from ._options import Batch, Options
 
 REGIME = "FUSEDRNN_CUDA_REGIME"
+PLAN = "FUSEDRNN_CUDA_PLAN"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,17 +205,21 @@ def capturing(graph: torch.cuda.CUDAGraph, device: torch.device) -> Iterator[Non
 
 
 @contextlib.contextmanager
-def asking_for(regime: str) -> Iterator[None]:
-    """Makes the engine use a regime within the block; with "" the engine chooses."""
-    before = os.environ.pop(REGIME, None)
-    if regime:
-        os.environ[REGIME] = regime
+def asking_for(regime: str, choice: str = "") -> Iterator[None]:
+    """Makes the engine use a regime within the block; with "" the engine chooses.
+
+    `choice` is what PLAN is within the block. With "" it stays what it is.
+    """
+    asked = {REGIME: regime} | ({PLAN: choice} if choice else {})
+    before = {name: os.environ.pop(name, None) for name in asked}
+    os.environ.update({name: value for name, value in asked.items() if value})
     try:
         yield
     finally:
-        os.environ.pop(REGIME, None)
-        if before is not None:
-            os.environ[REGIME] = before
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 @contextlib.contextmanager

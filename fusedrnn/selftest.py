@@ -155,12 +155,16 @@ class Selftest:
         with_tf32 = shape.N >= 8 and not self.why_no_tf32()
         return [FLOAT32, FLOAT64, FLOAT16, BFLOAT16, *([TF32] if with_tf32 else [])]
 
-    def compare(self, call: Call, precision: Precision, regime: str) -> None:
-        """Compares outputs and gradients of one call with float64."""
-        name = f"{call.cell} {precision.name} {call.shape} {regime}"
+    def compare(self, call: Call, precision: Precision, regime: str, choice: str = "") -> None:
+        """Compares outputs and gradients of one call with float64.
+
+        A plan that is asked for by `choice`, a text for FUSEDRNN_CUDA_PLAN, may be refused.
+        """
+        name = f"{call.cell} {precision.name} {call.shape} {regime} {choice}".rstrip()
+        refusable = bool(choice) or may_refuse(call, precision, regime)
         with (
-            self.check("parity", name, may_refuse(call, precision, regime)) as check,
-            asking_for(regime),
+            self.check("parity", name, refusable) as check,
+            asking_for(regime, choice),
             float32_products(precision.tf32),
         ):
             worst, where = call.error(self.device, precision)

@@ -26,8 +26,9 @@ GPUS = (("H100", "bf16"), ("H100", "f32"), ("A100", "bf16"))
 CELLS = ("lstm", "gru")
 HIDDEN = (256, 512, 1024, 2048)
 BATCHES = (1, 8, 32, 128)
-# Numbers of sequences for which an exchange of words is thought of.
+# Numbers of sequences for which an exchange of words is thought of, and clusters.
 FEW = (1, 2, 4, 8)
+MANY = (8, 32, 128)
 
 
 def cell_of(
@@ -55,6 +56,22 @@ def words_beside_barrier(dtype: str, N: int, H: int, backward: bool) -> str:
         plan = plan_of("lstm", dtype, sizes, "H100", backward, regime="resident", choice=choice)
         steps.append(f"{plan.step:.2f}" if plan.regime else "does not fit")
     return f"{steps[0]}; barrier {steps[1]}"
+
+
+def clusters_beside_none(cell: str, dtype: str, N: int, H: int) -> str:
+    """Microseconds of a step of backward with the best clusters, their blocks, and without any."""
+    sizes = [T, N, H, H, H, 1]
+    steps = {}
+    for cluster in (2, 4, 8):
+        plan = plan_of(
+            cell, dtype, sizes, "H100", True, regime="resident", choice=f"cluster={cluster}"
+        )
+        if plan.regime:
+            steps[cluster] = plan.step
+    without = plan_of(cell, dtype, sizes, "H100", True)
+    best = min(steps, key=steps.__getitem__, default=None)
+    words = f"{steps[best]:.1f} ({best} blocks)" if best else "do not fit"
+    return f"{words}; without {without.step:.1f} ({word_of(without.regime)})"
 
 
 def table(title: str, head: list[str], rows: dict[str, list[str]], align: str) -> Iterator[str]:
@@ -95,6 +112,13 @@ def tables() -> Iterator[str]:
             }
             title = f"Words in place of a barrier: LSTM, {dtype}, {which}, H100"
             yield from table(title, ["H", *(f"N = {N}" for N in FEW)], of_sizes, "--:")
+    for cell in CELLS:
+        for dtype in ("bf16", "f32"):
+            of_sizes = {
+                str(H): [clusters_beside_none(cell, dtype, N, H) for N in MANY] for H in HIDDEN[1:]
+            }
+            title = f"Clusters: {cell.upper()}, {dtype}, backward, H100"
+            yield from table(title, ["H", *(f"N = {N}" for N in MANY)], of_sizes, "--:")
     yield ""
 
 

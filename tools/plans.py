@@ -77,6 +77,19 @@ class Plan:
         return Block(_CORES[found[1]], int(found[2]), int(found[3])) if found else None
 
     @property
+    def more_choice(self) -> str:
+        """What the text that asks for the plan has besides its block, after a comma: how values are
+        exchanged, and the clusters.
+        """
+        words = ",exchange=words" if "exchange of words" in self.words else ""
+        found = re.search(
+            r"clusters of (\d+) blocks share the source( and arrive as one)?", self.words
+        )
+        if found:
+            words += f",cluster={found[1]}" + (",arrive=clusters" if found[2] else "")
+        return words
+
+    @property
     def streamed_bytes(self) -> int:
         """The bytes of weights that a block reads from L2 in each step."""
         found = re.search(r"(\d+) bytes of weights of a block come from L2", self.words)

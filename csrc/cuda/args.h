@@ -167,13 +167,15 @@ constexpr int kRingBytes = 128;
 
 // A block's product of one stage: R weight rows times the rows of the source. A row has K values.
 struct ProductTile {
-  int R;         // weight rows; forward: gates of the stage * units; backward: units
+  int R;         // weight rows; forward: gates of the stage * units; backward: units; in a
+                 // cluster those of all its blocks, one block after the other
   int ld;        // distance between the partial sums of two sequences in a slice: at least R
   int slices;    // K is cut into this many slices
   int steps;     // iterations of the loop that sums a slice
   int on_chip;   // of these, iterations whose weights stay in registers or shared memory
   int K;         // values of a row of the source
   int K_pad;     // values of a row in the exchange; those from K on are zero
+  int K_part;    // values of a row that this block multiplies: K_pad / cluster
   int weights;   // byte offset in shared memory of the weights that stay there
   int ring;      // byte offset in shared memory of the ring of the streamed weights
   int streamed;  // byte offset of the streamed weights in those of the block
@@ -181,18 +183,20 @@ struct ProductTile {
 
 // How a layer is cut into blocks: the grid is [unit blocks, row_blocks, D].
 struct BlockShape {
-  int units;         // units of a block; the last block may have fewer
+  int units;         // units of a block; the last blocks may have fewer or none
   int proj_units;    // the same of a projection's outputs; equal to units in other cells
   int rows;          // sequences of a block; the last block may have fewer
   int rows_pad;      // rows of a block in the exchange
   int group;         // sequences whose elementwise work is done at once; all, if resident
   int partial_rows;  // rows of a slice of partial sums
+  int cluster;       // blocks of a cluster (cluster.cuh), 1 where there are none
   ProductTile tile[kMaxStages];
   int streamed_bytes;  // bytes of a block's streamed weights
   // Byte offsets in shared memory. The stages share `partials` and `staged`, each of which is as
   // large as the stage that needs most.
   int partials;  // [slices][partial_rows][ld] partial sums
-  int staged;    // [at most kFmaRows][K_pad] the source in the compute type; FMA only
+  int staged;    // [at most kFmaRows][K_part] the source in the compute type; FMA only
+  int received;  // [cluster][partial_rows][R / cluster] sums of all blocks; in clusters only
   int bias;      // [2][G][units] b_ih, then b_hh; resident forward only
   int params;    // [kParams][units] parameters of each unit; resident only
   int shared_bytes;
@@ -223,6 +227,7 @@ struct ResidentForwardArgs {
   Stored* emit[2];               // [rows, H]
   Stored* exchange[kMaxStages];  // source of each stage: [2, D, row_blocks * rows_pad, K_pad]
   bool words;                    // whether the exchange has words instead (words.cuh)
+  bool as_one;                   // whether a cluster arrives at the barrier as one
   unsigned* arrivals;            // [D * row_blocks * kArrivalStride], zero
   unsigned spin_limit;           // how often a waiting block looks before the kernel gives up
 };
@@ -248,6 +253,7 @@ struct ResidentBackwardArgs {
   Stored* delta_params[2];        // [rows, kParams*H] each row's part of the gradient of params
   Stored* exchange[kMaxStages];   // deltas of each stage: [2, D, row_blocks * rows_pad, K_pad]
   bool words;                     // as in ResidentForwardArgs
+  bool as_one;                    // as in ResidentForwardArgs
   unsigned* arrivals;             // [D * row_blocks * kArrivalStride], zero
   unsigned spin_limit;            // as in ResidentForwardArgs
 };

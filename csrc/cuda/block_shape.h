@@ -11,18 +11,21 @@
 
 namespace fusedrnn::cuda {
 
-// Fills what a tile of R weight rows and K values has in every layout. Returns how many bytes of
-// shared memory the weights of an iteration take, or nothing if no kernel has so many rows.
-inline std::optional<int64_t> fill_tile(Cores cores, int64_t R, int64_t K, int64_t value_bytes,
-                                        ProductTile& tile) {
+// Fills what a tile of R weight rows and K values has in every layout. Each of `cluster` blocks
+// multiplies a part of K. Returns how many bytes of shared memory the weights of an iteration take,
+// or nothing if no kernel has so many rows.
+inline std::optional<int64_t> fill_tile(Cores cores, int64_t R, int64_t K, int64_t cluster,
+                                        int64_t value_bytes, ProductTile& tile) {
+  const int64_t part = ceil_div(K, cluster);
   tile.R = static_cast<int>(R);
   tile.K = static_cast<int>(K);
   if (cores == Cores::kFma) {
     if (R > kThreads) return std::nullopt;
     tile.ld = tile.R;
     tile.slices = kThreads / tile.R;
-    tile.K_pad = static_cast<int>(round_up(K, 4));
-    tile.steps = static_cast<int>(ceil_div(tile.K_pad / 4, tile.slices));
+    tile.K_part = static_cast<int>(round_up(part, 4));
+    tile.K_pad = static_cast<int>(tile.K_part * cluster);
+    tile.steps = static_cast<int>(ceil_div(tile.K_part / 4, tile.slices));
     return kThreads * 4 * value_bytes;
   }
   const int64_t tiles = ceil_div(R, 16), group = 64 / value_bytes;
@@ -30,8 +33,9 @@ inline std::optional<int64_t> fill_tile(Cores cores, int64_t R, int64_t K, int64
   // The 4 added columns make the threads of a warp write their sums to different banks.
   tile.ld = static_cast<int>(tiles * 16 + 4);
   tile.slices = kThreads / 32;
-  tile.K_pad = static_cast<int>(round_up(K, group));
-  tile.steps = static_cast<int>(ceil_div(tile.K_pad / group, tile.slices));
+  tile.K_part = static_cast<int>(round_up(part, group));
+  tile.K_pad = static_cast<int>(tile.K_part * cluster);
+  tile.steps = static_cast<int>(ceil_div(tile.K_part / group, tile.slices));
   return tile.slices * tiles * 1024;
 }
 
@@ -49,13 +53,13 @@ inline int64_t partial_bytes(const BlockShape& shape, const ProductTile& tile, i
 inline int64_t staged_bytes(Cores cores, const BlockShape& shape, const ProductTile& tile,
                             int64_t real_bytes) {
   if (cores == Cores::kMma) return 0;
-  return std::min<int64_t>(shape.group, kFmaRows) * tile.K_pad * real_bytes;
+  return std::min<int64_t>(shape.group, kFmaRows) * tile.K_part * real_bytes;
 }
 
-// The layout of a resident block of `units` units and `rows` sequences, or nothing if the kernels
-// could not run it on any device.
+// The layout of a resident block of `units` units and `rows` sequences, in a cluster of `cluster`
+// blocks, or nothing if the kernels could not run it on any device.
 inline std::optional<BlockShape> make_shape(const PlanRequest& q, Cores cores, int64_t units,
-                                            int64_t rows) {
+                                            int64_t rows, int64_t cluster) {
   const CellInfo& info = info_of(q.cell);
   const int64_t value_bytes = static_cast<int64_t>(size_of(q.dtype));
   if (units * rows > kPairs * kThreads) return std::nullopt;
@@ -64,23 +68,28 @@ inline std::optional<BlockShape> make_shape(const PlanRequest& q, Cores cores, i
   shape.rows = shape.group = static_cast<int>(rows);
   shape.rows_pad = static_cast<int>(cores == Cores::kMma ? round_up(rows, 8) : rows);
   shape.partial_rows = shape.rows_pad;
-  int64_t at = 0, partials = 0, staged = 0;
+  shape.cluster = static_cast<int>(cluster);
+  int64_t at = 0, partials = 0, staged = 0, received = 0;
   for (int s = 0; s < info.stages; ++s) {
     const int64_t gates = info.stage[s].gates;
-    const int64_t R = q.backward ? units : gates * units, K = q.backward ? gates * q.H : q.H;
+    const int64_t R = cluster * (q.backward ? units : gates * units);
+    const int64_t K = q.backward ? gates * q.H : q.H;
     ProductTile& tile = shape.tile[s];
-    const auto iteration = fill_tile(cores, R, K, value_bytes, tile);
+    const auto iteration = fill_tile(cores, R, K, cluster, value_bytes, tile);
     if (!iteration) return std::nullopt;
     tile.on_chip = tile.steps;
     tile.weights = static_cast<int>(at);
     at += std::max(0, tile.steps - held_of(cores, q.dtype, Regime::kResident, s)) * *iteration;
     partials = std::max(partials, partial_bytes(shape, tile, 4));
     staged = std::max(staged, staged_bytes(cores, shape, tile, 4));
+    if (cluster > 1) received = std::max<int64_t>(received, 4 * shape.partial_rows * tile.R);
   }
   shape.partials = static_cast<int>(at);
   at = round_up(at + partials, 16);
   shape.staged = static_cast<int>(at);
   at += staged;
+  shape.received = static_cast<int>(at);
+  at += received;
   const int64_t bias_bytes = q.backward ? 0 : 2 * info.gates * units * 4;
   shape.bias = static_cast<int>(at);
   // ResidentForward::run_cell relies on the parameters' lying right behind the biases.
@@ -112,6 +121,7 @@ inline std::optional<BlockShape> make_streamed_shape(const PlanRequest& q, Cores
   shape.group = static_cast<int>(group);
   shape.rows_pad = static_cast<int>(cores == Cores::kMma ? round_up(rows, 8) : rows);
   shape.partial_rows = static_cast<int>(cores == Cores::kMma ? round_up(group, 8) : group);
+  shape.cluster = 1;
   int64_t iteration[kMaxStages] = {}, held[kMaxStages] = {}, weights = 0, partials = 0, staged = 0;
   for (int s = 0; s < info.stages; ++s) {
     const Stage& stage = info.stage[s];
@@ -120,7 +130,7 @@ inline std::optional<BlockShape> make_streamed_shape(const PlanRequest& q, Cores
     const int64_t R = q.backward ? from_units : stage.projects ? proj_units : stage.gates * units;
     const int64_t K = q.backward ? columns : stage.from_hidden ? q.P : q.H;
     ProductTile& tile = shape.tile[s];
-    const auto bytes = fill_tile(cores, R, K, value_bytes, tile);
+    const auto bytes = fill_tile(cores, R, K, 1, value_bytes, tile);
     if (!bytes) return std::nullopt;
     iteration[s] = *bytes;
     held[s] = std::min(tile.steps, held_of(cores, q.dtype, Regime::kStreamed, s));
@@ -188,9 +198,9 @@ inline double clocks_of_step(const PlanRequest& q, Cores cores, const BlockShape
   double sources = 0, operations = 0, shared = 0;
   for (int s = 0; s < info.stages; ++s) {
     const ProductTile& tile = shape.tile[s];
-    sources += static_cast<double>(shape.rows_pad) * tile.K_pad * value_bytes;
-    operations += 2.0 * shape.rows_pad * tile.ld * tile.K_pad;
-    shared += static_cast<double>(tile.R) * tile.K_pad * value_bytes;
+    sources += static_cast<double>(shape.rows_pad) * tile.K_part * value_bytes;
+    operations += 2.0 * shape.rows_pad * tile.ld * tile.K_part;
+    shared += static_cast<double>(tile.R) * tile.K_part * value_bytes;
   }
   const bool in_l2 = shape.streamed_bytes * blocks <= static_cast<int64_t>(q.device.l2_bytes);
   const double streamed = passes * shape.streamed_bytes;

@@ -13,7 +13,7 @@ template <class Args>
 struct Place {
   int d;        // direction
   int first_u;  // its units are [first_u, first_u + units)
-  int units;    // units of a block; the last block may own fewer
+  int units;    // units of a block; the last blocks may own fewer or none
   int first_j;  // its sequences are [first_j, first_j + rows)
   int rows;
 
@@ -57,14 +57,23 @@ __device__ __forceinline__ auto exchange_rows(const Args& a, const Place<Args>& 
   return a.exchange[s] + exchange_offset(a, place, s, buffer);
 }
 
+template <class Product>
+using BarrierOf =
+    std::conditional_t<Product::kClusters, ClusterBarrier, Barrier<Product::kTakesWords>>;
+
 // The barrier of the blocks that have the same sequences and the same direction as this one. If
-// the launch has no counters, which kMayBeAbsent allows, the barrier does nothing.
-template <bool kMayBeAbsent, class Args>
-__device__ __forceinline__ Barrier<kMayBeAbsent> barrier_of(const Args& a, const Place<Args>& place,
-                                                            const char* kernel) {
+// the launch has no counters, because the exchange has words, the barrier does nothing.
+template <class Product, class Args>
+__device__ __forceinline__ BarrierOf<Product> barrier_of(const Args& a, const Place<Args>& place,
+                                                         const char* kernel) {
   unsigned* arrivals = a.arrivals;
-  if (!kMayBeAbsent || arrivals) arrivals += (place.d * gridDim.y + blockIdx.y) * kArrivalStride;
-  return Barrier<kMayBeAbsent>(arrivals, gridDim.x, a.spin_limit, kernel);
+  if (!Product::kTakesWords || arrivals)
+    arrivals += (place.d * gridDim.y + blockIdx.y) * kArrivalStride;
+  if constexpr (Product::kClusters) {
+    return ClusterBarrier(arrivals, gridDim.x, a.as_one, a.shape, a.spin_limit, kernel);
+  } else {
+    return Barrier<Product::kTakesWords>(arrivals, gridDim.x, a.spin_limit, kernel);
+  }
 }
 
 }  // namespace fusedrnn::cuda

@@ -36,6 +36,11 @@ constexpr Device device_of(int capability, int sms, size_t l2_mb) {
   const int threads = capability == 75 ? 1024 : capability == 80 || server ? 2048 : 1536;
   const size_t kib = capability == 75 ? 64 : capability == 80 ? 164 : server ? 228 : 100;
   const size_t reserved = capability == 75 ? 0 : 1024;
+  // The blocks of a cluster run on the multiprocessors of one processing cluster. An H100 has 16 or
+  // 18 in each; we assume that 16 of them hold clusters, on every card that has clusters.
+  const auto in_clusters = [&](int cluster) {
+    return capability < 90 ? 0 : cluster == 2 ? sms / 2 * 2 : sms / 16 * 16;
+  };
   return {.capability = capability,
           .sms = sms,
           .threads_per_sm = threads,
@@ -43,7 +48,8 @@ constexpr Device device_of(int capability, int sms, size_t l2_mb) {
           .shared_per_block = kib * 1024 - reserved,
           .shared_per_sm = kib * 1024,
           .shared_reserved = reserved,
-          .l2_bytes = l2_mb * 1000 * 1000};
+          .l2_bytes = l2_mb * 1000 * 1000,
+          .cluster_blocks = {in_clusters(2), in_clusters(4), in_clusters(8)}};
 }
 
 // The cards in the order of their compute capability. An architecture names the first card that has
@@ -233,10 +239,15 @@ inline PlanRequest request_named(const WordsOfRequest& words) {
 // - an arrival, the poll that sees it and the load that follows are three trips to L2, of about
 //   0.35 us each;
 // - the write of a word, and the poll that sees it, are two;
+// - the blocks of a cluster wait for each other 0.2 us (a load from another block's shared memory
+//   has a latency of about 180 clocks: Luo et al., Benchmarking and Dissecting the Nvidia Hopper
+//   GPU Architecture, 2024), and add up their slices before that in 0.15 us;
 // - two dependent launches on one stream are about 2 us apart;
 // - L2 serves a multiprocessor 23 bytes per clock (block_shape.h), which is 5.5 TB/s for an H100.
 constexpr double kBarrierUs = 1.05;
 constexpr double kWordsUs = 0.7;
+constexpr double kClusterUs = 0.2;
+constexpr double kClusterSumsUs = 0.15;
 constexpr double kLaunchUs = 2.0;
 
 struct Estimate {
@@ -308,7 +319,7 @@ inline Estimate estimate(const PlanRequest& q, const Plan& plan, const Card& car
     const double per_sm = std::max(
         1.0, plan.grid.x * plan.grid.y * plan.grid.z / static_cast<double>(card.device.sms));
     const double block_rows = plan.shape.rows_pad;
-    const double source = block_rows * tile.K_pad * (plan.words ? 8 : value);
+    const double source = block_rows * tile.K_part * (plan.words ? 8 : value);
     const double R = mma ? static_cast<double>(round_up(tile.R, 16)) : tile.R;
     const double held = held_of(plan.cores, q.dtype, plan.regime, s);
     const double passes = static_cast<double>(passes_of(plan.cores, plan.shape));
@@ -317,14 +328,15 @@ inline Estimate estimate(const PlanRequest& q, const Plan& plan, const Card& car
                          : q.dtype == Dtype::kFloat32 ? std::min(card.tf32_flops, kMmaTf32Flops)
                                                       : std::min(card.half_flops, kMmaHalfFlops);
     e.barrier += plan.words ? kWordsUs : kBarrierUs;
+    if (plan.shape.cluster > 1) e.barrier += kClusterUs * (plan.as_one ? 2 : 1) + kClusterSumsUs;
     e.l2 += per_sm * source / (kL2BytesPerClock * clock);
     const double streamed = 1 - static_cast<double>(tile.on_chip) / tile.steps;
-    e.l2 += passes * R * tile.K_pad * value * streamed / (kL2BytesPerClock * clock);
+    e.l2 += passes * R * tile.K_part * value * streamed / (kL2BytesPerClock * clock);
     if (plan.streamed_bytes > card.device.l2_bytes)
-      e.hbm += passes * R * tile.K_pad * value * streamed * plan.grid.x * plan.grid.y *
+      e.hbm += passes * R * tile.K_part * value * streamed * plan.grid.x * plan.grid.y *
                plan.grid.z / (card.hbm_gb_s * 1e3);
-    e.cores += per_sm * 2 * block_rows * R * tile.K_pad / (flops * clock);
-    e.shared += per_sm * passes * R * tile.K_pad * value * std::max(0.0, 1 - held / tile.steps) /
+    e.cores += per_sm * 2 * block_rows * R * tile.K_part / (flops * clock);
+    e.shared += per_sm * passes * R * tile.K_part * value * std::max(0.0, 1 - held / tile.steps) /
                 (kSharedBytesPerClock * clock);
   }
   // The products outside the time loop are x W in forward, and the gradients of x, W and U in

@@ -9,11 +9,14 @@ namespace fusedrnn::cuda {
 extern __shared__ __align__(16) char dynamic_shared[];
 
 // Calls body(cell) for the cell that a kernel was started for. The plan uses no tensor cores before
-// sm_80, so kernels for them stop at once in code that is compiled for less.
+// sm_80 and no clusters before sm_90, so kernels for them stop at once in code that is compiled for
+// less.
 template <class Product, class Body>
 __device__ __forceinline__ void with_cell_of(CellKind kind, const Body& body) {
 #if __CUDA_ARCH__ < 800
-  constexpr bool kRuns = !Product::kTensorCores;
+  constexpr bool kRuns = !Product::kTensorCores && !Product::kClusters;
+#elif __CUDA_ARCH__ < 900
+  constexpr bool kRuns = !Product::kClusters;
 #else
   constexpr bool kRuns = true;
 #endif

@@ -15,14 +15,17 @@ extern const std::vector<Kernel> kStepKernels;
 extern const std::vector<Kernel> kAroundLoopKernels;
 extern const std::vector<Kernel> kResidentFmaKernels;
 extern const std::vector<Kernel> kResidentMmaKernels;
+extern const std::vector<Kernel> kClusteredFmaKernels;
+extern const std::vector<Kernel> kClusteredMmaKernels;
 extern const std::vector<Kernel> kStreamedFmaKernels;
 extern const std::vector<Kernel> kStreamedMmaKernels;
 
 // Calls body(kernel) for each kernel of the engine.
 template <class Body>
 void for_kernels(const Body& body) {
-  for (const auto* table : {&kStepKernels, &kAroundLoopKernels, &kResidentFmaKernels,
-                            &kResidentMmaKernels, &kStreamedFmaKernels, &kStreamedMmaKernels})
+  for (const auto* table :
+       {&kStepKernels, &kAroundLoopKernels, &kResidentFmaKernels, &kResidentMmaKernels,
+        &kClusteredFmaKernels, &kClusteredMmaKernels, &kStreamedFmaKernels, &kStreamedMmaKernels})
     for (const Kernel& kernel : *table) body(kernel);
 }
 

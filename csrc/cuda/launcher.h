@@ -18,6 +18,10 @@ struct Dim3 {
   unsigned x = 1, y = 1, z = 1;
 };
 
+// The numbers of blocks that a cluster may have, but for 1, which means no clusters.
+constexpr int kClusterSizes[] = {2, 4, 8};
+constexpr int kClusters = 3;
+
 // The limits of a device, on which the plan depends, and its name.
 struct Device {
   int capability;  // 10 * major + minor
@@ -28,6 +32,9 @@ struct Device {
   size_t shared_per_sm;
   size_t shared_reserved;  // bytes that the system takes for each block
   size_t l2_bytes;
+  // How many blocks of clusters of each size run together, one on each multiprocessor. Zero if the
+  // device has no clusters.
+  int cluster_blocks[kClusters];
   // The driver's name of the card, by which the plan finds measurements.
   std::string_view name = {};
 };
@@ -40,6 +47,7 @@ struct Launch {
   const void* args = nullptr;
   size_t args_bytes = 0;
   bool cooperative = false;  // the launch fails unless all blocks can run together
+  unsigned cluster = 1;      // blocks of a cluster, along x
 };
 
 // The product c = a b, or c += a b. Its sums are in float32 at least. c is not transposed.

@@ -112,7 +112,7 @@ Plan plan_layer(const Layer& layer, Launcher& launcher, Dtype dtype, bool backwa
                    .choice = options.choice};
   if (dtype != Dtype::kFloat64) {
     const auto registers = [&](Cores cores) {
-      return launcher.registers_of(loop_kernel(Regime::kResident, backward, cores, dtype));
+      return launcher.registers_of(loop_kernel(Regime::kResident, false, backward, cores, dtype));
     };
     q.registers_fma = registers(Cores::kFma);
     q.registers_mma = registers(Cores::kMma);

@@ -22,6 +22,7 @@ struct Plan {
   Cores cores = Cores::kFma;
   BlockShape shape = {};
   bool words = false;     // whether the exchange has words, and no barrier
+  bool as_one = false;    // whether a cluster arrives at the barrier as one
   Dim3 grid;              // [unit blocks, row blocks, D]
   int blocks_per_sm = 0;  // blocks that one multiprocessor runs together
   double clocks = 0;      // of a step on a multiprocessor, by the rough figures
@@ -77,6 +78,9 @@ inline std::string to_text(const Device& device) {
   line("shared_per_sm", device.shared_per_sm);
   line("shared_reserved", device.shared_reserved);
   line("l2_bytes", device.l2_bytes);
+  for (int i = 0; i < kClusters; ++i)
+    line(("blocks_in_clusters_of_" + std::to_string(kClusterSizes[i])).c_str(),
+         device.cluster_blocks[i]);
   return text;
 }
 
@@ -92,6 +96,13 @@ inline void set_workspace(const PlanRequest& q, Plan& plan) {
       static_cast<size_t>(blocks) * plan.grid.x * static_cast<size_t>(plan.shape.streamed_bytes);
 }
 
+// How many blocks run together, one on each multiprocessor.
+inline int64_t blocks_at_once(const Device& device, int64_t cluster) {
+  for (int i = 0; i < kClusters; ++i)
+    if (cluster == kClusterSizes[i]) return device.cluster_blocks[i];
+  return device.sms;
+}
+
 // How the units and the sequences of a layer are cut into blocks.
 struct Cut {
   int64_t unit_blocks, units;  // units of a block
@@ -102,19 +113,22 @@ struct Cut {
 // sequences of a block, that is the cut with the most blocks, whose blocks have the fewest units.
 // Blocks of different sequences have copies of the same weights, and a block waits only for the
 // blocks of its own sequences. A block has at least kLeastRows sequences, unless others were asked
-// for.
+// for. Clusters are filled up with blocks that have no units.
 template <class Body>
-void for_cuts(const PlanRequest& q, Cores cores, int64_t at_once, const Body& body) {
+void for_cuts(const PlanRequest& q, Cores cores, int64_t at_once, int64_t cluster,
+              const Body& body) {
   const PlanChoice& choice = q.choice;
-  const int64_t least = least_units(cores, q.backward, info_of(q.cell).gates);
+  const int64_t least = least_units(cores, q.backward, info_of(q.cell).gates, cluster);
   for (int64_t row_blocks = 1; row_blocks <= std::min(q.N, at_once); ++row_blocks) {
     const int64_t rows = ceil_div(q.N, row_blocks);
     if (ceil_div(q.N, rows) != row_blocks) continue;  // the last block would have no sequences
     if (choice.rows ? rows != *choice.rows : row_blocks > 1 && rows < kLeastRows) continue;
-    const int64_t fewest = ceil_div(q.H, at_once / row_blocks);
+    const int64_t most = at_once / row_blocks / cluster * cluster;
+    if (most == 0) break;
+    const int64_t fewest = ceil_div(q.H, most);
     const int64_t units = choice.units ? *choice.units : std::max(fewest, std::min(q.H, least));
     if (units < fewest || units > q.H) continue;
-    body(Cut{ceil_div(q.H, units), units, row_blocks, rows});
+    body(Cut{round_up(ceil_div(q.H, units), cluster), units, row_blocks, rows});
   }
 }
 
@@ -126,13 +140,22 @@ inline void set_grid(const PlanRequest& q, Cores cores, const Cut& cut, const Bl
                static_cast<unsigned>(q.D)};
 }
 
+// The registers of a thread. For kernels with clusters we take all that it can have: no more than
+// one of their blocks runs on a multiprocessor anyway.
+inline int registers_of(const PlanRequest& q, Cores cores) {
+  if (q.choice.has_clusters()) return 255;
+  return cores == Cores::kMma ? q.registers_mma : q.registers_fma;
+}
+
 // Looks for the grid whose blocks all run together, `per_sm` on each multiprocessor, and need the
 // fewest clocks for a step, and returns whether there is one.
 inline bool fit_resident(const PlanRequest& q, Cores cores, int per_sm, Plan& plan) {
-  const int registers = cores == Cores::kMma ? q.registers_mma : q.registers_fma;
+  const int registers = registers_of(q, cores);
   std::optional<double> fewest;
-  for_cuts(q, cores, per_sm * int64_t(q.device.sms) / q.D, [&](const Cut& cut) {
-    const auto shape = make_shape(q, cores, cut.units, cut.rows);
+  const int64_t cluster = q.choice.cluster.value_or(1);
+  const int64_t at_once = per_sm * blocks_at_once(q.device, cluster) / q.D;
+  for_cuts(q, cores, at_once, cluster, [&](const Cut& cut) {
+    const auto shape = make_shape(q, cores, cut.units, cut.rows, cluster);
     if (!shape || blocks_per_sm(q.device, registers, shape->shared_bytes) < per_sm) return;
     const int64_t blocks = cut.unit_blocks * cut.row_blocks * q.D;
     const double clocks = clocks_of_step(q, cores, *shape, blocks) *
@@ -145,14 +168,18 @@ inline bool fit_resident(const PlanRequest& q, Cores cores, int per_sm, Plan& pl
   plan.regime = Regime::kResident;
   plan.clocks = *fewest;
   plan.words = q.choice.words.value_or(false);
+  plan.as_one = q.choice.as_one.value_or(false);
   plan.blocks_per_sm = per_sm;
   set_workspace(q, plan);
   return true;
 }
 
 inline bool fit_resident(const PlanRequest& q, Cores cores, Plan& plan) {
-  const int registers = cores == Cores::kMma ? q.registers_mma : q.registers_fma;
-  for (int per_sm = blocks_per_sm(q.device, registers, 0); per_sm > 0; --per_sm)
+  const int registers = registers_of(q, cores);
+  int per_sm = blocks_per_sm(q.device, registers, 0);
+  // How many blocks of clusters run together is known for one block a multiprocessor.
+  if (q.choice.has_clusters()) per_sm = std::min(per_sm, 1);
+  for (; per_sm > 0; --per_sm)
     if (fit_resident(q, cores, per_sm, plan)) return true;
   return false;
 }
@@ -193,7 +220,7 @@ constexpr double kQuickClocks = 1800;
 // clocks for a step, and returns whether there is one.
 inline bool fit_streamed(const PlanRequest& q, Cores cores, Plan& plan) {
   std::optional<double> fewest;
-  for_cuts(q, cores, q.device.sms / q.D, [&](const Cut& cut) {
+  for_cuts(q, cores, q.device.sms / q.D, 1, [&](const Cut& cut) {
     for (int64_t group = kPairs * kThreads; group >= 1; group /= 2) {
       if (group >= 2 * cut.rows) continue;
       // The tensor cores read the rows of a group up to a multiple of 8.
@@ -229,6 +256,7 @@ template <class FitOn>
 bool fit_on_either(const PlanRequest& q, const FitOn& fit_on) {
   // Only the resident kernels on the ordinary cores take words.
   const bool words = q.choice.words.value_or(false);
+  if (words && q.choice.has_clusters()) return false;
   const auto may = [&](Cores cores) {
     return q.choice.cores.value_or(cores) == cores && !(words && cores == Cores::kMma);
   };
@@ -246,8 +274,8 @@ inline bool fit(const PlanRequest& q, Plan& plan) {
       q.regime.value_or(Regime::kResident) == Regime::kResident && has_resident_kernel(q) &&
       fit_on_either(q, [&](Cores on) { return fit_resident(q, on, plan) && quick(plan); });
   if (resident && (asked || plan.clocks <= kQuickClocks)) return true;
-  const bool may_stream =
-      q.regime.value_or(Regime::kStreamed) == Regime::kStreamed && !q.choice.words.value_or(false);
+  const bool may_stream = q.regime.value_or(Regime::kStreamed) == Regime::kStreamed &&
+                          !q.choice.words.value_or(false) && !q.choice.has_clusters();
   if (may_stream &&
       fit_on_either(q,
                     [&](Cores on) { return fit_streamed(q, on, streamed) && quick(streamed); }) &&
@@ -304,9 +332,22 @@ inline std::string what_fits(PlanRequest q) {
   return text.empty() ? "no choice fits" : "what fits is " + text;
 }
 
-// Whether a barrier can count the steps of a layer.
+// Whether a barrier can count the steps of a layer. At most as many blocks arrive as there are
+// units, and those that fill up a cluster.
 inline bool barrier_counts(const PlanRequest& q) {
-  return q.T * q.H * info_of(q.cell).stages < (int64_t(1) << 31) - 1;
+  return q.T * round_up(q.H, q.choice.cluster.value_or(1)) * info_of(q.cell).stages <
+         (int64_t(1) << 31) - 1;
+}
+
+// Why nothing with clusters can run, or "" if that depends on the sizes.
+inline std::string why_no_clusters(const PlanRequest& q) {
+  if (!q.choice.has_clusters()) return "";
+  if (q.device.cluster_blocks[0] == 0)
+    return "this device has no clusters, or the kernels were compiled for less than sm_90";
+  if (q.regime == Regime::kStreamed) return "streamed layers have no clusters";
+  if (q.choice.words.value_or(false)) return "words have no clusters";
+  if (q.dtype == Dtype::kFloat64) return "float64 has no kernels with clusters";
+  return info_of(q.cell).projects ? "a projection has no kernels with clusters" : "";
 }
 
 // The plan without the table of measurements.
@@ -319,7 +360,9 @@ inline Plan plan_by_clocks(const PlanRequest& q) {
     plan.why_per_step = "T * H is more than a barrier can count";
   } else if (!fit(q, plan)) {
     plan = Plan();
-    plan.why_per_step = q.choice.any() ? to_text(q.choice) + " does not fit, " + what_fits(q)
+    const std::string why = why_no_clusters(q);
+    plan.why_per_step = !why.empty()     ? why
+                        : q.choice.any() ? to_text(q.choice) + " does not fit, " + what_fits(q)
                         : q.regime == Regime::kStreamed
                             ? "a block's part of the layer does not fit its shared memory"
                             : why_not_resident(q);
@@ -363,18 +406,29 @@ inline const Measurement* nearest_measurement(const PlanRequest& q) {
   return nearest;
 }
 
+// The request for what was measured.
+inline PlanRequest following(PlanRequest q, const Measurement& m) {
+  q.regime = regime_named(std::string(m.regime), "a measurement's regime");
+  q.choice = choice_named(std::string(m.choice), "a measurement's choice");
+  return q;
+}
+
 // The plan. If neither a regime nor a choice is asked for, it is that of the nearest measurement,
 // if there is one and it fits.
 inline Plan make_plan(const PlanRequest& q) {
   const bool asked = q.regime || q.choice.any();
   const Measurement* const m = asked ? nullptr : nearest_measurement(q);
   if (!m) return plan_by_clocks(q);
-  PlanRequest as_measured = q;
-  as_measured.regime = regime_named(std::string(m->regime));
-  as_measured.choice = choice_named(std::string(m->choice));
+  PlanRequest as_measured;
+  try {
+    as_measured = following(q, *m);
+  } catch (const std::invalid_argument&) {
+    return plan_by_clocks(q);  // a table that was made for other keys
+  }
   Plan plan;
   const bool per_step = as_measured.regime == Regime::kPerStep;
-  if (!per_step && !(barrier_counts(q) && fit(as_measured, plan))) return plan_by_clocks(q);
+  if (!per_step && !(barrier_counts(as_measured) && fit(as_measured, plan)))
+    return plan_by_clocks(q);
   plan.measured = std::string(m->card).append(", ").append(m->date);
   if (per_step) plan.why_per_step = "as measured on " + plan.measured;
   return plan;
@@ -385,9 +439,12 @@ inline std::string product_name(Cores cores, Dtype dtype) {
          (cores == Cores::kMma && dtype == Dtype::kFloat32 ? "tf32" : name_of(dtype));
 }
 
-// The kernel of a regime that runs the time loop inside a kernel.
-inline std::string loop_kernel(Regime regime, bool backward, Cores cores, Dtype dtype) {
-  return std::string(regime == Regime::kStreamed ? "streamed_" : "resident_") +
+// The kernel of a regime that runs the time loop inside a kernel, for blocks in clusters or not.
+inline std::string loop_kernel(Regime regime, bool clusters, bool backward, Cores cores,
+                               Dtype dtype) {
+  return std::string(regime == Regime::kStreamed ? "streamed_"
+                     : clusters                  ? "clustered_"
+                                                 : "resident_") +
          (backward ? "backward_" : "forward_") + product_name(cores, dtype);
 }
 
@@ -402,6 +459,9 @@ inline std::string to_text(const Plan& plan) {
          text("each %d units of %d sequences with %d bytes of shared memory, %d a multiprocessor; ",
               shape.units, shape.rows, shape.shared_bytes, plan.blocks_per_sm) +
          (plan.words ? "exchange of words; " : "") +
+         (shape.cluster > 1 ? text("clusters of %d blocks share the source%s; ", shape.cluster,
+                                   plan.as_one ? " and arrive as one" : "")
+                            : "") +
          (streamed ? text("groups of %d sequences, %d bytes of weights of a block come from L2; ",
                           shape.group, shape.streamed_bytes)
                    : "") +

@@ -9,6 +9,7 @@
 #include <span>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "../cells/cells.h"
 #include "../layer/dtype.h"
@@ -41,8 +42,11 @@ struct PlanChoice {
   std::optional<Cores> cores;
   std::optional<int64_t> units, rows;  // of a block
   std::optional<bool> words;           // whether the exchange has words, and no barrier
+  std::optional<int64_t> cluster;      // blocks of a cluster: 1, 2, 4 or 8
+  std::optional<bool> as_one;          // whether a cluster arrives at the barrier as one
 
-  bool any() const { return cores || units || rows || words; }
+  bool any() const { return cores || units || rows || words || cluster || as_one; }
+  bool has_clusters() const { return cluster.value_or(1) > 1; }
 };
 
 inline const char* name_of(Cores cores) { return cores == Cores::kMma ? "mma" : "fma"; }
@@ -61,7 +65,8 @@ inline PlanChoice choice_named(const std::string& text, const char* what = "choi
     const size_t equal = std::min(part.find('='), part.size());
     const std::string key = part.substr(0, equal);
     if ((key == "cores" && choice.cores) || (key == "units" && choice.units) ||
-        (key == "rows" && choice.rows) || (key == "exchange" && choice.words))
+        (key == "rows" && choice.rows) || (key == "exchange" && choice.words) ||
+        (key == "cluster" && choice.cluster) || (key == "arrive" && choice.as_one))
       wrong("one value for each key", text);
     const std::string value = part.substr(std::min(equal + 1, part.size()));
     if (key == "cores") {
@@ -77,11 +82,22 @@ inline PlanChoice choice_named(const std::string& text, const char* what = "choi
     } else if (key == "exchange") {
       if (value != "words" && value != "barrier") wrong("exchange=words or exchange=barrier", part);
       choice.words = value == "words";
+    } else if (key == "cluster") {
+      const std::vector<std::string> sizes = {"1", "2", "4", "8"};
+      if (std::find(sizes.begin(), sizes.end(), value) == sizes.end())
+        wrong("cluster=1, 2, 4 or 8", part);
+      choice.cluster = std::stoi(value);
+    } else if (key == "arrive") {
+      if (value != "clusters" && value != "blocks") wrong("arrive=clusters or arrive=blocks", part);
+      choice.as_one = value == "clusters";
     } else {
-      wrong("some of cores=, units=, rows= and exchange=, with commas between them", text);
+      wrong("some of cores=, units=, rows=, exchange=, cluster= and arrive=, with commas between",
+            text);
     }
     begin = end + 1;
   }
+  if (choice.as_one.value_or(false) && !choice.has_clusters())
+    wrong("arrive=clusters only with cluster=2, 4 or 8", text);
   return choice;
 }
 
@@ -94,6 +110,8 @@ inline std::string to_text(const PlanChoice& choice) {
   if (choice.units) add("units", std::to_string(*choice.units));
   if (choice.rows) add("rows", std::to_string(*choice.rows));
   if (choice.words) add("exchange", *choice.words ? "words" : "barrier");
+  if (choice.cluster) add("cluster", std::to_string(*choice.cluster));
+  if (choice.as_one) add("arrive", *choice.as_one ? "clusters" : "blocks");
   return text;
 }
 
@@ -105,7 +123,8 @@ struct PlanRequest {
   bool allow_tf32;
   std::optional<Regime> regime;  // the regime that was asked for, if any
   Device device;
-  int registers_fma = 255;  // registers of a thread, in the resident kernel of either product
+  // Registers of a thread in the resident kernel of either product, without clusters.
+  int registers_fma = 255;
   int registers_mma = 255;
   PlanChoice choice = {};  // what else was asked for
   std::span<const Measurement> measured = kMeasured;
@@ -121,9 +140,10 @@ constexpr int64_t kLeastRows = 8;
 
 // The least number of units of a block, unless the layer has fewer. Fewer would leave threads, or
 // rows of a tensor core instruction, without work, and would make more blocks wait for each other.
-inline int64_t least_units(Cores cores, bool backward, int gates) {
+// A block of a cluster multiplies the weight rows of all its blocks.
+inline int64_t least_units(Cores cores, bool backward, int gates, int64_t cluster) {
   const int64_t rows = cores == Cores::kMma ? 16 : 8;
-  return backward ? rows : ceil_div(rows, gates);
+  return ceil_div(rows, cluster * (backward ? 1 : gates));
 }
 
 }  // namespace fusedrnn::cuda

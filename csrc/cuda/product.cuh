@@ -15,7 +15,7 @@ struct AnyWeight {
 };
 
 template <class Product, class Stored = typename Product::Stored>
-concept BlockProduct = requires(Product& product, SharedMemory<Real<Stored>> memory,
+concept BlockProduct = requires(Product& product, typename Product::Memory memory,
                                 const Source<Stored>& source, Stored (*as_stored)(Stored)) {
   Product(memory);
   as_stored(Product::exchanged(Real<Stored>{}));

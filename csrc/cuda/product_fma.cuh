@@ -4,6 +4,7 @@
 // shared memory.
 #pragma once
 
+#include "cluster.cuh"
 #include "shared_memory.cuh"
 #include "storage.cuh"
 #include "weight_stream.cuh"
@@ -47,17 +48,20 @@ __device__ __forceinline__ unsigned bits_of(float x) { return __float_as_uint(x)
 __device__ __forceinline__ unsigned bits_of(Half x) { return x.bits; }
 __device__ __forceinline__ unsigned bits_of(Bf16 x) { return x.bits; }
 
-// kStreams: whether a part of the weights may be streamed.
-template <class StoredType, bool kStreams = false>
+// kStreams: whether a part of the weights may be streamed. kClustered: whether blocks are in
+// clusters.
+template <class StoredType, bool kStreams = false, bool kClustered = false>
 class FmaProduct {
  public:
   using Stored = StoredType;
   using V = Real<Stored>;
+  using Memory = std::conditional_t<kClustered, ClusterMemory, SharedMemory<V>>;
   static constexpr bool kTensorCores = false;
+  static constexpr bool kClusters = kClustered;
   // Whether the source may be words.
-  static constexpr bool kTakesWords = !kStreams && sizeof(Stored) <= 4;
+  static constexpr bool kTakesWords = !kStreams && !kClusters && sizeof(Stored) <= 4;
 
-  __device__ __forceinline__ explicit FmaProduct(SharedMemory<V> shared)
+  __device__ __forceinline__ explicit FmaProduct(Memory shared)
       : shape_(shared.shape), shared_(shared) {}
 
   // A value in the form in which it goes into the exchange.
@@ -118,7 +122,8 @@ class FmaProduct {
     stream_[s].begin(from, ring, tile.steps - tile.on_chip);
   }
 
-  // Writes the partial sums of source [n, K_pad] times the stage's weight rows to shared memory.
+  // Writes the partial sums of source [n, K_part], whose rows are K_pad values apart, times the
+  // stage's weight rows to shared memory.
   template <int s>
   __device__ __forceinline__ void multiply(const Source<Stored>& source, int n) {
     for (int begin = 0; begin < n; begin += kFmaRows) {
@@ -128,6 +133,7 @@ class FmaProduct {
       sum<s>(begin, count);
       __syncthreads();
     }
+    if constexpr (kClusters) shared_.wait_for_sums(s, n);
   }
 
  private:
@@ -137,6 +143,13 @@ class FmaProduct {
   using Stream =
       std::conditional_t<kStreams, WeightStream<kPart, kBytes / kPart, kPart, kThreads * kBytes>,
                          NoStream>;
+
+  // How many values of a row of the source this block multiplies. Without clusters these are all,
+  // and K_pad is in a register already.
+  template <int s>
+  __device__ __forceinline__ int part() const {
+    return kClusters ? shape_.tile[s].K_part : shape_.tile[s].K_pad;
+  }
 
   // This thread's weights of a stage in shared memory.
   template <int s>
@@ -153,7 +166,7 @@ class FmaProduct {
   // Copies rows of the source to shared memory, in the compute type.
   template <int s>
   __device__ __forceinline__ void stage(const Source<Stored>& source, int count) {
-    const int vectors = shape_.tile[s].K_pad / 4;
+    const int vectors = part<s>() / 4;
     auto* to = shared_.template staged<Four<V>>();
     if constexpr (kTakesWords) {
       if (source.words) {
@@ -171,7 +184,11 @@ class FmaProduct {
     }
     const auto* from = reinterpret_cast<const Packed<Stored>*>(source.values);
 #pragma unroll 4
-    for (int i = threadIdx.x; i < count * vectors; i += kThreads) to[i] = unpack(from[i]);
+    for (int i = threadIdx.x; i < count * vectors; i += kThreads) {
+      // The parts of K of a row that other blocks multiply lie between two rows here.
+      const int others = kClusters ? i / vectors * (shape_.tile[s].K_pad / 4 - vectors) : 0;
+      to[i] = unpack(from[i + others]);
+    }
   }
 
   template <int s>
@@ -179,7 +196,7 @@ class FmaProduct {
     const ProductTile& tile = shape_.tile[s];
     const int row = threadIdx.x % tile.R, slice = threadIdx.x / tile.R;
     if (slice >= tile.slices) return;
-    const int vectors = tile.K_pad / 4;
+    const int vectors = part<s>() / 4;
     const auto* staged = shared_.template staged<Four<V>>();
     V sums[kFmaRows] = {};
     const auto add = [&](int i, Packed<Stored> packed) {
@@ -217,7 +234,7 @@ class FmaProduct {
   }
 
   const BlockShape& shape_;
-  const SharedMemory<V> shared_;
+  const Memory shared_;
   Packed<Stored> held_[kHeld] = {};
   Stream stream_[kMaxStages];
 };

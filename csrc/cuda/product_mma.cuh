@@ -9,6 +9,7 @@
 // of the four threads that share a row.
 #pragma once
 
+#include "cluster.cuh"
 #include "shared_memory.cuh"
 #include "storage.cuh"
 #include "weight_stream.cuh"
@@ -47,16 +48,19 @@ FUSEDRNN_MMA(Bf16, "m16n8k16.row.col.f32.bf16.bf16.f32")
 #undef FUSEDRNN_MMA
 #endif
 
-// kStreams: whether a part of the weights may be streamed.
-template <class StoredType, bool kStreams = false>
+// kStreams: whether a part of the weights may be streamed. kClustered: whether blocks are in
+// clusters.
+template <class StoredType, bool kStreams = false, bool kClustered = false>
 class MmaProduct {
  public:
   using Stored = StoredType;
+  using Memory = std::conditional_t<kClustered, ClusterMemory, SharedMemory<float>>;
   static constexpr bool kTensorCores = true;
+  static constexpr bool kClusters = kClustered;
   // Whether the source may be words.
   static constexpr bool kTakesWords = false;
 
-  __device__ __forceinline__ explicit MmaProduct(SharedMemory<float> shared)
+  __device__ __forceinline__ explicit MmaProduct(Memory shared)
       : shape_(shared.shape), shared_(shared) {}
 
   // A value in the form in which it goes into the exchange.
@@ -115,12 +119,13 @@ class MmaProduct {
                      reinterpret_cast<char*>(ring), max(0, steps - tile.on_chip) * tiles<s>());
   }
 
-  // Writes the partial sums of source [n, K_pad] times the stage's weight rows to shared memory.
+  // Writes the partial sums of source [n, K_part], whose rows are K_pad values apart, times the
+  // stage's weight rows to shared memory.
   // Counted from the first of them, rows of the source must be readable up to a multiple of 8.
   template <int s>
   __device__ __forceinline__ void multiply(const Source<Stored>& source, int n) {
     for (int begin = 0; begin < n; begin += kMmaRows) sum<s>(source.values, begin, n);
-    __syncthreads();
+    shared_.wait_for_sums(s, n);
   }
 
  private:
@@ -194,7 +199,9 @@ class MmaProduct {
   template <int s>
   __device__ __forceinline__ void sum(const Stored* source, int begin, int n) {
     const ProductTile& tile = shape_.tile[s];
-    const int row_tiles = tiles<s>(), groups = tile.K_pad / kGroup;
+    const int row_tiles = tiles<s>();
+    // Without clusters both are the same, and K_pad is in a register already.
+    const int groups = (kClusters ? tile.K_part : tile.K_pad) / kGroup;
     const int column_tiles = min(kColumnTiles, (n - begin + 7) / 8);
     const Stored* from =
         source + int64_t(begin + quad()) * tile.K_pad + warp() * kGroup + quad_lane() * kVector;
@@ -272,7 +279,7 @@ class MmaProduct {
   }
 
   const BlockShape& shape_;
-  const SharedMemory<float> shared_;
+  const Memory shared_;
   Fragment held_[kHeld * kMmaTiles] = {};
   Stream stream_[kMaxStages];
 };

@@ -80,14 +80,15 @@ void fill_shared(const Pass& pass, const Plan& plan, Args& a) {
 // Starts the kernel of a plan that has the time loop in a kernel.
 template <class Stored, class Args>
 void launch_loop(const Plan& plan, Launcher& launcher, bool backward, const Args& args) {
-  launcher.launch(
-      {.kernel = loop_kernel(plan.regime, backward, plan.cores, DtypeOf<Stored>::kDtype),
-       .grid = plan.grid,
-       .block = {kThreads},
-       .shared_bytes = static_cast<size_t>(plan.shape.shared_bytes),
-       .args = &args,
-       .args_bytes = sizeof(args),
-       .cooperative = true});
+  launcher.launch({.kernel = loop_kernel(plan.regime, plan.shape.cluster > 1, backward, plan.cores,
+                                         DtypeOf<Stored>::kDtype),
+                   .grid = plan.grid,
+                   .block = {kThreads},
+                   .shared_bytes = static_cast<size_t>(plan.shape.shared_bytes),
+                   .args = &args,
+                   .args_bytes = sizeof(args),
+                   .cooperative = true,
+                   .cluster = static_cast<unsigned>(plan.shape.cluster)});
 }
 
 // The number of steps of a chunk, whose x W is computed at once.

@@ -16,6 +16,7 @@ void forward_resident(const Pass& pass, const Plan& plan, const LayerForward<Sto
   fill_shared<Stored>(pass, plan, a);
   if (plan.words) a.arrivals = nullptr;
   a.words = plan.words;
+  a.as_one = plan.as_one;
   a.h = args.h;
   a.c = layer.info().has_c ? args.c : nullptr;
   a.y = args.y;
@@ -54,6 +55,7 @@ void backward_resident(const Pass& pass, const Plan& plan, const LayerBackward<S
   fill_shared<Stored>(pass, plan, a);
   if (plan.words) a.arrivals = nullptr;
   a.words = plan.words;
+  a.as_one = plan.as_one;
   a.d_y = args.d_y;
   a.row_input = args.row_input;
   a.d_h = args.d_h;

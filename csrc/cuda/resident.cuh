@@ -41,12 +41,32 @@ __device__ __forceinline__ void for_pairs(const Args& a, const Place<Args>& plac
   }
 }
 
+// The block of a cluster that owns weight row r of a product: its first unit, and the row's number
+// among its own `rows`. Rows from the last on, with which tiles are filled, get the number `rows`.
+struct Owner {
+  int first_u, r;
+};
+template <class Product, class Args>
+__device__ __forceinline__ Owner owner_of(const Args& a, const Place<Args>& place, int r,
+                                          int rows) {
+  if constexpr (!Product::kClusters) return {place.first_u, r};
+  const int block = r / rows;
+  return {place.first_u + (block - rank_in_cluster(a.shape)) * place.units,
+          block < a.shape.cluster ? r - block * rows : rows};
+}
+
+// The first value of a row of a stage's source that this block multiplies.
+template <class Product, class Args>
+__device__ __forceinline__ int first_k(const Args& a, int s) {
+  return Product::kClusters ? rank_in_cluster(a.shape) * a.shape.tile[s].K_part : 0;
+}
+
 // The source of a stage's product in one of the two buffers of the exchange. Words of it are those
 // with this number.
-template <class Args>
+template <class Product, class Args>
 __device__ __forceinline__ auto source_of(const Args& a, const Place<Args>& place, int s,
                                           int buffer, unsigned number, const char* kernel) {
-  const int64_t at = exchange_offset(a, place, s, buffer);
+  const int64_t at = exchange_offset(a, place, s, buffer) + first_k<Product>(a, s);
   using Stored = std::remove_reference_t<decltype(*a.exchange[s])>;
   const auto* words = reinterpret_cast<const uint64_t*>(a.exchange[s]);
   return Source<Stored>{a.exchange[s] + at, a.words ? words + at : nullptr, number, a.spin_limit,

@@ -19,7 +19,7 @@ class ResidentBackward {
         place(args),
         memory{args.shape, shared},
         product(memory),
-        barrier(barrier_of<Product::kTakesWords>(args, place, kernel)),
+        barrier(barrier_of<Product>(args, place, kernel)),
         kernel(kernel) {}
 
   __device__ __forceinline__ void run() {
@@ -40,7 +40,8 @@ class ResidentBackward {
       if constexpr (kLast > 0) {
         run_stage<kLast>(step);
         barrier.wait();
-        product.template multiply<kLast>(source_of(a, place, kLast, turn, number, kernel), step.n);
+        product.template multiply<kLast>(source_of<Product>(a, place, kLast, turn, number, kernel),
+                                         step.n);
       }
       run_stage<0>(step);
       turn ^= 1;
@@ -50,6 +51,7 @@ class ResidentBackward {
       store_deltas(step);
     }
     store_gradients();
+    barrier.leave();
   }
 
  private:
@@ -57,9 +59,11 @@ class ResidentBackward {
   // the stage's gates of all units.
   template <int s>
   __device__ __forceinline__ void load_weights() {
-    product.template load_weights<s>([&](int r, int k) -> Stored {
+    const int k_0 = first_k<Product>(a, s);
+    product.template load_weights<s>([&](int row, int k_of_part) -> Stored {
       constexpr Stage kStage = Cell::stage(s);
-      const int u = place.first_u + r;
+      const auto [first_u, r] = owner_of<Product>(a, place, row, place.units);
+      const int u = first_u + r, k = k_0 + k_of_part;
       if (r >= place.units || u >= a.H || k >= kStage.gates * a.H) return Stored{};
       return a.w_hh[place.d][(kStage.first_gate * a.H + k) * a.H + u];
     });
@@ -94,9 +98,10 @@ class ResidentBackward {
   __device__ __forceinline__ void add_product() {
     if (pending == 0) return;
     barrier.wait();
-    product.template multiply<0>(source_of(a, place, 0, turn ^ 1, number - 1, kernel), pending);
+    product.template multiply<0>(source_of<Product>(a, place, 0, turn ^ 1, number - 1, kernel),
+                                 pending);
     for_pairs(a, place, pending, [&](int i, int j, int u) {
-      const V sum = memory.sum_slices(0, j, u);
+      const V sum = memory.sum_of_product(0, j, u);
       d_h[i] = Cell::kCarriesH ? d_h[i] + sum : sum;
     });
   }
@@ -120,7 +125,7 @@ class ResidentBackward {
       d_emit = d_h[i] + d_y[i];
       carry.d_h = V(0);
     } else {
-      d_emit = memory.sum_slices(s + 1, j, u);
+      d_emit = memory.sum_of_product(s + 1, j, u);
       carry.d_h = d_h[i];
     }
     if constexpr (Cell::kHasC) carry.d_c = d_c[i];
@@ -169,9 +174,9 @@ class ResidentBackward {
 
   const Args& a;
   const Place<Args> place;
-  const SharedMemory<V> memory;
+  const typename Product::Memory memory;
   Product product;
-  Barrier<Product::kTakesWords> barrier;
+  BarrierOf<Product> barrier;
   // The values of this thread's pairs. d_h is the gradient of h_t from later steps. Until
   // add_product it lacks the product of the deltas in the exchange.
   V d_h[kPairs], d_c[kPairs], d_y[kPairs];

@@ -18,7 +18,7 @@ class ResidentForward {
         place(args),
         memory{args.shape, shared},
         product(memory),
-        barrier(barrier_of<Product::kTakesWords>(args, place, kernel)),
+        barrier(barrier_of<Product>(args, place, kernel)),
         kernel(kernel),
         number(static_cast<unsigned>(args.begin) + 1) {}
 
@@ -45,15 +45,18 @@ class ResidentForward {
       store_outputs(step);
     }
     store_states();
+    barrier.leave();
   }
 
  private:
   // Row r of the product belongs to gate r / units of the block's unit r % units.
   template <int s>
   __device__ __forceinline__ void load_weights() {
-    product.template load_weights<s>([&](int r, int k) -> Stored {
+    const int k_0 = first_k<Product>(a, s);
+    product.template load_weights<s>([&](int row, int k_of_part) -> Stored {
       constexpr Stage kStage = Cell::stage(s);
-      const int g = r / place.units, u = place.first_u + r % place.units;
+      const auto [first_u, r] = owner_of<Product>(a, place, row, kStage.gates * place.units);
+      const int g = r / place.units, u = first_u + r % place.units, k = k_0 + k_of_part;
       if (g >= kStage.gates || u >= a.H || k >= a.H) return Stored{};
       return a.w_hh[place.d][((kStage.first_gate + g) * a.H + u) * a.H + k];
     });
@@ -111,7 +114,7 @@ class ResidentForward {
   template <int s>
   __device__ __forceinline__ void run_stage(const Step& step) {
     barrier.wait();
-    product.template multiply<s>(source_of(a, place, s, turn, number, kernel), step.n);
+    product.template multiply<s>(source_of<Product>(a, place, s, turn, number, kernel), step.n);
     V emit[kPairs];
     run_cell<s>(step, emit);
     hand_on<s>(step, emit);
@@ -131,7 +134,7 @@ class ResidentForward {
       V gates_x[kStage.gates], acc[kStage.gates];
       for (int g = 0; g < kStage.gates; ++g) {
         const int column = (kStage.first_gate + g) * place.units + u;
-        acc[g] = memory.sum_slices(s, j, g * place.units + u) + b_hh[column];
+        acc[g] = memory.sum_of_product(s, j, g * place.units + u) + b_hh[column];
         gates_x[g] = x[i][kStage.first_gate + g] + b_ih[column];
       }
       Inputs<Cell, V> inputs;
@@ -194,9 +197,9 @@ class ResidentForward {
 
   const Args& a;
   const Place<Args> place;
-  const SharedMemory<V> memory;
+  const typename Product::Memory memory;
   Product product;
-  Barrier<Product::kTakesWords> barrier;
+  BarrierOf<Product> barrier;
   V h[kPairs], c[kPairs];  // the states of this thread's pairs
   V x[kPairs][Cell::kGates], saved[kPairs][Cell::kSaved];
   const char* const kernel;

@@ -1,4 +1,4 @@
-// The macro that defines the two resident kernels of a product.
+// The macros that define the two resident kernels of a product.
 #pragma once
 
 #include "kernel_entry.cuh"
@@ -28,18 +28,21 @@ __device__ __forceinline__ void run_resident_backward(
 
 }  // namespace fusedrnn::cuda
 
-// Defines the kernels of forward and backward for a product. The bounds ask for one block on a
-// multiprocessor, so a thread may have all 255 registers.
-#define FUSEDRNN_RESIDENT(name, Product)                                                         \
+// Defines the kernels of forward and backward for a product, whose names begin with `regime`. The
+// bounds ask for one block on a multiprocessor, so a thread may have all 255 registers.
+#define FUSEDRNN_RESIDENT_NAMED(regime, name, Product)                                           \
   extern "C" __global__ void __launch_bounds__(fusedrnn::cuda::kThreads, 1)                      \
-      resident_forward_##name(                                                                   \
+      regime##_forward_##name(                                                                   \
           const __grid_constant__ fusedrnn::cuda::ResidentForwardArgs<typename Product::Stored>  \
               args) {                                                                            \
-    fusedrnn::cuda::run_resident_forward<Product>(args, "resident_forward_" #name);              \
+    fusedrnn::cuda::run_resident_forward<Product>(args, #regime "_forward_" #name);              \
   }                                                                                              \
   extern "C" __global__ void __launch_bounds__(fusedrnn::cuda::kThreads, 1)                      \
-      resident_backward_##name(                                                                  \
+      regime##_backward_##name(                                                                  \
           const __grid_constant__ fusedrnn::cuda::ResidentBackwardArgs<typename Product::Stored> \
               args) {                                                                            \
-    fusedrnn::cuda::run_resident_backward<Product>(args, "resident_backward_" #name);            \
+    fusedrnn::cuda::run_resident_backward<Product>(args, #regime "_backward_" #name);            \
   }
+#define FUSEDRNN_RESIDENT(name, Product) FUSEDRNN_RESIDENT_NAMED(resident, name, Product)
+// The same for a product whose blocks are in clusters.
+#define FUSEDRNN_CLUSTERED(name, Product) FUSEDRNN_RESIDENT_NAMED(clustered, name, Product)

@@ -13,7 +13,7 @@ struct SharedMemory {
 
   // The partial sums of the latest product, [slices][partial_rows][ld].
   __device__ __forceinline__ V* partials() const { return at<V>(shape.partials); }
-  // Rows of the source in the compute type, [at most kFmaRows][K_pad]. Only FmaProduct uses them.
+  // Rows of the source in the compute type, [at most kFmaRows][K_part]. Only FmaProduct uses them.
   template <class Vector>
   __device__ __forceinline__ Vector* staged() const {
     return at<Vector>(shape.staged);
@@ -28,6 +28,9 @@ struct SharedMemory {
     return at<Vector>(shape.tile[stage].weights);
   }
 
+  // Waits until all partial sums of a product, of a stage for n sequences, are there.
+  __device__ __forceinline__ void wait_for_sums(int stage, int n) const { __syncthreads(); }
+
   // The product of sequence j's row of the source with weight row r, summed over the slices.
   __device__ __forceinline__ V sum_slices(int stage, int j, int r) const {
     const ProductTile& tile = shape.tile[stage];
@@ -36,6 +39,11 @@ struct SharedMemory {
     for (int slice = 0; slice < tile.slices; ++slice)
       sum += partial[slice * shape.partial_rows * tile.ld];
     return sum;
+  }
+
+  // The same, when all partial sums are there. ClusterMemory adds those of other blocks here.
+  __device__ __forceinline__ V sum_of_product(int stage, int j, int r) const {
+    return sum_slices(stage, j, r);
   }
 
   // The address at an offset in bytes.

@@ -18,7 +18,7 @@ class StreamedBackward {
         place(args),
         memory{args.shape, shared},
         product(memory),
-        barrier(barrier_of<false>(args, place, kernel)) {}
+        barrier(barrier_of<Product>(args, place, kernel)) {}
 
   __device__ __forceinline__ void run() {
     load_weights<0>();
@@ -155,7 +155,7 @@ class StreamedBackward {
   const Place<Args> place;
   const SharedMemory<V> memory;
   Product product;
-  Barrier<false> barrier;
+  BarrierOf<Product> barrier;
   // The rows of this position: `n` and `n_next` count sequences of the block, and rows are those
   // of the layer's first sequence. `next` is the position that this loop ran before, whose deltas
   // are in the exchange.

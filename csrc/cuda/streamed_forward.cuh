@@ -18,7 +18,7 @@ class StreamedForward {
         place(args),
         memory{args.shape, shared},
         product(memory),
-        barrier(barrier_of<false>(args, place, kernel)) {}
+        barrier(barrier_of<Product>(args, place, kernel)) {}
 
   __device__ __forceinline__ void run() {
     load_weights<0>();
@@ -113,7 +113,7 @@ class StreamedForward {
   const Place<Args> place;
   const SharedMemory<V> memory;
   Product product;
-  Barrier<false> barrier;
+  BarrierOf<Product> barrier;
   int turn = 0;  // the buffer of the exchange that has h_{t-1}
 };
 

@@ -74,6 +74,7 @@ class RelaxedCapture {
 };
 
 std::string way_out(cudaError_t error, const DeviceFacts& device);
+cudaError_t allow_shared(DeviceFacts& device, KernelFacts& kernel, size_t bytes);
 
 // Loads all kernels, at the first call on a device. CUDA would otherwise load a kernel when it is
 // first used. That may wait for running kernels, and it cannot happen in a capture.
@@ -90,6 +91,45 @@ void load_kernels(DeviceFacts& device) {
     }
     device.kernels.emplace(kernel.name, facts);
   });
+}
+
+cudaLaunchAttribute cluster_attribute(unsigned blocks) {
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim = {blocks, 1, 1};
+  return attribute;
+}
+
+// Sets how many blocks of clusters run together, one on each multiprocessor. It depends on how many
+// multiprocessors each processing cluster of this very device has, which only the runtime knows. A
+// device that does not say it has no clusters for the plan.
+void count_clusters(DeviceFacts& device) {
+  const auto found = device.kernels.find("clustered_backward_mma_bf16");
+  if (device.limits.capability < 90 || !device.cooperative || found == device.kernels.end()) return;
+  KernelFacts& kernel = found->second;
+  const RelaxedCapture relaxed;
+  // With all the shared memory that a block may have, no two blocks share a multiprocessor.
+  const size_t bytes = device.limits.shared_per_block;
+  if (allow_shared(device, kernel, bytes) != cudaSuccess) {
+    cudaGetLastError();
+    return;
+  }
+  for (int i = 0; i < kClusters; ++i) {
+    const auto blocks = static_cast<unsigned>(kClusterSizes[i]);
+    cudaLaunchAttribute cluster = cluster_attribute(blocks);
+    cudaLaunchConfig_t config = {};
+    config.gridDim = {blocks, 1, 1};
+    config.blockDim = {kThreads, 1, 1};
+    config.dynamicSmemBytes = bytes;
+    config.attrs = &cluster;
+    config.numAttrs = 1;
+    int clusters = 0;
+    if (cudaOccupancyMaxActiveClusters(&clusters, kernel.function, &config) != cudaSuccess) {
+      cudaGetLastError();
+      return;
+    }
+    device.limits.cluster_blocks[i] = clusters * static_cast<int>(blocks);
+  }
 }
 
 // Collects the facts of the current device, which must be device `index`.
@@ -110,12 +150,18 @@ std::unique_ptr<DeviceFacts> facts_of(int index) {
       .shared_per_sm = bytes(cudaDevAttrMaxSharedMemoryPerMultiprocessor),
       .shared_reserved = bytes(cudaDevAttrReservedSharedMemoryPerBlock),
       .l2_bytes = bytes(cudaDevAttrL2CacheSize),
+      .cluster_blocks = {},  // count_clusters
   };
   cudaDeviceProp properties;
   check_cuda(cudaGetDeviceProperties(&properties, index), "cudaGetDeviceProperties");
   facts->name = properties.name;
   facts->limits.name = facts->name;  // the facts of a device are never destroyed
   load_kernels(*facts);
+  // The driver may have compiled the kernels from PTX for an older architecture. Then they have
+  // what that has: no tensor cores, or no clusters.
+  for (const auto& [kernel, of] : facts->kernels)
+    facts->limits.capability = std::min(facts->limits.capability, of.attributes.ptxVersion);
+  count_clusters(*facts);
   return facts;
 }
 
@@ -161,6 +207,8 @@ std::string way_out(cudaError_t error, const DeviceFacts& device) {
     case cudaErrorLaunchOutOfResources:
       return "the device cannot hold all blocks at once, perhaps because it is shared: "
              "FUSEDRNN_CUDA_REGIME=per_step needs less";
+    case cudaErrorInvalidClusterSize:
+      return "leave cluster= out of FUSEDRNN_CUDA_PLAN";
     case cudaErrorAssert:
       return kAsserted;
     case cudaErrorMemoryAllocation:
@@ -269,16 +317,20 @@ void CudaLauncher::launch(const Launch& l) {
   KernelFacts& kernel = kernel_facts(facts_, l.kernel);
   cudaError_t error = allow_shared(facts_, kernel, l.shared_bytes);
   if (error == cudaSuccess) {
-    cudaLaunchAttribute together = {};
-    together.id = cudaLaunchAttributeCooperative;
-    together.val.cooperative = 1;
+    cudaLaunchAttribute attributes[2] = {};
+    unsigned count = 0;
+    if (l.cooperative) {
+      attributes[count].id = cudaLaunchAttributeCooperative;
+      attributes[count++].val.cooperative = 1;
+    }
+    if (l.cluster > 1) attributes[count++] = cluster_attribute(l.cluster);
     cudaLaunchConfig_t config = {};
     config.gridDim = {l.grid.x, l.grid.y, l.grid.z};
     config.blockDim = {l.block.x, l.block.y, l.block.z};
     config.dynamicSmemBytes = l.shared_bytes;
     config.stream = stream_;
-    config.attrs = &together;
-    config.numAttrs = l.cooperative ? 1 : 0;
+    config.attrs = attributes;
+    config.numAttrs = count;
     void* arguments[] = {const_cast<void*>(l.args)};
     error = cudaLaunchKernelExC(&config, kernel.function, arguments);
   }
@@ -286,7 +338,8 @@ void CudaLauncher::launch(const Launch& l) {
   cudaGetLastError();
   fail("CUDA kernel ", l.kernel, " did not start: ", text_of(error), "; grid ", l.grid.x, "x",
        l.grid.y, "x", l.grid.z, ", block ", l.block.x, "x", l.block.y, "x", l.block.z, ", ",
-       l.shared_bytes, " bytes of shared memory", l.cooperative ? ", cooperative" : "", "; ",
+       l.shared_bytes, " bytes of shared memory", l.cooperative ? ", cooperative" : "",
+       l.cluster > 1 ? ", in clusters of " + std::to_string(l.cluster) : "", "; ",
        way_out(error, facts_));
 }
 

@@ -23,11 +23,13 @@ WAYS = ("forward", "backward")
 # registers are allocated in groups of eight. The resident kernels keep weights in registers, with
 # one block of 256 threads on a multiprocessor, which has 65,536 registers. The kernels for tensor
 # cores use all that a thread can have; for them the test that nothing spills is the limit. On sm_75
-# they stop at once.
+# they stop at once, and so do the kernels with clusters before sm_90.
 #                   sm_75, 80, 90, 100, 120
 BUDGETS = {
     "resident_fma": (232, 232, 248, 248, 248),
     "resident_mma": (16, 255, 255, 255, 255),
+    "clustered_fma": (16, 16, 208, 208, 208),
+    "clustered_mma": (16, 16, 255, 255, 255),
     "streamed_fma": (255, 255, 255, 255, 255),
     "streamed_mma": (16, 255, 255, 255, 255),
     # With 64 registers as many blocks run on a multiprocessor as with 56: four.
@@ -46,7 +48,11 @@ KERNELS = {
     **{
         f"{regime}_{way}_{cores}_{dtype}": f"{regime}_{cores}"
         for way in WAYS
-        for regime, fma in (("resident", ("f32", "f16", "bf16")), ("streamed", tuple(DTYPES)))
+        for regime, fma in (
+            ("resident", ("f32", "f16", "bf16")),
+            ("clustered", ("f32", "f16", "bf16")),
+            ("streamed", tuple(DTYPES)),
+        )
         for cores, dtypes in (("fma", fma), ("mma", ("tf32", "f16", "bf16")))
         for dtype in dtypes
     },
@@ -55,7 +61,11 @@ KERNELS = {
 
 def ptx_of(source: str, arch: int) -> Path:
     """The PTX from which the kernels of a file are compiled for an architecture."""
-    return next(path for path in build.ptx(min(arch, 80)) if path.stem == source)
+    return next(path for path in ptx_for(arch) if path.stem == source)
+
+
+def ptx_for(arch: int) -> list[Path]:
+    return build.ptx_with_clusters(arch) if arch >= 90 else build.ptx(arch)
 
 
 def kernels_of(source: str) -> set[str]:
@@ -121,7 +131,8 @@ def test_tensor_cores_are_used_where_the_plan_says_so() -> None:
         "mma_f16": "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32",
         "mma_bf16": "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32",
     }
-    found = {name: body for path in build.ptx(80) for name, body in bodies(path).items()}
+    files = build.ptx_with_clusters()
+    found = {name: body for path in files for name, body in bodies(path).items()}
     assert found.keys() == KERNELS.keys()
     for name, body in found.items():
         wanted = next((i for cores, i in instructions.items() if name.endswith(cores)), None)
@@ -131,11 +142,15 @@ def test_tensor_cores_are_used_where_the_plan_says_so() -> None:
 
 def test_instructions_between_blocks() -> None:
     """The barrier needs a release for arriving and an acquire for polling, and the counter of
-    sum_rows an atomic that is both. There are no fences.
+    sum_rows an atomic that is both. The barrier of a cluster needs both too. There are no fences.
     """
-    for path in build.ptx(80):
+    for path in build.ptx_with_clusters():
         for name, body in bodies(path).items():
-            loops = name.startswith(("resident", "streamed"))
+            loops = name.startswith(("resident", "clustered", "streamed"))
+            clusters = name.startswith("clustered")
+            for way in ("arrive.release", "wait.acquire"):
+                assert (f"barrier.cluster.{way}.aligned" in body) == clusters, name
+            assert ("st.shared::cluster.f32" in body) == clusters, name
             assert ("red.release.gpu.global.add.u32" in body) == loops, name
             assert ("ld.acquire.gpu.global.u32" in body) == loops, name
             sums = name.startswith("sum_rows")
@@ -145,15 +160,17 @@ def test_instructions_between_blocks() -> None:
 
 
 def test_it_compiles_for_the_oldest_gpu() -> None:
-    """sm_75 has no tensor cores for bfloat16 and TF32, so kernels that use them stop at once."""
+    """sm_75 has no tensor cores for bfloat16 and TF32, and no clusters: kernels that use them stop
+    at once.
+    """
     found = {name: body for path in build.ptx(75) for name, body in bodies(path).items()}
     assert found.keys() == KERNELS.keys()
     for name, body in found.items():
         assert "mma.sync" not in body
-        assert ("trap" in body) == ("_mma_" in name), name
+        assert ("trap" in body) == ("_mma_" in name or name.startswith("clustered")), name
 
 
 def test_the_table_of_kernels_is_complete() -> None:
     listed = [kernels_of(source) for source in SOURCES]
     assert set().union(*listed) == KERNELS.keys()
-    assert sum(map(len, listed)) == len(KERNELS) <= 50
+    assert sum(map(len, listed)) == len(KERNELS) <= 60

@@ -23,16 +23,21 @@ FMA = DeviceCase("gru", 3, 3, 18, 18, 1, True, (3, 3, 2, 1))
 # More rows than a range of sum_rows has.
 SUMS = DeviceCase("gru", 9, 3, 18, 18, 1, True, (9,) * 9)
 MMA = DeviceCase("lstm", 9, 3, 18, 18, 1, True, (9, 9, 4), "bf16")
-# Their weights are streamed, and there is more than one group of sequences.
 WORDS = DeviceCase("gru", 3, 3, 18, 18, 2, True, (3, 3, 3, 2, 2, 2, 1, 1, 1))
+# Their blocks are in clusters, which arrive as one.
+CLUSTERS_FMA = DeviceCase("gru", 5, 3, 18, 18, 1, True, (5, 5, 4, 2))
+CLUSTERS_MMA = DeviceCase("lstm", 9, 3, 18, 18, 1, True, (9, 9, 4), "bf16")
+# Their weights are streamed, and there is more than one group of sequences.
 STREAMED_FMA = DeviceCase("gru", 11, 3, 110, 110, 2, True, (11, 9, 2))
 STREAMED_MMA = DeviceCase("rnn_tanh", 25, 3, 580, 580, 1, True, (25, 25), "bf16")
 # How lines that define kernels begin.
-DEFINE = ("FUSEDRNN_RESIDENT", "FUSEDRNN_STREAMED")
+DEFINE = ("FUSEDRNN_RESIDENT", "FUSEDRNN_CLUSTERED", "FUSEDRNN_STREAMED")
 # The kernels of each file that are compiled. The lines of the other kernels are removed.
 KEPT = {
     "resident_fma.cu": "fma_f32",
     "resident_mma.cu": "mma_bf16",
+    "clustered_fma.cu": "fma_f32",
+    "clustered_mma.cu": "mma_bf16",
     "streamed_fma.cu": "fma_f32",
     "streamed_mma.cu": "mma_bf16",
     "around_loop.cu": "",
@@ -56,16 +61,15 @@ class Mutation:
     case: DeviceCase
 
 
-ARRIVE = """    __syncthreads();
-    if (threadIdx.x == 0)
+COUNT = """    if (threadIdx.x == 0)
       asm volatile("red.release"""
 MUTATIONS = [
     Mutation(
         "arrives before all threads of the block have written",
         "resident_fma.cu",
         "barrier.cuh",
-        ARRIVE,
-        ARRIVE.replace("    __syncthreads();\n", ""),
+        "    __syncthreads();\n    count();\n",
+        "    count();\n",
         ("race", "weak memory"),
         FMA,
     ),
@@ -91,8 +95,8 @@ MUTATIONS = [
         "no barrier after the spin",
         "resident_fma.cu",
         "barrier.cuh",
-        "    }\n    __syncthreads();\n",
-        "    }\n",
+        "    poll();\n    __syncthreads();\n",
+        "    poll();\n",
         ("race", "weak memory"),
         FMA,
     ),
@@ -172,7 +176,7 @@ MUTATIONS = [
         "reads sums of tensor cores before they are complete",
         "resident_mma.cu",
         "product_mma.cuh",
-        "sum<s>(source.values, begin, n);\n    __syncthreads();\n",
+        "sum<s>(source.values, begin, n);\n    shared_.wait_for_sums(s, n);\n",
         "sum<s>(source.values, begin, n);\n",
         ("race", "uninitialised read"),
         MMA,
@@ -194,6 +198,69 @@ MUTATIONS = [
         "{f.low.w, f.high.w, f.low.z, f.high.z}",
         ("numbers",),
         MMA,
+    ),
+    Mutation(
+        "hands sums on before they are complete",
+        "clustered_mma.cu",
+        "cluster.cuh",
+        "int n) const {\n    __syncthreads();\n",
+        "int n) const {\n",
+        ("race", "uninitialised read"),
+        CLUSTERS_MMA,
+    ),
+    Mutation(
+        "takes sums of a cluster before they are there",
+        "clustered_fma.cu",
+        "cluster.cuh",
+        "    arrive_in_cluster();\n    wait_in_cluster();\n",
+        "    __syncthreads();\n",
+        ("race", "uninitialised read"),
+        CLUSTERS_FMA,
+    ),
+    Mutation(
+        "no release before a block arrives in its cluster",
+        "clustered_fma.cu",
+        "cluster.cuh",
+        "barrier.cluster.arrive.release",
+        "barrier.cluster.arrive.relaxed",
+        ("race", "weak memory"),
+        CLUSTERS_FMA,
+    ),
+    Mutation(
+        "hands sums to itself",
+        "clustered_mma.cu",
+        "cluster.cuh",
+        "store_in_block(to, owner,",
+        "store_in_block(to, rank,",
+        ("race", "numbers", "uninitialised read"),
+        CLUSTERS_MMA,
+    ),
+    Mutation(
+        "leaves out the sums of a block of the cluster",
+        "clustered_fma.cu",
+        "cluster.cuh",
+        "for (int rank = 0; rank < shape.cluster; ++rank)",
+        "for (int rank = 1; rank < shape.cluster; ++rank)",
+        ("numbers",),
+        CLUSTERS_FMA,
+    ),
+    Mutation(
+        "every block of a cluster multiplies the first part of K",
+        "clustered_mma.cu",
+        "resident.cuh",
+        "rank_in_cluster(a.shape) * a.shape.tile[s].K_part : 0",
+        "0 * a.shape.tile[s].K_part : 0",
+        ("numbers",),
+        CLUSTERS_MMA,
+    ),
+    Mutation(
+        "counts a cluster before its blocks have arrived",
+        "clustered_fma.cu",
+        "barrier.cuh",
+        "      wait_in_cluster();\n      count();\n",
+        "      count();\n      wait_in_cluster();\n",
+        ("race", "weak memory"),
+        CLUSTERS_FMA,
     ),
     Mutation(
         "a word by a plain store",
@@ -452,6 +519,8 @@ def judge(mutation: Mutation, ptx: list[Path]) -> str:
 
 def limits_of(mutation: Mutation) -> Limits | None:
     """The limits of the device: of the streamed cases, those with which they stream weights."""
+    if mutation.kernels.startswith("clustered"):
+        return Limits(capability=90, sms=8, cluster_blocks=(8, 8, 8))
     if mutation.case is STREAMED_FMA:
         return tight(STREAMED_FMA, 4, "fma_f32")
     return tight(STREAMED_MMA, 10, "mma_bf16") if mutation.case is STREAMED_MMA else None
@@ -459,10 +528,11 @@ def limits_of(mutation: Mutation) -> Limits | None:
 
 def sign_of(mutation: Mutation, ptx: list[Path], seed: int) -> str:
     regime = mutation.kernels.split("_")[0]
-    regime = regime if regime in ("resident", "streamed") else "per_step"
-    regime = "resident" if mutation.kernels == "around_loop.cu" else regime
+    resident = regime in ("resident", "clustered") or mutation.kernels == "around_loop.cu"
+    regime = "resident" if resident else "streamed" if regime == "streamed" else "per_step"
     device = Device(ptx, seed, limits_of(mutation))
     choice = "exchange=words" if mutation.case is WORDS else ""
+    choice = "cluster=2,arrive=clusters" if mutation.kernels.startswith("clustered") else choice
     try:
         got = run_on(mutation.case, device, regime=regime, choice=choice, spin_limit=1 << 12)
         assert_right(got, mutation.case)
@@ -477,7 +547,8 @@ def compiled(mutation: Mutation, tmp_path: Path) -> list[Path]:
     """The PTX of all kernels, with the change."""
     source = mutated(tmp_path / "csrc", mutation)
     output = tmp_path / f"{source.stem}.ptx"
-    build.compile_kernel(source, output, "-arch=compute_80", "-ptx")
+    clusters = mutation.kernels.startswith("clustered")
+    build.compile_kernel(source, output, f"-arch=compute_{90 if clusters else 80}", "-ptx")
     return [*(path for path in build.ptx(80) if path.name != output.name), output]
 
 
@@ -506,8 +577,8 @@ def test_a_block_that_never_arrives_ends_in_an_error(
         "a block never arrives",
         f"resident_{cores}.cu",
         "barrier.cuh",
-        ARRIVE,
-        ARRIVE.replace("if (threadIdx.x == 0)", block),
+        COUNT,
+        COUNT.replace("if (threadIdx.x == 0)", block),
         ("assert",),
         case,
     )

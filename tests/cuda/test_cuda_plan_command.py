@@ -36,6 +36,14 @@ def test_one_pass_of_one_layer(capsys: pytest.CaptureFixture[str]) -> None:
     assert re.search(r"estimate: .* us a step .*, limited by \w+", out)
 
 
+def test_a_chosen_plan(capsys: pytest.CaptureFixture[str]) -> None:
+    layer = ("--dtype", "bf16", "--shape", "150,32,1024,1024", "--pass", "backward")
+    out = plan(capsys, *layer, "--arch", "h100", "--choice", "cluster=4")
+    assert "clusters of 4 blocks share the source; " in out
+    out = plan(capsys, *layer, "--arch", "a100", "--choice", "cluster=4", status=1)
+    assert "the chosen plan: cannot run, this device has no clusters" in out
+
+
 def test_both_passes_on_every_card(capsys: pytest.CaptureFixture[str]) -> None:
     out = plan(capsys, "--cell", "gru", "--shape", "10,4,32,64", "--bidirectional")
     assert re.findall(r"gru f32 forward on (.+) \(sm_\d+\): .* D=2", out) == NAMES
@@ -184,6 +192,10 @@ def test_a_regime_that_runs_in_one_direction_of_two(capsys: pytest.CaptureFixtur
         (
             ["--shape", "1,2,3,4", "--cell", "lstm_proj", "--proj", "5"],
             r"--proj must be in \[1, H\] = \[1, 4\], got 5",
+        ),
+        (
+            ["--shape", "1,2,3,4", "--choice", "cluster=3"],
+            "error: --choice must be cluster=1, 2, 4 or 8, got 'cluster=3'",
         ),
     ],
 )

@@ -19,7 +19,15 @@ pytestmark = pytest.mark.skipif(
     setup_build.nvcc() is None, reason="no nvcc: there are no headers of CUDA"
 )
 
-LOADED = [f"load {name} (relaxed)" for name in ("step", "rows", "resident_fma", "store")]
+CLUSTERED = "clustered_backward_mma_bf16"
+KERNELS = ("step", "rows", "resident_fma", CLUSTERED, "store")
+SHARED = 232448  # bytes that a block may have
+BLOCKS = {2: 128, 4: 128, 8: 128}  # that run together in clusters
+LOADED = [
+    *(f"load {name} (relaxed)" for name in KERNELS),
+    f"allow {CLUSTERED} {SHARED} (relaxed)",
+    *(f"clusters {CLUSTERED} {n}x1 in {n} of 256, {SHARED} (relaxed)" for n in (2, 4, 8)),
+]
 ASSERT = 710  # cudaErrorAssert
 
 
@@ -81,6 +89,27 @@ def test_shared_memory_is_allowed_once_and_relaxed() -> None:
     ]
 
 
+def test_a_launch_in_clusters() -> None:
+    lines = run(f"cuda.launch({CLUSTERED!r}, 0, True, 2); show()")
+    assert lines[-1] == f"launch {CLUSTERED} 2x3x1 of 256, 0 bytes, cooperative, clusters of 2"
+    for code, advice in ((720, "the device cannot hold all blocks"), (912, "leave cluster= out")):
+        (line,) = run(f"cuda.fail('launch', {code}); error(cuda.launch, {CLUSTERED!r}, 0, True, 2)")
+        assert f"0 bytes of shared memory, cooperative, in clusters of 2; {advice}" in line
+
+
+def test_kernels_from_ptx_for_an_older_architecture() -> None:
+    """On a newer device they still have no clusters, or no tensor cores."""
+    lines = run("cuda.compile_for(80); print(cuda.describe_device(0), end='')")
+    assert lines[1] == "capability 80"
+    assert lines[9:12] == [f"blocks_in_clusters_of_{n} 0" for n in BLOCKS]
+
+
+@pytest.mark.parametrize("function", ["allow", "clusters"])
+def test_a_device_that_does_not_tell_about_clusters_has_none(function: str) -> None:
+    lines = run(f"cuda.fail({function!r}, 1); print(cuda.describe_device(0), end='')")
+    assert lines[9:12] == [f"blocks_in_clusters_of_{n} 0" for n in BLOCKS]
+
+
 @pytest.mark.parametrize(
     ("function", "told"),
     [("launch", "CUDA kernel step did not start"), ("set", "cudaSetDevice failed")],
@@ -103,7 +132,7 @@ def test_a_kernel_that_cannot_be_loaded_is_tried_again() -> None:
     )
     assert "CUDA kernel step cannot be loaded" in lines[0]
     assert "compiled for 90, the device is Made-up GPU (sm_90)" in lines[0]
-    assert lines[1:6] == ["guard 0", *LOADED]
+    assert lines[1 : 2 + len(LOADED)] == ["guard 0", *LOADED]
 
 
 def test_device_facts() -> None:
@@ -116,13 +145,15 @@ def test_device_facts() -> None:
             "shared_per_sm",
             "shared_reserved",
             "l2_bytes",
+            *(f"blocks_in_clusters_of_{blocks}" for blocks in (2, 4, 8)),
             "cooperative_launch",
             "driver",
             "runtime",
         ),
-        *["kernel"] * 4,
+        *["kernel"] * 5,
     ]
-    assert lines[9:12] == ["cooperative_launch 1", "driver 13.1", "runtime 13.0"]
+    assert lines[9:12] == [f"blocks_in_clusters_of_{n} {blocks}" for n, blocks in BLOCKS.items()]
+    assert lines[12:15] == ["cooperative_launch 1", "driver 13.1", "runtime 13.0"]
     assert "kernel step registers 200 shared 0 local 0 constant 0 max_threads 256" in lines
 
 

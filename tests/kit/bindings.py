@@ -72,11 +72,15 @@ def runtime() -> ModuleType:
 
 
 @functools.cache
-def ptx(arch: int) -> tuple[Path, ...]:
-    """Files of PTX with the kernels of the engine and of the bindings."""
+def ptx(arch: int, clusters: bool = False) -> tuple[Path, ...]:
+    """Files of PTX with the kernels of the engine and of the bindings.
+
+    Args:
+        clusters: whether those with clusters are for sm_90.
+    """
     folder = BUILD_DIR / f"ptx_{arch}"
     folder.mkdir(parents=True, exist_ok=True)
-    paths = list(build.ptx(arch))
+    paths = build.ptx_with_clusters() if clusters else build.ptx(arch)
     for source in sorted((CSRC / "torch_cuda").glob("*.cu")):
         output = folder / f"{source.stem}.ptx"
         partial = output.with_suffix(".partial")

@@ -160,9 +160,20 @@ def assembled(source: Path, arch: int) -> dict[str, Kernel]:
     return kernels_of(said.read_text())
 
 
-def ptx(arch: int, csrc: Path = CSRC, build_dir: Path = CUDA_DIR) -> list[Path]:
-    """PTX of the kernels for an architecture (80 is sm_80), one file for each source."""
-    folder = build_dir / f"ptx_{arch}_{_digest(csrc)}"
+def ptx_with_clusters(arch: int = 90) -> list[Path]:
+    """PTX of all kernels for sm_80, but for those with clusters, which is for sm_90 or `arch`."""
+    clustered = ptx(arch, only="clustered")
+    names = {path.name for path in clustered}
+    return [*(path for path in ptx(80) if path.name not in names), *clustered]
+
+
+def ptx(arch: int, csrc: Path = CSRC, build_dir: Path = CUDA_DIR, only: str = "") -> list[Path]:
+    """PTX of the kernels for an architecture (80 is sm_80), one file for each source.
+
+    Args:
+        only: how the names of the sources begin that are compiled.
+    """
+    folder = build_dir / f"ptx_{arch}{only and '_' + only}_{_digest(csrc)}"
     with turn(CUDA_DIR):
         if not folder.exists():
             partial = folder.with_suffix(".partial")
@@ -174,6 +185,7 @@ def ptx(arch: int, csrc: Path = CSRC, build_dir: Path = CUDA_DIR) -> list[Path]:
                 compile_kernel(source, output, f"-arch=compute_{arch}", "-ptx")
 
             with ThreadPoolExecutor(setup_build.jobs()) as pool:
-                list(pool.map(compile_one, kernel_sources(csrc)))
+                sources = [s for s in kernel_sources(csrc) if s.name.startswith(only)]
+                list(pool.map(compile_one, sources))
             partial.rename(folder)
     return sorted(folder.glob("*.ptx"))

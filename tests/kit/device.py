@@ -45,6 +45,7 @@ class Limits:
     shared_per_sm: int = 167936
     shared_reserved: int = 1024
     l2_bytes: int = 40_000_000
+    cluster_blocks: tuple[int, int, int] = (0, 0, 0)
 
 
 @functools.cache
@@ -131,13 +132,22 @@ class Device:
         shared: int,
         args: bytes,
         cooperative: bool,
+        cluster: int,
     ) -> None:
         limits = self.device
         self.launches.append(kernel)
         assert shared <= limits.shared_per_block, (kernel, shared)
         assert not cooperative or np.prod(grid) <= limits.sms, (kernel, grid)
-        assert cooperative == kernel.startswith(("resident", "streamed"))
+        assert cooperative == kernel.startswith(("resident", "clustered", "streamed"))
+        assert (cluster > 1) == kernel.startswith("clustered")
         run = self._kernels[kernel].launch(
-            kernel, grid, block, [args], shared=shared, memory=self.memory, seed=self.seed
+            kernel,
+            grid,
+            block,
+            [args],
+            shared=shared,
+            memory=self.memory,
+            seed=self.seed,
+            cluster=cluster if cluster > 1 else None,
         )
         self.instructions += run.instructions

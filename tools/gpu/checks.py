@@ -20,6 +20,7 @@ TASKS: dict[str, Callable[[Selftest, Options], None]] = {
     "kernels": numbers.kernels,
     "parity": numbers.parity,
     "from_l2": numbers.from_l2,
+    "choice": numbers.choice,
     "offsets": surroundings.offsets,
     "deterministic_mode": surroundings.deterministic_mode,
     "two_devices": surroundings.two_devices,

@@ -29,7 +29,7 @@ INTERPRETER = """
 import fusedrnn
 from tests.kit import torch_device
 from tests.kit.bindings import binding, ptx
-binding(), ptx(80)
+binding(), ptx(80, clusters=True)
 """
 
 
@@ -120,7 +120,7 @@ def _interpreter(run: Run) -> Iterator[str]:
         return
     out = run.folder / "checks.jsonl"
     arguments = ["--device", "interpreter", "--out", str(out), "--patience", "120", "--quick"]
-    arguments += ["--seconds", "300", "--tasks", "smoke,parity,sections"]
+    arguments += ["--seconds", "300", "--tasks", "smoke,parity,sections,choices"]
     outcome = run.step(name, 310, python("tools.gpu.check", *arguments), lines=60)
     if not outcome or not outcome.ok:
         yield f"{name}: {outcome.why if outcome else 'not begun'}"

@@ -28,9 +28,11 @@ class Interpreted(Selftest):
 def interpreted() -> Iterator[Any]:
     """Makes the ops on CPU tensors those of the CUDA library, with kernels in the interpreter."""
     from tests.kit.bindings import ptx
+    from tests.kit.device import Limits
     from tests.kit.torch_device import TorchDevice, using
 
-    device = TorchDevice(ptx(80))
+    limits = Limits(capability=90, sms=8, cluster_blocks=(8, 8, 8))
+    device = TorchDevice(ptx(80, clusters=True), limits=limits)
     before = _raw_ops._forward_now, _raw_ops._backward_now
     with using(device) as gpu:
         _raw_ops._forward_now, _raw_ops._backward_now = gpu["forward"], gpu["backward"]

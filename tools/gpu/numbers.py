@@ -35,14 +35,17 @@ FEW, MOST_UNITS = 9, 3072
 SHORT = {torch.float32: "f32", torch.float64: "f64", torch.float16: "f16", torch.bfloat16: "bf16"}
 
 
-def compare(test: Selftest, call: Call, precision: cases.Precision, regime: str) -> None:
+def compare(
+    test: Selftest, call: Call, precision: cases.Precision, regime: str, choice: str = ""
+) -> None:
     """Runs the selftest's check. If it fails, a second check says which numbers are wrong."""
     if has_no_kernel(call, precision, regime):
         return
     before = len(test.report.with_result("failed"))
-    test.compare(call, precision, regime)
+    test.compare(call, precision, regime, choice)
     if len(test.report.with_result("failed")) > before:
-        with test.check("where", f"{call.cell} {precision.name} {call.shape} {regime}"):
+        name = f"{call.cell} {precision.name} {call.shape} {regime} {choice}".rstrip()
+        with test.check("where", name), cases.asking_for(regime, choice):
             raise AssertionError(where(test, call, precision, regime))
 
 
@@ -114,6 +117,14 @@ def parity(test: Selftest, options: Options) -> None:
             compare(test, Call(options["cell"], shape), precision, options["regime"])
 
 
+def choice(test: Selftest, options: Options) -> None:
+    """Compares one cell with a plan that runs only if it is asked for."""
+    for shape in SMOKE[1:]:
+        for precision in test.precisions(shape):
+            call = Call(options["cell"], shape)
+            compare(test, call, precision, options["regime"], options["choice"])
+
+
 def from_l2(test: Selftest, options: Options) -> None:
     """Compares one cell at the least H at which both passes stream weights from L2."""
     cell, card = options["cell"], limits.card(test.device)
@@ -140,17 +151,21 @@ def least_streamed(cell: str, dtype: str, tf32: bool, card: str) -> int:
 def kernels(test: Selftest, options: Options) -> None:
     """Checks with the profiler (or the interpreter) that every kernel of the library runs."""
 
+    clusters = has_clusters(test)
+
     def run() -> None:
-        for cell, regime in (
-            *(("lstm", regime) for regime in REGIMES),
-            ("gru", "per_step"),
+        for cell, regime, choice in (
+            *(("lstm", regime, "") for regime in REGIMES),
+            ("gru", "per_step", ""),
+            *([("lstm", "resident", "cluster=2")] if clusters else []),
         ):
             for shape in SMOKE[1:]:
                 call = Call(cell, shape)
                 for precision in test.precisions(shape):
                     if has_no_kernel(call, precision, regime):
                         continue
-                    with cases.asking_for(regime), cases.float32_products(precision.tf32):
+                    asking = cases.asking_for(regime, choice)
+                    with asking, cases.float32_products(precision.tf32):
                         call.results(call.leaves(test.device, precision.dtype))
         test.synchronize()
 
@@ -163,10 +178,21 @@ def kernels(test: Selftest, options: Options) -> None:
         if not ran:
             test.not_run("kernels", "which ran", "torch's profiler saw nothing of the GPU")
             return
+    if not clusters:
+        there = {name for name in there if not name.startswith("clustered")}
+    # Torch itself adds products of float64, unless it lacks the C function for that.
+    there.discard("store_f64")
     with test.check("kernels", "all have run") as check:
         check.detail = f"{len(there & ran)} of {len(there)}"
         missing = sorted(there - ran)
         assert not missing, f"{check.detail}; not: {', '.join(missing)}"
+
+
+def has_clusters(test: Selftest) -> bool:
+    """Whether blocks can be in clusters on the device."""
+    if Context.interpreter:
+        return bool(Context.interpreter.device.cluster_blocks[0])
+    return int(limits.driver_facts(test.device).device.get("blocks_in_clusters_of_2", 0)) > 0
 
 
 def _profiled(run: Callable[[], None]) -> set[str]:

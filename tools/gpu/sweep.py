@@ -77,8 +77,7 @@ class Alternative:
         """
         if not (self.chosen and self.plan.measured and self.plan.block):
             return self.choice
-        words = ",exchange=words" if "exchange of words" in self.plan.words else ""
-        return self.plan.block.choice + words
+        return self.plan.block.choice + self.plan.more_choice
 
     @property
     def name(self) -> str:
@@ -113,8 +112,20 @@ def _words(block: Block, N: int) -> Iterator[str]:
         yield "cores=fma,rows=1,exchange=words"
 
 
+def _clusters(block: Block, N: int) -> Iterator[str]:
+    for blocks in (2, 4, 8):
+        yield f"cluster={blocks}"
+    yield "cluster=4,arrive=clusters"
+
+
 # What is near a block, as texts for FUSEDRNN_CUDA_PLAN. The plan says which of them can run.
-NEAR: tuple[Callable[[Block, int], Iterator[str]], ...] = (_rows, _units, _cores, _words)
+NEAR: tuple[Callable[[Block, int], Iterator[str]], ...] = (
+    _rows,
+    _units,
+    _cores,
+    _words,
+    _clusters,
+)
 
 
 def alternatives(timed: Timed, mode: str, card: str) -> list[Alternative]:
@@ -149,16 +160,8 @@ def alternatives(timed: Timed, mode: str, card: str) -> list[Alternative]:
 @contextlib.contextmanager
 def asking(alternative: Alternative) -> Iterator[None]:
     """Makes the engine use an alternative within the block."""
-    before = os.environ.pop(CHOICE, None)
-    if alternative.choice:
-        os.environ[CHOICE] = alternative.choice
-    try:
-        with asking_for(alternative.regime):
-            yield
-    finally:
-        os.environ.pop(CHOICE, None)
-        if before is not None:
-            os.environ[CHOICE] = before
+    with asking_for(alternative.regime, alternative.choice):
+        yield
 
 
 def call_of(layer: torch.nn.Module, case: cases.Case, mode: str, of: Alternative) -> TimedCall:
@@ -209,10 +212,13 @@ def measure(
             try:
                 off = bench.wrong(timed, _parity(case, mode, against, each))
             except RuntimeError as error:
-                if each.chosen or not refuses_regime(error):
-                    yield result(each, "failed", f"{type(error).__name__}: {one_line(error)[:300]}")
+                if refuses_regime(error) and not each.chosen:
+                    yield result(each, "not run", one_line(error)[:150])
+                    continue
+                yield result(each, "failed", f"{type(error).__name__}: {one_line(error)[:300]}")
+                # A launch that did not start leaves the device as it was.
+                if each.chosen or why_lost(device):
                     return
-                yield result(each, "not run", one_line(error)[:150])
                 continue
             if off:
                 yield result(each, "red", off)

@@ -17,6 +17,8 @@ DEVICES = ("cuda", "cpu", "interpreter")
 
 REGIME = "FUSEDRNN_CUDA_REGIME"
 SPIN_LIMIT = "FUSEDRNN_CUDA_SPIN_LIMIT"
+# What is only there for those who ask: an exchange of words, and clusters in both ways to arrive.
+CHOICES = ("cores=fma,exchange=words", "cluster=2", "cluster=4,arrive=clusters")
 ALLOCATORS = {
     "without caching": {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
     # The setting has two names: torch 2.10 and later read the first, and all read the second.
@@ -64,7 +66,7 @@ class Task:
 
 # Large sizes come last, because their references take CPU time, and because timed rows are checked
 # anyway.
-GROUPS = ("limits", "smoke", "parity", "sections", "surroundings", "stress", "large")
+GROUPS = ("limits", "smoke", "parity", "sections", "surroundings", "stress", "choices", "large")
 # The tasks of a dry run that fail on purpose, each in its own way.
 PLANTED = ("hang", "crash", "wrong", "raise")
 
@@ -168,6 +170,16 @@ def _stress(device: str, quick: bool) -> Iterator[Task]:
             yield Task("two_streams", {"regime": regime})
 
 
+def _choices(device: str, quick: bool) -> Iterator[Task]:
+    """Parity of plans that must be asked for. Where a plan is refused, nothing is compared."""
+    if device == "cpu":
+        return
+    for choice in CHOICES:
+        for cell in ("lstm", "gru_reset_before"):
+            options = {"cell": cell, "regime": "resident", "choice": choice}
+            yield Task("choice", options)
+
+
 _GROUPS = {
     "limits": _limits,
     "smoke": _smoke,
@@ -175,5 +187,6 @@ _GROUPS = {
     "sections": _sections,
     "surroundings": _surroundings,
     "stress": _stress,
+    "choices": _choices,
     "large": _large,
 }

@@ -2,6 +2,10 @@
 #pragma once
 
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <array>
 
 #include "cuda/launcher.h"
 
@@ -18,6 +22,8 @@ inline fusedrnn::cuda::Device device_of(const pybind11::object& launcher) {
   device.shared_per_sm = d.attr("shared_per_sm").cast<size_t>();
   device.shared_reserved = d.attr("shared_reserved").cast<size_t>();
   device.l2_bytes = d.attr("l2_bytes").cast<size_t>();
+  const auto blocks = d.attr("cluster_blocks").cast<std::array<int, 3>>();
+  std::copy(blocks.begin(), blocks.end(), device.cluster_blocks);
   return device;
 }
 

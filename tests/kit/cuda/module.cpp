@@ -40,8 +40,8 @@ class PythonLauncher final : public Launcher {
   void launch(const Launch& l) override {
     object_.attr("launch")(l.kernel, py::make_tuple(l.grid.x, l.grid.y, l.grid.z),
                            py::make_tuple(l.block.x, l.block.y, l.block.z), l.shared_bytes,
-                           py::bytes(static_cast<const char*>(l.args), l.args_bytes),
-                           l.cooperative);
+                           py::bytes(static_cast<const char*>(l.args), l.args_bytes), l.cooperative,
+                           l.cluster);
   }
 
   void multiply(const MatrixProduct& p) override {
@@ -98,6 +98,9 @@ py::dict device_dict(const Device& d) {
   out["shared_per_sm"] = d.shared_per_sm;
   out["shared_reserved"] = d.shared_reserved;
   out["l2_bytes"] = d.l2_bytes;
+  for (int i = 0; i < kClusters; ++i)
+    out[("blocks_in_clusters_of_" + std::to_string(kClusterSizes[i])).c_str()] =
+        d.cluster_blocks[i];
   return out;
 }
 
@@ -139,6 +142,7 @@ py::dict plan(const std::string& cell, const std::string& dtype, const std::vect
   out["units"] = plan.shape.units;
   out["rows"] = plan.shape.rows;
   out["rows_pad"] = plan.shape.rows_pad;
+  out["cluster"] = plan.shape.cluster;
   out["proj_units"] = plan.shape.proj_units;
   out["group"] = plan.shape.group;
   out["partial_rows"] = plan.shape.partial_rows;
@@ -154,6 +158,7 @@ py::dict plan(const std::string& cell, const std::string& dtype, const std::vect
     t["slices"] = tile.slices;
     t["steps"] = tile.steps;
     t["K_pad"] = tile.K_pad;
+    t["K_part"] = tile.K_part;
     t["weights"] = tile.weights;
     t["on_chip"] = tile.on_chip;
     t["ring"] = tile.ring;
@@ -300,6 +305,15 @@ PYBIND11_MODULE(_cuda_host, m) {
         py::kw_only(), py::arg("backward") = false, py::arg("allow_tf32") = false,
         py::arg("regime") = "", py::arg("registers") = 255, py::arg("device") = py::none(),
         py::arg("choice") = "", py::arg("measured") = std::vector<Measured>());
+  // Reads every entry of the table that is checked in, and throws if one has an unknown name.
+  m.def("read_measured", [] {
+    for (const Measurement& m : kMeasured) {
+      cell_of(std::string(m.cell));
+      dtype_named(std::string(m.dtype));
+      following({}, m);
+    }
+    return kMeasured.size();
+  });
   m.attr("SPIN_LIMIT") = Options().spin_limit;
   m.def("blocks_per_sm", [](const std::string& arch, int registers, size_t shared) {
     return blocks_per_sm(card_named(arch).device, registers, shared);

@@ -76,7 +76,7 @@ class InterpreterLauncher final : public cuda::TorchLauncher {
     device_object().attr("launch")(l.kernel, py::make_tuple(l.grid.x, l.grid.y, l.grid.z),
                                    py::make_tuple(l.block.x, l.block.y, l.block.z), l.shared_bytes,
                                    py::bytes(static_cast<const char*>(l.args), l.args_bytes),
-                                   l.cooperative);
+                                   l.cooperative, l.cluster);
   }
 
   void zero(void* p, size_t bytes) override {

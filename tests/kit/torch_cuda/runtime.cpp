@@ -17,7 +17,8 @@ std::vector<std::string> calls;
 std::map<std::string, cudaError_t> failing;
 int current = 0;
 cudaStreamCaptureMode mode = cudaStreamCaptureModeGlobal;
-const char functions[4] = {};
+int ptx_version = 90;  // of all kernels
+const char functions[5] = {};
 
 // Records the call. "(relaxed)" means that a stream capture would allow it.
 cudaError_t note(const std::string& function, const std::string& what) {
@@ -42,6 +43,8 @@ const std::vector<Kernel> kStepKernels = {{"step", &functions[0]}};
 const std::vector<Kernel> kAroundLoopKernels = {{"rows", &functions[1]}};
 const std::vector<Kernel> kResidentFmaKernels = {{"resident_fma", &functions[2]}};
 const std::vector<Kernel> kResidentMmaKernels;
+const std::vector<Kernel> kClusteredFmaKernels;
+const std::vector<Kernel> kClusteredMmaKernels = {{"clustered_backward_mma_bf16", &functions[4]}};
 const std::vector<Kernel> kStreamedFmaKernels;
 const std::vector<Kernel> kStreamedMmaKernels;
 const std::vector<Kernel> kBindingKernels = {{"store", &functions[3]}};
@@ -102,6 +105,7 @@ cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode* other) {
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void* function) {
   *attributes = {};
   attributes->numRegs = 200;
+  attributes->ptxVersion = ptx_version;
   attributes->maxThreadsPerBlock = 256;
   return note("load", name_of(function));
 }
@@ -112,7 +116,13 @@ cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* fu
   std::ostringstream text;
   text << name_of(function) << " " << config->gridDim.x << "x" << config->gridDim.y << "x"
        << config->gridDim.z << " of " << config->blockDim.x << ", " << config->dynamicSmemBytes
-       << " bytes" << (config->numAttrs ? ", cooperative" : "");
+       << " bytes";
+  for (unsigned i = 0; i < config->numAttrs; ++i) {
+    const cudaLaunchAttribute& attribute = config->attrs[i];
+    if (attribute.id == cudaLaunchAttributeCooperative) text << ", cooperative";
+    if (attribute.id == cudaLaunchAttributeClusterDimension)
+      text << ", clusters of " << attribute.val.clusterDim.x;
+  }
   return note("launch", text.str());
 }
 cudaError_t cudaMemsetAsync(void*, int, size_t, cudaStream_t) { return note("zero", ""); }
@@ -133,6 +143,17 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const voi
                                                           size_t bytes) {
   *blocks = 1;
   return note("occupancy", name_of(function) + " " + std::to_string(bytes));
+}
+
+// As if each of eight processing clusters had 17 multiprocessors.
+cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, const void* function,
+                                           const cudaLaunchConfig_t* config) {
+  const int blocks = static_cast<int>(config->attrs[0].val.clusterDim.x);
+  *clusters = 8 * (17 / blocks);
+  return note("clusters", name_of(function) + " " + std::to_string(config->gridDim.x) + "x" +
+                              std::to_string(config->gridDim.y) + " in " + std::to_string(blocks) +
+                              " of " + std::to_string(config->blockDim.x) + ", " +
+                              std::to_string(config->dynamicSmemBytes));
 }
 
 // --- Functions of torch that need a GPU ----------------------------------------------------------
@@ -174,16 +195,21 @@ PYBIND11_MODULE(_cuda_runtime, m) {
                                            aoti_torch_device_type_cpu(), 0, &made));
     return fusedrnn::Tensor(made);
   };
-  m.def("launch", [=](const std::string& kernel, size_t shared_bytes, bool cooperative) {
-    CudaLauncher(tensor()).launch({.kernel = kernel,
-                                   .grid = {2, 3, 1},
-                                   .block = {256},
-                                   .shared_bytes = shared_bytes,
-                                   .cooperative = cooperative});
-  });
+  m.def(
+      "launch",
+      [=](const std::string& kernel, size_t shared_bytes, bool cooperative, unsigned cluster) {
+        CudaLauncher(tensor()).launch({.kernel = kernel,
+                                       .grid = {2, 3, 1},
+                                       .block = {256},
+                                       .shared_bytes = shared_bytes,
+                                       .cooperative = cooperative,
+                                       .cluster = cluster});
+      },
+      py::arg("kernel"), py::arg("shared_bytes"), py::arg("cooperative"), py::arg("cluster") = 1);
   m.def("describe_device", fusedrnn::cuda::describe_device);
   m.def("blocks_together", fusedrnn::cuda::blocks_together);
   m.def("calls", [] { return std::exchange(calls, {}); });
+  m.def("compile_for", [](int version) { ptx_version = version; });
   m.def("make_current", [](int device) { current = device; });
   m.def("fail", [](const std::string& function, int error) {
     if (error == 0) {
