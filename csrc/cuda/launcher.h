@@ -3,6 +3,7 @@
 // tests the PTX interpreter and numpy do. Calls take effect in the order in which they are made.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -19,8 +20,7 @@ struct Dim3 {
 };
 
 // The numbers of blocks that a cluster may have, but for 1, which means no clusters.
-constexpr int kClusterSizes[] = {2, 4, 8};
-constexpr int kClusters = 3;
+constexpr std::array kClusterSizes = {2, 4, 8};
 
 // The limits of a device, on which the plan depends, and its name.
 struct Device {
@@ -34,7 +34,7 @@ struct Device {
   size_t l2_bytes;
   // How many blocks of clusters of each size run together, one on each multiprocessor. Zero if the
   // device has no clusters.
-  int cluster_blocks[kClusters];
+  int cluster_blocks[kClusterSizes.size()];
   // The driver's name of the card, by which the plan finds measurements.
   std::string_view name = {};
 };

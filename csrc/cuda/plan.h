@@ -1,8 +1,8 @@
 // The plan: how a layer runs on a device. It is a pure function of sizes and limits, so it can be
 // tested and printed without a GPU. By default a layer is resident or streamed, whichever fits and
-// needs the fewer clocks for a step by rough figures (block_shape.h), unless both need so many that
-// it runs per step; but a measurement of such a layer on the card goes before that (measured.h).
-// The estimate of time (estimate.h) is printed, but it does not influence the plan.
+// needs the fewer clocks for a step by rough figures (block_shape.h), and per step if both need
+// more than kMostLoopClocks. A measurement of such a layer on the card goes before that
+// (measured.h). The estimate of time (estimate.h) is printed, but it does not influence the plan.
 #pragma once
 
 #include <algorithm>
@@ -78,7 +78,7 @@ inline std::string to_text(const Device& device) {
   line("shared_per_sm", device.shared_per_sm);
   line("shared_reserved", device.shared_reserved);
   line("l2_bytes", device.l2_bytes);
-  for (int i = 0; i < kClusters; ++i)
+  for (size_t i = 0; i < kClusterSizes.size(); ++i)
     line(("blocks_in_clusters_of_" + std::to_string(kClusterSizes[i])).c_str(),
          device.cluster_blocks[i]);
   return text;
@@ -98,7 +98,7 @@ inline void set_workspace(const PlanRequest& q, Plan& plan) {
 
 // How many blocks run together, one on each multiprocessor.
 inline int64_t blocks_at_once(const Device& device, int64_t cluster) {
-  for (int i = 0; i < kClusters; ++i)
+  for (size_t i = 0; i < kClusterSizes.size(); ++i)
     if (cluster == kClusterSizes[i]) return device.cluster_blocks[i];
   return device.sms;
 }
@@ -212,7 +212,7 @@ constexpr double kMostLoopClocks = 18000;
 // That is a quarter of a step of 4000 clocks. No GPU has measured it.
 constexpr double kStreamedGain = 1.25;
 
-// Below this many clocks of a resident step (1 us at 1.8 GHz) nobody looks for a streamed plan: the
+// Below this number of clocks of a resident step (1 us at 1.8 GHz) no streamed plan is sought: the
 // barrier, which both have, takes as long, and the search would cost the host time in each call.
 constexpr double kQuickClocks = 1800;
 

@@ -114,7 +114,7 @@ void count_clusters(DeviceFacts& device) {
     cudaGetLastError();
     return;
   }
-  for (int i = 0; i < kClusters; ++i) {
+  for (size_t i = 0; i < kClusterSizes.size(); ++i) {
     const auto blocks = static_cast<unsigned>(kClusterSizes[i]);
     cudaLaunchAttribute cluster = cluster_attribute(blocks);
     cudaLaunchConfig_t config = {};

@@ -1,4 +1,4 @@
-"""The regime that the plan takes if nobody asks for one."""
+"""The regime that the plan takes if none is asked for."""
 
 from __future__ import annotations
 

@@ -98,7 +98,7 @@ py::dict device_dict(const Device& d) {
   out["shared_per_sm"] = d.shared_per_sm;
   out["shared_reserved"] = d.shared_reserved;
   out["l2_bytes"] = d.l2_bytes;
-  for (int i = 0; i < kClusters; ++i)
+  for (size_t i = 0; i < kClusterSizes.size(); ++i)
     out[("blocks_in_clusters_of_" + std::to_string(kClusterSizes[i])).c_str()] =
         d.cluster_blocks[i];
   return out;
