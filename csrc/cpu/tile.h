@@ -174,17 +174,19 @@ void product_rows(Tiles<Stored> tiles, Real<Stored>* out, Ahead& ahead) {
   using Scalar = Real<Stored>;
   using V = Vec<Scalar>;
   constexpr int kLanes = V::kLanes * kTerms<Stored>;  // factors of a vector
+  // A loop that is not unrolled as a whole would keep its sums in memory.
+  static_assert(kRows <= 16 && kVectors <= 16);
   const auto [source, ld] = tiles.source;
   const int64_t K = tiles.K, panel_ld = tiles.panel_ld;
   const Stored* panel = tiles.panel;
   const Start<Scalar> start = tiles.start;
   const char* line = ahead.line;
   V acc[kPanels][kRows][kVectors];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int p = 0; p < kPanels; ++p)
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 8
+#pragma GCC unroll 16
       for (int v = 0; v < kVectors; ++v)
         acc[p][r][v] =
             start.p ? V::load(start.p + p * start.panel_ld + r * start.row_ld + v * V::kLanes)
@@ -200,28 +202,28 @@ void product_rows(Tiles<Stored> tiles, Real<Stored>* out, Ahead& ahead) {
     }
     V a[kRows];
     if constexpr (kPanels > 1) {
-#pragma GCC unroll 8
+#pragma GCC unroll 16
       for (int r = 0; r < kRows; ++r) a[r] = factors_at(k, r);
     }
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int p = 0; p < kPanels; ++p) {
       V b[kVectors];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
       for (int v = 0; v < kVectors; ++v) b[v] = load_factors(panel + p * panel_ld + v * kLanes);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
       for (int r = 0; r < kRows; ++r) {
         if constexpr (kPanels == 1) a[r] = factors_at(k, r);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
         for (int v = 0; v < kVectors; ++v)
           acc[p][r][v] = multiply_add<Stored>(a[r], b[v], acc[p][r][v]);
       }
     }
   }
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int p = 0; p < kPanels; ++p)
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 8
+#pragma GCC unroll 16
       for (int v = 0; v < kVectors; ++v) {
         Scalar* to = out + ((p * kRows + r) * kWidth + v) * V::kLanes;
         (kAdd ? V::load(to) + acc[p][r][v] : acc[p][r][v]).store(to);
