@@ -319,13 +319,31 @@ def jobs() -> int:
 
 
 def _escape(text: object) -> str:
-    """Writes `text` as a path in a line of build.ninja."""
+    """Writes `text` as a path in a line of a file for ninja."""
     return str(text).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
 
 
 def _variable(words: Iterable[str]) -> str:
-    """Writes `words` as a variable of build.ninja that becomes part of a shell command."""
+    """Writes `words` as a variable of ninja that becomes part of a shell command."""
     return shlex.join(words).replace("$", "$$")
+
+
+def kept_folder(build_dir: Path, source: Path) -> Path:
+    """The folder where FUSEDRNN_CUDA_KEEP keeps a file's PTX, and in said.txt ptxas' figures."""
+    return build_dir / source.parent.name / f"{source.stem}.o.kept"
+
+
+def _kernels_command() -> str:
+    """The command of ninja that compiles a file of kernels."""
+    command = "$nvcc -ccbin $cxx $own_flags -MMD -MF $out.d -c $in -o $out"
+    if not _switch("FUSEDRNN_CUDA_KEEP"):
+        return command
+    # One command makes the object and what is kept, so both have the same sources and flags. It
+    # prints warnings, and everything if it fails, but not the figures.
+    command += " -Xptxas=-v --keep --keep-dir $out.kept >$out.kept/said.txt 2>&1"
+    end = "&& rm $out.kept/*.ii && { grep -i warning $out.kept/said.txt || true; }"
+    failed = "{ cat $out.kept/said.txt; exit 1; }"
+    return f"rm -rf $out.kept && mkdir $out.kept && {{ {command} || {failed}; }} {end}"
 
 
 def _time_needed(sources: Iterable[Path]) -> str:
@@ -365,7 +383,7 @@ def ninja_build(
     """Compiles `units` with `flags` and links them into `build_dir / target`, incrementally.
 
     Args:
-        build_dir: the folder for build.ninja and for `<folder>/<name>.o` of each source.
+        build_dir: the folder for <target>.ninja and for `<folder>/<name>.o` of each source.
         target: the file name of the result.
         units: the sources, each with its own flags; nvcc compiles a .cu file with these alone.
         flags: compiler flags for all C++ sources.
@@ -396,7 +414,7 @@ def ninja_build(
         "  depfile = $out.d",
         "  deps = gcc",
         "rule compile_kernels",
-        "  command = $nvcc -ccbin $cxx $own_flags -MMD -MF $out.d -c $in -o $out",
+        f"  command = {_kernels_command()}",
         "  description = compile $out",
         "  depfile = $out.d",
         "  deps = gcc",
@@ -416,9 +434,10 @@ def ninja_build(
         f"build {_escape(target)}: link {inputs} | {extra}",
         f"  link_flags = {_variable(link_flags)}",
     ]
-    command = [ninja(), "-j", str(jobs()), target]
+    # Targets of one folder may have objects in common, but each has its own file for ninja.
+    command = [ninja(), "-f", f"{target}.ninja", "-j", str(jobs()), target]
     build_dir.mkdir(parents=True, exist_ok=True)
-    (build_dir / "build.ninja").write_text("\n".join(lines) + "\n")
+    (build_dir / f"{target}.ninja").write_text("\n".join(lines) + "\n")
     if what:
         planned = subprocess.run([*command, "-n"], cwd=build_dir, capture_output=True).stdout
         lines = planned.decode(errors="replace").splitlines()

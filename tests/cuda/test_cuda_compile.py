@@ -170,6 +170,56 @@ def test_it_compiles_for_the_oldest_gpu() -> None:
         assert ("trap" in body) == ("_mma_" in name or name.startswith("clustered")), name
 
 
+SMALL = """
+#ifdef __CUDA_ARCH__
+constexpr int kSize = __CUDA_ARCH__;
+#else
+constexpr int kSize = 1;
+#endif
+extern "C" __global__ void small(float* p) {
+  __shared__ float values[kSize];
+  values[threadIdx.x] = p[threadIdx.x];
+  __syncthreads();
+  p[threadIdx.x] = values[threadIdx.x ^ 1];
+}
+"""
+
+
+def test_what_the_build_keeps_is_what_tests_would_compile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FUSEDRNN_CUDA_KEEP", "1")
+    monkeypatch.setenv("FUSEDRNN_CUDA_ARCH", "80;90")
+    source, made = tmp_path / "sources" / "small.cu", tmp_path / "build"
+    source.parent.mkdir()
+    folder = setup_build.kept_folder(made, source)
+    units = {source: [*build.nvcc_flags(), *setup_build.architecture_flags()]}
+
+    def compile_it(text: str) -> str:
+        source.write_text(text)
+        setup_build.ninja_build(made, "small.so", units, [], ["-shared"])
+        return capfd.readouterr().out
+
+    assert "ptxas" not in compile_it(SMALL)
+    for arch in (80, 90):
+        ptx = tmp_path / f"small_{arch}.ptx"
+        build.compile_kernel(source, ptx, f"-arch=compute_{arch}", "-ptx")
+        kept = build.kept_ptx(folder, "small", arch)
+        assert kept is not None
+        assert kept.read_text() == ptx.read_text()
+        flags = (f"-arch=sm_{arch}", "-cubin", "-Xptxas=-v")
+        alone = build.kernels_of(build.compile_kernel(ptx, Path("/dev/null"), *flags))
+        assert build.kernels_of(build.kept_figures(folder, arch)) == alone
+        assert alone["small"].shared == arch * 10 * 4
+    assert build.kept_ptx(folder, "small", 75) is None
+    assert build.kept_figures(folder, 75) == ""
+    # Nothing is left of an earlier build, and the compiler's message is printed.
+    with pytest.raises(setup_build.BuildError):
+        compile_it(SMALL.replace("float* p", "float* q"))
+    assert 'identifier "p" is undefined' in capfd.readouterr().out
+    assert build.kept_ptx(folder, "small", 80) is None
+
+
 def test_the_table_of_kernels_is_complete() -> None:
     listed = [kernels_of(source) for source in SOURCES]
     assert set().union(*listed) == KERNELS.keys()

@@ -14,7 +14,6 @@ from tests.kit.build import (
     CSRC,
     KIT,
     ROOT,
-    compile_kernel,
     extension_flags,
     load,
     turn,
@@ -41,10 +40,11 @@ def binding() -> ModuleType:
     """Builds and loads the module, which defines torch.ops.fusedrnn_gpu."""
     # The sources of the bindings that need no CUDA runtime.
     sources = [CSRC / "torch_cuda" / "torch_launcher.cpp", SOURCES / "module.cpp"]
-    units = dict.fromkeys([*sorted((CSRC / "cuda").glob("*.cpp")), *sources], ())
+    host = build.cuda_host()
     with turn(BUILD_DIR):
         path = setup_build.ninja_build(
-            BUILD_DIR, "_cuda_binding.so", units, _flags(), _link_flags()
+            *(BUILD_DIR, "_cuda_binding.so", dict.fromkeys(sources, ()), _flags()),
+            *([str(host), *_link_flags()], [host]),
         )
     library = torch.library.Library("fusedrnn_gpu", "DEF")
     for op in OPS:
@@ -78,14 +78,5 @@ def ptx(arch: int, clusters: bool = False) -> tuple[Path, ...]:
     Args:
         clusters: whether those with clusters are for sm_90.
     """
-    folder = BUILD_DIR / f"ptx_{arch}"
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = build.ptx_with_clusters() if clusters else build.ptx(arch)
-    for source in sorted((CSRC / "torch_cuda").glob("*.cu")):
-        output = folder / f"{source.stem}.ptx"
-        partial = output.with_suffix(".partial")
-        with turn(BUILD_DIR):
-            compile_kernel(source, partial, f"-arch=compute_{arch}", "-ptx")
-            partial.rename(output)
-        paths.append(output)
-    return tuple(paths)
+    engine = build.ptx_with_clusters() if clusters else build.ptx(arch)
+    return (*engine, *build.ptx(arch, "torch_cuda"))

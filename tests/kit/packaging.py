@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -45,3 +47,16 @@ def make_nvcc(folder: Path, says: str) -> None:
     (folder / "bin").mkdir()
     (folder / "bin" / "nvcc").write_text(f"#!/bin/sh\necho '{says}'\n")
     (folder / "bin" / "nvcc").chmod(0o755)
+
+
+def quick_compilers(folder: Path) -> dict[str, str]:
+    """Variables of a build whose result is tested for its files and its numbers, not its speed.
+
+    g++ gets -O1 as the last option, so that it counts, and takes half the time. Kernels, which no
+    test runs, are not optimised at all. `folder` gets a program that calls the C++ compiler.
+    """
+    program = folder / "compiler"
+    program.write_text(f'#!/bin/sh\nexec {shlex.join(setup_build.compiler())} "$@" -O1\n')
+    program.chmod(0o755)
+    nvcc = f"{os.environ.get('NVCC_APPEND_FLAGS', '')} -Xcicc=-O0 -Xptxas=-O0"
+    return {"CXX": shlex.quote(str(program)), "NVCC_APPEND_FLAGS": nvcc.strip()}

@@ -20,7 +20,14 @@ from pathlib import Path
 import pytest
 
 import setup_build
-from tests.kit.packaging import LIBRARY, ROOT, SMOKE_TEST, make_nvcc, run
+from tests.kit.packaging import (
+    LIBRARY,
+    ROOT,
+    SMOKE_TEST,
+    make_nvcc,
+    quick_compilers,
+    run,
+)
 
 CUDA_LIBRARY = ROOT / "fusedrnn" / "_cuda.so"
 OTHER_PYTHONS = [p for p in os.environ.get("FUSEDRNN_OTHER_PYTHON", "").split(os.pathsep) if p]
@@ -344,8 +351,11 @@ def wheel(sdist, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "--no-index"]
     # If the wheel has a CUDA library, one architecture is enough. This one is compiled fastest: it
-    # has no kernels on tensor cores and none with clusters.
-    environment = os.environ | {"FUSEDRNN_CUDA_ARCH": "75"}
+    # has no kernels on tensor cores and none with clusters. Nothing that is compiled on the way is
+    # kept, and `make build` has judged the warnings.
+    tools = tmp_path_factory.mktemp("tools")
+    environment = os.environ | quick_compilers(tools)
+    environment |= {"FUSEDRNN_CUDA_ARCH": "75", "FUSEDRNN_CUDA_KEEP": "", "FUSEDRNN_WERROR": ""}
     command = [*pip, "--no-build-isolation", "--no-deps", "--wheel-dir", folder, sdist]
     run(*command, env=environment)
     (path,) = folder.iterdir()
