@@ -10,8 +10,7 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Sequence
-from itertools import pairwise
-from typing import Any, NoReturn, Protocol, SupportsIndex
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -23,14 +22,6 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 Shape = tuple[int, ...]
 
-
-class _Array(Protocol):
-    """A numpy array, for annotations, because numpy may not be installed."""
-
-    def tolist(self) -> Any: ...
-
-
-Lengths = Tensor | Sequence[SupportsIndex] | _Array | None
 
 # The types of the arguments `device` and `dtype` of a constructor, as in torch.nn.
 Device = torch.device | str | int | None
@@ -265,9 +256,8 @@ def as_dense(name: str, t: Tensor) -> Tensor:
         return t
     if t.is_nested:
         raise RuntimeError(
-            f"{name} must be a dense tensor, got a nested one; give a layer "
-            "torch.nn.utils.rnn.pack_sequence(x.unbind(), enforce_sorted=False), or a padded batch "
-            "with lengths="
+            f"{name} must be a dense tensor, got a nested one of layout {t.layout}; only the input "
+            "of a layer may be nested, of layout torch.jagged"
         )
     if str(t.layout).startswith("torch.sparse"):
         return t.to_dense()
@@ -357,105 +347,3 @@ def lstm_states(hx: Any) -> tuple[Any, Any]:
     if h0 is None:  # without this check (None, None) would count as no hx
         raise AttributeError("hx must be a tuple (h_0, c_0) of tensors, got NoneType in it")
     return h0, c0
-
-
-def own_batch_sizes(batch_sizes: Any, rows: int) -> tuple[Tensor, int]:
-    """Checks the batch_sizes of a PackedSequence with `rows` rows; returns a copy of them, and N.
-
-    The copy is for backward, which later changes of batch_sizes must not affect, as in torch.nn.
-    """
-    if not isinstance(batch_sizes, Tensor):
-        raise TypeError(f"batch_sizes must be a Tensor, got {type(batch_sizes).__name__}")
-    if batch_sizes.dtype != torch.int64 or batch_sizes.dim() != 1 or not batch_sizes.is_cpu:
-        raise RuntimeError(
-            f"batch_sizes must be a 1-D int64 tensor on the CPU, got {batch_sizes.dim()}-D "
-            f"{batch_sizes.dtype} on {batch_sizes.device}"
-        )
-    check_storage("batch_sizes", batch_sizes)
-    own = batch_sizes.clone()
-    sizes: list[int] = own.tolist()
-    if not sizes:
-        raise IndexError("batch_sizes must hold at least one step, got none")
-    if sizes[-1] < 1 or any(a < b for a, b in pairwise(sizes)):
-        raise RuntimeError(f"batch_sizes must be at least 1 and never grow, got {sizes}")
-    if sum(sizes) != rows:
-        raise RuntimeError(
-            f"batch_sizes must sum to the number of rows of the packed data, {rows}, "
-            f"got {sum(sizes)}"
-        )
-    return own, sizes[0]
-
-
-def as_lengths(lengths: Any, T: int, N: int) -> Tensor:
-    """Checks ``lengths`` and returns them as an int64 tensor [N] on the CPU.
-
-    It takes everything that torch.nn.utils.rnn.pack_padded_sequence takes, except numbers that are
-    not whole. If grad is enabled the result is a copy, so that later changes of ``lengths``, such
-    as those of a data loader that reuses its memory, do not affect backward. While a graph is
-    compiled, the values are unknown; the op checks them when it runs.
-    """
-    if isinstance(lengths, Tensor) and not lengths.is_cpu:
-        raise RuntimeError(f"lengths must be on the CPU, got {lengths.dtype} on {lengths.device}")
-    if isinstance(lengths, Tensor):
-        check_storage("lengths", lengths)
-    own: Tensor | None = None
-    values: list[int] = []
-    if torch.compiler.is_compiling():
-        own = _lengths_in_graph(lengths)
-    elif isinstance(lengths, Tensor) and lengths.dtype == torch.int64:
-        own = lengths.clone() if torch.is_grad_enabled() else lengths  # no backward reads them
-        values = own.tolist()
-    else:
-        values = _whole_numbers(lengths)
-    shape = [len(values)] if own is None else list(own.shape)
-    if shape != [N]:
-        raise RuntimeError(f"lengths must be [N] = [{N}], got {shape}")
-    if values and not (min(values) >= 0 and max(values) <= T):
-        row, length = next((n, v) for n, v in enumerate(values) if not 0 <= v <= T)
-        raise RuntimeError(f"lengths[{row}] must be in [0, T] = [0, {T}], got {length}")
-    # The tensor is made after the check, because a number out of range may not fit into int64.
-    return torch.tensor(values, dtype=torch.int64, device="cpu") if own is None else own
-
-
-def _whole_numbers(lengths: Any) -> list[int]:
-    """Returns the numbers of a list, an array or a tensor as ints; they must be whole."""
-    values = lengths
-    if hasattr(lengths, "tolist"):  # numpy's arrays, tensors, and arrays of Python's module array
-        values = lengths.tolist()
-    elif isinstance(lengths, Sequence) and not isinstance(lengths, (str, bytes)):
-        values = list(lengths)
-    if not isinstance(values, list):
-        raise TypeError(
-            "lengths must be a list, an array or a tensor of whole numbers, got "
-            f"{type(lengths).__name__}"
-        )
-    return [v if type(v) is int else _whole_number(v) for v in values]
-
-
-def _whole_number(length: Any) -> int:
-    number = length
-    try:
-        if hasattr(number, "item"):  # a number of numpy or a tensor
-            number = number.item()
-        if isinstance(number, float) and number.is_integer():
-            return int(number)
-        if not isinstance(number, bool):
-            return operator.index(number)
-    except (TypeError, ValueError, RuntimeError):
-        pass
-    raise TypeError(f"lengths must hold a whole number for each sequence, got {length!r}")
-
-
-def _lengths_in_graph(lengths: Any) -> Tensor:
-    """Does the same while a graph is compiled. Floats are refused, as they may not be whole."""
-    if not isinstance(lengths, Tensor):
-        if isinstance(lengths, Sequence):
-            bad = [v for v in lengths if not isinstance(v, int) or isinstance(v, bool)]
-            if bad:
-                raise TypeError(f"lengths must hold ints in a compiled graph, got {bad[0]!r}")
-            return torch.tensor(list(lengths), dtype=torch.int64, device="cpu")
-        lengths = torch.as_tensor(lengths, device="cpu")
-    dtype = lengths.dtype
-    if dtype.is_floating_point or dtype.is_complex or dtype == torch.bool:
-        raise RuntimeError(f"lengths must be integers in a compiled graph, got {dtype}")
-    return lengths if dtype == torch.int64 else lengths.to(torch.int64)

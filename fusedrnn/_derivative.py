@@ -14,12 +14,15 @@ from ._saved import own
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
-    x, h0, c0, weights, batch_sizes, lengths, size, cell, bidirectional, keep = inputs
+    x, h0, c0, weights, batch_sizes, lengths, size, cell, bidirectional, keep, starts, c_in_y = (
+        inputs
+    )
     _, _, c_n, reserve = output
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(*([reserve] if CELLS[cell].has_c else [c_n, reserve]))
-    ctx.save_for_backward(x, h0, c0, own(batch_sizes), own(lengths), reserve, *weights)
-    ctx.size, ctx.options, ctx.keep = size, Options(cell, bidirectional), keep
+    sequences = (own(batch_sizes), own(lengths), own(starts))
+    ctx.save_for_backward(x, h0, c0, *sequences, reserve, *weights)
+    ctx.size, ctx.options, ctx.keep = size, Options(cell, bidirectional, c_in_y), keep
 
 
 def _derivative(
@@ -30,10 +33,10 @@ def _derivative(
             "fusedrnn::forward must be called with keep=True where its result is differentiated"
         )
     need_x, need_h, need_c, need_weights, *others = ctx.needs_input_grad
-    x, h0, c0, batch_sizes, lengths, reserve, *weights = ctx.saved_tensors
+    x, h0, c0, batch_sizes, lengths, starts, reserve, *weights = ctx.saved_tensors
     d_x, d_h0, d_c0, d_weights = gradients(
         Grads(grad_y, grad_h, grad_c),
-        Saved(x, h0, c0, weights, Batch(batch_sizes, lengths, ctx.size), reserve),
+        Saved(x, h0, c0, weights, Batch(batch_sizes, lengths, ctx.size, starts), reserve),
         ctx.options,
         Needs(need_x, need_h, need_c, any(need_weights)),
     )

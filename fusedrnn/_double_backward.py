@@ -19,11 +19,11 @@ __all__ = ["second_derivative"]
 
 def _backward_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
     grad_y, grad_h, grad_c, x, h0, c0, weights, _, batch_sizes, lengths, *others = inputs
-    size, cell, bidirectional, need_x, need_state, need_weights = others
+    size, cell, bidirectional, need_x, need_state, need_weights, starts, c_in_y = others
     ctx.set_materialize_grads(False)
-    sequences = (own(batch_sizes), own(lengths))
+    sequences = (own(batch_sizes), own(lengths), own(starts))
     ctx.save_for_backward(grad_y, grad_h, grad_c, x, h0, c0, *sequences, *weights)
-    ctx.size, ctx.options = size, Options(cell, bidirectional)
+    ctx.size, ctx.options = size, Options(cell, bidirectional, c_in_y)
     ctx.needs = Needs(need_x, need_state, need_state and c0 is not None, need_weights)
 
 
@@ -81,7 +81,8 @@ def second_derivative(
             return None
         return t.view_as(t) if t.requires_grad else t.detach().requires_grad_()
 
-    for t in (*grads, *primals, *grad_grads, batch.batch_sizes, batch.lengths):
+    sequences = (batch.batch_sizes, batch.lengths, batch.starts)
+    for t in (*grads, *primals, *grad_grads, *sequences):
         if t is not None:
             check_storage("a tensor that a higher derivative reads", t)
     with torch.enable_grad(), _without_autocast(primals):
@@ -115,7 +116,8 @@ def second_derivative(
     "fusedrnn::double_backward",
     mutates_args=(),
     schema="(Tensor?[] grads, Tensor?[] primals, Tensor?[] grad_grads, Tensor? batch_sizes, "
-    "Tensor? lengths, str cell, bool bidirectional) -> Tensor[]",
+    "Tensor? lengths, str cell, bool bidirectional, Tensor? starts=None, bool c_in_y=False) "
+    "-> Tensor[]",
 )
 def _double_backward(
     grads: Sequence[Tensor | None],
@@ -125,11 +127,14 @@ def _double_backward(
     lengths: Tensor | None,
     cell: str,
     bidirectional: bool,
+    starts: Tensor | None = None,
+    c_in_y: bool = False,
 ) -> list[Tensor]:
     """`second_derivative` as one op for traced graphs, because its loop depends on the lengths."""
     x, *_ = primals
     assert x is not None
-    batch, options = batch_of(x, batch_sizes, lengths), Options(cell, bidirectional)
+    batch = batch_of(x, batch_sizes, lengths, starts)
+    options = Options(cell, bidirectional, c_in_y)
     # torch runs the kernel of an op without autograd, which this kernel needs.
     with _C._SetExcludeDispatchKeyGuard(_C.DispatchKey.AutogradFunctionality, False):
         result = second_derivative(grads, primals, grad_grads, batch, options, False)
@@ -154,7 +159,7 @@ def _backward_derivative(
     gg_c0: Tensor | None,
     gg_weights: Sequence[Tensor | None],
 ) -> tuple[Any, ...]:
-    grad_y, grad_h, grad_c, x, h0, c0, batch_sizes, lengths, *weights = ctx.saved_tensors
+    grad_y, grad_h, grad_c, x, h0, c0, batch_sizes, lengths, starts, *weights = ctx.saved_tensors
     options: Options = ctx.options
     needs: Needs = ctx.needs
     grads = [grad_y, grad_h, grad_c]
@@ -169,12 +174,12 @@ def _backward_derivative(
         derived = iter(
             _double_backward(
                 *(grads, primals, wanted, batch_sizes, lengths),
-                *(options.cell, options.bidirectional),
+                *(options.cell, options.bidirectional, starts, options.c_in_y),
             )
         )
         result = [None if t is None else next(derived) for t in (*grads, *primals)]
     else:
-        batch = Batch(batch_sizes, lengths, ctx.size)
+        batch = Batch(batch_sizes, lengths, ctx.size, starts)
         create_graph = torch.is_grad_enabled()
         result = second_derivative(grads, primals, wanted, batch, options, create_graph)
     gradients = (*result[:6], result[6:])  # of grad_y, grad_h, grad_c, x, h0, c0 and the weights

@@ -57,7 +57,7 @@ class _Sizes(NamedTuple):
     """The sizes of a call, as ints or symbols."""
 
     rows: Any  # S for packed rows, else T*N
-    N: Any
+    saved_rows: Any  # rows of saved; N for cells that save h, unless sequences may begin inside
     D: int
     H: Any
     P: Any
@@ -68,8 +68,8 @@ def _reserve_bytes(
 ) -> Any:
     """The size of the reserve in bytes, on any device; csrc/layer/reserve.h has the same layout.
 
-    Each direction has saved [rows, saved*H] ([N, saved*H] for cells that save h), h_in [rows, P],
-    c_in [rows, H] for cells with c, and emit [rows, H] for cells with two stages.
+    Each direction has saved [saved_rows, saved*H], h_in [rows, P], c_in [rows, H] for cells with c,
+    and emit [rows, H] for cells with two stages.
 
     Args:
         spec: the cell.
@@ -84,8 +84,8 @@ def _reserve_bytes(
             return size
         return (size + alignment - 1) // alignment * alignment
 
-    rows, N, D, H, P = sizes
-    one = ((N if spec.saves_h else rows) * spec.saved * H + rows * P) * stored_bytes
+    rows, saved_rows, D, H, P = sizes
+    one = (saved_rows * spec.saved * H + rows * P) * stored_bytes
     if spec.has_c:
         one = aligned(one) + rows * H * c_bytes
     if spec.stages > 1:
@@ -119,18 +119,21 @@ def _forward_fake(
     cell: str,
     bidirectional: bool,
     keep: bool,
+    starts: Tensor | None = None,
+    c_in_y: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    _check_devices(x, (batch_sizes, lengths), h0=h0, c0=c0, weights=weights)
+    _check_devices(x, (batch_sizes, lengths), h0=h0, c0=c0, weights=weights, starts=starts)
     spec = CELLS[cell]
     directions, hidden, width, lead = _sizes(x, weights, cell, bidirectional)
     rows: Any = 1
     for size in lead:
         rows = rows * size
-    kept = _Sizes(rows, batch, directions, hidden, width)
+    saved_rows = rows if starts is not None or not spec.saves_h else batch
+    kept = _Sizes(rows, saved_rows, directions, hidden, width)
     if not keep:
-        kept = kept._replace(rows=0, N=0)
+        kept = kept._replace(rows=0, saved_rows=0)
     return (
-        x.new_empty([*lead, directions * width]),
+        x.new_empty([*lead, directions * (width + hidden if c_in_y else width)]),
         x.new_empty([directions, batch, width]),
         x.new_empty([directions, batch, hidden], dtype=_c_dtype(x, c0))
         if spec.has_c
@@ -157,8 +160,11 @@ def _backward_fake(
     need_x: bool,
     need_state: bool,
     need_weights: bool,
+    starts: Tensor | None = None,
+    c_in_y: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     states = {"grad_y": grad_y, "grad_h": grad_h, "grad_c": grad_c, "h0": h0, "c0": c0}
+    states["starts"] = starts
     _check_devices(x, (batch_sizes, lengths), **states, weights=weights, reserve=reserve)
     directions, hidden, width, _ = _sizes(x, weights, cell, bidirectional)
     has_c = CELLS[cell].has_c

@@ -101,6 +101,7 @@ def _forward(
     cell: str,
     bidirectional: bool,
     keep: bool,
+    *_others: Any,
     **_: Any,
 ) -> Any:
     steps, _sequences = _steps(x, batch, batch_sizes, lengths)
@@ -124,6 +125,7 @@ def _backward(
     need_x: bool,
     need_state: bool,
     need_weights: bool,
+    *_others: Any,
     **_: Any,
 ) -> Any:
     steps, sequences = _steps(x, batch, batch_sizes, lengths)
@@ -149,6 +151,7 @@ def _double_backward(
     lengths: Tensor | None,
     cell: str,
     bidirectional: bool,
+    *_others: Any,
     **_: Any,
 ) -> Any:
     """9 times forward: forward again (1), its backward (2), and the derivative of both (6).

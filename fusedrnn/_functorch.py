@@ -37,7 +37,8 @@ class FunctorchLayer(torch.autograd.Function):
         _, _, c_n, reserve = output
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*([reserve] if CELLS[options.cell].has_c else [c_n, reserve]))
-        ctx.save_for_backward(x, h0, c0, batch.batch_sizes, batch.lengths, reserve, *weights)
+        sequences = (batch.batch_sizes, batch.lengths, batch.starts)
+        ctx.save_for_backward(x, h0, c0, *sequences, reserve, *weights)
         ctx.size, ctx.options = batch.size, options
 
     @staticmethod
@@ -45,10 +46,10 @@ class FunctorchLayer(torch.autograd.Function):
         ctx: Any, grad_y: Tensor | None, grad_h: Tensor | None, grad_c: Tensor | None, _: None
     ) -> tuple[Any, ...]:
         need_x, need_h, need_c, _, _, *need_weights = ctx.needs_input_grad
-        x, h0, c0, batch_sizes, lengths, reserve, *weights = ctx.saved_tensors
+        x, h0, c0, batch_sizes, lengths, starts, reserve, *weights = ctx.saved_tensors
         d_x, d_h0, d_c0, d_weights = gradients(
             Grads(grad_y, grad_h, grad_c),
-            Saved(x, h0, c0, weights, Batch(batch_sizes, lengths, ctx.size), reserve),
+            Saved(x, h0, c0, weights, Batch(batch_sizes, lengths, ctx.size, starts), reserve),
             ctx.options,
             Needs(need_x, need_h, need_c, any(need_weights)),
         )

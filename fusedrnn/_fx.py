@@ -18,14 +18,22 @@ __all__ = ["CALL", "as_leaf"]
 CALL = nn.Module.__call__
 
 
-def as_leaf(module: nn.Module, input: Any, hx: Any = None, lengths: Any = None) -> Any:
+def as_leaf(
+    module: nn.Module,
+    input: Any,
+    hx: Any = None,
+    lengths: Any = None,
+    starts: Any = None,
+    return_states: bool = False,
+) -> Any:
     """Returns a proxy for the result of a call of `module`, or None if no argument is a proxy.
 
     Raises:
         RuntimeError: the call cannot be a node. Hooks and the forward of a subclass would run
             during the trace and again when the graph runs, and the root of a trace is not a node.
     """
-    values = [v for a in (input, hx, lengths) for v in (a if isinstance(a, (tuple, list)) else [a])]
+    given = (input, hx, lengths, starts)
+    values = [v for a in given for v in (a if isinstance(a, (tuple, list)) else [a])]
     proxy = next((value for value in values if isinstance(value, fx.Proxy)), None)
     if proxy is None:
         return None
@@ -41,7 +49,8 @@ def as_leaf(module: nn.Module, input: Any, hx: Any = None, lengths: Any = None) 
             "with a torch.fx.Tracer whose is_leaf_module returns True for it"
         )
     args = (input,) if hx is None else (input, hx)
-    kwargs = {} if lengths is None else {"lengths": lengths}
+    kwargs = {"lengths": lengths, "starts": starts, "return_states": return_states or None}
+    kwargs = {name: value for name, value in kwargs.items() if value is not None}
     return tracer.create_proxy("call_module", tracer.path_of_module(module), args, kwargs)
 
 

@@ -7,90 +7,21 @@ instance of these classes and quantize_dynamic replaces them.
 from __future__ import annotations
 
 import math
-import weakref
-from typing import Any, overload
+from typing import Any, Literal, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from . import _fx
-from ._checks import Device, DType, Lengths, check_bool, check_sizes, gru_cell, lstm_states
+from ._checks import Device, DType, check_bool, check_sizes, gru_cell, lstm_states
 from ._library import CELLS
-from ._run import run_layers
-from ._torchscript import refuse_script, refuse_trace
+from ._module_base import _FusedRNNBase, refuse_keywords
+from ._sequence_checks import Lengths, Starts
 
 __all__ = ["FusedGRU", "FusedLSTM", "FusedRNN"]
 
-
-class _FusedRNNBase(nn.RNNBase):
-    """The base of the three layers: it reads the weights and runs a call.
-
-    It reads the weights as attributes at each call. So pruning, parametrizations, weight_norm,
-    functional_call, and weights that are computed or shared work without code of their own.
-    """
-
-    __prepare_scriptable__ = refuse_script
-    _slow_forward = refuse_trace
-
-    def _cell(self) -> str:
-        """Returns the name of the cell, as the ops take it."""
-        raise NotImplementedError
-
-    # torch.nn stores a list of the weights, which may be out of date, and weak references by which
-    # it notices that. These references prevent torch.utils.swap_tensors. Here both are properties
-    # that are computed on access. The setters drop the values that nn.RNNBase assigns, and those
-    # that a converted layer of torch.nn still stores.
-
-    @property
-    def _flat_weights(self) -> list[Any]:
-        """The current weights, in torch's order."""
-        return [getattr(self, name, None) for name in self._flat_weights_names]
-
-    @_flat_weights.setter
-    def _flat_weights(self, value: list[Any]) -> None:
-        self.__dict__.pop("_flat_weights", None)
-
-    @property
-    def _flat_weight_refs(self) -> list[Any]:
-        """Weak references to the current weights."""
-        return [None if w is None else weakref.ref(w) for w in self._flat_weights]
-
-    @_flat_weight_refs.setter
-    def _flat_weight_refs(self, value: list[Any]) -> None:
-        self.__dict__.pop("_flat_weight_refs", None)
-
-    def __getstate__(self) -> dict[str, Any]:
-        # nn.RNNBase.__getstate__ expects the two lists in the dictionary.
-        return self.__dict__.copy()
-
-    def flatten_parameters(self) -> None:
-        """Does nothing, because the kernels arrange the weights themselves."""
-
-    def _run(self, input: Any, h0: Any, c0: Any, lengths: Any) -> tuple[Any, Tensor, Tensor | None]:
-        parameters = self._parameters
-        weights: list[Any]
-        try:
-            # These are the weights that getattr finds, without the cost of nn.Module.__getattr__.
-            weights = [parameters[name] for name in self._flat_weights_names]
-        except KeyError:
-            weights = [getattr(self, name) for name in self._flat_weights_names]
-        H = self.hidden_size
-        return run_layers(
-            self._cell(),
-            (self.input_size, H, self.proj_size or H),
-            input,
-            h0,
-            c0,
-            weights,
-            num_layers=self.num_layers,
-            bias=self.bias,
-            dropout=self.dropout if self.training else 0.0,
-            bidirectional=self.bidirectional,
-            batch_first=self.batch_first,
-            batch_sizes=None,
-            lengths=lengths,
-        )
+Input = TypeVar("Input", Tensor, PackedSequence)
 
 
 class FusedLSTM(_FusedRNNBase):
@@ -246,46 +177,155 @@ class FusedLSTM(_FusedRNNBase):
 
     @overload
     def forward(
-        self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None, lengths: Lengths = None
+        self,
+        input: Tensor,
+        hx: tuple[Tensor, Tensor] | None = None,
+        lengths: Lengths = None,
+        starts: Starts = None,
+        *,
+        return_states: Literal[False] = False,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]: ...
 
     @overload
     def forward(
-        self, input: PackedSequence, hx: tuple[Tensor, Tensor] | None = None, lengths: None = None
+        self,
+        input: PackedSequence,
+        hx: tuple[Tensor, Tensor] | None = None,
+        lengths: None = None,
+        starts: Starts = None,
+        *,
+        return_states: Literal[False] = False,
     ) -> tuple[PackedSequence, tuple[Tensor, Tensor]]: ...
 
-    def forward(self, input: Any, hx: Any = None, lengths: Lengths = None) -> Any:
+    @overload
+    def forward(
+        self,
+        input: Input,
+        hx: tuple[Tensor, Tensor] | None = None,
+        lengths: Lengths = None,
+        starts: Starts = None,
+        *,
+        return_states: Literal[True],
+    ) -> tuple[Input, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]: ...
+
+    def forward(
+        self,
+        input: Any,
+        hx: Any = None,
+        lengths: Lengths = None,
+        starts: Starts = None,
+        *,
+        return_states: bool = False,
+    ) -> Any:
         """Runs the layers.
 
         Args:
-            input: ``[T, N, I]``, ``[N, T, I]`` with batch_first, ``[T, I]`` without a batch, or a
-                PackedSequence.
+            input: ``[T, N, I]``, ``[N, T, I]`` with batch_first, ``[T, I]`` without a batch, a
+                PackedSequence, or a nested tensor ``[N, j, I]`` of layout jagged.
             hx: ``(h_0 [L*D, N, P], c_0 [L*D, N, H])``, without N for unbatched input; None means
                 zeros.
             lengths: the lengths of the N sequences of a padded input, in any order: whole numbers
                 in [0, T] in a list, a tensor on the CPU or a numpy array. See
                 `fusedrnn.functional.lstm`.
+            starts: at which steps of each row a new sequence begins: bool, ``[T, N]`` (``[N, T]``
+                with batch_first, ``[T]`` without a batch), on the device of the input, or for
+                packed or nested input one of the same sequences. Before such a step h and c are
+                zero, and no gradient crosses it. See `fusedrnn.functional.lstm`.
+            return_states: whether the states of every layer after every step are returned too.
 
         Returns:
-            ``y, (h_n, c_n)``: y ``[T, N, D*P]`` in the form of the input; the states as hx.
+            ``y, (h_n, c_n)``: y ``[T, N, D*P]`` in the form of the input; the states as hx. With
+            return_states ``y, (h_n, c_n), (h, c)``: h ``[L, T, N, D*P]`` and c ``[L, T, N, D*H]``,
+            where T and N stand as in y; ``[L, S, ·]`` in the order of y's data or values if the
+            input is packed or nested.
 
         Raises:
             ValueError: wrong rank or dtype of the input; lengths with unbatched or packed input.
-            RuntimeError: sizes, lengths, dtypes or devices that do not fit.
+            RuntimeError: sizes, lengths, starts, dtypes or devices that do not fit.
             NotImplementedError: a dtype or device without kernels.
             TypeError, AttributeError, IndexError: arguments of a wrong type, as in torch.nn.
         """
         if (
             nn.Module.__call__ is not _fx.CALL
-            and (leaf := _fx.as_leaf(self, input, hx, lengths)) is not None
+            and (leaf := _fx.as_leaf(self, input, hx, lengths, starts, return_states)) is not None
         ):
             return leaf
         h0, c0 = (None, None) if hx is None else lstm_states(hx)
-        y, h_n, c_n = self._run(input, h0, c0, lengths)
-        return y, (h_n, c_n)
+        y, h_n, c_n, states = self._run(input, h0, c0, lengths, starts, return_states)
+        return (y, (h_n, c_n)) if states is None else (y, (h_n, c_n), tuple(states))
 
 
-class FusedGRU(_FusedRNNBase):
+class _LayerWithoutC(_FusedRNNBase):
+    """The call of a GRU or an RNN, whose state is h alone."""
+
+    @overload
+    def forward(
+        self,
+        input: Tensor,
+        hx: Tensor | None = None,
+        lengths: Lengths = None,
+        starts: Starts = None,
+        *,
+        return_states: Literal[False] = False,
+    ) -> tuple[Tensor, Tensor]: ...
+
+    @overload
+    def forward(
+        self,
+        input: PackedSequence,
+        hx: Tensor | None = None,
+        lengths: None = None,
+        starts: Starts = None,
+        *,
+        return_states: Literal[False] = False,
+    ) -> tuple[PackedSequence, Tensor]: ...
+
+    @overload
+    def forward(
+        self,
+        input: Input,
+        hx: Tensor | None = None,
+        lengths: Lengths = None,
+        starts: Starts = None,
+        *,
+        return_states: Literal[True],
+    ) -> tuple[Input, Tensor, Tensor]: ...
+
+    def forward(
+        self,
+        input: Any,
+        hx: Any = None,
+        lengths: Lengths = None,
+        starts: Starts = None,
+        *,
+        return_states: bool = False,
+    ) -> Any:
+        """Runs the layers.
+
+        Args:
+            input: as in `FusedLSTM.forward`.
+            hx: ``h_0 [L*D, N, H]``, without N for unbatched input; None means zeros.
+            lengths: as in `FusedLSTM.forward`.
+            starts: as in `FusedLSTM.forward`.
+            return_states: as in `FusedLSTM.forward`.
+
+        Returns:
+            ``y, h_n``: y ``[T, N, D*H]`` in the form of the input; h_n as hx. With return_states
+            ``y, h_n, h``: h ``[L, T, N, D*H]`` as in `FusedLSTM.forward`.
+
+        Raises:
+            Exception: as `FusedLSTM.forward`.
+        """
+        if (
+            nn.Module.__call__ is not _fx.CALL
+            and (leaf := _fx.as_leaf(self, input, hx, lengths, starts, return_states)) is not None
+        ):
+            return leaf
+        y, h_n, _, states = self._run(input, hx, None, lengths, starts, return_states)
+        return (y, h_n) if states is None else (y, h_n, states.h)
+
+
+class FusedGRU(_LayerWithoutC):
     r"""Multi-layer GRU; takes the place of `torch.nn.GRU`.
 
     .. math::
@@ -341,7 +381,7 @@ class FusedGRU(_FusedRNNBase):
         reset_after: bool = True,
         **kwargs: Any,
     ) -> None:
-        _refuse_keywords(type(self).__name__, kwargs)
+        refuse_keywords(type(self).__name__, kwargs)
         check_bool("reset_after", reset_after)
         num_layers, _ = check_sizes(input_size, hidden_size, num_layers, bias, batch_first, dropout)
         super().__init__(
@@ -365,40 +405,8 @@ class FusedGRU(_FusedRNNBase):
         """Returns torch.nn's text, and reset_after where it is not the default."""
         return super().extra_repr() + ("" if self.reset_after else ", reset_after=False")
 
-    @overload
-    def forward(
-        self, input: Tensor, hx: Tensor | None = None, lengths: Lengths = None
-    ) -> tuple[Tensor, Tensor]: ...
 
-    @overload
-    def forward(
-        self, input: PackedSequence, hx: Tensor | None = None, lengths: None = None
-    ) -> tuple[PackedSequence, Tensor]: ...
-
-    def forward(self, input: Any, hx: Any = None, lengths: Lengths = None) -> Any:
-        """Runs the layers.
-
-        Args:
-            input: as in `FusedLSTM.forward`.
-            hx: ``h_0 [L*D, N, H]``, without N for unbatched input; None means zeros.
-            lengths: as in `FusedLSTM.forward`.
-
-        Returns:
-            ``y, h_n``: y ``[T, N, D*H]`` in the form of the input; h_n as hx.
-
-        Raises:
-            Exception: as `FusedLSTM.forward`.
-        """
-        if (
-            nn.Module.__call__ is not _fx.CALL
-            and (leaf := _fx.as_leaf(self, input, hx, lengths)) is not None
-        ):
-            return leaf
-        y, h_n, _ = self._run(input, hx, None, lengths)
-        return y, h_n
-
-
-class FusedRNN(_FusedRNNBase):
+class FusedRNN(_LayerWithoutC):
     r"""Multi-layer Elman RNN with tanh or ReLU; takes the place of `torch.nn.RNN`.
 
     .. math:: h_t = \phi(W x_t + b_{ih} + U h_{t-1} + b_{hh})
@@ -445,7 +453,7 @@ class FusedRNN(_FusedRNNBase):
         dtype: DType = None,
         **kwargs: Any,
     ) -> None:
-        _refuse_keywords(type(self).__name__, kwargs)
+        refuse_keywords(type(self).__name__, kwargs)
         if nonlinearity not in ("tanh", "relu"):
             raise ValueError(
                 f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'."
@@ -469,30 +477,3 @@ class FusedRNN(_FusedRNNBase):
         if self.mode not in ("RNN_TANH", "RNN_RELU"):
             raise AssertionError(f"mode must be RNN_TANH or RNN_RELU, got {self.mode}")
         return "rnn_tanh" if self.mode == "RNN_TANH" else "rnn_relu"
-
-    @overload
-    def forward(
-        self, input: Tensor, hx: Tensor | None = None, lengths: Lengths = None
-    ) -> tuple[Tensor, Tensor]: ...
-
-    @overload
-    def forward(
-        self, input: PackedSequence, hx: Tensor | None = None, lengths: None = None
-    ) -> tuple[PackedSequence, Tensor]: ...
-
-    def forward(self, input: Any, hx: Any = None, lengths: Lengths = None) -> Any:
-        """Runs the layers; arguments, results and errors are those of `FusedGRU.forward`."""
-        if (
-            nn.Module.__call__ is not _fx.CALL
-            and (leaf := _fx.as_leaf(self, input, hx, lengths)) is not None
-        ):
-            return leaf
-        y, h_n, _ = self._run(input, hx, None, lengths)
-        return y, h_n
-
-
-def _refuse_keywords(owner: str, kwargs: dict[str, Any]) -> None:
-    if "proj_size" in kwargs:
-        raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
-    for name in kwargs:
-        raise TypeError(f"{owner}.__init__() got an unexpected keyword argument '{name}'")

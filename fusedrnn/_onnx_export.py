@@ -79,7 +79,8 @@ def export(
         ValueError: the model cannot be written in opset_version; ``dynamo=False``; ``f``; options
             that `torch.onnx.export` takes but ignores (training, custom_opsets...).
         NotImplementedError: ONNX's operators cannot compute a layer: one with a projection
-            (proj_size), a PackedSequence (use ``lengths=``), or bfloat16 before opset 22.
+            (proj_size), a PackedSequence (use ``lengths=``), ``starts=``, c of every step
+            (``return_states=``), or bfloat16 before opset 22.
         torch.onnx.OnnxExporterError: torch cannot export something else.
 
     Warns:
@@ -200,7 +201,13 @@ def translations(*, opset_version: int | None = None) -> dict[Any, Callable[...,
         cell: str,
         bidirectional: bool,
         keep: bool,
+        starts: Any = None,
+        c_in_y: bool = False,
     ) -> Any:
+        if starts is not None:
+            raise _NoForm("starts= has no form in ONNX, whose operators cannot reset a state")
+        if c_in_y:
+            raise _NoForm("return_states=True has no form in ONNX for an LSTM: Y has h alone")
         if not bfloat16 and x.dtype is not None and x.dtype.name == "BFLOAT16":
             raise _NoForm(
                 "bfloat16 has no form in ONNX's recurrent operators before opset 22: give "

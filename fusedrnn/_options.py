@@ -21,11 +21,14 @@ class Batch(NamedTuple):
         batch_sizes: int64 [T] on the CPU, as in a PackedSequence, if x is packed rows [S, I].
         lengths: int64 [N] on the CPU, in any order, each in [0, T], if x is padded [T, N, I].
         size: N.
+        starts: bool on the device of x, [T, N] or [S] for packed rows: whether a sequence begins at
+            a step, so that no state comes from before it.
     """
 
     batch_sizes: Tensor | None
     lengths: Tensor | None
     size: int
+    starts: Tensor | None = None
 
 
 class Options(NamedTuple):
@@ -35,10 +38,12 @@ class Options(NamedTuple):
         cell: a key of `fusedrnn._library.CELLS`.
         bidirectional: whether there are two directions (D = 2); the second begins at each
             sequence's own end.
+        c_in_y: whether y also has c after every step, D*H features behind those of h.
     """
 
     cell: str
     bidirectional: bool = False
+    c_in_y: bool = False
 
 
 class StepOptions(NamedTuple):
@@ -82,7 +87,12 @@ class Saved(NamedTuple):
     reserve: Tensor
 
 
-def batch_of(x: Tensor, batch_sizes: Tensor | None = None, lengths: Tensor | None = None) -> Batch:
+def batch_of(
+    x: Tensor,
+    batch_sizes: Tensor | None = None,
+    lengths: Tensor | None = None,
+    starts: Tensor | None = None,
+) -> Batch:
     """Returns the record for a call, with N from x [T, N, I] or from batch_sizes."""
     N = x.shape[1] if batch_sizes is None else int(batch_sizes[0])
-    return Batch(batch_sizes, lengths, N)
+    return Batch(batch_sizes, lengths, N, starts)

@@ -46,7 +46,7 @@ def forward(
     """Returns y, h_n, c_n (empty for cells without c) and the reserve (empty without `keep`)."""
     result: tuple[Tensor, Tensor, Tensor, Tensor] = _forward(
         *(x, h0, c0, weights, batch.batch_sizes, batch.lengths, batch.size),
-        *(options.cell, options.bidirectional, keep),
+        *(options.cell, options.bidirectional, keep, batch.starts, options.c_in_y),
     )
     return result
 
@@ -73,6 +73,8 @@ def forward_now(
             options.cell,
             options.bidirectional,
             keep,
+            batch.starts,
+            options.c_in_y,
         )
     return result
 
@@ -98,6 +100,8 @@ def _backward_arguments(
         needs.x,
         needs.state,
         needs.weights,
+        batch.starts,
+        options.c_in_y,
     )
 
 

@@ -90,31 +90,45 @@ STEPS: dict[str, Step] = {
 }
 
 
+def _begun(starts: Tensor, h: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Returns h and c of n sequences, zero for those that begin anew; starts is [n]."""
+    begins = starts.unsqueeze(1)
+    zero = h.new_zeros(())
+    return torch.where(begins, zero, h), None if c is None else torch.where(begins, zero, c)
+
+
 def _direction(
     x: Tensor,  # [S, I]
     batch_sizes: list[int],
+    starts: Tensor | None,  # [S]
     h0: Tensor,  # [N, P]
     c0: Tensor | None,  # [N, H]
     weights: Sequence[Tensor],
     cell: str,
     reverse: bool,
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Runs one direction over packed rows; returns y [S, P], h_n [N, P] and c_n [N, H] or None."""
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+    """Runs one direction over packed rows.
+
+    Returns h of every row [S, P], c of every row [S, H] or None, h_n [N, P] and c_n [N, H] or None.
+    """
     step = STEPS[cell]
     w = CELLS[cell].named(weights)
     w_ih, b_ih = w["weight_ih"], w.get("bias_ih")
     if not batch_sizes:  # no live row; a step of 0 rows keeps y connected to all inputs
-        c = None if c0 is None else c0[:0]
-        y_none, _ = step(F.linear(x, w_ih, b_ih), h0[:0], c, w)
-        return y_none, h0, c0
+        h_none, c_none = step(F.linear(x, w_ih, b_ih), h0[:0], None if c0 is None else c0[:0], w)
+        return h_none, c_none, h0, c0
 
     gates_x = F.linear(x, w_ih, b_ih).split(batch_sizes)
+    begins = None if starts is None else starts.split(batch_sizes)
     T = len(batch_sizes)
     n = batch_sizes[-1 if reverse else 0]
     h, c = h0[:n], None if c0 is None else c0[:n]
     ended: list[tuple[Tensor, Tensor | None]] = []
-    y: list[Tensor] = [h] * T
+    h_rows: list[Tensor] = [h] * T
+    c_rows: list[Tensor | None] = [c] * T
     for t in reversed(range(T)) if reverse else range(T):
+        if reverse and begins is not None and t + 1 < T:  # nothing goes from a beginning on to t
+            h, c = _begun(begins[t + 1], h, c)
         n, before = batch_sizes[t], h.size(0)
         if n < before:  # first direction: the shortest sequences have ended
             ended.append((h[n:], None if c is None else c[n:]))
@@ -122,22 +136,26 @@ def _direction(
         elif n > before:  # second direction: more sequences begin, each at its end
             h = torch.cat([h, h0[before:n]])
             c = None if c is None or c0 is None else torch.cat([c, c0[before:n]])
+        if begins is not None and not reverse:  # nothing comes from before a beginning
+            h, c = _begun(begins[t], h, c)
         h, c = step(gates_x[t], h, c, w)
-        y[t] = h
+        h_rows[t], c_rows[t] = h, c
     h_n = torch.cat([h, *(e[0] for e in reversed(ended))])
     c_n = (
         None if c is None else torch.cat([c, *(e[1] for e in reversed(ended) if e[1] is not None)])
     )
-    return torch.cat(y), h_n, c_n
+    all_c = None if c is None else torch.cat([c_t for c_t in c_rows if c_t is not None])
+    return torch.cat(h_rows), all_c, h_n, c_n
 
 
 def _packed(
     x: Tensor,
     batch_sizes: list[int],
+    starts: Tensor | None,  # [S]
     h0: Tensor,  # [D, N, P]
     c0: Tensor | None,  # [D, N, H]
     weights: Sequence[Tensor],
-    cell: str,
+    options: Options,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     D = h0.size(0)
     k = len(weights) // D
@@ -145,27 +163,31 @@ def _packed(
         _direction(
             x,
             batch_sizes,
+            starts,
             h0[d],
             None if c0 is None else c0[d],
             weights[d * k : (d + 1) * k],
-            cell,
+            options.cell,
             reverse=d == 1,
         )
         for d in range(D)
     ]
-    y = torch.cat([r[0] for r in results], dim=-1)
-    h_n = torch.stack([r[1] for r in results])
-    c_n = None if c0 is None else torch.stack([r[2] for r in results if r[2] is not None])
-    return y, h_n, c_n
+    of_steps = [r[0] for r in results]
+    if options.c_in_y:
+        of_steps += [r[1] for r in results if r[1] is not None]
+    h_n = torch.stack([r[2] for r in results])
+    c_n = None if c0 is None else torch.stack([r[3] for r in results if r[3] is not None])
+    return torch.cat(of_steps, dim=-1), h_n, c_n
 
 
 def _with_lengths(
     x: Tensor,  # [T, N, I]
     lengths: Tensor,  # [N]
+    starts: Tensor | None,  # [T, N]
     h0: Tensor,
     c0: Tensor | None,
     weights: Sequence[Tensor],
-    cell: str,
+    options: Options,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Gathers the live rows, runs them packed and scatters the results; it never reads padding."""
     T, N, I = x.shape
@@ -181,10 +203,11 @@ def _with_lengths(
     y_live, h_live, c_live = _packed(
         x.reshape(T * N, I)[rows],
         alive.sum(dim=1).tolist(),
+        None if starts is None else starts.reshape(T * N)[rows],
         h0[:, order],
         None if c0 is None else c0[:, order],
         weights,
-        cell,
+        options,
     )
     y = y_live.new_zeros(T * N, y_live.size(-1)).index_copy(0, rows, y_live).view(T, N, -1)
     h_n = h0.index_copy(1, order, h_live)
@@ -214,9 +237,10 @@ def layer(
     Returns:
         y ``[T, N, D*P]`` (zero beyond a sequence's length) or ``[S, D*P]``, h_n ``[D, N, P]`` and
         c_n ``[D, N, H]``, or None for cells without c. They have the dtype of x, but c_n has that
-        of c0 if c0 is given.
+        of c0 if c0 is given. With ``options.c_in_y`` y has c of every step behind h, D*H features
+        more.
     """
-    cell, lengths, N = options.cell, batch.lengths, batch.size
+    cell, lengths, starts, N = options.cell, batch.lengths, batch.starts, batch.size
     D = 2 if options.bidirectional else 1
     dtype = x.dtype
     wide = torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
@@ -231,13 +255,14 @@ def layer(
             c = rows.new_zeros(D, N, H) if c0 is None else c0.to(wide)
 
         if lengths is not None:
-            y, h_n, c_n = _with_lengths(rows, lengths, h, c, weights, cell)
+            y, h_n, c_n = _with_lengths(rows, lengths, starts, h, c, weights, options)
         elif sizes is not None:
-            y, h_n, c_n = _packed(rows, sizes, h, c, weights, cell)
+            y, h_n, c_n = _packed(rows, sizes, starts, h, c, weights, options)
         else:
             T = x.size(0)
             rows = rows.reshape(T * N, x.size(-1))
-            y, h_n, c_n = _packed(rows, [N] * T, h, c, weights, cell)
+            starts = None if starts is None else starts.reshape(T * N)
+            y, h_n, c_n = _packed(rows, [N] * T, starts, h, c, weights, options)
             y = y.view(T, N, y.size(-1))
     if c_n is not None:
         c_n = c_n.to(dtype if c0 is None else c0.dtype)

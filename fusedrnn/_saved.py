@@ -126,7 +126,7 @@ def saved_given(ctx: Any) -> Sequence[Any]:
 torch.library.define("fusedrnn::_own", "(Tensor t) -> Tensor", tags=torch.Tag.pt2_compliant_tag)
 
 
-@torch.library.impl("fusedrnn::_own", "CPU")
+@torch.library.impl("fusedrnn::_own", ("CPU", "CUDA"))
 def _own_now(t: Tensor) -> Tensor:
     return t.clone()
 
@@ -137,10 +137,10 @@ def _own_fake(t: Tensor) -> Tensor:
 
 
 def own(t: Tensor | None) -> Tensor | None:
-    """Return a copy of batch_sizes or lengths to keep for backward; None for None.
+    """Return a copy of batch_sizes, lengths or starts to keep for backward; None for None.
 
-    They are on the CPU, often in the memory of a data loader, which may overwrite them before
-    backward. The copy is an op of its own, because a compiler may remove a clone, or move it to
-    backward, where it would be too late.
+    They are often in the memory of a data loader or of a rollout buffer, which may overwrite them
+    before backward. The copy is an op of its own, because a compiler may remove a clone, or move it
+    to backward, where it would be too late.
     """
     return None if t is None else torch.ops.fusedrnn._own(t)

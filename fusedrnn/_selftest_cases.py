@@ -44,7 +44,10 @@ TF32 = Precision("tf32", torch.float32, 8, tf32=True)
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """The sizes of a call, and the lengths of its sequences if they differ."""
+    """The sizes of a call, the lengths of its sequences if they differ, and beginnings inside.
+
+    With `starts` sequences begin inside the rows of the batch, and y also has c of every step.
+    """
 
     T: int
     N: int
@@ -53,17 +56,21 @@ class Shape:
     D: int = 1
     lengths: tuple[int, ...] = ()
     packed: bool = False
+    starts: bool = False
 
     def __str__(self) -> str:
         form = "packed" if self.packed else "lengths" if self.lengths else "plain"
+        form += " starts" if self.starts else ""
         return f"{self.T},{self.N},{self.I},{self.H} D={self.D} {form}"
 
 
+STARTS = Shape(6, 4, 3, 9, D=2, lengths=(6, 2, 0, 5), starts=True)
 SMALL = (
     Shape(5, 3, 4, 7, D=2),
     Shape(1, 1, 3, 5),
     Shape(9, 12, 6, 17, D=2, lengths=(9, 2, 0, 5, 9, 1, 3, 3, 7, 9, 4, 6)),
     Shape(7, 9, 6, 16, D=2, lengths=(7, 7, 5, 4, 4, 3, 2, 1, 1), packed=True),
+    STARTS,
 )
 LARGE = (Shape(40, 32, 64, 256), Shape(50, 1, 128, 512), Shape(20, 64, 96, 300, D=2))
 
@@ -100,8 +107,9 @@ class Call:
             torch.tensor(sizes) if shape.packed else None,
             torch.tensor(shape.lengths) if shape.lengths and not shape.packed else None,
             N,
+            torch.rand(*S[:-1], generator=generator) < 0.3 if shape.starts else None,
         )
-        self.options = Options(cell, D == 2)
+        self.options = Options(cell, D == 2, shape.starts and spec.has_c)
 
     def leaves(self, device: torch.device, dtype: torch.dtype) -> list[Tensor | None]:
         """Returns the inputs on a device and in a dtype, as leaves that require grad."""
@@ -112,8 +120,11 @@ class Call:
     def outputs(self, leaves: Sequence[Tensor | None], layer: Any = None) -> list[Tensor]:
         """Runs `layer`, or ours if it is None, and returns the outputs."""
         x, h0, c0, *weights = leaves
+        assert x is not None
+        starts = self.batch.starts
+        batch = self.batch._replace(starts=None if starts is None else starts.to(x.device))
         run: Any = layer or _ops.layer
-        return [t for t in run(x, h0, c0, weights, self.batch, self.options) if t is not None]
+        return [t for t in run(x, h0, c0, weights, batch, self.options) if t is not None]
 
     def cotangents(self, outputs: Sequence[Tensor]) -> list[Tensor]:
         """Returns gradients of the outputs, which are the same for every device and dtype."""

@@ -12,17 +12,58 @@ layer, sums and the c of an LSTM are float32. As always in autocast, float64 ten
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, Literal, TypeVar, overload
 
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from ._checks import Lengths, check_bool, gru_cell, lstm_states
+from ._checks import check_bool, gru_cell, lstm_states
 from ._run import run_layers, sizes_of
+from ._sequence_checks import Lengths, Starts
 
 __all__ = ["gru", "lstm", "rnn"]
 
 Input = TypeVar("Input", Tensor, PackedSequence)
+
+
+@overload
+def lstm(
+    input: Input,
+    hx: tuple[Tensor, Tensor] | None,
+    weights: Sequence[Tensor],
+    *,
+    num_layers: int = 1,
+    bias: bool = True,
+    dropout: float = 0.0,
+    training: bool = False,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    batch_sizes: Tensor | None = None,
+    lengths: Lengths = None,
+    peephole: bool = False,
+    starts: Starts = None,
+    return_states: Literal[False] = False,
+) -> tuple[Input, tuple[Tensor, Tensor]]: ...
+
+
+@overload
+def lstm(
+    input: Input,
+    hx: tuple[Tensor, Tensor] | None,
+    weights: Sequence[Tensor],
+    *,
+    num_layers: int = 1,
+    bias: bool = True,
+    dropout: float = 0.0,
+    training: bool = False,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    batch_sizes: Tensor | None = None,
+    lengths: Lengths = None,
+    peephole: bool = False,
+    starts: Starts = None,
+    return_states: Literal[True],
+) -> tuple[Input, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]: ...
 
 
 def lstm(
@@ -39,7 +80,9 @@ def lstm(
     batch_sizes: Tensor | None = None,
     lengths: Lengths = None,
     peephole: bool = False,
-) -> tuple[Input, tuple[Tensor, Tensor]]:
+    starts: Starts = None,
+    return_states: bool = False,
+) -> Any:
     r"""Runs a stack of LSTM layers, with projection, with peepholes, or with neither.
 
     .. math::
@@ -55,7 +98,8 @@ def lstm(
 
     Args:
         input: ``[T, N, I]``; ``[N, T, I]`` with ``batch_first``; ``[T, I]`` for one sequence
-            without a batch; a PackedSequence; or its data ``[S, I]`` with ``batch_sizes``.
+            without a batch; a PackedSequence; its data ``[S, I]`` with ``batch_sizes``; or a nested
+            tensor ``[N, j, I]`` of layout jagged.
         hx: ``(h_0 [L*D, N, P], c_0 [L*D, N, H])``, without N for unbatched input; None means zeros.
         weights: a flat list, layer by layer and within a layer direction by direction:
             ``weight_ih [4H, I]`` (``[4H, D*P]`` above the first layer), ``weight_hh [4H, P]``, with
@@ -79,18 +123,30 @@ def lstm(
             final state of a sequence is that of its own last step, or its initial state if its
             length is 0.
         peephole: whether ``weights`` contains peepholes; not together with a projection.
+        starts: at which steps a new sequence begins, so that one row may hold several, one behind
+            the other: bool, ``[T, N]`` (``[N, T]`` with ``batch_first``, ``[T]`` for unbatched
+            input, ``[S]`` with ``batch_sizes``), on the device of the input, or for a
+            PackedSequence or a nested tensor another one of the same sequences. In the first
+            direction h and c are zero before such a step, so ``starts[0]`` makes hx count for
+            nothing in that row. In the second direction nothing goes from such a step on to the
+            step before it. No gradient crosses a beginning. Beginnings beyond a length count for
+            nothing. Changing ``starts`` after the call does not affect backward.
+        return_states: whether the states of every layer after every step are returned too.
 
     Returns:
         ``y, (h_n, c_n)``: y ``[T, N, D*P]`` in the form of the input, h_n ``[L*D, N, P]`` and c_n
         ``[L*D, N, H]``, in the dtype of the input; P = H without a projection. For a PackedSequence
-        y is one too.
+        y is one too. With ``return_states`` ``y, (h_n, c_n), (h, c)``: h ``[L, T, N, D*P]``, the
+        output of each layer before dropout, and c ``[L, T, N, D*H]``, both with T and N in the
+        order of the input, or ``[L, S, ·]`` in the order of y's data or values if the input is
+        packed or nested. They are zero beyond a length.
 
     Raises:
         ValueError: input neither 2-D nor 3-D, or with another dtype than the weights; num_layers
             below 1; ``lengths`` with ``batch_sizes`` or with unbatched input; either of them with a
             PackedSequence.
-        RuntimeError: sizes, states, weights, ``batch_sizes`` or ``lengths`` that do not fit; more
-            than one device; T = 0.
+        RuntimeError: sizes, states, weights, ``batch_sizes``, ``lengths`` or ``starts`` that do not
+            fit; more than one device; T = 0.
         TypeError, AttributeError, IndexError: arguments of a wrong type, as in torch.nn.
         NotImplementedError: a dtype or device without kernels.
     """
@@ -100,7 +156,7 @@ def lstm(
     if cell == "lstm_peephole" and not peephole:
         raise RuntimeError("peephole must be True for weights with weight_ch [3H], got False")
     h0, c0 = lstm_states(hx)
-    y, h_n, c_n = run_layers(
+    y, h_n, c_n, states = run_layers(
         cell,
         sizes,
         input,
@@ -114,9 +170,50 @@ def lstm(
         batch_first=batch_first,
         batch_sizes=batch_sizes,
         lengths=lengths,
+        starts=starts,
+        return_states=return_states,
     )
-    assert c_n is not None
-    return y, (h_n, c_n)
+    return (y, (h_n, c_n)) if states is None else (y, (h_n, c_n), tuple(states))
+
+
+@overload
+def gru(
+    input: Input,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    *,
+    num_layers: int = 1,
+    bias: bool = True,
+    dropout: float = 0.0,
+    training: bool = False,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    batch_sizes: Tensor | None = None,
+    lengths: Lengths = None,
+    reset_after: bool = True,
+    starts: Starts = None,
+    return_states: Literal[False] = False,
+) -> tuple[Input, Tensor]: ...
+
+
+@overload
+def gru(
+    input: Input,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    *,
+    num_layers: int = 1,
+    bias: bool = True,
+    dropout: float = 0.0,
+    training: bool = False,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    batch_sizes: Tensor | None = None,
+    lengths: Lengths = None,
+    reset_after: bool = True,
+    starts: Starts = None,
+    return_states: Literal[True],
+) -> tuple[Input, Tensor, Tensor]: ...
 
 
 def gru(
@@ -133,7 +230,9 @@ def gru(
     batch_sizes: Tensor | None = None,
     lengths: Lengths = None,
     reset_after: bool = True,
-) -> tuple[Input, Tensor]:
+    starts: Starts = None,
+    return_states: bool = False,
+) -> Any:
     r"""Runs a stack of GRU layers.
 
     .. math::
@@ -163,15 +262,18 @@ def gru(
         batch_sizes: as in `lstm`.
         lengths: as in `lstm`.
         reset_after: whether r multiplies h after the product with U, or before it.
+        starts: as in `lstm`.
+        return_states: as in `lstm`.
 
     Returns:
-        ``y, h_n``: y ``[T, N, D*H]`` in the form of the input, and h_n ``[L*D, N, H]``.
+        ``y, h_n``: y ``[T, N, D*H]`` in the form of the input, and h_n ``[L*D, N, H]``. With
+        ``return_states`` ``y, h_n, h``: h ``[L, T, N, D*H]`` as in `lstm`.
 
     Raises:
         Exception: as `lstm`.
     """
     cell, sizes = sizes_of((gru_cell(reset_after),), weights, num_layers, bias, bidirectional)
-    y, h_n, _ = run_layers(
+    y, h_n, _, states = run_layers(
         cell,
         sizes,
         input,
@@ -185,8 +287,50 @@ def gru(
         batch_first=batch_first,
         batch_sizes=batch_sizes,
         lengths=lengths,
+        starts=starts,
+        return_states=return_states,
     )
-    return y, h_n
+    return (y, h_n) if states is None else (y, h_n, states.h)
+
+
+@overload
+def rnn(
+    input: Input,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    *,
+    num_layers: int = 1,
+    bias: bool = True,
+    dropout: float = 0.0,
+    training: bool = False,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    batch_sizes: Tensor | None = None,
+    lengths: Lengths = None,
+    nonlinearity: str = "tanh",
+    starts: Starts = None,
+    return_states: Literal[False] = False,
+) -> tuple[Input, Tensor]: ...
+
+
+@overload
+def rnn(
+    input: Input,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    *,
+    num_layers: int = 1,
+    bias: bool = True,
+    dropout: float = 0.0,
+    training: bool = False,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    batch_sizes: Tensor | None = None,
+    lengths: Lengths = None,
+    nonlinearity: str = "tanh",
+    starts: Starts = None,
+    return_states: Literal[True],
+) -> tuple[Input, Tensor, Tensor]: ...
 
 
 def rnn(
@@ -203,7 +347,9 @@ def rnn(
     batch_sizes: Tensor | None = None,
     lengths: Lengths = None,
     nonlinearity: str = "tanh",
-) -> tuple[Input, Tensor]:
+    starts: Starts = None,
+    return_states: bool = False,
+) -> Any:
     r"""Runs a stack of Elman RNN layers (Elman 1990, "Finding structure in time").
 
     .. math:: h_t = \phi(W x_t + b_{ih} + U h_{t-1} + b_{hh})
@@ -221,9 +367,12 @@ def rnn(
         batch_sizes: as in `lstm`.
         lengths: as in `lstm`.
         nonlinearity: φ, "tanh" or "relu".
+        starts: as in `lstm`.
+        return_states: as in `lstm`.
 
     Returns:
-        ``y, h_n``: y ``[T, N, D*H]`` in the form of the input, and h_n ``[L*D, N, H]``.
+        ``y, h_n``: y ``[T, N, D*H]`` in the form of the input, and h_n ``[L*D, N, H]``. With
+        ``return_states`` ``y, h_n, h``: h ``[L, T, N, D*H]`` as in `lstm`.
 
     Raises:
         ValueError: an unknown nonlinearity; otherwise as `lstm`.
@@ -231,7 +380,7 @@ def rnn(
     if nonlinearity not in ("tanh", "relu"):
         raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
     cell, sizes = sizes_of((f"rnn_{nonlinearity}",), weights, num_layers, bias, bidirectional)
-    y, h_n, _ = run_layers(
+    y, h_n, _, states = run_layers(
         cell,
         sizes,
         input,
@@ -245,5 +394,7 @@ def rnn(
         batch_first=batch_first,
         batch_sizes=batch_sizes,
         lengths=lengths,
+        starts=starts,
+        return_states=return_states,
     )
-    return y, h_n
+    return (y, h_n) if states is None else (y, h_n, states.h)

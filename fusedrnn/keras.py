@@ -27,9 +27,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._checks import Lengths, as_lengths
 from ._importing import as_tensor, expect_shape, make_layer, with_gates
 from ._modules import FusedGRU, FusedLSTM, FusedRNN
+from ._sequence_checks import Lengths, as_lengths
 
 __all__ = ["from_weights", "load", "repeat_last", "with_mask"]
 

@@ -23,8 +23,8 @@
 //   - A stage that emits several values per unit, or a third stage (kMaxStages).
 //   - An input that differs both from unit to unit and from row to row, such as a dropout mask on
 //     h. A parameter belongs to a unit, and a row input to a row.
-// A cell need not reset its state inside a sequence: the caller ends the sequence there and begins
-// another one.
+// A cell need not reset its state inside a sequence: the caller says where another one begins
+// (Layer::has_starts).
 #pragma once
 
 #include "math.h"

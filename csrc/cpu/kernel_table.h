@@ -88,7 +88,8 @@ struct ForwardArgs {
   Stored* h;     // [N, P] in: h before the chunk; out: h after it
   Scalar* c;     // [N, H] the same for c; null if the cell has no c
   Stored* y;     // [S, y_ld]
-  int64_t y_ld;  // D*P where both directions share y
+  Stored* y_c;   // [S, y_ld] c_t of every row, or null
+  int64_t y_ld;  // the width of y, which both directions share
   Stored* h_in;  // h_{t-1} of every row: [S, P] if keep, else two steps [2, N, P]
   Scalar* c_in;  // c_{t-1} of every row: [S, H] if keep, else null (c is updated in place)
   // The values that the cell saves.
@@ -115,6 +116,7 @@ struct BackwardArgs {
   const Stored* h_in;       // [S, P]
   const Scalar* c_in;       // [S, H]
   const Stored* d_y;        // [S, d_y_ld] or null
+  const Stored* d_y_c;      // [S, d_y_ld] gradient of y_c, or null
   int64_t d_y_ld;
 
   Scalar* d_h;         // [N, P] in: gradient of h after the chunk; out: gradient of h before it
@@ -192,9 +194,11 @@ struct SumRowsArgs {
 
 template <class Stored>
 struct DtypeKernels {
-  // Forward calls enter, and then forward for each stage of each position, in order. Backward calls
-  // backward for the stages of each position from the last to the first, and then for the stage
-  // number `stages`, which writes d_h of the sequences that leave.
+  // Forward calls enter, and then forward for each stage of each position, in order. If y_c is
+  // wanted, the stage number `stages` follows, which writes it. Backward calls backward for the
+  // stages of each position from the last to the first, and then for the stage number `stages`,
+  // which writes d_h of the sequences that leave. If there is d_y_c, the stage number `stages` + 1
+  // comes before all others and adds it to d_c.
   void (*enter)(const ForwardArgs<Stored>&);
   void (*forward[kCellCount])(const ForwardArgs<Stored>&, const Part&);
   void (*backward[kCellCount])(const BackwardArgs<Stored>&, const Part&);

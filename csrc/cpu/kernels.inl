@@ -13,73 +13,11 @@
 #include "few.h"
 #include "gemm.h"
 #include "kernel_table.h"
+#include "position.h"
 #include "tile.h"
 
 namespace fusedrnn::cpu {
 namespace {
-
-// --- Positions of a sequence --------------------------------------------------------------------
-
-// The sequences of a position. A sequence enters at the position where its state comes from the
-// caller's memory, which is its first one in the chunk. It leaves at its last one in the chunk,
-// where the state goes back.
-struct Position {
-  int64_t row;    // packed row of sequence 0
-  int64_t begin;  // sequences [begin, end) are alive
-  int64_t end;
-  int64_t entering;      // sequences [entering, end) enter here
-  int64_t leaving;       // sequences [leaving, end) leave here
-  int64_t previous_row;  // packed row of sequence 0 at the position before
-  int64_t previous_end;  // end of the sequences alive there, also if it is in the chunk before
-};
-
-FUSEDRNN_INLINE Position position_at(const Steps& s, int64_t p) {
-  Position at;
-  at.row = s.row_offset[step_at(s, p)];
-  at.begin = s.n_begin;
-  at.end = alive_at(s, p);
-  at.entering = min64(at.end, alive_at(s, p - 1));
-  at.leaving = min64(at.end, alive_at(s, p + 1));
-  at.previous_row = p > 0 ? s.row_offset[step_at(s, p - 1)] : 0;
-  at.previous_end = p > 0 ? s.batch_sizes[step_at(s, p - 1)] : 0;
-  return at;
-}
-
-// The panels of a part. Odd positions walk them from the last to the first, see PanelRange.
-FUSEDRNN_INLINE PanelRange in_turns(const Part& part) {
-  return {part.panels.begin, part.panels.end, part.position % 2 == 1};
-}
-
-// The complete sums of some sequences for a vector of units.
-template <class Scalar>
-struct CellTile {
-  int64_t u;                // first unit
-  int64_t first, count;     // sequences
-  Rows<const Scalar> sums;  // [count, .], at the first gate
-  const Scalar* bias_x;     // b_ih at the first gate; null in backward
-};
-
-// --- Parameters and row inputs ------------------------------------------------------------------
-
-// The parameters of a vector of units. of_row adds the input of a row.
-template <class Cell, class V>
-struct Inputs {
-  V params[Cell::kParams > 0 ? Cell::kParams : 1];
-
-  template <class Args, class Units>
-  FUSEDRNN_INLINE Inputs(const Args& a, Units units, int64_t u) {
-    for (int k = 0; k < Cell::kParams; ++k) params[k] = units.load(a.params + k * a.H + u);
-  }
-
-  template <class Args>
-  FUSEDRNN_INLINE Given<V> of_row(const Args& a, int64_t row) const {
-    if constexpr (Cell::kTakesRow) {
-      return {params, V::broadcast(a.row_input[row])};
-    } else {
-      return {params, V::zero()};
-    }
-  }
-};
 
 // --- Forward ------------------------------------------------------------------------------------
 
@@ -233,7 +171,27 @@ void enter(const ForwardArgs<Stored>& a) {
   }
 }
 
-// Runs stage `part.stage` of one position.
+// Columns [begin, end) of some panels of a state of H units.
+FUSEDRNN_INLINE UnitRange units_of(PanelRange range, int64_t panel_units, int64_t H) {
+  return {range.begin * panel_units, min64(H, range.end * panel_units)};
+}
+
+// Writes c_t of the sequences of a position to y_c.
+template <class Stored>
+__attribute__((noinline)) void keep_c(const ForwardArgs<Stored>& a, const Position& at,
+                                      const ForwardRows<Stored>& rows, PanelRange range) {
+  using V = Vec<Real<Stored>>;
+  const UnitRange units_range = units_of(range, kColumnVectors * V::kLanes, a.H);
+  for (int64_t j = at.begin; j < at.end; ++j) {
+    const Real<Stored>* c = (j < at.leaving ? rows.c_next : a.c) + j * a.H;
+    Stored* y_c = a.y_c + (at.row + j) * a.y_ld;
+    for_units_of<Real<Stored>>(units_range.begin, units_range.end, [&](auto units, int64_t u) {
+      units.store(V(units.load(c + u)), y_c + u);
+    });
+  }
+}
+
+// Runs stage `part.stage` of one position. The stage number kStages stands for keep_c.
 template <class Stored, class Cell>
 void forward(const ForwardArgs<Stored>& a, const Part& part) {
   const Steps& steps = a.steps;
@@ -252,6 +210,7 @@ void forward(const ForwardArgs<Stored>& a, const Part& part) {
   }
   rows.saved = a.saved ? a.saved + (Cell::kSavesH ? 0 : row) * Cell::kSaved * a.H : nullptr;
   rows.emit = a.emit ? a.emit + row * a.H : nullptr;
+  if (Cell::kHasC && part.stage == Cell::kStages) return keep_c(a, at, rows, part.panels);
   with_stage<Cell>(part.stage, [&](auto s) FUSEDRNN_INLINE_LAMBDA {
     forward_stage<Stored, Cell, s.value>(a, at, rows, in_turns(part));
   });
@@ -453,11 +412,28 @@ FUSEDRNN_INLINE void backward_leave(const BackwardArgs<Stored>& a, const Positio
       });
 }
 
-// Runs stage `part.stage` of one position. The stage number kStages stands for backward_leave.
+// Adds the gradients of y_c to those of c_t, for the sequences of a position.
+template <class Stored>
+__attribute__((noinline)) void add_d_c(const BackwardArgs<Stored>& a, const Position& at,
+                                       PanelRange range) {
+  using V = Vec<Real<Stored>>;
+  const UnitRange units_range = units_of(range, kColumnVectors * V::kLanes, a.H);
+  for (int64_t j = at.begin; j < at.end; ++j) {
+    const Stored* d_y_c = a.d_y_c + (at.row + j) * a.d_y_ld;
+    Real<Stored>* d_c = a.d_c + j * a.H;
+    for_units_of<Real<Stored>>(units_range.begin, units_range.end, [&](auto units, int64_t u) {
+      units.store(V(units.load(d_c + u)) + units.load(d_y_c + u), d_c + u);
+    });
+  }
+}
+
+// Runs stage `part.stage` of one position. The stage number kStages stands for backward_leave, and
+// the one after it for add_d_c.
 template <class Stored, class Cell>
 void backward(const BackwardArgs<Stored>& a, const Part& part) {
   const Position at = position_at(a.steps, part.position);
   if (at.begin == at.end) return;
+  if (Cell::kHasC && part.stage == Cell::kStages + 1) return add_d_c(a, at, part.panels);
   if (part.stage == Cell::kStages) return backward_leave<Stored, Cell>(a, at, in_turns(part));
   with_stage<Cell>(part.stage, [&](auto s) FUSEDRNN_INLINE_LAMBDA {
     backward_stage<Stored, Cell, s.value>(a, at, in_turns(part));

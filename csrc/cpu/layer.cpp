@@ -96,7 +96,8 @@ void give_tensors(const Layer& layer, const LayerForward<Stored>& args, int d,
   a.h = args.h + d * N * P;
   a.c = info.has_c ? args.c + d * N * H : nullptr;
   a.y = args.y + d * P;
-  a.y_ld = layer.D * P;
+  a.y_c = layer.c_in_y ? args.y + layer.D * P + d * H : nullptr;
+  a.y_ld = layer.y_width();
   a.params = args.w[d].w_ch;
   a.row_input = args.row_input;
   if (!a.keep) return;
@@ -252,7 +253,8 @@ void give_tensors(const Layer& layer, const LayerBackward<Stored>& args, int d,
   a.h_in = reserve.h_in;
   a.c_in = reserve.c_in;
   a.d_y = args.d_y ? args.d_y + d * P : nullptr;
-  a.d_y_ld = layer.D * P;
+  a.d_y_c = args.d_y && layer.c_in_y ? args.d_y + layer.D * P + d * H : nullptr;
+  a.d_y_ld = layer.y_width();
   a.d_h = args.d_h + d * N * P;
   a.d_c = layer.info().has_c ? args.d_c + d * N * H : nullptr;
 }
@@ -299,6 +301,9 @@ void layer_forward(const Layer& layer, const KernelTable& table, Runtime& runtim
     loop.stages.push_back(
         {s, ceil_div(layer.width(stage), kernels.units_of_gates_panel(stage.gates)), false});
   }
+  if (layer.c_in_y)
+    loop.stages.push_back(
+        {info.stages, ceil_div(layer.H, kernels.units_of_columns_panel()), false});
   const auto x_of = [&](RowRange rows) { return dense(args.x + rows.begin * I, rows.count(), I); };
   runtime.together([&] {
     Work work(runtime);
@@ -382,6 +387,7 @@ void layer_backward(const Layer& layer, const KernelTable& table, Runtime& runti
   const auto add_stage = [&](int stage, int64_t width, bool only_leaving) {
     loop.stages.push_back({stage, ceil_div(width, kernels.units_of_columns_panel()), only_leaving});
   };
+  if (layer.c_in_y && args.d_y) add_stage(info.stages + 1, layer.H, false);
   for (int s = info.stages - 1; s >= 0; --s) add_stage(s, layer.width(info.stage[s]), false);
   add_stage(info.stages, layer.P, true);
   runtime.together([&] {

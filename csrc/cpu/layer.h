@@ -18,7 +18,7 @@ struct LayerForward {
   Parameters<const Stored> w[2];  // [D]
   Stored* h;                      // [D, N, P] in: h_0, out: h_n
   Real<Stored>* c;                // [D, N, H] in: c_0, out: c_n; null if the cell has no c
-  Stored* y;                      // [S, D*P]
+  Stored* y;                      // [S, D*P], or with c_in_y [S, D*P + D*H]
   void* reserve;                  // [reserve_bytes<Stored>] for backward, or null
   const Real<Stored>* row_input;  // [S] one value per row, or null if the cell takes none
 };
@@ -28,7 +28,7 @@ struct LayerBackward {
   const Stored* x;                  // [S, I]
   Parameters<const Stored> w[2];    // [D]
   const void* reserve;              // as forward left it
-  const Stored* d_y;                // [S, D*P] or null
+  const Stored* d_y;                // as y, or null
   Real<Stored>* d_h;                // [D, N, P] in: gradient of h_n, out: gradient of h_0
   Real<Stored>* d_c;                // [D, N, H] the same for c; null if the cell has no c
   Real<Stored>* d_x;                // [S, I] or null

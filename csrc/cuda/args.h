@@ -42,14 +42,19 @@ struct ForwardWork {
   Real<Stored>* h;                // [N, P]
   Stored* h_rounded;              // [N, P] receives h rounded for the next product, or null
   Real<Stored>* c;                // [N, H] or null
-  Stored* y;                      // [rows, y_ld]
+  // [rows] or null: whether the state of a sequence after this row's step is dropped, because
+  // another sequence begins behind it in the order in which the direction runs. Then h and c of the
+  // next position are zero, and in backward no gradient comes from there.
+  const uint8_t* drops;
+  Stored* y;    // [rows, y_ld] receives h_t
+  Stored* y_c;  // [rows, y_ld] receives c_t, or null
   int64_t y_ld;
   Stored* h_in;        // [rows, P] receives h_{t-1}; null if it is not kept
   Real<Stored>* c_in;  // [rows, H] receives c_{t-1}; null if it is not kept
   // There are three cases:
-  // - Forward keeps values for backward: [rows, kSaved*H]. In cells that save h it is [N, H] and
-  //   receives h of the last position of each sequence. h of every other position is h_in of the
-  //   next one.
+  // - Forward keeps values for backward: [rows, kSaved*H]. In cells that save h, if there are no
+  //   `drops`, it is [N, H] and receives h of the last position of each sequence. h of every other
+  //   position is h_in of the next one.
   // - Nothing is kept, and the cell has several stages: [N, kSaved*H], scratch between the stages.
   // - Nothing is kept, and the cell has one stage: null.
   Stored* saved;
@@ -61,12 +66,15 @@ struct ForwardWork {
 template <class Stored>
 struct BackwardWork {
   int64_t H, P;
-  const Stored* d_y;  // [rows, d_y_ld] or null
+  const uint8_t* drops;  // as in ForwardWork
+  const Stored* d_y;     // [rows, d_y_ld] gradient of h_t, or null
+  const Stored* d_y_c;   // [rows, d_y_ld] gradient of c_t that comes from y, or null
   int64_t d_y_ld;
   // [N, P] in: gradient of h_t from later steps; out: the elementwise part of that of h_{t-1}
   Real<Stored>* d_h;
-  Real<Stored>* d_c;         // [N, H] in: gradient of c_t; out: gradient of c_{t-1}
-  const Stored* saved;       // as forward wrote it: [rows, kSaved*H], or [N, H] if the cell saves h
+  Real<Stored>* d_c;  // [N, H] in: gradient of c_t; out: gradient of c_{t-1}
+  // As forward wrote it: [rows, kSaved*H], or [N, H] if the cell saves h and there are no `drops`.
+  const Stored* saved;
   const Stored* h_in;        // [rows, P]
   const Real<Stored>* c_in;  // [rows, H]
   Stored* delta;             // [rows, G*H] gradient of h U + b_hh
@@ -96,6 +104,17 @@ struct StepBackwardArgs {
   StepRows rows;
   const Real<Stored>* d_emit;  // [n, H] gradient of the stage's emit; unused in the last stage
   BackwardWork<Stored> work;
+};
+
+// Zeroes the states, or their gradients, of the sequences that begin anew at their first step. They
+// are of the first direction, because in the reverse direction a sequence ends at that step.
+struct DropStatesArgs {
+  int64_t n;              // how many sequences have a first step
+  const uint8_t* begins;  // [n]
+  uint32_t* h;            // [n, h_words] states as words of 4 bytes
+  int64_t h_words;
+  uint32_t* c;  // [n, c_words], or null in cells without c
+  int64_t c_words;
 };
 
 // to[i] = from[i], rounded.
@@ -219,9 +238,12 @@ struct ResidentForwardArgs {
   const Real<Stored>* gates_x[2];  // [chunk rows, G*H] x W
   Real<Stored>* h;                 // [D, N, H] in and out
   Real<Stored>* c;                 // [D, N, H] in and out; null in cells without c
-  Stored* y;                       // [rows, D*H]
+  const uint8_t* drops[2];         // [rows] or null, as in ForwardWork
+  Stored* y;                       // [rows, y_ld] receives h_t of all directions, D*H values
+  Stored* y_c;                     // [rows, y_ld] receives c_t of all directions, or null
+  int64_t y_ld;
   // The next four are null if forward keeps nothing.
-  Stored* saved[2];              // [rows, kSaved*H], or [N, H] in cells that save h
+  Stored* saved[2];              // as in ForwardWork
   Stored* h_in[2];               // [rows, H]
   Real<Stored>* c_in[2];         // [rows, H]
   Stored* emit[2];               // [rows, H]
@@ -242,20 +264,23 @@ struct ResidentBackwardArgs {
   const Stored* w_hh[2];          // [G*H, H]
   const Stored* params[2];        // as in ResidentForwardArgs
   const Real<Stored>* row_input;  // as in ResidentForwardArgs
-  const Stored* saved[2];         // [rows, kSaved*H], or [N, H] in cells that save h
+  const Stored* saved[2];         // as in BackwardWork
   const Stored* h_in[2];          // [rows, H]
   const Real<Stored>* c_in[2];    // [rows, H]
-  const Stored* d_y;              // [rows, D*H] or null
-  Real<Stored>* d_h;              // [D, N, H] in and out
-  Real<Stored>* d_c;              // [D, N, H] in and out; null in cells without c
-  Stored* delta[2];               // [rows, G*H] gradient of h U + b_hh
-  Stored* delta_x[2];             // [rows, G*H] gradient of x W + b_ih, written if it differs
-  Stored* delta_params[2];        // [rows, kParams*H] each row's part of the gradient of params
-  Stored* exchange[kMaxStages];   // deltas of each stage: [2, D, row_blocks * rows_pad, K_pad]
-  bool words;                     // as in ResidentForwardArgs
-  bool as_one;                    // as in ResidentForwardArgs
-  unsigned* arrivals;             // [D * row_blocks * kArrivalStride], zero
-  unsigned spin_limit;            // as in ResidentForwardArgs
+  const uint8_t* drops[2];        // [rows] or null, as in ForwardWork
+  const Stored* d_y;              // [rows, d_y_ld] gradient of h_t of all directions, or null
+  const Stored* d_y_c;            // [rows, d_y_ld] gradient of c_t that comes from y, or null
+  int64_t d_y_ld;
+  Real<Stored>* d_h;             // [D, N, H] in and out
+  Real<Stored>* d_c;             // [D, N, H] in and out; null in cells without c
+  Stored* delta[2];              // [rows, G*H] gradient of h U + b_hh
+  Stored* delta_x[2];            // [rows, G*H] gradient of x W + b_ih, written if it differs
+  Stored* delta_params[2];       // [rows, kParams*H] each row's part of the gradient of params
+  Stored* exchange[kMaxStages];  // deltas of each stage: [2, D, row_blocks * rows_pad, K_pad]
+  bool words;                    // as in ResidentForwardArgs
+  bool as_one;                   // as in ResidentForwardArgs
+  unsigned* arrivals;            // [D * row_blocks * kArrivalStride], zero
+  unsigned spin_limit;           // as in ResidentForwardArgs
 };
 
 // One launch of the streamed regime in either way, which runs the positions [begin, end) of all
@@ -294,6 +319,7 @@ struct NumbersArgs {
 
 static_assert(kAreArguments<StepForwardArgs> && kAreArguments<StepBackwardArgs>);
 static_assert(kAreArguments<RoundArgs> && kAreArguments<SumRowsArgs> && kIsArgument<NumbersArgs>);
+static_assert(kIsArgument<DropStatesArgs>);
 static_assert(kAreArguments<ResidentForwardArgs> && kAreArguments<ResidentBackwardArgs>);
 static_assert(kAreArguments<StreamedForwardArgs> && kAreArguments<StreamedBackwardArgs>);
 

@@ -134,6 +134,19 @@ __device__ __forceinline__ void sum_rows(const SumRowsArgs<Stored>& a) {
   if (sum.again) sum.again[first + own] = stored<Stored>(result);
 }
 
+__device__ __forceinline__ void drop(const DropStatesArgs& a) {
+  const int64_t words = a.h_words + a.c_words, threads = int64_t(gridDim.x) * kThreads;
+  for (int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x; i < a.n * words; i += threads) {
+    const int64_t j = i / words, word = i % words;
+    if (!a.begins[j]) continue;
+    if (word < a.h_words) {
+      a.h[j * a.h_words + word] = 0;
+    } else {
+      a.c[j * a.c_words + word - a.h_words] = 0;
+    }
+  }
+}
+
 }  // namespace
 }  // namespace fusedrnn::cuda
 
@@ -163,8 +176,13 @@ extern "C" __global__ void __launch_bounds__(fusedrnn::cuda::kThreads)
     args.to[i] = args.values[i];
 }
 
+extern "C" __global__ void __launch_bounds__(fusedrnn::cuda::kThreads)
+    drop_states(const __grid_constant__ fusedrnn::cuda::DropStatesArgs args) {
+  fusedrnn::cuda::drop(args);
+}
+
 const std::vector<fusedrnn::cuda::Kernel> fusedrnn::cuda::kAroundLoopKernels = {
     FUSEDRNN_KERNEL(sum_rows_f32),  FUSEDRNN_KERNEL(sum_rows_f64), FUSEDRNN_KERNEL(sum_rows_f16),
     FUSEDRNN_KERNEL(sum_rows_bf16), FUSEDRNN_KERNEL(round_f16),    FUSEDRNN_KERNEL(round_bf16),
-    FUSEDRNN_KERNEL(write_numbers),
+    FUSEDRNN_KERNEL(write_numbers), FUSEDRNN_KERNEL(drop_states),
 };

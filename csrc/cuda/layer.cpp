@@ -93,6 +93,25 @@ void gradients(const Pass& pass, const LayerBackward<Stored>& args, int64_t d,
   if (deltas.delta_x) sums.add(delta_x, d_w.b_ih);
 }
 
+// Zeroes h and c, or their gradients, of the sequences that begin anew at step 0.
+template <class V>
+void drop_states(const Layer& layer, Launcher& launcher, const Beginnings& beginnings, V* h, V* c) {
+  if (!beginnings.begins) return;
+  constexpr int64_t kWords = sizeof(V) / sizeof(uint32_t);
+  DropStatesArgs a = {};
+  a.n = layer.sequences.widest();
+  a.begins = beginnings.begins;
+  a.h = reinterpret_cast<uint32_t*>(h);
+  a.h_words = layer.P * kWords;
+  a.c = layer.info().has_c ? reinterpret_cast<uint32_t*>(c) : nullptr;
+  a.c_words = layer.info().has_c ? layer.H * kWords : 0;
+  launcher.launch({.kernel = "drop_states",
+                   .grid = grid_for(a.n * (a.h_words + a.c_words)),
+                   .block = {kThreads},
+                   .args = &a,
+                   .args_bytes = sizeof(a)});
+}
+
 }  // namespace
 
 Plan plan_layer(const Layer& layer, Launcher& launcher, Dtype dtype, bool backward,
@@ -123,12 +142,15 @@ Plan plan_layer(const Layer& layer, Launcher& launcher, Dtype dtype, bool backwa
 template <class Stored>
 void layer_forward(const Layer& layer, Launcher& launcher, const Options& options,
                    const LayerForward<Stored>& args) {
-  zero_unwritten<Stored>(layer, args.reserve,
-                         [&](Stored* p, int64_t values) { zero(launcher, p, values); });
+  // With beginnings, the kernels write every row of the reserve.
+  if (!layer.has_starts)
+    zero_unwritten<Stored>(layer, args.reserve,
+                           [&](Stored* p, int64_t values) { zero(launcher, p, values); });
   if (layer.sequences.rows() == 0) return;  // without steps, h_n is h_0 and c_n is c_0
   Scratch scratch;
   const Pass pass = {layer, launcher, options, scratch};
   const Plan plan = checked_plan<Stored>(pass, false);
+  drop_states(layer, launcher, args.beginnings, args.h, args.c);
   if (plan.regime == Regime::kResident) {
     forward_resident(pass, plan, args);
   } else if (plan.regime == Regime::kStreamed) {
@@ -161,6 +183,7 @@ void layer_backward(const Layer& layer, Launcher& launcher, const Options& optio
   } else {
     backward_per_step(pass, args, deltas);
   }
+  drop_states(layer, launcher, args.beginnings, args.d_h, args.d_c);
   for (int64_t d = 0; d < layer.D; ++d) gradients(pass, args, d, deltas[d], sums);
   sums.run(launcher);
 }

@@ -39,15 +39,28 @@ struct Options {
   const int64_t* row_offset = nullptr;
 };
 
+// Where sequences begin inside those of the batch, if the call says so (Layer::has_starts). Then a
+// pass reads this on the device; the host never does.
+struct Beginnings {
+  // [rows] for each direction: whether the state after this row's step is dropped, because another
+  // sequence begins behind it in the order in which the direction runs. It is never set at the last
+  // position of a sequence of the batch.
+  const uint8_t* drops[2];
+  // [N] whether a sequence begins anew at step 0, so that it takes nothing from h_0 and c_0 in the
+  // first direction. Only the sequences that are alive at step 0 count.
+  const uint8_t* begins;
+};
+
 template <class Stored>
 struct LayerForward {
   const Stored* x;                // [rows, I]
   Parameters<const Stored> w[2];  // [D]
   Real<Stored>* h;                // [D, N, P] in: h_0; out: h_n
   Real<Stored>* c;                // [D, N, H] in: c_0; out: c_n; null in cells without c
-  Stored* y;                      // [rows, D*P]
+  Stored* y;                      // [rows, y_width]
   void* reserve;                  // [reserve_bytes<Stored>] filled for backward, or null
   const Real<Stored>* row_input;  // [rows] one value for each row, in cells that take it; else null
+  Beginnings beginnings;
 };
 
 template <class Stored>
@@ -55,7 +68,7 @@ struct LayerBackward {
   const Stored* x;                // [rows, I]
   Parameters<const Stored> w[2];  // [D]
   const void* reserve;            // as forward wrote it
-  const Stored* d_y;              // [rows, D*P] or null
+  const Stored* d_y;              // [rows, y_width] or null
   Real<Stored>* d_h;              // [D, N, P] in: gradient of h_n; out: gradient of h_0
   Real<Stored>* d_c;              // [D, N, H] the same for c; null in cells without c
   Stored* d_x;                    // [rows, I] or null
@@ -63,6 +76,7 @@ struct LayerBackward {
   // and b_hh.
   Parameters<Stored> d_w[2];
   const Real<Stored>* row_input;  // as in LayerForward; it has no gradient
+  Beginnings beginnings;
 };
 
 // The plan of a pass over a layer on the launcher's device.

@@ -122,8 +122,10 @@ ForwardWork<Stored> forward_work(const Layer& layer, const LayerForward<Stored>&
   work.row_input = args.row_input;
   work.h = args.h + d * N * P;
   work.c = layer.info().has_c ? args.c + d * N * H : nullptr;
+  work.drops = args.beginnings.drops[d];
   work.y = args.y + d * P;
-  work.y_ld = layer.D * P;
+  work.y_c = layer.c_in_y ? args.y + layer.D * P + d * H : nullptr;
+  work.y_ld = layer.y_width();
   if (!args.reserve) return work;
   const Reserve<Stored> reserve = reserve_of<Stored>(layer, args.reserve, d);
   work.keeps = true;
@@ -142,8 +144,10 @@ BackwardWork<Stored> backward_work(const Layer& layer, const LayerBackward<Store
   const Reserve<Stored> reserve = reserve_of<Stored>(layer, args.reserve, d);
   BackwardWork<Stored> work = {};
   work.H = H, work.P = P;
+  work.drops = args.beginnings.drops[d];
   work.d_y = args.d_y ? args.d_y + d * P : nullptr;
-  work.d_y_ld = layer.D * P;
+  work.d_y_c = args.d_y && layer.c_in_y ? args.d_y + layer.D * P + d * H : nullptr;
+  work.d_y_ld = layer.y_width();
   work.d_h = args.d_h + d * N * P;
   work.d_c = layer.info().has_c ? args.d_c + d * N * H : nullptr;
   work.saved = reserve.saved;

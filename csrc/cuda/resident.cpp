@@ -20,6 +20,8 @@ void forward_resident(const Pass& pass, const Plan& plan, const LayerForward<Sto
   a.h = args.h;
   a.c = layer.info().has_c ? args.c : nullptr;
   a.y = args.y;
+  a.y_c = layer.c_in_y ? args.y + layer.D * layer.H : nullptr;
+  a.y_ld = layer.y_width();
   a.row_input = args.row_input;
   for (int64_t d = 0; d < layer.D; ++d) {
     a.gates_x[d] = gates_x[d];
@@ -27,6 +29,7 @@ void forward_resident(const Pass& pass, const Plan& plan, const LayerForward<Sto
     a.b_ih[d] = args.w[d].b_ih;
     a.b_hh[d] = args.w[d].b_hh;
     a.params[d] = args.w[d].w_ch;
+    a.drops[d] = args.beginnings.drops[d];
     if (!args.reserve) continue;
     const Reserve<Stored> reserve = reserve_of<Stored>(layer, args.reserve, d);
     a.saved[d] = reserve.saved;
@@ -57,6 +60,8 @@ void backward_resident(const Pass& pass, const Plan& plan, const LayerBackward<S
   a.words = plan.words;
   a.as_one = plan.as_one;
   a.d_y = args.d_y;
+  a.d_y_c = args.d_y && layer.c_in_y ? args.d_y + layer.D * layer.H : nullptr;
+  a.d_y_ld = layer.y_width();
   a.row_input = args.row_input;
   a.d_h = args.d_h;
   a.d_c = layer.info().has_c ? args.d_c : nullptr;
@@ -69,6 +74,7 @@ void backward_resident(const Pass& pass, const Plan& plan, const LayerBackward<S
     a.delta[d] = deltas[d].delta;
     a.delta_x[d] = deltas[d].delta_x;
     a.params[d] = args.w[d].w_ch;
+    a.drops[d] = args.beginnings.drops[d];
     a.delta_params[d] = deltas[d].delta_params;
   }
   launch_loop<Stored>(plan, pass.launcher, true, a);

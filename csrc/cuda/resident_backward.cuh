@@ -84,13 +84,19 @@ class ResidentBackward {
     for_pairs(a, place, step.n, [&](int i, int j, int u) {
       const int64_t row = step.row + j, unit = place.first_u + opaque(u);
       const Stored* saved_of_row = a.saved[d] + row * Cell::kSaved * H;
-      if constexpr (Cell::kSavesH)
+      if (Cell::kSavesH && !a.drops[d])
         saved_of_row =
             j < pending ? a.h_in[d] + (pending_row + j) * H : a.saved[d] + (place.first_j + j) * H;
       for (int k = 0; k < Cell::kSaved; ++k) saved[i][k] = real(saved_of_row[k * H + unit]);
       if constexpr (Cell::kReadsH) state[i].h = real(a.h_in[d][row * H + unit]);
       if constexpr (Cell::kHasC) state[i].c = a.c_in[d][row * H + unit];
-      d_y[i] = a.d_y ? real(a.d_y[(row * a.D + d) * H + unit]) : V(0);
+      const int64_t y_at = row * a.d_y_ld + d * H + unit;
+      d_y[i] = a.d_y ? real(a.d_y[y_at]) : V(0);
+      dropped[i] = a.drops[d] && a.drops[d][row];
+      if constexpr (Cell::kHasC) {
+        if (dropped[i]) d_c[i] = V(0);
+        if (a.d_y_c) d_c[i] += real(a.d_y_c[y_at]);
+      }
     });
   }
 
@@ -122,7 +128,7 @@ class ResidentBackward {
     V d_emit;
     Carry<V> carry;
     if constexpr (s == kLast) {
-      d_emit = d_h[i] + d_y[i];
+      d_emit = unless(dropped[i], d_h[i]) + d_y[i];
       carry.d_h = V(0);
     } else {
       d_emit = memory.sum_of_product(s + 1, j, u);
@@ -184,6 +190,7 @@ class ResidentBackward {
   State<V> state[kPairs];
   V delta_h[kPairs][Cell::kGates], delta_x[kPairs][Cell::kGates];
   V delta_params[kPairs][Cell::kParams > 0 ? Cell::kParams : 1];
+  bool dropped[kPairs];  // whether d_h is dropped, because another sequence begins behind
   const char* const kernel;
   unsigned number = 1;      // of the words that this position writes
   int turn = 0;             // the buffer of the exchange that receives the deltas of this position

@@ -37,12 +37,14 @@ class ResidentForward {
         next_n = p + 1 < a.end ? step_of(a, place, place.d == 1 ? a.T - 2 - p : p + 1).n : 0;
       }
       load_inputs(step);
+      load_drops(step);
       keep_states(step);
       run_stage<0>(step);
       if constexpr (kLast > 0) run_stage<kLast>(step);
       turn ^= 1;
       ++number;
       store_outputs(step);
+      drop_states();
     }
     store_states();
     barrier.leave();
@@ -99,6 +101,25 @@ class ResidentForward {
       for (int g = 0; g < Cell::kGates; ++g)
         x[i][g] = a.gates_x[place.d][(row * Cell::kGates + g) * a.H + place.first_u + u];
     });
+  }
+
+  // Loads whether the states after this position are dropped, because another sequence begins
+  // behind it.
+  __device__ __forceinline__ void load_drops(const Step& step) {
+    dropped = 0;
+    if (!a.drops[place.d]) return;
+    for_pairs(a, place, step.n, [&](int i, int j, int) {
+      if (a.drops[place.d][step.row + j]) dropped |= 1u << i;
+    });
+  }
+
+  // Zeroes the states that are dropped, once y has them.
+  __device__ __forceinline__ void drop_states() {
+    for (int i = 0; i < kPairs; ++i) {
+      if (!(dropped >> i & 1)) continue;
+      h[i] = V(0);
+      if constexpr (Cell::kHasC) c[i] = V(0);
+    }
   }
 
   __device__ __forceinline__ void keep_states(const Step& step) {
@@ -159,7 +180,7 @@ class ResidentForward {
     int rows = s == kLast ? place.rows : step.n;
     if (Product::kTakesWords && s == kLast && a.words) rows = next_n;
     for_pairs(a, place, rows, [&](int i, int j, int u) {
-      const V value = s == kLast ? h[i] : emit[i];
+      const V value = s == kLast ? unless(dropped >> i & 1, h[i]) : emit[i];
       put<Product>(a, place, {kTo, s == kLast ? turn ^ 1 : turn, j, place.first_u + u}, value,
                    s == kLast ? number + 1 : number);
     });
@@ -176,9 +197,13 @@ class ResidentForward {
   __device__ __forceinline__ void store_outputs(const Step& step) {
     for_pairs(a, place, step.n, [&](int i, int j, int u) {
       const int64_t row = step.row + j, unit = place.first_u + u;
-      a.y[(row * a.D + place.d) * a.H + unit] = stored<Stored>(h[i]);
+      const int64_t at = row * a.y_ld + place.d * a.H + unit;
+      a.y[at] = stored<Stored>(h[i]);
+      if constexpr (Cell::kHasC) {
+        if (a.y_c) a.y_c[at] = stored<Stored>(c[i]);
+      }
       if (!a.saved[place.d]) return;
-      const int64_t saved_row = Cell::kSavesH ? place.first_j + j : row;
+      const int64_t saved_row = Cell::kSavesH && !a.drops[place.d] ? place.first_j + j : row;
       for (int k = 0; k < Cell::kSaved; ++k)
         a.saved[place.d][(saved_row * Cell::kSaved + k) * a.H + unit] = stored<Stored>(saved[i][k]);
     });
@@ -206,6 +231,7 @@ class ResidentForward {
   int turn = 0;        // the buffer of the exchange that has h_{t-1}
   unsigned number;     // of the words for this position
   int next_n = 0;      // how many sequences of the block are alive at the next position
+  unsigned dropped;    // bit i: whether the state of pair i after this position is dropped
   bool begun = false;  // whether the launch has had a position with sequences
 };
 

@@ -13,6 +13,7 @@ class ForwardValue {
   using V = Real<Stored>;
   static constexpr Stage kStage = Cell::stage(s);
   static constexpr bool kLast = s == Cell::kStages - 1;
+  static constexpr bool kKeepsC = Cell::kHasC && s == 0;
 
  public:
   // Also keeps h_{t-1} and c_{t-1} for backward.
@@ -34,10 +35,11 @@ class ForwardValue {
       for (int i = 0; i < kStage.saved_begin; ++i) saved_[i] = real(saved[i * a.H]);
     }
     if constexpr (Cell::kReadsH) state_.h = a.h[j * a.P + u];
+    if constexpr (kLast || kKeepsC) dropped_ = a.drops && a.drops[row + j];
     if constexpr (kLast) {
       if (a.h_in) a.h_in[(row + j) * a.P + u] = stored<Stored>(a.h[j * a.P + u]);
     }
-    if constexpr (Cell::kHasC && s == 0) {
+    if constexpr (kKeepsC) {
       state_.c = a.c[j * a.H + u];
       if (a.c_in) a.c_in[(row + j) * a.H + u] = state_.c;
     }
@@ -53,17 +55,23 @@ class ForwardValue {
     return emit_;
   }
 
+  // The emit as the next product takes it: in the last stage that of the next position.
+  __device__ __forceinline__ V handed_on() const { return kLast && dropped_ ? V(0) : emit_; }
+
   __device__ __forceinline__ void store(const ForwardWork<Stored>& a, int64_t row, int64_t j,
                                         int64_t u) const {
-    if constexpr (Cell::kHasC && s == 0) a.c[j * a.H + u] = state_.c;
+    if constexpr (kKeepsC) {
+      a.c[j * a.H + u] = dropped_ ? V(0) : state_.c;
+      if (a.y_c) a.y_c[(row + j) * a.y_ld + u] = stored<Stored>(state_.c);
+    }
     if (a.saved) {
       Stored* saved = a.saved + saved_at(a, row, j) + u;
       for (int i = kStage.saved_begin; i < kStage.saved_end; ++i)
         saved[i * a.H] = stored<Stored>(saved_[i]);
     }
     if constexpr (kLast) {
-      a.h[j * a.P + u] = emit_;
-      if (a.h_rounded) a.h_rounded[j * a.P + u] = stored<Stored>(emit_);
+      a.h[j * a.P + u] = handed_on();
+      if (a.h_rounded) a.h_rounded[j * a.P + u] = stored<Stored>(handed_on());
       a.y[(row + j) * a.y_ld + u] = stored<Stored>(emit_);
     } else if (a.emit) {
       a.emit[(a.keeps ? row + j : j) * a.H + u] = stored<Stored>(emit_);
@@ -73,13 +81,14 @@ class ForwardValue {
  private:
   static __device__ __forceinline__ int64_t saved_at(const ForwardWork<Stored>& a, int64_t row,
                                                      int64_t j) {
-    return (a.keeps && !Cell::kSavesH ? row + j : j) * Cell::kSaved * a.H;
+    return (a.keeps && (!Cell::kSavesH || a.drops) ? row + j : j) * Cell::kSaved * a.H;
   }
 
   V gates_x_[kStage.gates], bias_[kStage.gates], saved_[Cell::kSaved];
   V row_input_, emit_;
   Inputs<Cell, V> inputs_;
   State<V> state_;
+  bool dropped_;  // whether the next position takes zeros in place of h and c
 };
 
 // A value of a stage's emit in backward.
@@ -93,17 +102,23 @@ class BackwardValue {
   __device__ __forceinline__ void load(const BackwardWork<Stored>& a, const StepRows& rows,
                                        int64_t j, int64_t u) {
     const int64_t row = rows.row + j;
-    if constexpr (kLast) d_y_ = a.d_y ? real(a.d_y[row * a.d_y_ld + u]) : V(0);
+    [[maybe_unused]] const bool dropped = a.drops && a.drops[row];
+    if constexpr (kLast) {
+      d_y_ = a.d_y ? real(a.d_y[row * a.d_y_ld + u]) : V(0);
+      dropped_ = dropped;
+    }
     if constexpr (!kStage.projects) {
       inputs_.load_params(a.params, a.H, u);
       if constexpr (Cell::kTakesRow) row_input_ = a.row_input[row];
-      const Stored* saved = a.saved + (Cell::kSavesH ? j : row) * Cell::kSaved * a.H;
-      if (Cell::kSavesH && j < rows.n_next) saved = a.h_in + (rows.next_row + j) * a.P;
+      const bool once = Cell::kSavesH && !a.drops;  // whether h is saved as h_in of the next row
+      const Stored* saved = a.saved + (once ? j : row) * Cell::kSaved * a.H;
+      if (once && j < rows.n_next) saved = a.h_in + (rows.next_row + j) * a.P;
       for (int i = 0; i < Cell::kSaved; ++i) saved_[i] = real(saved[i * a.H + u]);
       if constexpr (Cell::kReadsH) state_.h = real(a.h_in[row * a.P + u]);
       if constexpr (Cell::kHasC) {
         state_.c = a.c_in[row * a.H + u];
-        carry_.d_c = a.d_c[j * a.H + u];
+        carry_.d_c = dropped ? V(0) : a.d_c[j * a.H + u];
+        if (a.d_y_c) carry_.d_c += real(a.d_y_c[row * a.d_y_ld + u]);
       }
       if constexpr (Cell::kCarriesH) carry_.d_h = kLast ? V(0) : a.d_h[j * a.P + u];
     }
@@ -111,7 +126,7 @@ class BackwardValue {
 
   // d_emit is the gradient of the emit, in the last stage without that of y.
   __device__ __forceinline__ void compute(V d_emit) {
-    if constexpr (kLast) d_emit += d_y_;
+    if constexpr (kLast) d_emit = (dropped_ ? V(0) : d_emit) + d_y_;
     if constexpr (kStage.projects) {
       delta_h_[0] = d_emit;
     } else {
@@ -150,6 +165,7 @@ class BackwardValue {
   Inputs<Cell, V> inputs_;
   State<V> state_;
   Carry<V> carry_;
+  bool dropped_;  // whether no gradient comes from the next position
 };
 
 }  // namespace fusedrnn::cuda

@@ -89,7 +89,8 @@ class StreamedForward {
         V acc[kStage.gates];
         for (int g = 0; g < kStage.gates; ++g)
           acc[g] = memory.sum_slices(s, j - first, g * span.size + u);
-        exchanged(kTo, buffer, j, span.first + u) = Product::exchanged(value[i].compute(acc));
+        value[i].compute(acc);
+        exchanged(kTo, buffer, j, span.first + u) = Product::exchanged(value[i].handed_on());
       });
       if (first + count == step.n) {
         barrier.arrive();

@@ -16,7 +16,9 @@
 //   product for position p has all words of the sequence as factors. So if r returned w, there
 //   would be a cycle of dependencies and reads-from, which the axiom "No Thin Air" forbids. A block
 //   writes words of a sequence only for positions at which it is alive, so that each write has
-//   these dependencies. The interpreter does not run loads late and cannot judge this part.
+//   these dependencies. Where another sequence begins, zero takes the place of the value, and
+//   `unless` lets it depend on the value all the same. The interpreter does not run loads late and
+//   cannot judge this part.
 #pragma once
 
 #include "barrier.cuh"
@@ -42,6 +44,14 @@ struct Source {
     return rest;
   }
 };
+
+// The value if `dropped` is 0, and zero if it is 1, whatever the value is. Either result comes from
+// an instruction that takes the value, which no compiler sees through.
+__device__ __forceinline__ float unless(unsigned dropped, float value) {
+  unsigned bits;
+  asm("and.b32 %0, %1, %2;" : "=r"(bits) : "r"(__float_as_uint(value)), "r"(dropped - 1));
+  return __uint_as_float(bits);
+}
 
 __device__ __forceinline__ void put_word(uint64_t* word, float value, unsigned number) {
   const uint64_t both = uint64_t(number) << 32 | __float_as_uint(value);

@@ -22,8 +22,13 @@ struct Layer {
   CellKind cell;
   int64_t I, H, P, D;
   const Sequences& sequences;
+  // Whether the call says where sequences begin. Then a cell with saves_h saves h of every row.
+  bool has_starts = false;
+  // Whether y also has c after every step, behind h of both directions.
+  bool c_in_y = false;
 
   const CellInfo& info() const { return info_of(cell); }
+  int64_t y_width() const { return D * (c_in_y ? P + H : P); }
   int64_t gate_columns() const { return info().gates * H; }
   ParameterSizes parameter_sizes() const { return {info().gates, info().params, I, H, P}; }
   // The width of a stage's emit, and of its product per gate.

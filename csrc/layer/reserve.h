@@ -14,11 +14,18 @@ namespace fusedrnn {
 // that have `rows` rows.
 template <class Stored>
 struct Reserve {
-  Stored* saved;       // [rows, kSaved*H]; [N, H] for cells with kSavesH, see contract.h
+  Stored* saved;       // [rows, kSaved*H]; see saved_rows
   Stored* h_in;        // [rows, P] h_{t-1}
   Real<Stored>* c_in;  // [rows, H] c_{t-1}; null without c
   Stored* emit;        // [rows, H] the emit of stage 0; null for cells of one stage
 };
+
+// The rows of `saved`. A cell with kSavesH (contract.h) saves h of each sequence's last step alone,
+// [N, H], because h of an earlier step is h_in of the next one. That does not hold for a step
+// before a beginning. How many of them there are must not change the size of the reserve.
+inline int64_t saved_rows(const Layer& layer, int64_t rows) {
+  return layer.info().saves_h && !layer.has_starts ? layer.sequences.N : rows;
+}
 
 // The offsets of the arrays of one direction in bytes (`saved` begins at 0), and their total size.
 struct ReserveLayout {
@@ -35,9 +42,8 @@ ReserveLayout reserve_layout(const Layer& layer, int64_t rows) {
     constexpr size_t kAlign = sizeof(Real<Stored>);
     return (bytes + kAlign - 1) / kAlign * kAlign;
   };
-  const int64_t saved_rows = info.saves_h ? layer.sequences.N : rows;
   ReserveLayout at;
-  at.h_in = bytes_of(saved_rows * info.saved * layer.H, sizeof(Stored));
+  at.h_in = bytes_of(saved_rows(layer, rows) * info.saved * layer.H, sizeof(Stored));
   at.c_in = at.h_in + bytes_of(rows * layer.P, sizeof(Stored));
   if (info.has_c) at.c_in = aligned(at.c_in);
   at.emit = at.c_in + bytes_of(info.has_c ? rows * layer.H : 0, sizeof(Real<Stored>));
@@ -66,15 +72,15 @@ Reserve<Stored> reserve_of(const Layer& layer, const void* reserve, int64_t d) {
 }
 
 // Calls zero(pointer, values) for the values of the reserve that no step of forward writes. Only
-// cells with kSavesH have some: `saved` is h of each sequence's last step, and a sequence of length
-// 0 has no last step.
+// cells with kSavesH have some: `saved` is h of each sequence's last step, a sequence of length 0
+// has no last step, and with beginnings there may be more rows than sequences.
 template <class Stored, class Zero>
 void zero_unwritten(const Layer& layer, const void* reserve, const Zero& zero) {
   const Sequences& seq = layer.sequences;
   if (!reserve || !layer.info().saves_h) return;
   for (int64_t d = 0; d < layer.D; ++d)
     zero(reserve_of<Stored>(layer, reserve, d).saved + seq.widest() * layer.H,
-         (seq.N - seq.widest()) * layer.H);
+         (saved_rows(layer, seq.rows()) - seq.widest()) * layer.H);
 }
 
 }  // namespace fusedrnn

@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "../layer/layer.h"
+#include "../layer/pieces.h"
 #include "tensors.h"
 
 namespace fusedrnn {
@@ -19,13 +20,22 @@ struct OpCall {
   ScalarType dtype = ScalarType::Float;    // dtype of x and of the caller's tensors
   ScalarType compute = ScalarType::Float;  // the compute type: Float or Double
   ScalarType stored = ScalarType::Float;   // the stored type, in which the engine takes rows
-  std::optional<PaddedRows> padded = {};
-  Sequences packed = {};             // the batch if it is not padded
+  // How the caller's sequences become those of the engine, if they are others or have beginnings
+  // that the host reads.
+  std::optional<Pieces> pieces = {};
+  Sequences packed = {};    // the batch if there are no pieces
+  bool padded = false;      // whether there are lengths, so that rows of the caller may be padding
+  bool has_starts = false;  // whether the caller says where sequences begin
+  // The same as a contiguous tensor of bool, [T, N] or [S], if the kernels read it.
+  OptionalTensor starts = {};
+  bool c_in_y = false;               // whether y also has c of every step
   std::vector<Tensor> weights = {};  // in the stored type
 
   const CellInfo& info() const { return info_of(cell); }
-  const Sequences& sequences() const { return padded ? padded->sequences : packed; }
-  Layer layer() const { return {cell, I, H, P, D, sequences()}; }
+  const Sequences& sequences() const { return pieces ? pieces->sequences : packed; }
+  Layer layer() const { return {cell, I, H, P, D, sequences(), has_starts, c_in_y}; }
+  // Whether the engine's rows are other than the caller's.
+  bool moves_rows() const { return pieces && !pieces->in_place; }
   ParameterSizes parameter_sizes() const { return {info().gates, info().params, I, H, P}; }
   // The shape of x, y or a gradient with `width` features, as the caller has it.
   std::vector<int64_t> rows_shape(bool packed_input, int64_t width) const {
@@ -41,7 +51,7 @@ struct OpCall {
   }
   // The number of rows for which forward allocates the reserve. It does not depend on the values in
   // lengths.
-  int64_t reserve_rows() const { return padded ? T * N : packed.rows(); }
+  int64_t reserve_rows() const { return padded ? T * N : sequences().rows(); }
 };
 
 inline CellKind cell_of(const std::string& name) {
@@ -58,6 +68,7 @@ struct GivenBatch {
   const OptionalTensor& batch_sizes;
   const OptionalTensor& lengths;
   int64_t size;
+  const OptionalTensor& starts;
 };
 
 inline std::vector<int64_t> read_int64(const Tensor& t, const char* name) {
@@ -77,8 +88,45 @@ inline std::vector<int64_t> read_int64(const Tensor& t, const char* name) {
   return values;
 }
 
+// Reads where sequences begin. The lengths of the batch are read already. If the host cannot read
+// the memory of the device, the kernels have to.
+template <class Engine>
+void read_starts(Engine& engine, OpCall& call, const Tensor& starts, bool packed_input) {
+  engine.check_device(starts, "starts");
+  check(starts.scalar_type() == ScalarType::Bool, "starts must be bool, got ",
+        name_of(starts.scalar_type()));
+  const std::vector<int64_t> expected =
+      packed_input ? std::vector{call.packed.rows()} : std::vector{call.T, call.N};
+  check(starts.sizes().equals(expected), "starts must be ", packed_input ? "[S]" : "[T, N]", " = ",
+        Shape{expected}, ", got ", shape(starts));
+  check_storage(starts, "starts");
+  call.has_starts = true;
+  const Tensor ready = engine.prepare(starts, ScalarType::Bool);
+  if constexpr (!Engine::kHostReads) {
+    call.starts = ready;
+    return;
+  }
+  const char* const begins = data<char>(ready);
+  if (std::find_if(begins, begins + ready.numel(), [](char b) { return b != 0; }) ==
+      begins + ready.numel())
+    return;
+  std::vector<int64_t> lengths(call.N, call.T), row_offset;
+  if (packed_input) {
+    const std::vector<int64_t>& sizes = call.packed.batch_sizes;
+    for (size_t t = sizes.size(); t-- > 0;)
+      for (int64_t n = t + 1 < sizes.size() ? sizes[t + 1] : 0; n < sizes[t]; ++n)
+        lengths[n] = static_cast<int64_t>(t) + 1;
+    row_offset = call.packed.row_offset;
+  } else if (call.padded) {
+    for (const Piece& piece : call.pieces->piece) lengths[piece.n] = piece.length;
+  }
+  call.pieces =
+      cut_pieces(lengths, std::move(row_offset), [&](int64_t row) { return begins[row]; });
+  if (call.padded) call.pieces->in_place = false;
+}
+
 inline void read_sequences(OpCall& call, const Tensor& x, const GivenBatch& given) {
-  const auto& [batch_sizes, lengths, batch] = given;
+  const auto& [batch_sizes, lengths, batch, starts] = given;
   call.N = batch;
   check(batch >= 0, "batch must be N >= 0, got ", batch);
   if (batch_sizes) {
@@ -114,7 +162,8 @@ inline void read_sequences(OpCall& call, const Tensor& x, const GivenBatch& give
   for (size_t n = 0; n < values.size(); ++n)
     check(values[n] >= 0 && values[n] <= call.T, "lengths must be in [0, T] = [0, ", call.T,
           "], got ", values[n], " at ", n);
-  call.padded = from_lengths(values.data(), batch);
+  call.pieces = from_lengths(values.data(), batch);
+  call.padded = true;
 }
 
 // meaning says in words what the shape is. It is anything that a stream takes, and is not turned
@@ -199,11 +248,21 @@ inline OpCall begin_call(const Tensor& x, const std::string& cell, int64_t direc
   return call;
 }
 
+// The arguments that describe the layer.
+struct GivenLayer {
+  const std::string& cell;
+  bool bidirectional, c_in_y;
+};
+
 template <class Engine>
 OpCall read_call(Engine& engine, const Tensor& x, const std::vector<Tensor>& weights,
-                 const GivenBatch& batch, const std::string& cell, bool bidirectional) {
-  OpCall call = begin_call(x, cell, bidirectional ? 2 : 1);
+                 const GivenBatch& batch, const GivenLayer& layer) {
+  OpCall call = begin_call(x, layer.cell, layer.bidirectional ? 2 : 1);
+  call.c_in_y = layer.c_in_y;
+  check(!layer.c_in_y || call.info().has_c, "c_in_y must be False: ", call.info().name,
+        " has no cell state");
   read_sequences(call, x, batch);
+  if (batch.starts) read_starts(engine, call, *batch.starts, batch.batch_sizes.has_value());
   read_weights(engine, call, x, weights);
   return call;
 }

@@ -30,6 +30,7 @@ auto with_stored(const OpCall& call, const Body& body) {
 
 class CpuEngine {
  public:
+  static constexpr bool kHostReads = true;
   explicit CpuEngine(const Tensor& x) : x_(x) { check_device(x, "x"); }
 
   void check_device(const Tensor& t, const char* name) const {
@@ -74,42 +75,51 @@ class CpuEngine {
 
   Tensor packed_rows(const OpCall& call, const Tensor& rows, int64_t width) const {
     const Tensor ready = prepare(rows, call.stored);
-    if (!call.padded) return ready;
+    if (!call.moves_rows()) return ready;
     Tensor packed = empty({call.sequences().rows(), width}, call.stored);
-    pack_rows(*call.padded, ready.data_ptr(), packed.data_ptr(), width * ready.element_size());
+    move_rows(call, width * ready.element_size(), [&](int64_t bytes, int64_t begin, int64_t end) {
+      pack_rows(*call.pieces, ready.data_ptr(), packed.data_ptr(), bytes, begin, end);
+    });
     return packed;
   }
 
   Tensor output_rows(const OpCall& call, const Tensor& packed, int64_t width) const {
-    if (!call.padded) return prepare(packed, call.dtype);
-    Tensor padded = empty({call.T, call.N, width}, packed.scalar_type());
-    zero_from(padded, 0);
-    unpack_rows(*call.padded, packed.data_ptr(), padded.data_ptr(), width * packed.element_size());
-    return prepare(padded, call.dtype);
+    if (!call.moves_rows()) return prepare(packed, call.dtype);
+    const bool packed_input = !call.pieces->row_offset.empty();
+    Tensor rows = empty(packed_input ? std::vector<int64_t>{call.sequences().rows(), width}
+                                     : std::vector<int64_t>{call.T, call.N, width},
+                        packed.scalar_type());
+    if (call.padded) zero_from(rows, 0);
+    move_rows(call, width * packed.element_size(), [&](int64_t bytes, int64_t begin, int64_t end) {
+      unpack_rows(*call.pieces, packed.data_ptr(), rows.data_ptr(), bytes, begin, end);
+    });
+    return prepare(rows, call.dtype);
   }
 
-  Tensor own_state(const OpCall& call, const OptionalTensor& state, Sizes sizes,
-                   ScalarType dtype) const {
-    Tensor own = empty(sizes, dtype);
-    if (!state) {
-      zero_from(own, 0);
-      return own;
-    }
+  Tensor own_state(const OpCall& call, const OptionalTensor& state, Sizes sizes, ScalarType dtype,
+                   StateAt at) const {
+    std::vector<int64_t> own_sizes(sizes.begin(), sizes.end());
+    if (call.pieces) own_sizes[1] = call.sequences().N;
+    Tensor own = empty(own_sizes, dtype);
+    if (!state || (call.pieces && call.has_starts)) zero_from(own, 0);
+    if (!state) return own;
     const Tensor ready = prepare(*state, dtype);
     const int64_t bytes = sizes.back() * own.element_size();
-    if (call.padded) {
-      sort_states(*call.padded, ready.data_ptr(), own.data_ptr(), call.D, bytes);
+    if (call.pieces) {
+      take_states(*call.pieces, ready.data_ptr(), own.data_ptr(), call.D, at, bytes);
     } else if (call.D * call.N > 0) {
       copy_row(ready.data_ptr(), 0, own.data_ptr(), 0, call.D * call.N * bytes);
     }
     return own;
   }
 
-  Tensor output_state(const OpCall& call, const Tensor& own, int64_t width,
-                      ScalarType dtype) const {
-    if (!call.padded) return prepare(own, dtype);
+  Tensor output_state(const OpCall& call, const Tensor& own, int64_t width, ScalarType dtype,
+                      StateAt at) const {
+    if (!call.pieces) return prepare(own, dtype);
     Tensor out = empty({call.D, call.N, width}, own.scalar_type());
-    unsort_states(*call.padded, own.data_ptr(), out.data_ptr(), call.D, width * out.element_size());
+    if (call.has_starts) zero_from(out, 0);
+    give_states(*call.pieces, own.data_ptr(), out.data_ptr(), call.D, at,
+                width * out.element_size());
     return prepare(out, dtype);
   }
 
@@ -133,6 +143,28 @@ class CpuEngine {
   }
 
  private:
+  // Moving a byte of a row counts as this many multiply-adds.
+  static constexpr double kWorkOfByte = 2;
+
+  // Shares the copies of all live rows among threads. copy(bytes of a row, begin, end) makes those
+  // of the steps [begin, end).
+  template <class Copy>
+  void move_rows(const OpCall& call, int64_t bytes, const Copy& copy) const {
+    const Sequences& seq = call.sequences();
+    TorchRuntime runtime(x_, kWorkOfByte * static_cast<double>(seq.rows() * bytes));
+    // Steps differ in their number of rows, so there are several pieces of work for each thread.
+    const int64_t parts = runtime.threads() == 1 ? 1 : 4 * runtime.threads();
+    runtime.together([&] {
+      runtime.parallel(parts, [&](int64_t part) {
+        const auto step_at = [&](int64_t row) {
+          return std::lower_bound(seq.row_offset.begin(), seq.row_offset.end(), row) -
+                 seq.row_offset.begin();
+        };
+        copy(bytes, step_at(seq.rows() * part / parts), step_at(seq.rows() * (part + 1) / parts));
+      });
+    });
+  }
+
   template <class Stored>
   void run(const OpCall& call, const ForwardTensors& t) const {
     cpu::LayerForward<Stored> args = {};

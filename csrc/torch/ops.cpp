@@ -45,12 +45,14 @@ void check_storage_of(const Tensor& t, StringHandle name) {
 STABLE_TORCH_LIBRARY(fusedrnn, m) {
   m.def(
       "forward(Tensor x, Tensor? h0, Tensor? c0, Tensor[] weights, Tensor? batch_sizes, "
-      "Tensor? lengths, SymInt batch, str cell, bool bidirectional, bool keep) "
+      "Tensor? lengths, SymInt batch, str cell, bool bidirectional, bool keep, "
+      "Tensor? starts=None, bool c_in_y=False) "
       "-> (Tensor y, Tensor h_n, Tensor c_n, Tensor reserve)");
   m.def(
       "backward(Tensor? grad_y, Tensor? grad_h, Tensor? grad_c, Tensor x, Tensor? h0, Tensor? c0, "
       "Tensor[] weights, Tensor reserve, Tensor? batch_sizes, Tensor? lengths, SymInt batch, "
-      "str cell, bool bidirectional, bool need_x, bool need_state, bool need_weights) "
+      "str cell, bool bidirectional, bool need_x, bool need_state, bool need_weights, "
+      "Tensor? starts=None, bool c_in_y=False) "
       "-> (Tensor d_x, Tensor d_h0, Tensor d_c0, Tensor[] d_weights)");
   // One step of a cell. These two ops serve eager mode alone: neither autograd nor the compiler
   // knows them.

@@ -2,6 +2,7 @@
 // packed order and into the engine's dtypes, run the engine, and bring the results back.
 //
 // An Engine lives for one call of an op and is on the device of x. It has these members:
+//   kHostReads                       whether the host can read the memory of tensors
 //   Engine(x)                        throws if x is on another kind of device
 //   check_device(t, name)            throws if t is on another device than x
 //   empty(sizes, dtype)              an uninitialised tensor
@@ -16,7 +17,8 @@
 //   packed_rows                      the caller's rows (x, gradient of y) in packed order
 //   output_rows                      packed rows (y, gradient of x) as the caller has them
 //   own_state                        a copy of a state in packed order and in a given dtype, which
-//                                    the pass updates in place; zeros if the state is absent
+//                                    the pass updates in place; zeros if the state is absent. A
+//                                    StateAt says which of the two states of a sequence it is
 //   output_state                     such a state in the caller's order and in a given dtype
 //   Spare(engine, call, values)      memory for an output that the caller does not want
 //   forward(call, tensors), backward(call, tensors)
@@ -47,8 +49,8 @@ concept PassEngine = requires(
   as_size(engine.reserve_size(call, int64_t{}));
   as_tensor(engine.packed_rows(call, t, int64_t{}));
   as_tensor(engine.output_rows(call, t, int64_t{}));
-  as_tensor(engine.own_state(call, maybe, sizes, dtype));
-  as_tensor(engine.output_state(call, t, int64_t{}, dtype));
+  as_tensor(engine.own_state(call, maybe, sizes, dtype, StateAt{}));
+  as_tensor(engine.output_state(call, t, int64_t{}, dtype, StateAt{}));
   typename E::Spare;
   engine.forward(call, forward);
   engine.backward(call, backward);
@@ -89,13 +91,14 @@ struct GivenState {
   Sizes sizes;
   ScalarType given;   // the dtype that it must have
   ScalarType wanted;  // the dtype that the engine takes
+  StateAt at;
 };
 
 template <PassEngine Engine>
 Tensor own_state(Engine& engine, const OpCall& call, const OptionalTensor& state,
                  const GivenState& as) {
   if (state) check_tensor(engine, *state, as.name, as.given, as.meaning, as.sizes);
-  return engine.own_state(call, state, as.sizes, as.wanted);
+  return engine.own_state(call, state, as.sizes, as.wanted, as.at);
 }
 
 // Allocates the gradients of the weights, in the engine's dtype for gradients. Returns none if they
@@ -116,33 +119,41 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& x, OptionalTens
                                                    OptionalTensor c0, std::vector<Tensor> weights,
                                                    OptionalTensor batch_sizes,
                                                    OptionalTensor lengths, int64_t batch,
-                                                   StringHandle cell, bool bidirectional,
-                                                   bool keep) {
+                                                   StringHandle cell, bool bidirectional, bool keep,
+                                                   OptionalTensor starts, bool c_in_y) {
   const std::string name = take_string(cell);
   Engine engine(x);
-  const OpCall call =
-      read_call(engine, x, weights, {batch_sizes, lengths, batch}, name, bidirectional);
+  const OpCall call = read_call(engine, x, weights, {batch_sizes, lengths, batch, starts},
+                                {name, bidirectional, c_in_y});
   const bool has_c = call.info().has_c;
   check(has_c || !c0, "c0 must be absent: ", call.info().name, " has no cell state");
-  const int64_t width = call.D * call.P;
+  const int64_t width = call.layer().y_width();
 
   const Tensor rows = engine.packed_rows(call, x, call.I);
-  const Tensor h =
-      own_state(engine, call, h0,
-                {"h0", "[D, N, P]", {call.D, call.N, call.P}, call.dtype, engine.h_dtype(call)});
+  const Tensor h = own_state(engine, call, h0,
+                             {"h0",
+                              "[D, N, P]",
+                              {call.D, call.N, call.P},
+                              call.dtype,
+                              engine.h_dtype(call),
+                              StateAt::kBegin});
   const ScalarType c_type = c_dtype(call, c0);
   OptionalTensor c;
   if (has_c)
-    c = own_state(engine, call, c0,
-                  {"c0", "[D, N, H]", {call.D, call.N, call.H}, c_type, call.compute});
-  const Tensor y = engine.empty(call.padded ? std::vector<int64_t>{call.sequences().rows(), width}
-                                            : call.rows_shape(batch_sizes.has_value(), width),
-                                call.stored);
+    c = own_state(
+        engine, call, c0,
+        {"c0", "[D, N, H]", {call.D, call.N, call.H}, c_type, call.compute, StateAt::kBegin});
+  const Tensor y =
+      engine.empty(call.moves_rows() ? std::vector<int64_t>{call.sequences().rows(), width}
+                                     : call.rows_shape(batch_sizes.has_value(), width),
+                   call.stored);
   OptionalTensor reserve;
   if (keep) reserve = empty_reserve(engine, call);
   engine.forward(call, {rows, h, c, y.data_ptr(), reserve});
-  return {engine.output_rows(call, y, width), engine.output_state(call, h, call.P, call.dtype),
-          has_c ? engine.output_state(call, *c, call.H, c_type) : engine.empty({0}, call.dtype),
+  return {engine.output_rows(call, y, width),
+          engine.output_state(call, h, call.P, call.dtype, StateAt::kEnd),
+          has_c ? engine.output_state(call, *c, call.H, c_type, StateAt::kEnd)
+                : engine.empty({0}, call.dtype),
           reserve ? *reserve : engine.empty({0}, engine.reserve_dtype(call))};
 }
 
@@ -151,16 +162,17 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> backward(
     OptionalTensor grad_y, OptionalTensor grad_h, OptionalTensor grad_c, const Tensor& x,
     OptionalTensor h0, OptionalTensor c0, std::vector<Tensor> weights, const Tensor& reserve,
     OptionalTensor batch_sizes, OptionalTensor lengths, int64_t batch, StringHandle cell,
-    bool bidirectional, bool need_x, bool need_state, bool need_weights) {
+    bool bidirectional, bool need_x, bool need_state, bool need_weights, OptionalTensor starts,
+    bool c_in_y) {
   // The reserve has the values of h0 and c0. The op takes both for its own derivative, which
   // computes forward again. Only the dtype of c0 is used here.
   (void)h0;
   const std::string name = take_string(cell);
   Engine engine(x);
-  const OpCall call =
-      read_call(engine, x, weights, {batch_sizes, lengths, batch}, name, bidirectional);
+  const OpCall call = read_call(engine, x, weights, {batch_sizes, lengths, batch, starts},
+                                {name, bidirectional, c_in_y});
   const bool has_c = call.info().has_c;
-  const int64_t width = call.D * call.P;
+  const int64_t width = call.layer().y_width();
   check(has_c || !grad_c, "grad_c must be absent: ", call.info().name, " has no cell state");
   const Tensor checked_reserve = read_reserve(engine, call, reserve);
 
@@ -171,24 +183,27 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> backward(
                  call.rows_shape(batch_sizes.has_value(), width));
     d_y = engine.packed_rows(call, *grad_y, width);
   }
-  const Tensor d_h =
-      own_state(engine, call, grad_h,
-                {"grad_h", "[D, N, P]", {call.D, call.N, call.P}, call.dtype, call.compute});
+  const Tensor d_h = own_state(
+      engine, call, grad_h,
+      {"grad_h", "[D, N, P]", {call.D, call.N, call.P}, call.dtype, call.compute, StateAt::kEnd});
   const ScalarType c_type = c_dtype(call, c0);
   if (has_c)
-    d_c = own_state(engine, call, grad_c,
-                    {"grad_c", "[D, N, H]", {call.D, call.N, call.H}, c_type, call.compute});
+    d_c = own_state(
+        engine, call, grad_c,
+        {"grad_c", "[D, N, H]", {call.D, call.N, call.H}, c_type, call.compute, StateAt::kEnd});
   if (need_x) {
     const int64_t rows_alone[] = {call.sequences().rows(), call.I};
-    d_x = engine.empty(call.padded ? Sizes(rows_alone) : x.sizes(), engine.gradient_dtype(call));
+    d_x = engine.empty(call.moves_rows() ? Sizes(rows_alone) : x.sizes(),
+                       engine.gradient_dtype(call));
   }
   std::vector<Tensor> d_weights = empty_gradients(engine, call, need_weights);
 
   engine.backward(call, {rows, checked_reserve, d_y, d_h, d_c, d_x, d_weights});
   const auto none = [&] { return engine.empty({0}, call.dtype); };
   return {need_x ? engine.output_rows(call, *d_x, call.I) : none(),
-          need_state ? engine.output_state(call, d_h, call.P, call.dtype) : none(),
-          need_state && has_c ? engine.output_state(call, *d_c, call.H, c_type) : none(),
+          need_state ? engine.output_state(call, d_h, call.P, call.dtype, StateAt::kBegin) : none(),
+          need_state && has_c ? engine.output_state(call, *d_c, call.H, c_type, StateAt::kBegin)
+                              : none(),
           d_weights};
 }
 
@@ -206,11 +221,12 @@ std::vector<Tensor> step(const Tensor& x, const OptionalTensor& h0, const Option
 
   const std::vector<int64_t> sizes = step_sizes(call, call.H);
   const Tensor rows = engine.prepare(x, call.stored);
-  const Tensor h =
-      own_state(engine, call, h0, {"h", "[N, H]", sizes, call.dtype, engine.h_dtype(call)});
+  const Tensor h = own_state(
+      engine, call, h0, {"h", "[N, H]", sizes, call.dtype, engine.h_dtype(call), StateAt::kBegin});
   const ScalarType c_type = c_dtype(call, c0);
   OptionalTensor c;
-  if (has_c) c = own_state(engine, call, c0, {"c", "[N, H]", sizes, c_type, call.compute});
+  if (has_c)
+    c = own_state(engine, call, c0, {"c", "[N, H]", sizes, c_type, call.compute, StateAt::kBegin});
   OptionalTensor reserve;
   if (keep) reserve = empty_reserve(engine, call);
   // The engine writes y too, which is a second copy of h.
@@ -240,12 +256,13 @@ std::tuple<OptionalTensor, OptionalTensor, OptionalTensor, std::vector<Tensor>> 
 
   const std::vector<int64_t> sizes = step_sizes(call, call.H);
   const Tensor rows = engine.prepare(x, call.stored);
-  const Tensor d_h =
-      own_state(engine, call, grad_h, {"grad_h", "[N, H]", sizes, call.dtype, call.compute});
+  const Tensor d_h = own_state(
+      engine, call, grad_h, {"grad_h", "[N, H]", sizes, call.dtype, call.compute, StateAt::kEnd});
   OptionalTensor d_c, d_x;
   if (has_c)
-    d_c = own_state(engine, call, grad_c,
-                    {"grad_c", "[N, H]", sizes, c_dtype(call, grad_c), call.compute});
+    d_c =
+        own_state(engine, call, grad_c,
+                  {"grad_c", "[N, H]", sizes, c_dtype(call, grad_c), call.compute, StateAt::kEnd});
   if (need_x) d_x = engine.empty(x.sizes(), engine.gradient_dtype(call));
   std::vector<Tensor> d_weights = empty_gradients(engine, call, need_weights);
   engine.backward(call, {rows, checked_reserve, std::nullopt, d_h, d_c, d_x, d_weights});

@@ -84,6 +84,8 @@ inline const char* name_of(ScalarType dtype) {
       return "int64";
     case ScalarType::Byte:
       return "uint8";
+    case ScalarType::Bool:
+      return "bool";
     default:
       return "another dtype";
   }

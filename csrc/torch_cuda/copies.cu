@@ -1,5 +1,5 @@
-// The kernels of the bindings: they bring rows into packed order and back, and store or add the
-// results of products.
+// The kernels of the bindings: they bring rows into packed order and back, find where sequences
+// begin, and store or add the results of products.
 #include "../cuda/storage.cuh"
 #include "copies.h"
 #include "kernels.h"
@@ -45,6 +45,26 @@ __device__ __forceinline__ void unpack(const PackArgs& a) {
   });
 }
 
+__device__ __forceinline__ void find(const BeginningsArgs& a) {
+  for_each(a.steps * a.N, [&](int64_t i) {
+    const int64_t t = i / a.N, j = i % a.N;
+    const int64_t row = a.row_offset ? a.row_offset[t] : t * a.N;
+    const int64_t next_row = a.row_offset ? a.row_offset[t + 1] : row + a.N;
+    if (j >= next_row - row) return;
+    const auto starts = [&](int64_t step, int64_t step_row) {
+      return a.starts[a.order ? step * a.N + a.order[j] : step_row + j] != 0;
+    };
+    const int64_t next_end = t + 1 == a.steps ? next_row
+                             : a.row_offset   ? a.row_offset[t + 2]
+                                              : next_row + a.N;
+    const bool goes_on = j < next_end - next_row;  // whether the sequence has a next step
+    a.drops[0][row + j] = goes_on && starts(t + 1, next_row);
+    const bool begins = starts(t, row);
+    if (a.drops[1]) a.drops[1][row + j] = t > 0 && begins;
+    if (t == 0) a.begins[j] = begins;
+  });
+}
+
 template <class Stored>
 __device__ __forceinline__ void store(const StoreArgs<Stored>& a) {
   for_each(a.rows * a.columns, [&](int64_t i) {
@@ -70,6 +90,11 @@ FUSEDRNN_PACK(32)
 FUSEDRNN_PACK(64)
 #undef FUSEDRNN_PACK
 
+extern "C" __global__ void __launch_bounds__(fusedrnn::cuda::kThreads)
+    find_beginnings(const __grid_constant__ fusedrnn::cuda::BeginningsArgs args) {
+  fusedrnn::cuda::find(args);
+}
+
 #define FUSEDRNN_STORE(name, Stored)                                                 \
   extern "C" __global__ void __launch_bounds__(fusedrnn::cuda::kThreads)             \
       store_##name(const __grid_constant__ fusedrnn::cuda::StoreArgs<Stored> args) { \
@@ -88,6 +113,7 @@ const std::vector<Kernel> kBindingKernels = {
     FUSEDRNN_KERNEL(pack_rows_b64),   FUSEDRNN_KERNEL(unpack_rows_b16),
     FUSEDRNN_KERNEL(unpack_rows_b32), FUSEDRNN_KERNEL(unpack_rows_b64),
     FUSEDRNN_KERNEL(store_f32),       FUSEDRNN_KERNEL(store_f64),
-    FUSEDRNN_KERNEL(store_f16),       FUSEDRNN_KERNEL(store_bf16)};
+    FUSEDRNN_KERNEL(store_f16),       FUSEDRNN_KERNEL(store_bf16),
+    FUSEDRNN_KERNEL(find_beginnings)};
 
 }  // namespace fusedrnn::cuda

@@ -16,6 +16,17 @@ struct PackArgs {
   void* to;
 };
 
+// Finds where sequences begin, for the kernels of the engine (cuda/layer.h, Beginnings).
+struct BeginningsArgs {
+  int64_t N, steps;           // of the packed order
+  const int64_t* row_offset;  // [steps + 1]; null where every step has N rows
+  // [N] as in PackArgs, if the caller's rows are a padded batch; null if they are in packed order.
+  const int64_t* order;
+  const uint8_t* starts;  // [T, N] or [rows] in the caller's order: not 0 where a sequence begins
+  uint8_t* drops[2];      // [rows] of each direction; the second is null if there is one
+  uint8_t* begins;        // [N]
+};
+
 // to = from, or to += from if accumulate is set. A result is rounded once.
 template <class Stored>
 struct StoreArgs {
@@ -26,6 +37,6 @@ struct StoreArgs {
   bool accumulate;
 };
 
-static_assert(kIsArgument<PackArgs> && kAreArguments<StoreArgs>);
+static_assert(kIsArgument<PackArgs> && kIsArgument<BeginningsArgs> && kAreArguments<StoreArgs>);
 
 }  // namespace fusedrnn::cuda

@@ -46,6 +46,7 @@ inline unsigned spin_limit_asked_for() {
 template <class L>
 class GpuEngine {
  public:
+  static constexpr bool kHostReads = false;
   explicit GpuEngine(const Tensor& x) : launcher_(x) {}
 
   void check_device(const Tensor& t, const char* name) const { launcher_.check_device(t, name); }
@@ -82,24 +83,25 @@ class GpuEngine {
 
   Tensor packed_rows(const OpCall& call, const Tensor& rows, int64_t width) {
     const Tensor ready = prepare(rows, call.stored);
-    if (!call.padded) return ready;
+    if (!call.moves_rows()) return ready;
     const Tensor packed = empty({call.sequences().rows(), width}, call.stored);
     move_rows("pack", rows_of(call, width), ready, packed);
     return packed;
   }
 
   Tensor output_rows(const OpCall& call, const Tensor& packed, int64_t width) {
-    if (!call.padded) return packed;
+    if (!call.moves_rows()) return packed;
     const Tensor padded = empty({call.T, call.N, width}, call.stored);
     move_rows("unpack", rows_of(call, width), packed, padded);
     return padded;
   }
 
-  Tensor own_state(const OpCall& call, const OptionalTensor& state, Sizes sizes, ScalarType dtype) {
+  Tensor own_state(const OpCall& call, const OptionalTensor& state, Sizes sizes, ScalarType dtype,
+                   StateAt) {
     Tensor own = empty(sizes, dtype);
     if (!state) {
       zero_from(own, 0);
-    } else if (call.padded) {
+    } else if (call.moves_rows()) {
       move_rows("pack", states_of(call, sizes.back()), prepare(*state, dtype), own);
     } else {
       copy(own, *state);
@@ -107,8 +109,9 @@ class GpuEngine {
     return own;
   }
 
-  Tensor output_state(const OpCall& call, const Tensor& own, int64_t width, ScalarType dtype) {
-    if (!call.padded) return prepare(own, dtype);
+  Tensor output_state(const OpCall& call, const Tensor& own, int64_t width, ScalarType dtype,
+                      StateAt) {
+    if (!call.moves_rows()) return prepare(own, dtype);
     const Tensor out = empty({call.D, call.N, width}, call.compute);
     move_rows("unpack", states_of(call, width), own, out);
     return prepare(out, dtype);
@@ -136,6 +139,7 @@ class GpuEngine {
       args.c = t.c ? data<Real<Stored>>(*t.c) : nullptr;
       args.y = static_cast<Stored*>(t.y);
       args.reserve = t.reserve ? t.reserve->data_ptr() : nullptr;
+      args.beginnings = find_beginnings(call);
       run([&] { cuda::layer_forward<Stored>(call.layer(), launcher_, options(call), args); });
     });
   }
@@ -146,6 +150,7 @@ class GpuEngine {
       cuda::LayerBackward<Stored> args = {};
       args.x = data<Stored>(t.x);
       args.reserve = t.reserve.data_ptr();
+      args.beginnings = find_beginnings(call);
       args.d_y = t.d_y ? data<Stored>(*t.d_y) : nullptr;
       args.d_h = data<Real<Stored>>(t.d_h);
       args.d_c = t.d_c ? data<Real<Stored>>(*t.d_c) : nullptr;
@@ -193,21 +198,42 @@ class GpuEngine {
             .row_offset = row_offset_};
   }
 
-  // Brings the order of the sequences and the offsets of the steps to the device, at the first
-  // call.
+  // Brings the order of the sequences, if they are not in the caller's, and the offsets of the
+  // steps to the device, at the first call.
   void put_batch(const OpCall& call) {
-    if (order_) return;
-    const std::vector<int64_t>& order = call.padded->order;
+    if (row_offset_) return;
     const std::vector<int64_t>& offsets = call.sequences().row_offset;
-    std::vector<int64_t> numbers(order);
+    std::vector<int64_t> numbers;
+    if (call.moves_rows())
+      for (const Piece& piece : call.pieces->piece) numbers.push_back(piece.n);
+    const size_t ordered = numbers.size();
     numbers.insert(numbers.end(), offsets.begin(), offsets.end());
     int64_t* memory = nullptr;
     cuda::Scratch scratch;
     scratch.want(memory, static_cast<int64_t>(numbers.size()));
     scratch.allocate(launcher_);
     cuda::put_numbers(launcher_, numbers, memory);
-    order_ = memory;
-    row_offset_ = memory + order.size();
+    if (ordered) order_ = memory;
+    row_offset_ = memory + ordered;
+  }
+
+  // Finds on the device where sequences begin. The host does not wait for it, since it never knows.
+  cuda::Beginnings find_beginnings(const OpCall& call) {
+    const Sequences& seq = call.sequences();
+    if (!call.starts || seq.rows() == 0) return {};
+    if (seq.batch_sizes.back() < call.N) put_batch(call);
+    cuda::BeginningsArgs args = {call.N, seq.T,  row_offset_, order_, data<uint8_t>(*call.starts),
+                                 {},     nullptr};
+    cuda::Scratch scratch;
+    for (int64_t d = 0; d < call.D; ++d) scratch.want(args.drops[d], seq.rows());
+    scratch.want(args.begins, call.N);
+    scratch.allocate(launcher_);
+    launcher_.launch({.kernel = "find_beginnings",
+                      .grid = cuda::grid_for(seq.T * call.N, 65535),
+                      .block = {cuda::kThreads},
+                      .args = &args,
+                      .args_bytes = sizeof(args)});
+    return {{args.drops[0], args.drops[1]}, args.begins};
   }
 
   cuda::PackArgs rows_of(const OpCall& call, int64_t width) {
@@ -236,8 +262,8 @@ class GpuEngine {
   }
 
   L launcher_;
-  const int64_t* order_ = nullptr;       // [N] in device memory
-  const int64_t* row_offset_ = nullptr;  // [steps + 1] in device memory, if the batch is padded
+  const int64_t* order_ = nullptr;       // [N] in device memory, if the batch is padded
+  const int64_t* row_offset_ = nullptr;  // [steps + 1] in device memory, after put_batch
 };
 
 }  // namespace fusedrnn

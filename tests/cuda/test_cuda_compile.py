@@ -39,12 +39,14 @@ BUDGETS = {
     "sum_rows": (64, 48, 48, 48, 48),
     "round": (24, 16, 16, 16, 16),
     "write_numbers": (48, 32, 40, 40, 40),
+    "drop_states": (32, 32, 32, 32, 32),
 }
 KERNELS = {
     **{f"step_{way}_{dtype}": "step" for way in WAYS for dtype in DTYPES},
     **{f"sum_rows_{dtype}": "sum_rows" for dtype in DTYPES},
     **{f"round_{dtype}": "round" for dtype in ("f16", "bf16")},
     "write_numbers": "write_numbers",
+    "drop_states": "drop_states",
     **{
         f"{regime}_{way}_{cores}_{dtype}": f"{regime}_{cores}"
         for way in WAYS

@@ -296,6 +296,7 @@ def test_random_sizes() -> None:
         started |= set(got.device.launches)
         tf32 = any("tf32" in name for name in got.device.launches)
         assert_right(got, case, EPS_OF_TF32 if tf32 else None)
+    kernels = set(Device(build.ptx(80)).kernels)
+    kernels.remove("drop_states")  # of calls that say where sequences begin (test_cuda_starts.py)
     # Clusters have to be asked for (test_cuda_clusters.py).
-    kernels = {name for name in Device(build.ptx(80)).kernels if not name.startswith("clustered")}
-    assert started == kernels
+    assert started == {name for name in kernels if not name.startswith("clustered")}

@@ -20,15 +20,18 @@ from tests.cuda.mutations import (
     WORDS,
     Mutation,
 )
+from tests.cuda.starts_mutations import STARTS_MUTATIONS
 from tests.kit import build
 from tests.kit.device import Device, Limits
 from tests.kit.device_cases import DeviceCase, assert_right, run_on, tight
+from tests.kit.starts import StartsCase, assert_as_expected
 from tests.ptxvm import Fault
 
 pytestmark = pytest.mark.skipif(
     setup_build.nvcc() is None, reason="no nvcc: kernels cannot be compiled"
 )
 
+ALL = [*MUTATIONS, *STARTS_MUTATIONS]
 # How lines that define kernels begin.
 DEFINE = ("FUSEDRNN_RESIDENT", "FUSEDRNN_CLUSTERED", "FUSEDRNN_STREAMED")
 # The kernels of each file that are compiled. The lines of the other kernels are removed.
@@ -89,7 +92,10 @@ def sign_of(mutation: Mutation, ptx: list[Path], seed: int) -> str:
     choice = "cluster=2,arrive=clusters" if mutation.kernels.startswith("clustered") else choice
     try:
         got = run_on(mutation.case, device, regime=regime, choice=choice, spin_limit=1 << 12)
-        assert_right(got, mutation.case)
+        if isinstance(mutation.case, StartsCase):
+            assert_as_expected(got, mutation.case)
+        else:
+            assert_right(got, mutation.case)
     except Fault as fault:
         return str(fault.kind)
     except AssertionError:
@@ -106,13 +112,15 @@ def compiled(mutation: Mutation, tmp_path: Path) -> list[Path]:
     return [*(path for path in build.ptx(80) if path.name != output.name), output]
 
 
-@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda m: m.name)
+@pytest.mark.parametrize("mutation", ALL, ids=lambda m: m.name)
 def test_is_caught(mutation: Mutation, tmp_path: Path) -> None:
     assert judge(mutation, compiled(mutation, tmp_path)) in mutation.sign
 
 
 @pytest.mark.parametrize(
-    "mutation", list({m.kernels: m for m in MUTATIONS}.values()), ids=lambda m: m.kernels
+    "mutation",
+    [*{(m.kernels, m in STARTS_MUTATIONS): m for m in ALL}.values()],
+    ids=lambda m: m.kernels,
 )
 def test_nothing_is_caught_without_a_change(mutation: Mutation, tmp_path: Path) -> None:
     same = dataclasses.replace(mutation, new=mutation.old)

@@ -56,6 +56,14 @@ def test_layers(cell: Cell, options: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("cell", CELLS, ids=str)
+def test_beginnings_and_states_of_steps_count_nothing(cell: Cell) -> None:
+    ours, _ = cell.make(I, H, dtype=torch.float64, bidirectional=True)
+    x = randn(T, N, I).requires_grad_()
+    starts = torch.rand(T, N) < 0.3
+    assert count(ours, x, starts=starts, return_states=True) == count(ours, x)
+
+
+@pytest.mark.parametrize("cell", CELLS, ids=str)
 def test_padding_is_not_counted(cell: Cell) -> None:
     ours, theirs = cell.make(I, H, dtype=torch.float64, bidirectional=True)
     rows = ragged([T, 2, 1], I)

@@ -198,6 +198,19 @@ def test_packed_sequences_have_no_form() -> None:
         fusedrnn.onnx.export(layer, (packed,))
 
 
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"starts": torch.zeros(4, 2, dtype=torch.bool)}, "starts= has no form in ONNX"),
+        ({"return_states": True}, "return_states=True has no form in ONNX for an LSTM"),
+    ],
+)
+def test_beginnings_and_states_of_steps_have_no_form(how: dict[str, Any], message: str) -> None:
+    layer = fusedrnn.FusedLSTM(3, 5).eval()
+    with pytest.raises(NotImplementedError, match=message):
+        fusedrnn.onnx.export(layer, (torch.randn(4, 2, 3),), kwargs=how)
+
+
 def test_an_op_without_a_translation_raises_the_error_of_torch() -> None:
     class Unknown(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

@@ -46,6 +46,18 @@ class Tagger(nn.Module):
         return y
 
 
+def beginnings(x: Tensor, starts: Tensor) -> None:
+    lstm, gru = FusedLSTM(3, 4), FusedGRU(3, 4)
+    assert_type(lstm.forward(x, None, None, starts), tuple[Tensor, State])
+    states = lstm.forward(x, starts=starts, return_states=True)
+    assert_type(states, tuple[Tensor, State, State])
+    assert_type(gru.forward(x, return_states=True), tuple[Tensor, Tensor, Tensor])
+    weights = list(gru.parameters())
+    assert_type(functional.gru(x, None, weights, starts=starts), tuple[Tensor, Tensor])
+    every = functional.gru(x, None, weights, return_states=True)
+    assert_type(every, tuple[Tensor, Tensor, Tensor])
+
+
 def packed(x: PackedSequence) -> None:
     lstm, gru, rnn = FusedLSTM(3, 4), FusedGRU(3, 4), FusedRNN(3, 4)
     assert_type(lstm.forward(x), tuple[PackedSequence, State])
@@ -126,6 +138,7 @@ def main() -> None:
     assert Tagger(4)(x, lengths=[5, 2]).shape == (5, 2, 4)
     packed(pack_sequence([x[:, 0], x[:3, 1]]))
     tensors(x)
+    beginnings(x, torch.zeros(5, 2, dtype=torch.bool))
     cells(x[0])
     functions(x)
     conversion(Tagger(4))

@@ -38,6 +38,11 @@ class LayerArguments:
         assert x is not None
         return dataclasses.replace(self, x=x, h0=h0, c0=c0, weights=list(rest))
 
+    @property
+    def has_new_options(self) -> bool:
+        """Whether the call has options that programs of earlier versions do not pass."""
+        return self.batch.starts is not None or self.options.c_in_y
+
     def run(self, layer: Any) -> list[Tensor]:
         """Outputs of `_ops.layer`, or of another function with the same arguments."""
         result = layer(self.x, self.h0, self.c0, self.weights, self.batch, self.options)
@@ -49,6 +54,7 @@ class LayerArguments:
             *(self.x, self.h0, self.c0, self.weights),
             *(self.batch.batch_sizes, self.batch.lengths, self.batch.size),
             *(self.options.cell, self.options.bidirectional, keep),
+            *((self.batch.starts, self.options.c_in_y) if self.has_new_options else ()),
         )
 
 
@@ -77,6 +83,8 @@ def make_arguments(
     requires_grad: bool = True,
     device: torch.device | None = None,
     exact_in: torch.dtype | None = None,
+    starts: float | None = None,
+    c_in_y: bool = False,
 ) -> LayerArguments:
     """Random arguments, drawn with torch's seed. P is H / 2 if the cell projects.
 
@@ -85,6 +93,8 @@ def make_arguments(
             they are padded.
         exact_in: a dtype to which every number is rounded first, so that all wider dtypes hold the
             same numbers.
+        starts: the probability that a sequence begins at a step; None for a call without starts.
+        c_in_y: whether y also has c of every step, if the cell has c.
     """
     spec = CELLS[cell]
     P = max(1, H // 2) if spec.projects else H
@@ -114,9 +124,12 @@ def make_arguments(
         x = leaf(T, N, I)
         if form == "lengths":
             batch = batch._replace(lengths=torch.tensor(lengths, dtype=torch.int64))
+    if starts is not None:
+        batch = batch._replace(starts=(torch.rand(x.shape[:-1]) < starts).to(device))
     h0 = leaf(D, N, P) if states else None
     c0 = leaf(D, N, H) if states and spec.has_c else None
-    return LayerArguments(x, h0, c0, weights, batch, Options(cell, D == 2))
+    options = Options(cell, D == 2, c_in_y and spec.has_c)
+    return LayerArguments(x, h0, c0, weights, batch, options)
 
 
 CELLS_AND_FORMS = [(cell, form) for cell in CELLS for form in FORMS]

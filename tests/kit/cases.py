@@ -27,6 +27,7 @@ class Case:
     D: int
     bias: bool
     batch_sizes: tuple[int, ...]
+    c_in_y: bool = dataclasses.field(default=False, kw_only=True)
 
     @functools.cached_property
     def inputs(self) -> dict[str, Any]:
@@ -60,6 +61,7 @@ class Case:
             "c0": normal(self.D, self.N, self.H) if spec.has_c else None,
             # Some are 0 and some are 1, as in a mask.
             "row_input": rng.integers(0, 5, rows) / 4.0 if spec.takes_row else None,
+            "c_in_y": self.c_in_y,
         }
 
     @functools.cached_property
@@ -101,6 +103,7 @@ def run(case: Case, isa: str, dtype: type, **how: Any) -> dict[str, Array]:
         reserve,
         *(d_out["y"], d_out["h_n"], d_out.get("c_n")),
         row_input=inputs["row_input"],
+        c_in_y=case.c_in_y,
         **how,
     )
     np.testing.assert_array_equal(reserve, before)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Iterator
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -30,6 +31,9 @@ class DeviceCase(Case):
     """A call of a layer whose inputs are exact in the dtype in which a device stores them."""
 
     dtype: str = "f32"
+
+    # tests.kit.starts has cases in which this is set.
+    starts: ClassVar[Array | None] = None  # [rows] whether a sequence begins
 
     def _round(self, value: Any) -> Any:
         if isinstance(value, list):
@@ -68,6 +72,22 @@ class Run:
     device: Device
 
 
+def beginnings(case: DeviceCase) -> list[Array | None]:
+    """The arrays of `Beginnings` in csrc/cuda/layer.h: drops [rows] by direction, begins [N]."""
+    if case.starts is None:
+        return [None] * 3
+    sizes = [*case.batch_sizes, 0]
+    first = np.cumsum([0, *sizes])
+    drops = np.zeros((2, len(case.starts)), np.uint8)
+    for t, (n, following) in enumerate(itertools.pairwise(sizes)):
+        here, there = slice(first[t], first[t] + n), slice(first[t + 1], first[t + 1] + following)
+        drops[0, first[t] : first[t] + following] = case.starts[there]
+        drops[1, here] = case.starts[here] if t > 0 else 0
+    begins = np.zeros(case.N, np.uint8)
+    begins[: sizes[0]] = case.starts[: sizes[0]]
+    return [drops[0], drops[1] if case.D == 2 else None, begins]
+
+
 def run_on(
     case: DeviceCase,
     device: Device,
@@ -86,7 +106,11 @@ def run_on(
     dtype, i = case.dtype, case.inputs
     real = "f64" if dtype == "f64" else "f32"
     host = build.host()
-    call = host.Call(case.cell, i["batch_sizes"], case.N, case.I, case.H, case.P, case.D)
+    call = host.Call(
+        *(case.cell, i["batch_sizes"], case.N, case.I, case.H, case.P, case.D),
+        has_starts=case.starts is not None,
+        c_in_y=case.c_in_y,
+    )
 
     def address(array: Array | None) -> int:
         return 0 if array is None else int(array.ctypes.data)
@@ -100,13 +124,18 @@ def run_on(
     weight_addresses = [[address(w) for w in direction] for direction in weights]
     row_input = device.put(i["row_input"], real, "row_input")
     h, c = (device.put(i[f"{name}0"], real, name, writable=True) for name in ("h", "c"))
-    y = memory.empty((len(x), case.D * case.P), x.dtype, "y")
+    marks = [
+        None if m is None else memory.copy(m, "beginnings", writable=False)
+        for m in beginnings(case)
+    ]
+    begins = [address(m) for m in marks]
+    y = memory.empty((len(x), case.D * (case.P + case.H * case.c_in_y)), x.dtype, "y")
     size = getattr(host, f"reserve_bytes_{dtype}")(call)
     reserve = memory.empty((size,), np.uint8, "reserve") if keep else None
     forward = getattr(host, f"layer_forward_{dtype}")
     forward(
         *(device, call, address(x), weight_addresses, address(row_input)),
-        *(address(h), address(c), address(y), address(reserve), *how),
+        *(address(h), address(c), address(y), address(reserve), begins, *how),
     )
     assert memory.written(y).all()
     results = {"y": from_device(y, dtype), "h_n": h} | ({} if c is None else {"c_n": c})
@@ -132,7 +161,7 @@ def run_on(
         *(device, call, address(x), weight_addresses, address(row_input), address(reserve)),
         *(address(d_y), address(d_h), address(d_c), address(d_x)),
         [[address(w) for w in direction] for direction in d_weights],
-        *how,
+        *(begins, *how),
     )
     assert reserve.tobytes() == before
     results["d_h0"] = d_h
@@ -224,7 +253,9 @@ def gradients_of(case: DeviceCase, reserve: Array) -> dict[str, Array]:
     i, d_out = case.inputs, case.loss_weights
     states = (d_out["y"], d_out["h_n"], d_out.get("c_n"))
     call = ("portable", case.cell, i["x"], i["weights"], i["batch_sizes"], reserve, *states)
-    d_x, d_h0, d_c0, d_weights = native().layer_backward(*call, row_input=i["row_input"])
+    d_x, d_h0, d_c0, d_weights = native().layer_backward(
+        *call, row_input=i["row_input"], c_in_y=case.c_in_y
+    )
     result = {"d_x": d_x, "d_h0": d_h0, "d_c0": d_c0}
     for d, gradients in enumerate(d_weights):
         result |= {f"d_{name} {d}": g for name, g in zip(WEIGHTS, gradients, strict=True)}

@@ -119,12 +119,17 @@ def layer(
     h0: Array,
     c0: Array | None,
     row_input: Array | None = None,
+    c_in_y: bool = False,
 ) -> dict[str, Array]:
-    """y [S, D*P], h_n [D, N, P] and c_n [D, N, H] of packed rows x [S, I] and row_input [S]."""
+    """y [S, D*P], h_n [D, N, P] and c_n [D, N, H] of packed rows x [S, I] and row_input [S].
+
+    With c_in_y, y is [S, D*P + D*H] and has c of every row too.
+    """
     h, c = h0.copy(), None if c0 is None else c0.copy()
     first = np.concatenate([[0], np.cumsum(batch_sizes)]).astype(int)
     P = h0.shape[2]
     y = np.empty((len(x), len(weights) * P), x.dtype)
+    all_c = None if c is None else np.empty((len(x), len(weights) * c.shape[2]), x.dtype)
     for d, w in enumerate(weights):
         given = dict(zip(WEIGHTS, w, strict=True))
         steps = range(len(batch_sizes))
@@ -137,7 +142,10 @@ def layer(
             h[d, :n], c_t = step_of(cell)(x[rows], h[d, :n], c_t, given)
             if c is not None:
                 c[d, :n] = c_t
+                all_c[rows, d * c.shape[2] : (d + 1) * c.shape[2]] = c_t
             y[rows, d * P : (d + 1) * P] = h[d, :n]
+    if c_in_y:
+        y = np.concatenate([y, all_c], axis=1)
     return {"y": y, "h_n": h} | ({} if c is None else {"c_n": c})
 
 

@@ -65,6 +65,8 @@ def test_layouts_that_are_refused(layer: type[Any]) -> None:
     module = layer(4, 6)
     x = randn(3, 4).float() if "Cell" in layer.__name__ else randn(5, 3, 4).float()
     for layout in (torch.strided, torch.jagged):
+        if layout is torch.jagged and "Cell" not in layer.__name__:
+            continue  # layers take them, see test_jagged.py
         nested = torch.nested.nested_tensor([x, x[:2]], layout=layout)
         with pytest.raises(RuntimeError, match=r"input must be a dense tensor, got a nested one"):
             module(nested)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 import fusedrnn
 from benchmarks import cases, compare, contention, floors, memory, report, results, runner, worker
+from benchmarks import starts as starts_bench
 from benchmarks.shapes import BOTH, CELLS, FORWARD, SETS, TRAINING, Row, merge, select
 
 TINY = Row("rnn", 3, 2, 4, 5)
@@ -241,3 +242,19 @@ def test_a_device_that_is_not_there_is_named(tmp_path: Path) -> None:
     )
     assert done.returncode == 1
     assert "error: --device cuda: " in done.stderr
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_times_of_beginnings(cell: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop over torch.nn's layer is compared with ours before it is timed."""
+    sizes = (6, 3, 4, 5)
+    monkeypatch.setattr(starts_bench, "CORE", [sizes])
+    monkeypatch.setattr(starts_bench, "MASKS", {"zeros": 0.0, "1 %": 0.3, "2 %": 0.5})
+    rows = []
+    for mode in BOTH:
+        seconds = starts_bench.measure(cell, sizes, mode, 0.0, with_loop=True)
+        assert list(seconds) == ["none", "zeros", "1 %", "2 %", "loop"]
+        assert all(len(times) == 5 for times in seconds.values())
+        rows.append({"cell": cell, "sizes": sizes, "mode": mode, "seconds": seconds})
+    text = starts_bench.table(rows)
+    assert f"| {cell} | 6,3,4,5 | training |" in text and "Core set, 2 % over none" in text

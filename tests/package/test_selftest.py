@@ -53,7 +53,7 @@ def test_it_passes_on_the_cpu_and_writes_a_report(
     assert all(row["ours"] > 0 and row["theirs"] > 0 for row in report["timings"])
     text = (tmp_path / "fusedrnn-selftest-cpu.md").read_text()
     assert f"{len(report['checks'])} checks, 0 failed, 1 not run" in text
-    assert "| parity | 112 | 0 | 1 |" in text
+    assert "| parity | 140 | 0 | 1 |" in text
     assert "instruction set chosen" in text
     said = capsys.readouterr().out
     assert "0 failed" in said
@@ -124,7 +124,7 @@ def parity_of(monkeypatch: pytest.MonkeyPatch, cell: str, layer: Any) -> list[Ch
 @pytest.mark.parametrize("cell", CELLS)
 def test_correct_kernels_pass(monkeypatch: pytest.MonkeyPatch, cell: str) -> None:
     checks = parity_of(monkeypatch, cell, emulated_kernels.layer)
-    assert len(checks) == 7 * 4 + 4
+    assert len(checks) == 8 * 4 + 4
     assert [(c.name, c.detail) for c in checks if c.result != "passed"] == []
     alone = sum("outputs alone" in check.detail for check in checks)
     assert alone == ((3 * 3 + 2) if cell == "rnn_relu" else 0)

@@ -146,10 +146,11 @@ void run(const Case& c, const KernelTable& table, Place place) {
   Pool pool(place);
   PlainRuntime runtime(pool, c.threads);
   const Sequences sequences = from_batch_sizes(c.batch_sizes, c.N);
-  const Layer layer = {c.cell, c.I, c.H, c.P, c.D, sequences};
-  const CellInfo& info = layer.info();
+  const CellInfo& info = info_of(c.cell);
+  const bool odd = c.N % 2 == 1;
+  const Layer layer = {c.cell, c.I, c.H, c.P, c.D, sequences, odd, odd && info.has_c};
   const int64_t S = sequences.rows();
-  const int64_t h_size = c.D * c.N * c.P, c_size = c.D * c.N * c.H, y_size = S * c.D * c.P;
+  const int64_t h_size = c.D * c.N * c.P, c_size = c.D * c.N * c.H, y_size = S * layer.y_width();
   const double bound = 1 / std::sqrt(static_cast<double>(c.H));
 
   Parameters<const Stored> w[2] = {};

@@ -177,22 +177,25 @@ py::dict plan(const std::string& cell, const std::string& dtype, const std::vect
   return out;
 }
 
-// The sizes of a call.
+// The sizes and options of a call.
 struct Call {
   std::string cell;
   int64_t N, I, H, P, D;
   Sequences sequences;
+  bool has_starts, c_in_y;
 
   Call(const std::string& name, const std::vector<int64_t>& batch_sizes, int64_t n, int64_t i,
-       int64_t h, int64_t p, int64_t d)
+       int64_t h, int64_t p, int64_t d, bool starts, bool c)
       : cell(name),
         N(n),
         I(i),
         H(h),
         P(p),
         D(d),
-        sequences(fusedrnn::from_batch_sizes(batch_sizes, n)) {}
-  Layer layer() const { return {cell_of(cell), I, H, P, D, sequences}; }
+        sequences(fusedrnn::from_batch_sizes(batch_sizes, n)),
+        has_starts(starts),
+        c_in_y(c) {}
+  Layer layer() const { return {cell_of(cell), I, H, P, D, sequences, has_starts, c_in_y}; }
 };
 
 // For each direction the addresses of the parameters, 0 for an absent one.
@@ -201,6 +204,11 @@ using Addresses = std::vector<std::array<Address, kParameterCount>>;
 template <class Stored>
 Stored* at(Address address) {
   return reinterpret_cast<Stored*>(address);
+}
+
+// The addresses of drops of each direction, and of begins.
+Beginnings beginnings_at(const std::array<Address, 3>& addresses) {
+  return {{at<uint8_t>(addresses[0]), at<uint8_t>(addresses[1])}, at<uint8_t>(addresses[2])};
 }
 
 template <class Stored>
@@ -215,8 +223,8 @@ void read_weights(const Addresses& addresses, Parameters<Stored>* w) {
 template <class Stored>
 void forward(py::object launcher_object, const Call& call, Address x, const Addresses& weights,
              Address row_input, Address h, Address c, Address y, Address reserve,
-             const std::string& regime, bool allow_tf32, int64_t gates_bytes, unsigned spin_limit,
-             const std::string& choice) {
+             const std::array<Address, 3>& beginnings, const std::string& regime, bool allow_tf32,
+             int64_t gates_bytes, unsigned spin_limit, const std::string& choice) {
   PythonLauncher launcher(std::move(launcher_object));
   LayerForward<Stored> args = {};
   args.x = at<Stored>(x);
@@ -226,6 +234,7 @@ void forward(py::object launcher_object, const Call& call, Address x, const Addr
   args.c = at<Real<Stored>>(c);
   args.y = at<Stored>(y);
   args.reserve = at<void>(reserve);
+  args.beginnings = beginnings_at(beginnings);
   layer_forward<Stored>(call.layer(), launcher,
                         options_of(regime, allow_tf32, gates_bytes, spin_limit, choice), args);
 }
@@ -233,14 +242,16 @@ void forward(py::object launcher_object, const Call& call, Address x, const Addr
 template <class Stored>
 void backward(py::object launcher_object, const Call& call, Address x, const Addresses& weights,
               Address row_input, Address reserve, Address d_y, Address d_h, Address d_c,
-              Address d_x, const Addresses& d_weights, const std::string& regime, bool allow_tf32,
-              int64_t gates_bytes, unsigned spin_limit, const std::string& choice) {
+              Address d_x, const Addresses& d_weights, const std::array<Address, 3>& beginnings,
+              const std::string& regime, bool allow_tf32, int64_t gates_bytes, unsigned spin_limit,
+              const std::string& choice) {
   PythonLauncher launcher(std::move(launcher_object));
   LayerBackward<Stored> args = {};
   args.x = at<Stored>(x);
   read_weights(weights, args.w);
   args.row_input = at<Real<Stored>>(row_input);
   args.reserve = at<void>(reserve);
+  args.beginnings = beginnings_at(beginnings);
   args.d_y = at<Stored>(d_y);
   args.d_h = at<Real<Stored>>(d_h);
   args.d_c = at<Real<Stored>>(d_c);
@@ -283,9 +294,10 @@ PYBIND11_MODULE(_cuda_host, m) {
   using namespace fusedrnn_test;
   namespace py = pybind11;
   py::class_<Call>(m, "Call").def(py::init<const std::string&, const std::vector<int64_t>&, int64_t,
-                                           int64_t, int64_t, int64_t, int64_t>(),
+                                           int64_t, int64_t, int64_t, int64_t, bool, bool>(),
                                   py::arg("cell"), py::arg("batch_sizes"), py::arg("N"),
-                                  py::arg("I"), py::arg("H"), py::arg("P"), py::arg("D"));
+                                  py::arg("I"), py::arg("H"), py::arg("P"), py::arg("D"),
+                                  py::arg("has_starts") = false, py::arg("c_in_y") = false);
   m.def("cards", [] {
     py::list names;
     for (const Card& card : kCards) names.append(card.name);

@@ -20,10 +20,11 @@ struct Shapes {
   CellKind kind;
   Sequences sequences;
   int64_t I, H, P, D;
+  bool c_in_y;
 
   Shapes(const std::string& cell, const Array<T>& x, const std::vector<WeightArrays<T>>& weights,
-         const std::vector<int64_t>& batch_sizes, int64_t N)
-      : kind(cell_of(cell)), sequences(from_batch_sizes(batch_sizes, N)) {
+         const std::vector<int64_t>& batch_sizes, int64_t N, bool c_in_y)
+      : kind(cell_of(cell)), sequences(from_batch_sizes(batch_sizes, N)), c_in_y(c_in_y) {
     expect(x.ndim() == 2 && x.shape(0) == sequences.rows(), "x must be [S, I]");
     D = static_cast<int64_t>(weights.size());
     expect(D == 1 || D == 2, "weights must be of one or two directions");
@@ -38,10 +39,10 @@ struct Shapes {
   }
 
   const CellInfo& info() const { return info_of(kind); }
-  Layer layer() const { return {kind, I, H, P, D, sequences}; }
+  Layer layer() const { return {kind, I, H, P, D, sequences, false, c_in_y}; }
   std::vector<int64_t> h_shape() const { return {D, sequences.N, P}; }
   std::vector<int64_t> c_shape() const { return {D, sequences.N, H}; }
-  std::vector<int64_t> y_shape() const { return {sequences.rows(), D * P}; }
+  std::vector<int64_t> y_shape() const { return {sequences.rows(), layer().y_width()}; }
 
   T* fenced_row_input(Fence& fence, const OptionalArray<T>& row_input) const {
     expect(row_input.has_value() == info().takes_row,
@@ -54,9 +55,9 @@ template <class T>
 py::tuple forward(const std::string& isa, const std::string& cell, const Array<T>& x,
                   const std::vector<WeightArrays<T>>& weights,
                   const std::vector<int64_t>& batch_sizes, const Array<T>& h0,
-                  const OptionalArray<T>& c0, const OptionalArray<T>& row_input, bool keep,
-                  int64_t threads, bool at_once) {
-  const Shapes<T> shapes(cell, x, weights, batch_sizes, h0.shape(1));
+                  const OptionalArray<T>& c0, const OptionalArray<T>& row_input, bool c_in_y,
+                  bool keep, int64_t threads, bool at_once) {
+  const Shapes<T> shapes(cell, x, weights, batch_sizes, h0.shape(1), c_in_y);
   const Layer layer = shapes.layer();
   expect(c0.has_value() == layer.info().has_c, "c0 must be there exactly for cells with c");
   const auto reserve_values =
@@ -70,7 +71,7 @@ py::tuple forward(const std::string& isa, const std::string& cell, const Array<T
   args.row_input = shapes.fenced_row_input(fence, row_input);
   args.h = fenced<T>(fence, "h", h0, shapes.h_shape());
   args.c = fenced<T>(fence, "c", c0, shapes.c_shape());
-  args.y = fence.take<T>("y", shapes.sequences.rows() * layer.D * layer.P);
+  args.y = fence.take<T>("y", shapes.sequences.rows() * layer.y_width());
   T* const reserve = keep ? fence.take<T>("reserve", reserve_values) : nullptr;
   args.reserve = reserve;
   FencedRuntime runtime(fence, threads, at_once);
@@ -85,9 +86,9 @@ py::tuple backward(const std::string& isa, const std::string& cell, const Array<
                    const std::vector<WeightArrays<T>>& weights,
                    const std::vector<int64_t>& batch_sizes, const Array<T>& reserve,
                    const OptionalArray<T>& d_y, const Array<T>& d_h, const OptionalArray<T>& d_c,
-                   const OptionalArray<T>& row_input, bool want_x, bool want_weights,
+                   const OptionalArray<T>& row_input, bool c_in_y, bool want_x, bool want_weights,
                    int64_t threads, bool at_once) {
-  const Shapes<T> shapes(cell, x, weights, batch_sizes, d_h.shape(1));
+  const Shapes<T> shapes(cell, x, weights, batch_sizes, d_h.shape(1), c_in_y);
   const Layer layer = shapes.layer();
   expect(d_c.has_value() == layer.info().has_c, "d_c must be there exactly for cells with c");
 
@@ -219,13 +220,14 @@ void define_for(py::module_& m) {
   const auto exact = [](const char* name) { return py::arg(name).noconvert(); };
   m.def("layer_forward", forward<T>, py::arg("isa"), py::arg("cell"), exact("x"), exact("weights"),
         py::arg("batch_sizes"), exact("h0"), exact("c0"), py::kw_only(),
-        exact("row_input") = py::none(), py::arg("keep"), py::arg("threads") = 1,
-        py::arg("at_once") = false,
+        exact("row_input") = py::none(), py::arg("c_in_y") = false, py::arg("keep"),
+        py::arg("threads") = 1, py::arg("at_once") = false,
         "y [S, D*P], h_n [D, N, P], c_n [D, N, H] or None, reserve or None.");
   m.def("layer_backward", backward<T>, py::arg("isa"), py::arg("cell"), exact("x"),
         exact("weights"), py::arg("batch_sizes"), exact("reserve"), exact("d_y"), exact("d_h"),
-        exact("d_c"), py::kw_only(), exact("row_input") = py::none(), py::arg("want_x") = true,
-        py::arg("want_weights") = true, py::arg("threads") = 1, py::arg("at_once") = false,
+        exact("d_c"), py::kw_only(), exact("row_input") = py::none(), py::arg("c_in_y") = false,
+        py::arg("want_x") = true, py::arg("want_weights") = true, py::arg("threads") = 1,
+        py::arg("at_once") = false,
         "d_x, d_h0, d_c0 and per direction a gradient for each parameter; None if absent.");
   m.def("pack_gates", pack_gates<T>, py::arg("isa"), exact("weight"), exact("bias_x"),
         exact("bias_h"), py::arg("gates"), py::arg("count"), py::arg("begin"), py::arg("end"),

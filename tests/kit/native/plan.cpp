@@ -1,8 +1,8 @@
-// The pure functions of plan.h, layer/sequences.h and dispatch.cpp.
+// The pure functions of plan.h, layer/pieces.h and dispatch.cpp.
 #include "cpu/plan.h"
 #include "arrays.h"
 #include "bindings.h"
-#include "layer/sequences.h"
+#include "layer/pieces.h"
 #include "old_processor.h"
 
 namespace fusedrnn_test {
@@ -12,41 +12,55 @@ using namespace fusedrnn;
 using namespace fusedrnn::cpu;
 using Sizes = std::vector<int64_t>;
 
-Array<int64_t> pack(const Sizes& lengths, const Array<int64_t>& padded) {
-  const PaddedRows rows = from_lengths(lengths.data(), static_cast<int64_t>(lengths.size()));
+// Cuts the sequences where `starts`, [rows of the caller], is not 0. batch_sizes are those of the
+// caller's rows if these are packed.
+Pieces cut(const Sizes& lengths, const Sizes& batch_sizes, const Array<int64_t>& starts) {
+  Sizes row_offset;
+  if (!batch_sizes.empty())
+    row_offset = from_batch_sizes(batch_sizes, static_cast<int64_t>(lengths.size())).row_offset;
+  return cut_pieces(lengths, row_offset, [&](int64_t row) {
+    expect(row < starts.size(), "starts must have every row");
+    return starts.data()[row] != 0;
+  });
+}
+
+// given: the caller's rows. Returns the packed rows.
+Array<int64_t> pack(const Pieces& pieces, const Array<int64_t>& given) {
   Fence fence;
-  const int64_t row = padded.shape(2), S = rows.sequences.rows();
-  const int64_t* from = fence.copy("padded", padded.data(), padded.size());
+  const int64_t row = given.shape(1), S = pieces.sequences.rows();
+  const int64_t* from = fence.copy("given", given.data(), given.size());
   int64_t* to = fence.take<int64_t>("packed", S * row);
-  pack_rows(rows, from, to, row * static_cast<int64_t>(sizeof(int64_t)));
+  const int64_t half = pieces.sequences.T / 2, bytes = row * static_cast<int64_t>(sizeof(int64_t));
+  pack_rows(pieces, from, to, bytes, half, pieces.sequences.T);
+  pack_rows(pieces, from, to, bytes, 0, half);
   fence.check();
   return numpy(to, {S, row});
 }
 
-// padded: the values in the padded batch before the call.
-Array<int64_t> unpack(const Sizes& lengths, const Array<int64_t>& packed,
-                      const Array<int64_t>& padded) {
-  const PaddedRows rows = from_lengths(lengths.data(), static_cast<int64_t>(lengths.size()));
+// given: the caller's rows before the call.
+Array<int64_t> unpack(const Pieces& pieces, const Array<int64_t>& packed,
+                      const Array<int64_t>& given) {
   Fence fence;
-  const int64_t row = padded.shape(2);
+  const int64_t row = given.shape(1);
   const int64_t* from = fence.copy("packed", packed.data(), packed.size());
-  int64_t* to = fence.copy("padded", padded.data(), padded.size());
-  unpack_rows(rows, from, to, row * static_cast<int64_t>(sizeof(int64_t)));
+  int64_t* to = fence.copy("given", given.data(), given.size());
+  unpack_rows(pieces, from, to, row * static_cast<int64_t>(sizeof(int64_t)), 0, pieces.sequences.T);
   fence.check();
-  return numpy(to, {padded.shape(0), padded.shape(1), row});
+  return numpy(to, {given.shape(0), row});
 }
 
-// states: [D, N, row].
-Array<int64_t> permute(const Sizes& lengths, const Array<int64_t>& states, bool sort) {
-  const PaddedRows rows = from_lengths(lengths.data(), static_cast<int64_t>(lengths.size()));
+// from: [D, N, row] if they are taken, else [D, pieces, row]. to: the other one before the call.
+Array<int64_t> move_states(const Pieces& pieces, const Array<int64_t>& from,
+                           const Array<int64_t>& to, bool take, bool at_begin) {
   Fence fence;
-  const int64_t D = states.shape(0), row = states.shape(2);
-  const int64_t* from = fence.copy("from", states.data(), states.size());
-  int64_t* to = fence.take<int64_t>("to", states.size());
-  (sort ? sort_states : unsort_states)(rows, from, to, D,
-                                       row * static_cast<int64_t>(sizeof(int64_t)));
+  const int64_t D = from.shape(0), row = from.shape(2);
+  const int64_t* source = fence.copy("from", from.data(), from.size());
+  int64_t* target = fence.copy("to", to.data(), to.size());
+  (take ? take_states : give_states)(pieces, source, target, D,
+                                     at_begin ? StateAt::kBegin : StateAt::kEnd,
+                                     row * static_cast<int64_t>(sizeof(int64_t)));
   fence.check();
-  return numpy(to, {D, states.shape(1), row});
+  return numpy(target, {D, to.shape(1), row});
 }
 
 }  // namespace
@@ -78,18 +92,25 @@ void define_plan(py::module_& m) {
       "chunk_steps, sequence_cut, slices (0 by rows) and their text.");
   m.def("chunk_values",
         [] { return std::vector<int64_t>{kForwardChunkValues, kBackwardChunkValues}; });
-  m.def(
-      "from_lengths",
-      [](const Sizes& lengths) {
-        const PaddedRows rows = from_lengths(lengths.data(), static_cast<int64_t>(lengths.size()));
-        return py::make_tuple(rows.order, rows.sequences.batch_sizes, rows.sequences.row_offset);
-      },
-      py::arg("lengths"), "order, batch_sizes and row_offset.");
-  m.def("pack_rows", pack, py::arg("lengths"), py::arg("padded").noconvert());
-  m.def("unpack_rows", unpack, py::arg("lengths"), py::arg("packed").noconvert(),
-        py::arg("padded").noconvert());
-  m.def("permute_states", permute, py::arg("lengths"), py::arg("states").noconvert(),
-        py::arg("sort"));
+  py::class_<Pieces>(m, "Pieces")
+      .def(py::init(&cut), py::arg("lengths"), py::arg("batch_sizes"),
+           py::arg("starts").noconvert())
+      .def_property_readonly("pieces",
+                             [](const Pieces& pieces) {
+                               std::vector<Sizes> list;
+                               for (const Piece& piece : pieces.piece)
+                                 list.push_back({piece.n, piece.first, piece.length});
+                               return list;
+                             })
+      .def_property_readonly("batch_sizes",
+                             [](const Pieces& pieces) { return pieces.sequences.batch_sizes; })
+      .def_property_readonly("row_offset",
+                             [](const Pieces& pieces) { return pieces.sequences.row_offset; })
+      .def_readonly("in_place", &Pieces::in_place)
+      .def("pack", &pack, py::arg("given").noconvert())
+      .def("unpack", &unpack, py::arg("packed").noconvert(), py::arg("given").noconvert())
+      .def("move_states", &move_states, py::arg("from").noconvert(), py::arg("to").noconvert(),
+           py::kw_only(), py::arg("take"), py::arg("at_begin"));
   m.def("old_processor_kernels_named", old_processor_kernels_named, py::arg("name"),
         "kernels_named on a processor with AVX2 and without AVX-512; \"\" gives what it chooses.");
 }
