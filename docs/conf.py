@@ -42,6 +42,8 @@ myst_heading_anchors = 4
 myst_number_code_blocks = []
 
 autodoc_member_order = "bysource"
+# fusedrnn.sb3 imports these packages, which the site does not need.
+autodoc_mock_imports = ["sb3_contrib", "stable_baselines3"]
 maximum_signature_line_length = 80
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True

@@ -20,7 +20,7 @@ from ._cell_modules import WEIGHT_NAMES, FusedGRUCell, FusedLSTMCell, FusedRNNCe
 from ._checks import check_kernels, option_torch_lacks
 from ._modules import FusedGRU, FusedLSTM, FusedRNN
 
-__all__ = ["convert", "revert", "to_torch"]
+__all__ = ["convert", "convert_for", "revert", "to_torch"]
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -80,6 +80,11 @@ def convert(module: M) -> M:
             (TorchRL's LSTMModule and GRUModule, outside of `patch_torch`), and weights with a dtype
             or device without kernels.
     """
+    return convert_for("convert", module)
+
+
+def convert_for(caller: str, module: M) -> M:
+    """Does what `convert` does, for the public function `caller`, which a warning names."""
     changes: list[_Change] = []
     left: list[_Left] = []
     held = _held_by_type(module)
@@ -93,7 +98,7 @@ def convert(module: M) -> M:
             changes.append(_Change(layer, fused))
     for change in changes:
         _apply(change)
-    _report("convert", left)
+    _report(caller, left, frames=4)
     return module
 
 
@@ -279,12 +284,13 @@ def _tensors(layer: nn.Module) -> Iterator[Tensor]:
     yield from (w for w in held.get("_flat_weights", ()) if isinstance(w, Tensor))
 
 
-def _report(caller: str, left: list[_Left]) -> None:
+def _report(caller: str, left: list[_Left], frames: int = 3) -> None:
+    """Warns of the layers that were left; the line is that of the caller `frames` calls up."""
     if left:
         lines = "".join(f"\n  {entry}" for entry in left)
         warnings.warn(
             f"fusedrnn.{caller} left {len(left)} recurrent layer{'s' * (len(left) > 1)} as "
             f"{'they are' if len(left) > 1 else 'it is'}:{lines}",
             UserWarning,
-            stacklevel=3,
+            stacklevel=frames,
         )

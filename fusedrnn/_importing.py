@@ -1,4 +1,4 @@
-"""Helpers of `fusedrnn.onnx` and `fusedrnn.keras`, which make layers from numpy arrays."""
+"""Helpers of the modules for other software: imports of packages, and layers from arrays."""
 
 from __future__ import annotations
 
@@ -34,7 +34,9 @@ def need(package: str, user: str) -> Any:
         if getattr(module, "__file__", None) is not None:
             return module
     raise ModuleNotFoundError(
-        f"{user} needs the package {name}, which is not installed: pip install {name}", name=name
+        f"{user} needs the package {name}, which is not installed: pip install "
+        f"{name.replace('_', '-')}",
+        name=name,
     )
 
 

@@ -136,6 +136,7 @@ def test_the_api_page_lists_what_is_public() -> None:
     rows = dict(
         re.findall(r"^\| (.*?) \| (.*) \|$", section("docs/api.md", "What is public"), re.M)
     )
+    assert rows["`fusedrnn.sb3`"] == "`fuse`"  # the module needs sb3-contrib
     for module in ("functional", "onnx", "keras"):
         named = re.findall(r"`(\w+)`", rows[f"`fusedrnn.{module}`"])
         assert sorted(named) == sorted(importlib.import_module(f"fusedrnn.{module}").__all__)

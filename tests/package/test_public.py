@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import pickle
 from pathlib import Path
@@ -13,7 +14,7 @@ import fusedrnn
 import fusedrnn.keras
 import fusedrnn.onnx
 
-PUBLIC = {"functional", "keras", "onnx", "selftest"}
+PUBLIC = {"functional", "keras", "onnx", "sb3", "selftest"}
 NAMES = [n for n in fusedrnn.__all__ if n not in ("__version__", "functional")]
 
 
@@ -29,6 +30,13 @@ def test_public_names_have_the_public_module(module: object) -> None:
         if (module, name) == (fusedrnn.onnx, "load"):
             continue  # the documentation finds the overloads of load by its file
         assert getattr(module, name).__module__ == module.__name__  # type: ignore[attr-defined]
+
+
+def test_the_public_names_of_the_module_for_sb3() -> None:
+    pytest.importorskip("sb3_contrib", reason="requirements-ecosystem.txt is not installed")
+    module = importlib.import_module("fusedrnn.sb3")
+    assert module.__all__ == ["fuse"]
+    assert module.fuse.__module__ == "fusedrnn.sb3"
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n.startswith("Fused")])
