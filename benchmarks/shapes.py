@@ -112,7 +112,7 @@ def row_from(fields: dict[str, Any]) -> Row:
     return Row(**known | {"modes": tuple(fields["modes"])})
 
 
-_CORE = (
+CORE = (
     (100, 1, 64, 64),
     (100, 1, 256, 256),
     (25, 1, 1024, 1024),
@@ -126,7 +126,7 @@ _CORE = (
 
 
 def _core(cell: str) -> list[Row]:
-    rows = [Row(cell, *sizes) for sizes in _CORE]
+    rows = [Row(cell, *sizes) for sizes in CORE]
     plain = Row(cell, 100, 32, 256, 256)
     return [*rows, replace(plain, L=2, D=2), replace(plain, packed=True)]
 

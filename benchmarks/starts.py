@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,29 +17,14 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-import fusedrnn
-
 from . import machine
-from .shapes import FORWARD, TRAINING
+from .cases import LAYERS
+from .measure import Timing, alternate
+from .results import geometric_mean
+from .shapes import CELLS, CORE, FORWARD, TRAINING
 
-# T, N, I, H: the core set, and two layers of agents.
-CORE = [
-    (100, 1, 64, 64),
-    (100, 1, 256, 256),
-    (25, 1, 1024, 1024),
-    (1000, 8, 64, 64),
-    (100, 16, 128, 128),
-    (100, 32, 256, 256),
-    (25, 16, 512, 512),
-    (50, 64, 512, 512),
-    (25, 64, 1024, 1024),
-]
+# T, N, I, H of two layers of agents.
 AGENTS = [(128, 8, 64, 256), (64, 256, 128, 128)]
-CELLS: dict[str, tuple[type[nn.RNNBase], type[nn.RNNBase]]] = {
-    "lstm": (nn.LSTM, fusedrnn.FusedLSTM),
-    "gru": (nn.GRU, fusedrnn.FusedGRU),
-    "rnn": (nn.RNN, fusedrnn.FusedRNN),
-}
 MASKS = {"zeros": 0.0, "1 %": 0.01, "2 %": 0.02}
 
 
@@ -61,24 +44,26 @@ def loop(layer: nn.RNNBase, x: Tensor, starts: Tensor) -> Tensor:
     return torch.cat(outputs)
 
 
-def timed(call: Callable[[], Tensor], mode: str) -> float:
-    """The seconds of one call, with its backward for training."""
-    start = time.perf_counter()
-    if mode == FORWARD:
+def in_mode(call: Callable[[], Tensor], mode: str) -> Callable[[], None]:
+    """The function that is timed: a call without grad, or with its backward for training."""
+
+    def forward() -> None:
         with torch.no_grad():
             call()
-    else:
+
+    def training() -> None:
         y = call()
         y.backward(torch.ones_like(y))
-    return time.perf_counter() - start
+
+    return forward if mode == FORWARD else training
 
 
 def measure(
     cell: str, sizes: tuple[int, int, int, int], mode: str, seconds: float, with_loop: bool
-) -> dict[str, list[float]]:
+) -> dict[str, Timing]:
     """The times of all ways to run a layer, which take turns for about `seconds`."""
     T, N, I, H = sizes
-    theirs, ours = (kind(I, H) for kind in CELLS[cell])
+    theirs, ours = (kind(I, H) for kind in LAYERS[cell, False])
     ours.load_state_dict(theirs.state_dict())
     x = torch.randn(T, N, I, requires_grad=True)
     masks = {name: torch.rand(T, N) < rate for name, rate in MASKS.items()}
@@ -90,25 +75,7 @@ def measure(
     if with_loop:
         calls["loop"] = lambda: loop(theirs, x, masks["2 %"])
         torch.testing.assert_close(calls["2 %"](), calls["loop"](), rtol=1e-4, atol=1e-5)
-    for call in calls.values():
-        timed(call, mode)
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(times["none"]) < 5:
-        for name, call in calls.items():
-            times[name].append(timed(call, mode))
-    return times
-
-
-def summary(times: list[float]) -> dict[str, float]:
-    """The number of times, their median and their quartiles."""
-    first, median, third = statistics.quantiles(times, n=4)
-    return {"count": len(times), "median": median, "first": first, "third": third}
-
-
-def geometric_mean(ratios: list[float]) -> float:
-    """The geometric mean, or 1 of nothing."""
-    return statistics.geometric_mean(ratios) if ratios else 1.0
+    return alternate({name: in_mode(call, mode) for name, call in calls.items()}, seconds)
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -119,7 +86,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         "|---|---|---|--:|--:|--:|--:|--:|",
     ]
     for row in rows:
-        median = {name: statistics.median(times) for name, times in row["seconds"].items()}
+        median = {name: timing.median for name, timing in row["seconds"].items()}
         shown = [
             f"{median[n] / median['2 %' if n == 'loop' else 'none']:.2f}" if n in median else ""
             for n in names
@@ -132,11 +99,9 @@ def table(rows: list[dict[str, Any]]) -> str:
         )
     core = [r for r in rows if tuple(r["sizes"]) in CORE]
     for name in MASKS:
-        ratios = [
-            statistics.median(r["seconds"][name]) / statistics.median(r["seconds"]["none"])
-            for r in core
-        ]
-        lines.append(f"\nCore set, {name} over none, geometric mean: {geometric_mean(ratios):.3f}")
+        ratios = [r["seconds"][name].median / r["seconds"]["none"].median for r in core]
+        if mean := geometric_mean(ratios):  # None if no row is of the core set
+            lines.append(f"\nCore set, {name} over none, geometric mean: {mean:.3f}")
     return "\n".join(lines)
 
 
@@ -156,7 +121,7 @@ def main() -> None:
     work = [
         (cell, sizes, mode)
         for cell in options.cell.split(",")
-        for sizes in CORE + AGENTS
+        for sizes in (*CORE, *AGENTS)
         for mode in (FORWARD, TRAINING)
         if options.rows in ",".join(map(str, sizes))
     ]
@@ -166,7 +131,7 @@ def main() -> None:
         rows.append({"cell": cell, "sizes": sizes, "mode": mode, "seconds": seconds})
     print(table(rows))
     for row in rows:
-        row["seconds"] = {name: summary(times) for name, times in row["seconds"].items()}
+        row["seconds"] = {name: timing.as_dict() for name, timing in row["seconds"].items()}
     facts = {"machine": machine.describe(), "threads": options.threads}
     options.out.write_text(json.dumps(facts | {"rows": rows}, indent=1) + "\n")
 

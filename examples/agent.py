@@ -1,7 +1,7 @@
 """Reinforcement learning with a memory: a pole is balanced without seeing how fast it moves.
 
 The environment is gymnasium's CartPole-v1 with its velocities hidden: an agent sees only the
-positions of the cart and of the pole. From one such observation nobody can tell which way the pole
+positions of the cart and of the pole. One such observation does not say which way the pole
 falls, so the agent needs a memory. RecurrentPPO of sb3-contrib gives it two LSTMs, one for the
 policy and one for the value of a state.
 
@@ -49,8 +49,8 @@ SETTINGS = {
     "gae_lambda": 0.8,
     "clip_range": 0.1,
 }
-# The losses of so many updates are compared. Rounding grows with each update, and in the end it
-# changes an action that is drawn; from then on the two agents see different episodes.
+# How many updates, from the first on, must have the same losses. Rounding grows with each update,
+# and in the end it changes an action that is drawn; from then on the agents see other episodes.
 COMPARED = 10
 NO_MEMORY = "no memory"
 STYLES = {**common.STYLES, NO_MEMORY: ("#9a9a9a", 1.5)}

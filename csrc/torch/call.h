@@ -107,9 +107,7 @@ void read_starts(Engine& engine, OpCall& call, const Tensor& starts, bool packed
     return;
   }
   const char* const begins = data<char>(ready);
-  if (std::find_if(begins, begins + ready.numel(), [](char b) { return b != 0; }) ==
-      begins + ready.numel())
-    return;
+  if (std::none_of(begins, begins + ready.numel(), [](char b) { return b != 0; })) return;
   std::vector<int64_t> lengths(call.N, call.T), row_offset;
   if (packed_input) {
     const std::vector<int64_t>& sizes = call.packed.batch_sizes;
